@@ -1,0 +1,432 @@
+"""Every knob of gampen_ray: frozen dataclasses, read from and written to strict TOML.
+
+A verb of the command line takes one of the ``*Config`` classes at the end of this file. The docstring under a field is its
+help text: it states the unit and what a sentinel value means.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import pydantic
+
+from gampen_ray.errors import UserError
+
+T = TypeVar("T")
+Split = Literal["train", "val", "test"]
+_PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
+def _config(cls: type[T]) -> type[T]:
+    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)(cls)
+
+
+def _default(cls: type[T]) -> T:
+    return dataclasses.field(default_factory=cls)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------
+
+
+@_config
+class TargetConfig:
+    """How one target column is modelled."""
+
+    transform: Literal["identity", "log", "logit"] = "identity"
+    """Map from physical values to the real line: identity, log (positive values) or logit (values in [0, 1])."""
+    clip: float = pydantic.Field(default=0.01, gt=0, lt=0.5)
+    """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed."""
+    unit: str = ""
+    """Physical unit, in astropy's notation; empty for dimensionless or to take it from the dataset."""
+
+
+def _default_targets() -> dict[str, TargetConfig]:
+    return {
+        "bulge_to_total": TargetConfig(transform="logit"),
+        "effective_radius_arcsec": TargetConfig(transform="log"),
+        "flux": TargetConfig(transform="log"),
+    }
+
+
+@_config
+class ImagesConfig:
+    """From stored cutouts to network inputs."""
+
+    size: int = pydantic.Field(default=0, ge=0)
+    """Side of the network's input, pixels: cutouts are cropped or zero-padded to it about the centre. 0: as stored."""
+    softening: float = pydantic.Field(default=0.0, ge=0)
+    """Scale of the asinh stretch, flux units: x -> asinh(x / softening). 0: the sky noise of the training images; GaMPEN: 1."""
+    channels: int = pydantic.Field(default=0, ge=0)
+    """Number of input channels: a single band is repeated to fill them (GaMPEN: 3). 0: one channel per band."""
+
+
+@_config
+class SpatialTransformerConfig:
+    """The learned crop in front of the convolutional network (Jaderberg et al. 2015; Ghosh et al. 2022, sec. 4.1)."""
+
+    family: Literal["scale", "scale_shift", "affine", "none"] = "scale"
+    """Transform family: isotropic scale (GaMPEN as published), scale and shift, full affine, or no transformer."""
+    initial_scale: float = pydantic.Field(default=1.0, gt=0)
+    """Side of the crop over the side of the cutout before training; 1 is the identity."""
+    output_size: int = pydantic.Field(default=0, ge=0)
+    """Side of the resampled crop, pixels; 0: that of the input."""
+    convolutions: tuple[tuple[int, int], ...] = ((64, 11), (96, 9))
+    """(channels, kernel size) of each localisation convolution; each is followed by a 3x3, stride 2 max pool and a ReLU."""
+    hidden: int = pydantic.Field(default=32, ge=1)
+    """Width of the localisation network's fully connected layer."""
+    downsample: int = pydantic.Field(default=1, ge=1)
+    """The localisation network sees the image averaged over blocks of this many pixels; 1: every pixel, as in GaMPEN."""
+
+
+_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+
+@_config
+class BackboneConfig:
+    """A VGG-like convolutional network (Simonyan & Zisserman 2015) of any depth and width."""
+
+    plan: tuple[int | Literal["M"], ...] = _VGG16
+    """Layers in order: a number is a convolution of that many channels with ReLU, "M" a 2x2 max pool. Default: VGG-16."""
+    stem_kernel: int = pydantic.Field(default=3, ge=1)
+    """Kernel size of the first convolution, pixels; the others are 3x3."""
+    stem_stride: int = pydantic.Field(default=1, ge=1)
+    """Stride of the first convolution, pixels."""
+    batch_norm: bool = False
+    """Batch normalisation after every convolution."""
+    pool_size: int = pydantic.Field(default=7, ge=1)
+    """Side of the feature map given to the classifier, by adaptive average pooling."""
+    classifier: tuple[int, ...] = (4096, 4096)
+    """Widths of the fully connected layers before the output layer."""
+    dropout_rate: float = pydantic.Field(default=2e-4, ge=0, lt=1)
+    """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
+    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "every_conv"
+    """Dropout before every convolution but the first and in the classifier (GaMPEN), before those of the last block and in the
+    classifier, or in the classifier alone; the fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
+
+
+@_config
+class NetworkConfig:
+    """Spatial transformer, backbone and likelihood."""
+
+    likelihood: Literal["mse", "diagonal", "full"] = "full"
+    """Gaussian with unit, diagonal or full covariance in standardised target space."""
+    spatial_transformer: SpatialTransformerConfig = _default(SpatialTransformerConfig)
+    """The learned crop."""
+    backbone: BackboneConfig = _default(BackboneConfig)
+    """The convolutional network."""
+
+
+def compact_network() -> NetworkConfig:
+    """Return the small network that trains in minutes on a CPU; the default of `train` and `demo`."""
+    return NetworkConfig(
+        spatial_transformer=SpatialTransformerConfig(convolutions=((16, 5), (16, 3)), downsample=2),
+        backbone=BackboneConfig(
+            plan=(16, "M", 32, "M", 64, 64, "M", 96),
+            stem_kernel=5,
+            batch_norm=True,
+            pool_size=4,
+            classifier=(128,),
+            dropout_rate=0.02,
+            dropout_placement="last_block",
+        ),
+    )
+
+
+@_config
+class OptimizerConfig:
+    """How the weights are fitted."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser."""
+    learning_rate: float = pydantic.Field(default=2e-3, gt=0)
+    """Peak learning rate for the global batch."""
+    weight_decay: float = pydantic.Field(default=1e-4, ge=0)
+    """Decoupled weight decay (adamw) or L2 penalty (sgd)."""
+    momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
+    """SGD only: momentum (GaMPEN: 0.99)."""
+    nesterov: bool = False
+    """SGD only: Nesterov momentum."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises linearly from zero."""
+    clip_norm: float = pydantic.Field(default=5.0, ge=0)
+    """Gradients are scaled down to this norm; 0: never."""
+    epochs: int = pydantic.Field(default=40, ge=1)
+    """Passes over the training split."""
+    batch_size: int = pydantic.Field(default=128, ge=1)
+    """Galaxies per optimiser step over all workers together."""
+    augment: bool = True
+    """Random flips and 90-degree rotations, on the device."""
+
+
+@_config
+class CalibrationConfig:
+    """Post-hoc scale of each target's posterior about its mean, fitted on the validation split."""
+
+    enabled: bool = True
+    """Whether the fitted scale is applied in prediction; it is fitted and stored in either case."""
+    num_passes: int = pydantic.Field(default=32, ge=1)
+    """Monte Carlo passes over the validation split for the fit."""
+
+
+@_config
+class ResourcesConfig:
+    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+
+    num_workers: int = pydantic.Field(default=0, ge=0)
+    """Workers (training processes or inference actors); 0: one per GPU, or on CPUs one per two cores and at least two."""
+    cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
+    """CPUs reserved per worker; 0: an equal share that leaves room for reading and writing."""
+    use_gpu: bool | None = None
+    """Whether each worker takes a GPU; left out: if the cluster has one."""
+
+
+@_config
+class SplitConfig:
+    """Shares of the splits; a galaxy's split is a hash of its object_id, the same in every run."""
+
+    train: float = pydantic.Field(default=0.8, gt=0, le=1)
+    """Share of the training split; what train and val leave is the test split."""
+    val: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    """Share of the validation split."""
+    seed: int = 0
+    """Another seed gives another partition."""
+
+
+# --- verbs ---------------------------------------------------------------------------------------------------------------
+
+
+@_config
+class SimulateConfig:
+    """Simulate bulge + disk galaxies with known parameters as a dataset of cutout shards (GalSim)."""
+
+    output: str
+    """Dataset to create: a folder or s3:// URI."""
+    survey: Literal["hsc-g", "hsc-r", "hsc-i", "kids-r"] = "kids-r"
+    """Survey preset: pixel scale, zero point, PSF and sky noise."""
+    num_galaxies: int = pydantic.Field(default=10_000, ge=1)
+    """Number of galaxies over all splits."""
+    cutout_size: int = pydantic.Field(default=64, ge=16)
+    """Side of the square cutouts, pixels."""
+    neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
+    """Share of cutouts that contain a second, unrelated galaxy."""
+    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    """Galaxies simulated by one task; does not change any galaxy."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed; a galaxy depends on (seed, its index) alone."""
+    split: SplitConfig = _default(SplitConfig)
+    """Train, val and test shares."""
+    resources: ResourcesConfig = _default(ResourcesConfig)
+    """What the job asks of Ray."""
+
+
+@_config
+class IngestConfig:
+    """Turn FITS cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
+
+    images: str
+    """Folder or s3:// prefix of FITS cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
+    output: str
+    """Dataset to create: a folder or s3:// URI."""
+    catalog: str = ""
+    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
+    id_column: str = "object_id"
+    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
+    file_column: str = "file_name"
+    """Catalogue column with the file's name below `images`."""
+    pattern: str = "*.fits*"
+    """Without a catalogue: which files below `images` are taken."""
+    targets: tuple[str, ...] = ()
+    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test."""
+    hdu: int | None = None
+    """Index of the image HDU; left out: the first one that holds an image."""
+    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
+    An image without any finite pixel is always quarantined."""
+    cutout_size: int = pydantic.Field(default=64, ge=1)
+    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
+    bands: tuple[str, ...] = ("unknown",)
+    """Name of the band."""
+    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
+    """Pixel scale, arcsec; left out: unknown."""
+    zero_point_mag: float | None = None
+    """AB magnitude of one unit of flux; left out: unknown."""
+    flux_unit: str = ""
+    """Unit of the pixels; empty: unknown."""
+    survey: str = ""
+    """Name of the survey, kept as metadata."""
+    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    """Galaxies per Parquet file."""
+    split: SplitConfig = _default(SplitConfig)
+    """Train, val and test shares, used where there are targets."""
+    resources: ResourcesConfig = _default(ResourcesConfig)
+    """What the job asks of Ray."""
+
+
+@_config
+class TrainConfig:
+    """Train a network on a dataset with targets; writes a run folder with the model bundle in it."""
+
+    dataset: str
+    """Dataset with the splits train and val: a folder or s3:// URI."""
+    output: str
+    """Run folder: holds bundle/, history.json and checkpoints. An unfinished run with the same config goes on."""
+    targets: dict[str, TargetConfig] = dataclasses.field(default_factory=_default_targets)
+    """Target columns and their transforms."""
+    images: ImagesConfig = _default(ImagesConfig)
+    """From cutouts to network inputs."""
+    network: NetworkConfig = dataclasses.field(default_factory=compact_network)
+    """The network; the default is the compact one."""
+    optimizer: OptimizerConfig = _default(OptimizerConfig)
+    """How the weights are fitted."""
+    calibration: CalibrationConfig = _default(CalibrationConfig)
+    """Post-hoc calibration."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of initial weights, shuffling, augmentation and dropout."""
+    resources: ResourcesConfig = _default(ResourcesConfig)
+    """What the job asks of Ray."""
+
+
+@_config
+class InferConfig:
+    """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
+
+    bundle: str
+    """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
+    dataset: str
+    """Dataset to predict: a folder or s3:// URI."""
+    output: str
+    """Folder to create: catalog/, quarantine/ and manifest.json."""
+    split: Literal["", "train", "val", "test"] = ""
+    """Predict this split alone; empty: all rows."""
+    num_passes: int = pydantic.Field(default=32, ge=1)
+    """Monte Carlo dropout passes per galaxy."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
+    batch_size: int = pydantic.Field(default=256, ge=1)
+    """Galaxies per forward pass."""
+    posterior: Literal["summary", "mixture"] = "summary"
+    """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
+    resources: ResourcesConfig = _default(ResourcesConfig)
+    """What the job asks of Ray."""
+
+
+@_config
+class EvaluateConfig:
+    """Compare a catalogue with the true values in its dataset: accuracy and coverage, before and after calibration."""
+
+    catalog: str
+    """Output folder of `infer`, made with `--posterior mixture`."""
+    output: str
+    """Folder to create: evaluation.json."""
+
+
+@_config
+class ReportConfig:
+    """Write one self-contained HTML page about a trained model and its evaluated catalogue."""
+
+    evaluation: str
+    """Output folder of `evaluate`."""
+    output: str
+    """HTML file to write."""
+    num_examples: int = pydantic.Field(default=6, ge=1)
+    """Galaxies shown with their crop and posterior."""
+
+
+@_config
+class DemoConfig:
+    """Simulate, train, infer, evaluate and report, in minutes on a laptop."""
+
+    output: str = "demo"
+    """Folder to create."""
+    num_galaxies: int = pydantic.Field(default=12_000, ge=200)
+    """Simulated galaxies over all splits."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of simulation, training and inference."""
+
+
+# --- TOML ----------------------------------------------------------------------------------------------------------------
+
+
+def build(cls: type[T], values: dict[str, Any]) -> T:
+    """Build a config from nested plain values.
+
+    Parameters
+    ----------
+    cls
+        One of the config classes of this module.
+    values
+        Nested dictionary, as TOML or JSON gives it.
+
+    Raises
+    ------
+    UserError
+        For an unknown key, a missing field or a value out of its domain, naming field, value and remedy.
+    """
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(values, default=str))
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(cls, error.errors()[0])) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the nested plain values of a config; ``None`` fields are left out, as TOML has no null."""
+    return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json", exclude_none=True)
+
+
+def load_toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML text; a syntax error is a UserError that names ``source``."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{source}: not valid TOML: {error}") from None
+
+
+def to_toml(config: Any) -> str:
+    """Return a config as TOML text that `load_toml` and `build` turn into an equal config."""
+    lines: list[str] = []
+    _emit(to_dict(config), "", lines)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def fields(cls: type) -> dict[str, Any]:
+    """Return pydantic's description of each field: annotation, default, documentation."""
+    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def _emit(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            # JSON's scalars, strings and arrays are valid TOML.
+            lines.append(f"{key} = {json.dumps(value)}")
+    for key, value in table.items():
+        if isinstance(value, dict):
+            lines.append(f"\n[{prefix}{key}]")
+            _emit(value, f"{prefix}{key}.", lines)
+
+
+def _explain(cls: type, error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    name = ".".join(where)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        valid = sorted(fields(_descend(cls, where[:-1])))
+        close = difflib.get_close_matches(where[-1], valid, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"{name}: unknown field; {hint}valid here: {', '.join(valid)}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{name}: required; set it in the TOML file or give --{name}"
+    return f"{name}: {error['input']!r} is not allowed: {error['msg']}"
+
+
+def _descend(cls: type, path: list[str]) -> type:
+    for part in path:
+        cls = typing.get_args(cls)[1] if typing.get_origin(cls) is dict else fields(cls)[part].annotation
+        if isinstance(cls, types.UnionType):
+            cls = next(arg for arg in typing.get_args(cls) if arg is not type(None))
+    return cls

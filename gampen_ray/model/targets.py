@@ -1,0 +1,156 @@
+"""Targets: names, units and the invertible map from physical values to standardised network space.
+
+Shape legend: N galaxies, D targets.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import expit, logit
+
+from gampen_ray.config import TargetConfig
+from gampen_ray.errors import UserError
+
+Transform = Literal["identity", "log", "logit"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One target: z = (transform(y) - location) / scale.
+
+    Parameters
+    ----------
+    name
+        Column name.
+    unit
+        Physical unit in astropy's notation, empty for dimensionless.
+    transform
+        ``identity``, ``log`` or ``logit``.
+    clip
+        Logit only: y is clipped to [clip, 1 - clip] first.
+    location, scale
+        Mean and standard deviation of the transformed training values.
+    low, high
+        Range of the physical training values.
+    """
+
+    name: str
+    unit: str
+    transform: Transform
+    clip: float
+    location: float
+    scale: float
+    low: float
+    high: float
+
+    def standardise(self, y: np.ndarray) -> np.ndarray:
+        """Return standardised values (float64) of physical values ``y``.
+
+        Raises
+        ------
+        UserError
+            If a value is not finite or lies outside the transform's domain.
+        """
+        return (_transformed(self.name, self.transform, self.clip, y) - self.location) / self.scale
+
+    def physical(self, z: np.ndarray) -> np.ndarray:
+        """Return the physical values of standardised values ``z``; the inverse of `standardise` up to the clip."""
+        t = self.location + self.scale * np.asarray(z, dtype=np.float64)
+        if self.transform == "log":
+            return np.exp(t)
+        return expit(t) if self.transform == "logit" else t
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSchema:
+    """The targets of a network, in the order of its outputs."""
+
+    targets: tuple[Target, ...]
+
+    @classmethod
+    def fit(cls, configs: Mapping[str, TargetConfig], values_ND: np.ndarray, units: Mapping[str, str]) -> "TargetSchema":
+        """Learn location and scale from training values.
+
+        Parameters
+        ----------
+        configs
+            Target configs by name, in the order of the columns of ``values_ND``.
+        values_ND
+            Physical values of the training split.
+        units
+            Units by target name, used where the config gives none.
+
+        Raises
+        ------
+        UserError
+            If a value lies outside its transform's domain, or a target is constant.
+        """
+        targets = []
+        for (name, config), y in zip(configs.items(), np.asarray(values_ND, dtype=np.float64).T, strict=True):
+            t = _transformed(name, config.transform, config.clip, y)
+            if not t.std() > 0:
+                raise UserError(f"targets.{name}: all training values are {y[0]:g}; a target must vary, remove it")
+            targets.append(
+                Target(
+                    name=name,
+                    unit=config.unit or units.get(name, ""),
+                    transform=config.transform,
+                    clip=config.clip,
+                    location=float(t.mean()),
+                    scale=float(t.std()),
+                    low=float(y.min()),
+                    high=float(y.max()),
+                )
+            )
+        return cls(tuple(targets))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Target names in order."""
+        return tuple(target.name for target in self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __iter__(self):
+        return iter(self.targets)
+
+    def standardise(self, values_ND: np.ndarray) -> np.ndarray:
+        """Return standardised values, N x D float64; see `Target.standardise`."""
+        return np.stack([t.standardise(values_ND[..., d]) for d, t in enumerate(self.targets)], axis=-1)
+
+    def physical(self, z_ND: np.ndarray) -> np.ndarray:
+        """Return physical values, ... x D float64; see `Target.physical`."""
+        return np.stack([t.physical(z_ND[..., d]) for d, t in enumerate(self.targets)], axis=-1)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return the schema as plain values for JSON."""
+        return [dataclasses.asdict(target) for target in self.targets]
+
+    @classmethod
+    def from_dict(cls, items: list[dict[str, Any]]) -> "TargetSchema":
+        """Rebuild the schema from `to_dict`'s plain values."""
+        return cls(tuple(Target(**item) for item in items))
+
+
+def _transformed(name: str, transform: Transform, clip: float, y: np.ndarray) -> np.ndarray:
+    y = np.asarray(y, dtype=np.float64)
+    inside = np.isfinite(y)
+    domain = "finite values"
+    if transform == "log":
+        inside &= y > 0
+        domain = "values above 0"
+    elif transform == "logit":
+        inside &= (y >= 0) & (y <= 1)
+        domain = "values in [0, 1]"
+    if not inside.all():
+        bad = y[~inside]
+        raise UserError(
+            f"targets.{name}: {bad.size} of {y.size} values lie outside the domain of transform {transform!r}, the first is "
+            f"{bad.flat[0]:g}; it takes {domain}: mend these rows or choose another transform"
+        )
+    if transform == "log":
+        return np.log(y)
+    return logit(np.clip(y, clip, 1 - clip)) if transform == "logit" else y
