@@ -1,0 +1,58 @@
+"""Progress of long work: a line that redraws itself on a terminal, plain log lines elsewhere."""
+
+import logging
+import sys
+import time
+
+logger = logging.getLogger(__name__)
+
+_LOG_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Counts units of work and shows rate and remaining time.
+
+    Parameters
+    ----------
+    what
+        What is being done, e.g. ``"simulate"``.
+    total
+        Number of units in all.
+    unit
+        Plural name of the unit, e.g. ``"galaxies"``.
+    """
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0
+        self._start = self._last = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        self._show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._terminal:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Add ``count`` finished units; ``note`` is shown behind the rate."""
+        self._done += count
+        if self._terminal or note or self._done >= self._total or time.monotonic() - self._last > _LOG_INTERVAL_S:
+            self._show(note)
+
+    def _show(self, note: str = "") -> None:
+        self._last = time.monotonic()
+        elapsed = self._last - self._start
+        text = f"{self._what}: {self._done:,}/{self._total:,} {self._unit}"
+        if self._done:
+            rate = self._done / max(elapsed, 1e-9)
+            text += f", {rate:,.1f}/s, {max(self._total - self._done, 0) / rate:,.0f} s left"
+        text += f" | {note}" if note else ""
+        if self._terminal:
+            sys.stderr.write("\r\x1b[K" + text)
+            sys.stderr.flush()
+        else:
+            logger.info(text)
