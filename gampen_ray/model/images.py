@@ -1,0 +1,112 @@
+"""From stored cutouts to network inputs, and the symmetries used in training.
+
+Shape legend: N galaxies, C bands or channels, H x W pixels.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from gampen_ray.config import ImagesConfig
+from gampen_ray.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImagePreprocessing:
+    """Centre crop or zero-pad, asinh stretch, repeat of a single band over channels; stored in the bundle.
+
+    Parameters
+    ----------
+    bands
+        Bands of the training cutouts, in order.
+    size
+        Side of the network's input, pixels.
+    softening
+        Scale of the stretch, flux units: x -> asinh(x / softening) (Lupton et al. 2004, up to a constant).
+    channels
+        Input channels of the network: the number of bands, or more where a single band is repeated.
+    """
+
+    bands: tuple[str, ...]
+    size: int
+    softening: float
+    channels: int
+
+    @classmethod
+    def fit(cls, config: ImagesConfig, bands: tuple[str, ...], images_NCHW: np.ndarray) -> "ImagePreprocessing":
+        """Settle what the config leaves open from a sample of the training images.
+
+        Raises
+        ------
+        UserError
+            If several bands are asked to fill another number of channels, or the images have no noise to scale by.
+        """
+        channels = config.channels or len(bands)
+        if channels != len(bands) and len(bands) != 1:
+            raise UserError(
+                f"images.channels: {channels} channels cannot be filled from the {len(bands)} bands {', '.join(bands)}; "
+                "only a single band is repeated: leave images.channels out"
+            )
+        softening = config.softening or sky_sigma(images_NCHW)
+        if not softening > 0:
+            raise UserError("images.softening: 0 (automatic) but the training images have no noise; give a positive value")
+        return cls(bands=bands, size=config.size or images_NCHW.shape[-1], softening=softening, channels=channels)
+
+    def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return network inputs, N x channels x size x size float32, from cutouts in flux units.
+
+        Raises
+        ------
+        UserError
+            If the images have another number of bands.
+        """
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.bands):
+            raise UserError(
+                f"images: shape {tuple(images_NCHW.shape)} does not fit; give (galaxies, {len(self.bands)}, height, width) "
+                f"with the bands {', '.join(self.bands)}"
+            )
+        x = torch.asinh(resize(images_NCHW.float(), self.size) / self.softening)
+        return x.expand(-1, self.channels, -1, -1) if self.channels != len(self.bands) else x
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self) | {"bands": list(self.bands)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ImagePreprocessing":
+        """Rebuild from `to_dict`'s values."""
+        return cls(**values | {"bands": tuple(values["bands"])})
+
+
+def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:
+    """Crop or zero-pad to ``size`` about the centre; an odd difference leaves the extra pixel on the high side."""
+    height, width = images_NCHW.shape[-2:]
+    if (height, width) == (size, size):
+        return images_NCHW
+    top, left = _low_pad(height, size), _low_pad(width, size)
+    # negative padding crops
+    return F.pad(images_NCHW, (left, size - width - left, top, size - height - top))
+
+
+def sky_sigma(images_NCHW: np.ndarray) -> float:
+    """Return the sky noise, flux units: the median over images of 1.4826 MAD of the pixels of the top and bottom border."""
+    border = np.concatenate([images_NCHW[..., :2, :], images_NCHW[..., -2:, :]], axis=-2).reshape(len(images_NCHW), -1)
+    deviation = np.abs(border - np.median(border, axis=1, keepdims=True))
+    return float(1.4826 * np.median(np.median(deviation, axis=1)))
+
+
+def random_symmetry(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Apply to each image one of the eight flips and 90-degree rotations of the square, drawn uniformly."""
+    draws_3N = torch.rand(3, len(images_NCHW), generator=generator, device=generator.device).to(images_NCHW.device) < 0.5
+    for draw_N, transform in zip(
+        draws_3N, (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)), strict=True
+    ):
+        images_NCHW = torch.where(draw_N[:, None, None, None], transform(images_NCHW), images_NCHW)
+    return images_NCHW
+
+
+def _low_pad(have: int, want: int) -> int:
+    return (want - have) // 2 if want >= have else -((have - want) // 2)

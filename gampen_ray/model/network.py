@@ -1,0 +1,50 @@
+"""The network: spatial transformer and backbone, cut into a deterministic prefix and a tail with dropout.
+
+Shape legend: N galaxies, C channels, H x W pixels, P outputs.
+"""
+
+import torch
+from torch import nn
+
+from gampen_ray.config import NetworkConfig
+from gampen_ray.model.backbones import backbone
+from gampen_ray.model.likelihood import num_outputs
+from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_map
+
+
+class Network(nn.Module):
+    """Map preprocessed images (N x C x H x W) to raw likelihood outputs (N x P).
+
+    All layers from the first dropout on form the `tail`; what precedes it is deterministic and is computed once for all Monte
+    Carlo passes.
+
+    Parameters
+    ----------
+    config
+        Architecture.
+    channels, size
+        Channels and side (pixels) of the preprocessed images.
+    num_targets
+        Number of targets D.
+    """
+
+    def __init__(self, config: NetworkConfig, *, channels: int, size: int, num_targets: int) -> None:
+        super().__init__()
+        transformer = config.spatial_transformer
+        self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size)
+        side = size if self.transformer is None else self.transformer.output_size
+        layers = backbone(config.backbone, channels, side, num_outputs(config.likelihood, num_targets))
+        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers))
+        self.stem = nn.Sequential(*layers[:first])
+        self.tail = nn.Sequential(*layers[first:])
+
+    def prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the activations before the first dropout and the affine maps of the crops (N x 2 x 3)."""
+        if self.transformer is None:
+            return self.stem(x_NCHW), identity_map(len(x_NCHW), x_NCHW.device)
+        crops_NCHW, theta_N23 = self.transformer(x_NCHW)
+        return self.stem(crops_NCHW), theta_N23
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return raw outputs, N x P."""
+        return self.tail(self.prefix(x_NCHW)[0])

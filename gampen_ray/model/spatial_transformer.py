@@ -1,0 +1,90 @@
+"""The learned crop: a localisation network predicts an affine map, and the image is resampled on its grid.
+
+Jaderberg et al. (2015), restricted as in Ghosh et al. (2022), sec. 4.1. Shape legend: N galaxies, C channels, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gampen_ray.config import SpatialTransformerConfig
+from gampen_ray.errors import UserError
+
+NUM_PARAMETERS = {"scale": 1, "scale_shift": 3, "affine": 6}
+
+
+class SpatialTransformer(nn.Module):
+    """Crop each image to the region a localisation network chooses.
+
+    The predicted affine map takes output to input coordinates, both in [-1, 1] between the centres of the corner pixels: a
+    scale of 0.5 crops to the central half. There is no bound on it.
+
+    Parameters
+    ----------
+    config
+        Transform family and localisation network; any family but ``none``.
+    channels, size
+        Channels and side (pixels) of the input images.
+    """
+
+    def __init__(self, config: SpatialTransformerConfig, channels: int, size: int) -> None:
+        super().__init__()
+        self.family = config.family
+        self.downsample = config.downsample
+        self.output_size = config.output_size or size
+        layers: list[nn.Module] = []
+        side = size // config.downsample
+        for width, kernel in config.convolutions:
+            layers += [nn.Conv2d(channels, width, kernel), nn.MaxPool2d(3, stride=2), nn.ReLU(inplace=True)]
+            channels, side = width, (side - kernel + 1 - 3) // 2 + 1
+            if side < 1:
+                raise UserError(
+                    f"network.spatial_transformer.convolutions: {config.convolutions} need larger images than {size} pixels; "
+                    "use smaller kernels or fewer convolutions"
+                )
+        self.localisation = nn.Sequential(*layers)
+        self.parameters_head = nn.Sequential(
+            nn.Linear(channels * side * side, config.hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(config.hidden, NUM_PARAMETERS[config.family]),
+        )
+        s = config.initial_scale
+        identity = {"scale": [s], "scale_shift": [s, 0.0, 0.0], "affine": [s, 0.0, 0.0, 0.0, s, 0.0]}[config.family]
+        last = self.parameters_head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        last.bias.data.copy_(torch.tensor(identity))
+
+    def affine(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return the N x 2 x 3 maps from output to input coordinates."""
+        if self.downsample > 1:
+            x_NCHW = F.avg_pool2d(x_NCHW, self.downsample)
+        p = self.parameters_head(self.localisation(x_NCHW).flatten(1))
+        if self.family == "affine":
+            return p.view(-1, 2, 3)
+        scale, zero = p[:, 0], torch.zeros_like(p[:, 0])
+        shift_x, shift_y = (p[:, 1], p[:, 2]) if self.family == "scale_shift" else (zero, zero)
+        return torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1).view(-1, 2, 3)
+
+    def forward(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the resampled crops, N x C x output_size x output_size, and the N x 2 x 3 maps."""
+        theta_N23 = self.affine(x_NCHW)
+        shape = (*x_NCHW.shape[:2], self.output_size, self.output_size)
+        grid = F.affine_grid(theta_N23, list(shape), align_corners=True)
+        return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=True), theta_N23
+
+
+def crop_scale(theta_N23: torch.Tensor) -> torch.Tensor:
+    """Return the side of each crop over the side of the image: the root of the map's absolute determinant."""
+    return torch.linalg.det(theta_N23[:, :, :2].double()).abs().sqrt()
+
+
+def identity_map(count: int, device: torch.device) -> torch.Tensor:
+    """Return ``count`` maps that leave the image as it is, N x 2 x 3."""
+    return torch.eye(2, 3, device=device).expand(count, 2, 3)
+
+
+def crop_corners(theta_23: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the crop's corners in pixel coordinates (x, y) of an image of ``size`` pixels a side, 4 x 2, in drawing order."""
+    corners = torch.tensor([[-1.0, -1.0, 1.0], [1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0]], dtype=theta_23.dtype)
+    return (corners @ theta_23.cpu().T + 1) * (size - 1) / 2

@@ -1,0 +1,214 @@
+"""The model bundle: everything prediction needs, in one directory, loaded without executing pickled code.
+
+``bundle.json`` (format version, network config, targets, images, calibration, metrics, provenance), ``weights.safetensors`` and
+``SHA256SUMS``. Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from gampen_ray import storage
+from gampen_ray.config import NetworkConfig, build, to_dict
+from gampen_ray.errors import UserError
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.likelihood import gaussian
+from gampen_ray.model.network import Network
+from gampen_ray.model.spatial_transformer import crop_scale
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mc_dropout import ThinnedNetworks
+from gampen_ray.posterior.mixture import Mixture
+
+FORMAT_VERSION = 1
+_DESCRIPTION, _WEIGHTS, _CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Posteriors of N galaxies with what was learned on the way.
+
+    Parameters
+    ----------
+    mixture
+        Posterior, calibrated if the bundle says so.
+    affine_N23
+        Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
+    crop_scale_N
+        Side of each learned crop over the side of the network's input.
+    """
+
+    mixture: Mixture
+    affine_N23: np.ndarray
+    crop_scale_N: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A trained model.
+
+    Parameters
+    ----------
+    network
+        From preprocessed images (N x C x H x W) to raw outputs (N x P).
+    config
+        Architecture of the network.
+    targets
+        Names, units, transforms and standardisation.
+    images
+        Preprocessing of cutouts.
+    calibration_scale_D
+        Factor on each target's posterior about its mean; ones where calibration is switched off.
+    metrics
+        Figures of merit on the validation split, plain values.
+    provenance
+        Versions, git revision, dataset fingerprint, date and training config, plain values.
+    """
+
+    network: Network
+    config: NetworkConfig
+    targets: TargetSchema
+    images: ImagePreprocessing
+    calibration_scale_D: np.ndarray
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def predict(self, images_NCHW: np.ndarray, *, num_passes: int = 32, seed: int = 0, batch_size: int = 256) -> Mixture:
+        """Return the posteriors of cutouts in flux units.
+
+        Parameters
+        ----------
+        images_NCHW
+            Cutouts in the flux units and bands of the training data; cropped or zero-padded about the centre as needed.
+        num_passes
+            Number K of Monte Carlo dropout passes.
+        seed
+            Seed of the dropout masks.
+        batch_size
+            Galaxies per forward pass; changes no result.
+
+        Raises
+        ------
+        UserError
+            If the images have the wrong bands or non-finite pixels.
+        """
+        predictor = Predictor(self, num_passes=num_passes, seed=seed)
+        starts = range(0, max(1, len(images_NCHW)), batch_size)
+        return Mixture.concatenate([predictor(images_NCHW[i : i + batch_size]).mixture for i in starts])
+
+    def save(self, uri: str) -> None:
+        """Write the bundle to a folder or s3:// URI; the checksums come last."""
+        description = {
+            "format_version": FORMAT_VERSION,
+            "network": to_dict(self.config),
+            "targets": self.targets.to_dict(),
+            "images": self.images.to_dict(),
+            "calibration": {"scale": [float(s) for s in self.calibration_scale_D]},
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+        files = {
+            _DESCRIPTION: json.dumps(description, indent=2).encode(),
+            _WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
+        }
+        files[_CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+        for name, data in files.items():
+            storage.write_bytes_atomic(storage.join(uri, name), data)
+
+
+class Predictor:
+    """Maps batches of cutouts to posteriors with one set of thinned networks.
+
+    Parameters
+    ----------
+    bundle
+        Trained model.
+    num_passes, seed
+        Number of dropout masks and their seed.
+    device
+        Where the network runs.
+    """
+
+    def __init__(self, bundle: Bundle, *, num_passes: int, seed: int, device: str | torch.device = "cpu") -> None:
+        self._bundle, self._device = bundle, torch.device(device)
+        self._thinned = ThinnedNetworks(bundle.network.to(self._device), num_passes, seed)
+
+    def __call__(self, images_NCHW: np.ndarray) -> Prediction:
+        """Return the posteriors of a batch of cutouts; see `Bundle.predict`."""
+        if not np.isfinite(images_NCHW).all():
+            bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
+            raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
+        x_NCHW = self._bundle.images(torch.tensor(images_NCHW, device=self._device))
+        outputs_NKP, affine_N23 = self._thinned(x_NCHW)
+        mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double(), len(self._bundle.targets))
+        mixture = Mixture(mean_NKD.cpu(), scale_tril_NKDD.cpu(), self._bundle.targets)
+        return Prediction(
+            mixture=mixture.scaled(self._bundle.calibration_scale_D),
+            affine_N23=affine_N23.cpu().numpy(),
+            crop_scale_N=crop_scale(affine_N23).cpu().numpy(),
+        )
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Load a model bundle.
+
+    Parameters
+    ----------
+    uri
+        The bundle, or a run folder of ``train`` that holds one.
+
+    Raises
+    ------
+    UserError
+        If there is no bundle, it is damaged, or its format is newer than this program.
+    """
+    if storage.exists(storage.join(uri, "bundle", _DESCRIPTION)):
+        uri = storage.join(uri, "bundle")
+    if not storage.exists(storage.join(uri, _DESCRIPTION)):
+        raise UserError(f"bundle: {uri} holds no {_DESCRIPTION}; give the folder that `train` wrote")
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, _CHECKSUMS)}
+    version = _format_version(uri, files[_DESCRIPTION])
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"bundle: {uri} has format_version {version}, this gampen_ray reads up to {FORMAT_VERSION}; upgrade gampen_ray"
+        )
+    _verify_checksums(uri, files)
+    description = json.loads(files[_DESCRIPTION])
+    config = build(NetworkConfig, description["network"])
+    targets = TargetSchema.from_dict(description["targets"])
+    images = ImagePreprocessing.from_dict(description["images"])
+    network = Network(config, channels=images.channels, size=images.size, num_targets=len(targets))
+    network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]))
+    return Bundle(
+        network=network.eval(),
+        config=config,
+        targets=targets,
+        images=images,
+        calibration_scale_D=np.asarray(description["calibration"]["scale"]),
+        metrics=description["metrics"],
+        provenance=description["provenance"],
+    )
+
+
+def _format_version(uri: str, description: bytes) -> int:
+    try:
+        return json.loads(description)["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"bundle: {uri}/{_DESCRIPTION} is damaged (no readable format_version); copy the bundle again"
+        ) from None
+
+
+def _verify_checksums(uri: str, files: dict[str, bytes]) -> None:
+    expected = dict(
+        line.split("  ", 1)[::-1] for line in files[_CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
+    )
+    for name in (_DESCRIPTION, _WEIGHTS):
+        if expected.get(name) != hashlib.sha256(files[name]).hexdigest():
+            raise UserError(
+                f"bundle: {uri}/{name} does not match its checksum in {_CHECKSUMS}: it is damaged; copy the bundle again"
+            )

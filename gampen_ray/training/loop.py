@@ -1,0 +1,197 @@
+"""Training of one network by one or many workers: the algorithm, which never sees the engine.
+
+Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
+"""
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from gampen_ray.config import OptimizerConfig
+from gampen_ray.model.images import ImagePreprocessing, random_symmetry
+from gampen_ray.model.likelihood import negative_log_likelihood
+from gampen_ray.model.network import Network
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+State = dict[str, Any]
+
+
+class Worker(Protocol):
+    """One worker's view of the world."""
+
+    rank: int
+    """Number of this worker, from 0."""
+    device: torch.device
+    """Where the network lives."""
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network as it is called in training: gradients are averaged over workers."""
+        ...
+
+    def batches(self, split: str, epoch: int) -> Iterator[Batch]:
+        """Yield this worker's batches on its device: cutouts (N x C x H x W, flux units), standardised targets (N x D).
+
+        The train split comes shuffled by the epoch, in equally many batches on every worker.
+        """
+        ...
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the values of all workers, concatenated along the first axis."""
+        ...
+
+    def report(self, metrics: dict[str, float], state: State) -> None:
+        """Publish an epoch's metrics and keep its state for `restore`; called by every worker."""
+        ...
+
+    def restore(self) -> State | None:
+        """Return the last reported state, or None in a fresh run."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained: equal on all workers."""
+
+    network: Network
+    images: ImagePreprocessing
+    optimizer: OptimizerConfig
+    steps_per_epoch: int
+    seed: int
+
+
+def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
+    """Train ``plan.network`` in place, to its weights of least validation loss.
+
+    After each epoch metrics and state are reported; a restored state goes on behind its last epoch. All randomness depends on
+    (seed, epoch, worker), so a resumed run equals an unbroken one.
+
+    Returns
+    -------
+    list of dict
+        Per epoch: epoch, train_loss, val_loss (negative log-likelihood in standardised target space, without constant),
+        learning_rate, galaxies_per_s, data_wait_fraction.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no longer finite.
+    """
+    network = plan.network.to(worker.device)
+    model = worker.wrap(network)
+    optimizer = _optimizer(plan.optimizer, network)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor(plan))
+    history: list[dict[str, float]] = []
+    best = (math.inf, copy.deepcopy(network.state_dict()))
+    state = worker.restore()
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history, best = state["history"], (state["best_loss"], state["best_network"])
+    for epoch in range(len(history) + 1, plan.optimizer.epochs + 1):
+        metrics = _train_epoch(worker, plan, model, optimizer, schedule, epoch)
+        metrics["val_loss"] = evaluate(worker, network, plan.images)
+        history.append({"epoch": epoch, **metrics})
+        if metrics["val_loss"] < best[0]:
+            best = (metrics["val_loss"], copy.deepcopy(network.state_dict()))
+        worker.report(
+            history[-1],
+            {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "history": history,
+                "best_loss": best[0],
+                "best_network": best[1],
+            },
+        )
+    network.load_state_dict(best[1])
+    return history
+
+
+@torch.inference_mode()
+def evaluate(worker: Worker, network: Network, images: ImagePreprocessing) -> float:
+    """Return the mean validation loss over all workers, without dropout."""
+    network.eval()
+    losses = [negative_log_likelihood(network(images(x)), y) for x, y in worker.batches("val", 0)]
+    return float(worker.gather(torch.cat(losses)).double().mean())
+
+
+def _train_epoch(
+    worker: Worker,
+    plan: Plan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    epoch: int,
+) -> dict[str, float]:
+    seed = int(np.random.SeedSequence([plan.seed, epoch, worker.rank]).generate_state(1)[0])
+    torch.manual_seed(seed)  # dropout
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    losses: list[torch.Tensor] = []
+    galaxies, waited, start = 0, 0.0, time.perf_counter()
+    batches = worker.batches("train", epoch)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
+        x, y = batch
+        x = plan.images(x)
+        x = random_symmetry(x, generator) if plan.optimizer.augment else x
+        loss = negative_log_likelihood(model(x), y).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if plan.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.clip_norm)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+        galaxies += len(y)
+    train_loss = float(worker.gather(torch.stack(losses)).double().mean())
+    if not math.isfinite(train_loss):
+        raise FloatingPointError(f"the training loss of epoch {epoch} is {train_loss}: lower optimizer.learning_rate")
+    elapsed = time.perf_counter() - start
+    total = int(worker.gather(torch.tensor([galaxies], device=worker.device)).sum())
+    return {
+        "train_loss": train_loss,
+        "learning_rate": schedule.get_last_lr()[0],
+        "galaxies_per_s": total / elapsed,
+        "data_wait_fraction": waited / elapsed,
+    }
+
+
+def _optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+    )
+
+
+def _learning_rate_factor(plan: Plan):
+    """Return the factor on the peak learning rate at a step: linear warm-up, then cosine to zero or constant."""
+    total = plan.optimizer.epochs * plan.steps_per_epoch
+    warmup = plan.optimizer.warmup_fraction * total
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if plan.optimizer.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+
+    return factor
