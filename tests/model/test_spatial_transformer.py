@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from gampen_ray.config import SpatialTransformerConfig
+from gampen_ray.errors import UserError
+from gampen_ray.model.spatial_transformer import SpatialTransformer, crop_corners, crop_scale
+
+SMALL = ((4, 5), (4, 3))
+
+
+def transformer(family: str = "scale", size: int = 33, **fields) -> SpatialTransformer:
+    torch.manual_seed(0)
+    return SpatialTransformer(SpatialTransformerConfig(family=family, convolutions=SMALL, **fields), 1, size)
+
+
+@pytest.mark.parametrize("family", ["scale", "scale_shift", "affine"])
+def test_untrained_transformer_is_the_identity(family: str) -> None:
+    x = torch.randn(2, 1, 33, 33)
+    crops, theta = transformer(family)(x)
+    torch.testing.assert_close(crops, x, rtol=0, atol=1e-5)
+    torch.testing.assert_close(crop_scale(theta), torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("family", ["scale", "scale_shift", "affine"])
+def test_half_scale_crops_to_the_central_half(family: str) -> None:
+    x = torch.randn(2, 1, 33, 33)
+    crops, theta = transformer(family, initial_scale=0.5, output_size=17)(x)
+    torch.testing.assert_close(crops, x[..., 8:25, 8:25], rtol=0, atol=1e-5)
+    torch.testing.assert_close(crop_corners(theta[0].detach(), 33)[[0, 2]], torch.tensor([[8.0, 8.0], [24.0, 24.0]]))
+
+
+def test_shift_moves_the_crop() -> None:
+    module = transformer("scale_shift", initial_scale=0.5, output_size=17)
+    module.parameters_head[-1].bias.data[1] = 0.25  # a quarter of 16 pixels to the right
+    x = torch.randn(1, 1, 33, 33)
+    torch.testing.assert_close(module(x)[0], x[..., 8:25, 12:29], rtol=0, atol=1e-5)
+
+
+def test_gradient_reaches_the_localisation_network() -> None:
+    module = transformer()
+    torch.nn.init.normal_(module.parameters_head[-1].weight)
+    module(torch.randn(2, 1, 33, 33))[0].square().sum().backward()
+    assert module.localisation[0].weight.grad.abs().sum() > 0
+
+
+def test_image_too_small_for_the_localisation_network_is_refused() -> None:
+    with pytest.raises(UserError, match=r"network\.spatial_transformer\.convolutions: .* larger images than 8 pixels"):
+        transformer(size=8)

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from gampen_ray.config import TargetConfig
+from gampen_ray.errors import UserError
+from gampen_ray.model.targets import TargetSchema
+
+CONFIGS = {
+    "bulge_to_total": TargetConfig(transform="logit", clip=0.02),
+    "effective_radius_arcsec": TargetConfig(transform="log", unit="arcsec"),
+    "magnitude": TargetConfig(),
+}
+
+
+def values(n: int = 500) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return np.stack([rng.uniform(0.02, 0.98, n), rng.lognormal(0.3, 0.5, n), rng.normal(20, 1, n)], axis=1)
+
+
+def test_standardised_values_have_zero_mean_and_unit_scatter() -> None:
+    schema = TargetSchema.fit(CONFIGS, values(), {"magnitude": "mag"})
+    z = schema.standardise(values())
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(z.std(axis=0), 1, rtol=1e-12)
+    assert [t.unit for t in schema] == ["", "arcsec", "mag"]
+
+
+def test_physical_inverts_standardise() -> None:
+    schema = TargetSchema.fit(CONFIGS, values(), {})
+    np.testing.assert_allclose(schema.physical(schema.standardise(values())), values(), rtol=1e-12)
+
+
+def test_logit_clips_the_ends_of_its_domain() -> None:
+    schema = TargetSchema.fit(CONFIGS, values(), {})
+    ends = np.array([[0.0, 1.0, 20.0], [1.0, 1.0, 20.0]])
+    np.testing.assert_allclose(schema.physical(schema.standardise(ends))[:, 0], [0.02, 0.98], rtol=1e-12)
+
+
+def test_round_trip_through_plain_values() -> None:
+    schema = TargetSchema.fit(CONFIGS, values(), {})
+    assert TargetSchema.from_dict(schema.to_dict()) == schema
+
+
+@pytest.mark.parametrize(
+    ("column", "bad", "match"),
+    [
+        (0, 1.2, r"targets\.bulge_to_total: 1 of 500 values .* 'logit', the first is 1\.2; it takes values in \[0, 1\]"),
+        (1, 0.0, r"targets\.effective_radius_arcsec: .* values above 0"),
+        (2, np.nan, r"targets\.magnitude: .* finite values"),
+    ],
+)
+def test_value_outside_the_domain_is_named(column: int, bad: float, match: str) -> None:
+    y = values()
+    y[7, column] = bad
+    with pytest.raises(UserError, match=match):
+        TargetSchema.fit(CONFIGS, y, {})
+
+
+def test_constant_target_is_refused() -> None:
+    y = values()
+    y[:, 2] = 20.0
+    with pytest.raises(UserError, match=r"targets\.magnitude: all training values are 20"):
+        TargetSchema.fit(CONFIGS, y, {})
