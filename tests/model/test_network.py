@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def dropped_before(placement: str, plan: tuple = PLAN) -> list[str]:
     config = BackboneConfig(plan=plan, classifier=(5, 5), pool_size=2, dropout_rate=0.1, dropout_placement=placement)
     layers = [layer for layer in backbone(config, 1, 16, 3) if isinstance(layer, nn.Conv2d | nn.Linear | nn.Dropout)]
     numbers = {id(x): f"{type(x).__name__}{i}" for i, x in enumerate(y for y in layers if not isinstance(y, nn.Dropout))}
-    return [numbers[id(b)] for a, b in zip(layers, layers[1:], strict=False) if isinstance(a, nn.Dropout)]
+    return [numbers[id(b)] for a, b in itertools.pairwise(layers) if isinstance(a, nn.Dropout)]
 
 
 def test_dropout_before_every_convolution_but_the_first() -> None:
