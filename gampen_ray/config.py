@@ -124,14 +124,17 @@ class NetworkConfig:
 def compact_network() -> NetworkConfig:
     """Return the small network that trains in minutes on a CPU; the default of `train` and `demo`."""
     return NetworkConfig(
-        spatial_transformer=SpatialTransformerConfig(convolutions=((16, 5), (16, 3)), downsample=2),
+        spatial_transformer=SpatialTransformerConfig(
+            convolutions=((16, 5), (16, 3)), downsample=2, initial_scale=0.75, output_size=40
+        ),
         backbone=BackboneConfig(
-            plan=(16, "M", 32, "M", 64, 64, "M", 96),
+            plan=(24, 48, "M", 64, 64, "M", 128),
             stem_kernel=5,
+            stem_stride=2,
             batch_norm=True,
-            pool_size=4,
+            pool_size=5,
             classifier=(128,),
-            dropout_rate=0.02,
+            dropout_rate=0.003,
             dropout_placement="last_block",
         ),
     )
@@ -157,7 +160,7 @@ class OptimizerConfig:
     """Share of all steps over which the learning rate rises linearly from zero."""
     clip_norm: float = pydantic.Field(default=5.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
-    epochs: int = pydantic.Field(default=40, ge=1)
+    epochs: int = pydantic.Field(default=14, ge=1)
     """Passes over the training split."""
     batch_size: int = pydantic.Field(default=128, ge=1)
     """Galaxies per optimiser step over all workers together."""
@@ -345,8 +348,8 @@ class DemoConfig:
 
     output: str = "demo"
     """Folder to create."""
-    num_galaxies: int = pydantic.Field(default=12_000, ge=200)
-    """Simulated galaxies over all splits."""
+    num_galaxies: int = pydantic.Field(default=16_000, ge=200)
+    """Simulated galaxies: 3/4 to train, 1/8 to validate, 1/8 to test."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of simulation, training and inference."""
 

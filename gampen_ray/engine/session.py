@@ -3,21 +3,27 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 
 import ray
 import ray.data
+import ray.exceptions
+import ray.train
 
-logger = logging.getLogger(__name__)
+from gampen_ray.errors import UserError
 
 # Read by Ray when it starts and by the workers that inherit it; a user's own setting wins.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What goes wrong is raised; the C++ log on the terminal speaks of Ray's own affairs.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # The default of 32 footer-reading processes is made for large clusters.
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
+_USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__qualname__}: (.+)$", re.MULTILINE)
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -32,14 +38,32 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     ----------
     dashboard
         Whether a local Ray runs the dashboard and the state API.
+
+    Raises
+    ------
+    UserError
+        If a task raised one.
     """
-    if ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
+        _start(dashboard)
+    try:
         yield
-        return
+    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
+        # What a task or worker raised arrives as the text of its traceback.
+        if found := _USER_ERROR.search(str(error)):
+            raise UserError(found[1]) from None
+        raise
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _start(dashboard: bool) -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
             address="local",
@@ -48,16 +72,13 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
             object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=dashboard,
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        yield
-    finally:
-        ray.shutdown()
+    # Errors come as exceptions; Ray Data would log each of them besides.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
 
 
 def num_cpus() -> int:

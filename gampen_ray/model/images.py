@@ -69,7 +69,7 @@ class ImagePreprocessing:
                 f"with the bands {', '.join(self.bands)}"
             )
         x = torch.asinh(resize(images_NCHW.float(), self.size) / self.softening)
-        return x.expand(-1, self.channels, -1, -1) if self.channels != len(self.bands) else x
+        return x.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -78,7 +78,7 @@ class ImagePreprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ImagePreprocessing":
         """Rebuild from `to_dict`'s values."""
-        return cls(**values | {"bands": tuple(values["bands"])})
+        return cls(**{**values, "bands": tuple(values["bands"])})
 
 
 def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:

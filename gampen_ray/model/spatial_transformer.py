@@ -69,9 +69,14 @@ class SpatialTransformer(nn.Module):
     def forward(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the resampled crops, N x C x output_size x output_size, and the N x 2 x 3 maps."""
         theta_N23 = self.affine(x_NCHW)
-        shape = (*x_NCHW.shape[:2], self.output_size, self.output_size)
-        grid = F.affine_grid(theta_N23, list(shape), align_corners=True)
-        return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=True), theta_N23
+        return crop_images(x_NCHW, theta_N23, self.output_size), theta_N23
+
+
+def crop_images(images_NCHW: torch.Tensor, theta_N23: torch.Tensor, size: int = 0) -> torch.Tensor:
+    """Return images resampled bilinearly on the grids of affine maps, zero outside; ``size`` 0 keeps their side."""
+    size = size or images_NCHW.shape[-1]
+    grid = F.affine_grid(theta_N23, [*images_NCHW.shape[:2], size, size], align_corners=True)
+    return F.grid_sample(images_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 def crop_scale(theta_N23: torch.Tensor) -> torch.Tensor:

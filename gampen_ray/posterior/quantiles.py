@@ -25,10 +25,11 @@ def mixture_cdf(x_RG: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
 def mixture_quantile(p_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     """Return the quantiles of each row's mixture, R x Q.
 
-    The root of the exact CDF F lies in [min_k q_k, max_k q_k], q_k the component quantiles. Newton steps on probit(F(x)) - probit(p),
-    which is nearly linear in x, start from the Cornish-Fisher expansion and give way to bisection where they leave the bracket
-    or stop halving (Press et al., Numerical Recipes, "rtsafe"). Each (row, level) stops on its own, so its result does not depend
-    on the others. Where the mixture has no mass between two modes, any point there is a quantile and one of them is returned.
+    The root of the exact CDF F lies in [min_k q_k, max_k q_k], q_k the component quantiles. Newton steps on probit(F(x)) -
+    probit(p), which is nearly linear in x, start from the Cornish-Fisher expansion and give way to bisection where they
+    leave the bracket or stop halving (Press et al., Numerical Recipes, "rtsafe"). Each (row, level) stops on its own, so
+    its result does not depend on the others. Where the mixture has no mass between two modes, any point there is a quantile
+    and one of them is returned.
 
     Parameters
     ----------

@@ -1,0 +1,8 @@
+"""Lets ``python -m gampen_ray`` stand for ``gampen-ray``."""
+
+import sys
+
+from gampen_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""From a folder of FITS files and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
+
+Every row of the catalogue ends exactly once, in a shard or in quarantine.
+"""
+
+import fnmatch
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gampen_ray import config as configs
+from gampen_ray import storage
+from gampen_ray.config import IngestConfig
+from gampen_ray.data import catalogs, gampen_folder, shards
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, fit_to_size, read_cutout, stem
+from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.splits import assign_splits
+from gampen_ray.errors import UserError
+
+__all__ = ["pack", "plan"]
+
+# Bookkeeping columns of the plan, beside those of the catalogue.
+_SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
+_READ_AHEAD = 32
+_READ_THREADS = 8
+# Settings that change where or how fast the dataset is made, but no galaxy.
+_NO_CONTENT = ("images", "output", "catalog", "galaxies_per_shard", "resources")
+
+
+def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
+    """Settle for every row its identifier, file and split, and whether the catalogue already rules it out.
+
+    Parameters
+    ----------
+    config
+        With absolute URIs.
+
+    Returns
+    -------
+    pa.Table
+        Rows for `pack`, in the catalogue's order, or sorted by file name without one.
+    DatasetInfo
+        The dataset to be made, without row counts.
+
+    Raises
+    ------
+    UserError
+        For a missing file, folder or column, or a column name that a shard gives another meaning.
+    """
+    table, sources, catalog_uri = _rows(config)
+    columns = {name: table.column(name) for name in table.column_names}
+    for name in ("ra", "dec"):
+        spelled = next((column for column in columns if column.lower() == name), None)
+        columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
+    reasons = shards.validate_rows({"object_id": columns["object_id"]})
+    reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
+    target_units = {name: _target_unit(config, table, name) for name in config.targets}
+    for name in config.targets:
+        columns[name], faults = catalogs.numbers(columns[name])
+        _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
+    if "flux" in config.targets and config.zero_point_mag is not None and "magnitude" not in columns:
+        flux = np.asarray(columns["flux"])
+        dark = ~(flux > 0)
+        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
+        columns["magnitude"] = config.zero_point_mag - 2.5 * np.log10(flux, where=~dark, out=np.full(len(flux), np.nan))
+        target_units["magnitude"] = "mag"
+    ids = columns["object_id"].combine_chunks()
+    usable = np.flatnonzero(reasons == "")
+    splits = np.full(len(table), shards.ALL, dtype=object)
+    if config.targets:
+        splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
+    settings = {key: value for key, value in configs.to_dict(config).items() if key not in _NO_CONTENT}
+    names = np.array([str(source).rpartition("/")[2] for source in sources])
+    info = DatasetInfo(
+        bands=config.bands,
+        cutout_size=config.cutout_size,
+        pixel_scale_arcsec=config.pixel_scale_arcsec,
+        zero_point_mag=config.zero_point_mag,
+        flux_unit=config.flux_unit,
+        survey=config.survey,
+        target_units=target_units,
+        fingerprint=shards.content_fingerprint(
+            settings,
+            ids.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False),
+            names,
+            *(columns[t] for t in target_units),
+        ),
+        source=configs.to_dict(config),
+    )
+    bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
+    return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
+
+
+def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> Counter[str]:
+    """Read the files of some rows and write their shards and their quarantine, all numbered ``part``.
+
+    Doing it again gives the same files.
+
+    Parameters
+    ----------
+    rows
+        Some rows of the plan.
+    part
+        Number of the files.
+    config, info
+        As for and from `plan`.
+
+    Returns
+    -------
+    Counter
+        Rows by split (``"all"`` without targets) and in ``"quarantine"``.
+    """
+    sources, ids = rows.column(_SOURCE).to_pylist(), rows.column("object_id").to_pylist()
+    reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
+    ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    planned = np.flatnonzero(reasons == "")
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for start in range(0, len(planned), _READ_AHEAD):
+            ahead = planned[start : start + _READ_AHEAD]
+            for row, content in zip(ahead, pool.map(_content, [sources[row] for row in ahead]), strict=True):
+                try:
+                    cutout = read_cutout(_raised(content), hdu=config.hdu, num_bands=len(config.bands))
+                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
+                except CutoutError as error:
+                    reasons[row] = str(error)
+                else:
+                    if not np.isfinite(ra[row] + dec[row]):
+                        ra[row], dec[row] = cutout.ra, cutout.dec
+    counts: Counter[str] = Counter()
+    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
+    columns |= {"ra": ra, "dec": dec, "image": image_NCHW}
+    splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
+    for split in shards.SPLITS if config.targets else (shards.ALL,):
+        chosen = np.flatnonzero((reasons == "") & (splits == split))
+        uri = shards.part_uri(config.output, split, part)
+        counts[split] = len(chosen)
+        if len(chosen):
+            taken = {
+                name: values.take(chosen) if isinstance(values, pa.ChunkedArray) else values[chosen]
+                for name, values in columns.items()
+            }
+            shards.write_shard(uri, taken, info)
+        else:
+            # An interrupted run may have left one, of files that have changed since.
+            storage.delete(uri)
+    bad = np.flatnonzero(reasons != "")
+    counts[shards.QUARANTINE] = len(bad)
+    uri = shards.part_uri(config.output, shards.QUARANTINE, part)
+    if len(bad):
+        texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
+        shards.write_quarantine(uri, zip(texts, [sources[row] for row in bad], reasons[bad], strict=True))
+    else:
+        storage.delete(uri)
+    return counts
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
+    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none), the catalogue's URI.
+    gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
+    if not config.catalog and not gampen:
+        if config.targets:
+            raise UserError(
+                f"targets: {', '.join(config.targets)} asked, but there is no catalogue to take them from; set catalog"
+            )
+        uris = _matching(config.images, config.pattern)
+        table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
+        return table, np.array(uris, dtype=object), ""
+    uri = config.catalog or storage.join(config.images, gampen_folder.INFO_CSV)
+    folder = storage.join(config.images, gampen_folder.CUTOUTS) if gampen else config.images
+    if not storage.exists(folder):
+        raise UserError(f"images: no folder {folder}")
+    table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
+    # GaMPEN asks for no identifier: there, the file's stem is one.
+    by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
+    wanted = {} if by_stem else {config.id_column: "id_column"}
+    catalogs.require_columns(
+        uri, table, wanted | {config.file_column: "file_column"} | dict.fromkeys(config.targets, "targets")
+    )
+    files = table.column(config.file_column).cast(pa.string()).fill_null("").to_pylist()
+    sources = np.array([storage.join(folder, file.strip()) if file.strip() else "" for file in files], dtype=object)
+    ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
+    for name in table.column_names:
+        clash = name == "object_id" and config.id_column != "object_id"
+        if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
+            raise UserError(f"catalog {uri}: column {name!r} has another meaning in a shard; rename it in the catalogue")
+    others = [name for name in table.column_names if name != config.id_column]
+    fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
+    return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def _matching(images: str, pattern: str) -> list[str]:
+    if not storage.exists(images):
+        raise UserError(f"images: no folder {images}")
+    root = storage.absolute(images)
+    uris = storage.list_files(images)
+    # A pattern without "/" is for the name alone, as in find.
+    names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
+    matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
+    if not matching:
+        raise UserError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
+    return matching
+
+
+def _target_unit(config: IngestConfig, table: pa.Table, name: str) -> str:
+    if unit := catalogs.column_unit(table, name):
+        return unit
+    if name == "flux":
+        return config.flux_unit
+    return "arcsec" if name.endswith("_arcsec") else ""
+
+
+def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
+    # The first reason of a row stays.
+    new = faults & (reasons == "")
+    reasons[new] = texts[new]
+
+
+def _content(uri: str) -> bytes | CutoutError:
+    # Errors are returned, as another file's result may be asked for first.
+    size = storage.size(uri)
+    if size is None:
+        there = "it is a folder" if storage.exists(uri) else "there is no such file"
+        return CutoutError(there)
+    if size > MAX_FILE_BYTES:
+        return CutoutError(f"the file has {size >> 20:,} MiB: no cutout")
+    try:
+        return storage.read_bytes(uri)
+    except UserError as error:
+        if uri.startswith("s3://"):
+            # The file is there: the server's fault is not the galaxy's.
+            raise
+        return CutoutError(f"the file cannot be read: {error}")
+
+
+def _raised(content: bytes | CutoutError) -> bytes:
+    if isinstance(content, CutoutError):
+        raise content
+    return content

@@ -1,0 +1,427 @@
+"""Cutout shards: Parquet files of galaxy images with ids, positions and targets, and the dataset they make.
+
+A dataset is a folder: ``split=train|val|test/part-*.parquet``, or ``part-*.parquet`` without targets; ``dataset.json``, written
+last, so that its presence means complete; and ``quarantine/part-*.parquet`` for the rows that could not be used.
+
+Shape legend: N galaxies, C bands, H x W pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gampen_ray import storage
+from gampen_ray.errors import UserError
+
+__all__ = [
+    "ALL",
+    "FORMAT_VERSION",
+    "QUARANTINE",
+    "QUARANTINE_SCHEMA",
+    "SPLITS",
+    "DatasetInfo",
+    "content_fingerprint",
+    "images",
+    "part_uri",
+    "read_dataset_info",
+    "read_shard",
+    "schema_info",
+    "shard_uris",
+    "validate_dataset",
+    "validate_rows",
+    "write_dataset_info",
+    "write_quarantine",
+    "write_shard",
+]
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+ALL = "all"
+"""Key of `DatasetInfo.num_rows` for a dataset that is not split."""
+QUARANTINE = "quarantine"
+"""Folder of the rows that could not be used."""
+QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
+
+_DATASET_JSON = "dataset.json"
+_METADATA_KEY = b"gampen_ray"
+# Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
+_ROW_GROUP_ROWS = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What holds for all galaxies of a dataset; the content of ``dataset.json``.
+
+    Parameters
+    ----------
+    bands
+        Names of the bands, in the order of the image's first axis.
+    cutout_size
+        Side of the square cutouts, pixels.
+    pixel_scale_arcsec
+        Pixel scale, arcsec; None: unknown.
+    zero_point_mag
+        AB magnitude of one unit of flux; None: unknown.
+    flux_unit
+        Unit of the pixels, empty: unknown.
+    survey
+        Name of the survey, empty: unknown.
+    target_units
+        Unit of each target column, by name; empty text for dimensionless.
+    num_rows
+        Galaxies by split, or under ``"all"`` where there are no splits.
+    num_quarantined
+        Rows in quarantine.
+    fingerprint
+        Hash of ids and settings: the same for the same dataset, however it was made in parallel.
+    source
+        The config that made the dataset.
+    format_version
+        Version of this layout.
+    """
+
+    bands: tuple[str, ...]
+    cutout_size: int
+    pixel_scale_arcsec: float | None = None
+    zero_point_mag: float | None = None
+    flux_unit: str = ""
+    survey: str = ""
+    target_units: dict[str, str] = dataclasses.field(default_factory=dict)
+    num_rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    num_quarantined: int = 0
+    fingerprint: str = ""
+    source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Bands, height and width (C, H, W)."""
+        return len(self.bands), self.cutout_size, self.cutout_size
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the target columns."""
+        return tuple(self.target_units)
+
+
+# --- the dataset ---------------------------------------------------------------------------------------------------------
+
+
+def read_dataset_info(dataset: str) -> DatasetInfo:
+    """Return what ``dataset.json`` tells.
+
+    Raises
+    ------
+    UserError
+        If there is no complete dataset at the URI, or it was written by a newer version.
+    """
+    uri = storage.join(dataset, _DATASET_JSON)
+    if not storage.exists(uri):
+        found = "is not complete" if storage.exists(dataset) else "is not there"
+        raise UserError(
+            f"dataset {dataset} {found}: no {_DATASET_JSON}; make it with `gampen-ray ingest` or `gampen-ray simulate`"
+        )
+    values = storage.read_json(uri)
+    if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
+        raise UserError(f"{uri}: not a dataset of gampen_ray: no format_version")
+    _check_version(uri, values["format_version"])
+    unknown = set(values) - {field.name for field in dataclasses.fields(DatasetInfo)}
+    if unknown or "bands" not in values or "cutout_size" not in values:
+        raise UserError(f"{uri}: damaged: unknown keys {sorted(unknown)} or no bands or cutout_size; make the dataset again")
+    values["bands"] = tuple(values["bands"])
+    return DatasetInfo(**values)
+
+
+def write_dataset_info(dataset: str, info: DatasetInfo) -> None:
+    """Write ``dataset.json``; the last step, as it declares the dataset complete."""
+    storage.write_json(storage.join(dataset, _DATASET_JSON), dataclasses.asdict(info))
+
+
+def part_uri(dataset: str, split: str, part: int) -> str:
+    """Return the URI of a shard; ``split`` is train, val, test, ``"all"`` (no split) or ``"quarantine"``."""
+    name = f"part-{part:06d}.parquet"
+    if split == ALL:
+        return storage.join(dataset, name)
+    return storage.join(dataset, split if split == QUARANTINE else f"split={split}", name)
+
+
+def shard_uris(dataset: str, split: str = "") -> list[str]:
+    """Return the URIs of the shards of a split, or of all shards for an empty ``split``, sorted.
+
+    Raises
+    ------
+    UserError
+        If there are none; names the splits that are there.
+    """
+    root = storage.absolute(dataset)
+    shards = [uri for uri in storage.list_files(dataset, ".parquet") if _split_of(root, uri) != QUARANTINE]
+    chosen = [uri for uri in shards if not split or _split_of(root, uri) == split]
+    if not chosen:
+        there = sorted({_split_of(root, uri) for uri in shards})
+        what = f"no shards of split {split!r}" if split else "no shards"
+        raise UserError(f"dataset {dataset} has {what}; there: {', '.join(there) or 'nothing'}")
+    return chosen
+
+
+def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequence[str]) -> str:
+    """Return a hash of settings and columns that is the same on every machine.
+
+    Parameters
+    ----------
+    settings
+        Plain values, as JSON knows them.
+    *columns
+        Numbers or strings, such as the ids.
+    """
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for column in columns:
+        values = np.asarray(column)
+        if values.dtype.kind in "OUS":
+            digest.update("\0".join(str(value) for value in values).encode())
+        else:
+            little_endian = values.astype(values.dtype.newbyteorder("<"))
+            digest.update(little_endian.dtype.str.encode() + little_endian.tobytes())
+    return digest.hexdigest()
+
+
+# --- shards --------------------------------------------------------------------------------------------------------------
+
+
+def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None:
+    """Write one shard, whole or not at all.
+
+    Parameters
+    ----------
+    uri
+        File to write; see `part_uri`.
+    columns
+        ``object_id`` (N, integers or strings), ``image`` (N x C x H x W, any float type), the targets of ``info``, and any
+        other scalar column (``ra`` and ``dec`` in degrees), as NumPy or Arrow arrays.
+    info
+        The dataset; ``num_rows``, ``num_quarantined`` and ``source`` are not used.
+
+    Raises
+    ------
+    UserError
+        For a missing column or an image of another shape than ``info`` says.
+    """
+    _require(uri, ["object_id", "image", *info.target_units], list(columns))
+    image_NCHW = np.ascontiguousarray(columns["image"], dtype=np.float32)
+    if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != info.image_shape:
+        raise UserError(
+            f"{uri}: images of shape {image_NCHW.shape[1:]}, but the dataset has (bands, size, size) = {info.image_shape}"
+        )
+    arrays: dict[str, pa.Array] = {"object_id": _ids(columns["object_id"])}
+    arrays |= {name: pa.array(columns[name], type=pa.float64()) for name in ("ra", "dec") if name in columns}
+    arrays["image"] = _tensor_array(image_NCHW)
+    arrays |= {name: pa.array(columns[name]).cast(pa.float64()) for name in info.target_units}
+    arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
+    table = pa.table(arrays).replace_schema_metadata({_METADATA_KEY: json.dumps(_schema_info(info))})
+    _write_parquet(uri, table, use_byte_stream_split=["image.list.element"])
+
+
+def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None) -> pa.Table:
+    """Return a shard, or some of its columns or row groups, with page checksums verified.
+
+    Raises
+    ------
+    UserError
+        For a file that is missing, damaged or of a newer version, or for a column that is not there.
+    """
+    try:
+        with storage.open_input(uri) as source:
+            file = pq.ParquetFile(source, page_checksum_verification=True)
+            names = file.schema_arrow.names
+            _require(uri, columns or (), names)
+            _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
+            groups = range(file.num_row_groups) if row_groups is None else row_groups
+            table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{uri}: damaged or not Parquet: {error}") from None
+    return table if columns is None else table.select(list(columns))
+
+
+def images(table: pa.Table) -> np.ndarray:
+    """Return the images (N x C x H x W, float32), read-only; without a copy where the table holds them in one piece."""
+    _require("table", ["image"], table.column_names)
+    column = table.column("image")
+    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if not isinstance(chunk.type, pa.FixedShapeTensorType):
+        raise UserError(f"column image is {chunk.type}, not a fixed-shape tensor; make the dataset with gampen_ray")
+    image_NCHW = chunk.to_numpy_ndarray()
+    image_NCHW.flags.writeable = False
+    return image_NCHW
+
+
+def schema_info(schema: pa.Schema) -> dict[str, Any]:
+    """Return what a shard's schema tells: bands, cutout_size, pixel_scale_arcsec, zero_point_mag, flux_unit, ..."""
+    return json.loads((schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+
+
+def write_quarantine(uri: str, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Write rows (object_id, source, reason) that could not be used, whole or not at all."""
+    names = QUARANTINE_SCHEMA.names
+    _write_parquet(uri, pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], QUARANTINE_SCHEMA))
+
+
+# --- validation ----------------------------------------------------------------------------------------------------------
+
+
+def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np.ndarray:
+    """Return why each row cannot be used, empty text for a good row.
+
+    Parameters
+    ----------
+    columns
+        ``object_id`` (N), ``image`` (N x C x H x W) and the targets (N), as NumPy or Arrow arrays; only what is
+        there is checked.
+    targets
+        Columns whose values must be there and finite.
+
+    Returns
+    -------
+    np.ndarray
+        N texts. Of a row with several faults the first is told, in the order: id missing, id a duplicate of an earlier row,
+        non-finite pixels, constant image, target missing, target not finite.
+    """
+    missing = [name for name in targets if name not in columns]
+    if missing:
+        raise UserError(f"no target column {missing[0]!r}; there: {', '.join(columns)}")
+    faults: list[tuple[np.ndarray, Any]] = []
+    if "object_id" in columns:
+        ids = _array(columns["object_id"])
+        faults.append((_null(ids), "object_id is missing"))
+        faults.append((_repeated(ids), "duplicate object_id: an earlier row has it"))
+    if "image" in columns:
+        image_NCHW = columns["image"]
+        bad_N = (~np.isfinite(image_NCHW)).sum(axis=(1, 2, 3))
+        faults.append((bad_N > 0, [f"{bad:,} of {image_NCHW[0].size:,} pixels are not finite" for bad in bad_N]))
+        low_N = image_NCHW.min(axis=(1, 2, 3))
+        faults.append((low_N == image_NCHW.max(axis=(1, 2, 3)), [f"all pixels have the same value {low:g}" for low in low_N]))
+    for name in targets:
+        values = _array(columns[name])
+        null = _null(values)
+        faults.append((null, f"target {name} is missing"))
+        numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        faults.append((~null & ~np.isfinite(numbers), f"target {name} is not finite"))
+    count = len(faults[0][0]) if faults else 0
+    reasons = np.full(count, "", dtype=object)
+    for fault, text in reversed(faults):
+        reasons[fault] = text if isinstance(text, str) else np.asarray(text, dtype=object)[fault]
+    return reasons
+
+
+def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
+    """Check a dataset whole: every shard is read, with checksums.
+
+    Returns
+    -------
+    list of (object_id, source, reason)
+        The rows that cannot be used, ``source`` being the shard.
+
+    Raises
+    ------
+    UserError
+        For a fault of the dataset itself: incomplete, damaged, of a newer version, or rows that are not those it declares.
+    """
+    info = read_dataset_info(dataset)
+    root = storage.absolute(dataset)
+    bad: list[tuple[str, str, str]] = []
+    seen: list[pa.Array] = []
+    counts = dict.fromkeys(info.num_rows, 0)
+    for uri in shard_uris(dataset):
+        table = read_shard(uri)
+        columns = {name: table.column(name) for name in table.column_names if name != "image"} | {"image": images(table)}
+        _require(uri, ["object_id", *info.target_units], table.column_names)
+        if columns["image"].shape[1:] != info.image_shape:
+            raise UserError(f"{uri}: images of shape {columns['image'].shape[1:]}, but dataset.json says {info.image_shape}")
+        reasons = validate_rows({name: columns[name] for name in ("image", *info.target_units)}, info.targets)
+        ids = table.column("object_id").combine_chunks()
+        seen.append(ids.cast(pa.string()))
+        bad += [(str(ids[row]), uri, reasons[row]) for row in np.flatnonzero(reasons != "")]
+        split = _split_of(root, uri)
+        counts[split] = counts.get(split, 0) + table.num_rows
+    if counts != info.num_rows:
+        raise UserError(f"dataset {dataset} has the rows {counts}, but its dataset.json says {info.num_rows}; make it again")
+    ids = pa.concat_arrays(seen)
+    bad += [(str(ids[row]), dataset, "duplicate object_id: an earlier row has it") for row in np.flatnonzero(_repeated(ids))]
+    return bad
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _split_of(root: str, uri: str) -> str:
+    folder = uri.removeprefix(root).strip("/").split("/")[0]
+    if folder.endswith(".parquet"):
+        return ALL
+    return folder.removeprefix("split=")
+
+
+def _schema_info(info: DatasetInfo) -> dict[str, Any]:
+    skipped = ("num_rows", "num_quarantined", "source")
+    return {key: value for key, value in dataclasses.asdict(info).items() if key not in skipped}
+
+
+def _check_version(uri: str, version: int) -> None:
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{uri}: format version {version}, this gampen_ray reads up to {FORMAT_VERSION}; install a newer gampen_ray"
+        )
+
+
+def _require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise UserError(f"{uri}: no column {missing[0]!r}; there: {', '.join(there)}")
+
+
+def _ids(values: Any) -> pa.Array:
+    ids = _array(values)
+    if pa.types.is_integer(ids.type):
+        return ids.cast(pa.int64())
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        return ids.cast(pa.string())
+    raise UserError(f"object_id must be integers or strings, not {ids.type}")
+
+
+def _array(values: Any) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    return values if isinstance(values, pa.Array) else pa.array(values)
+
+
+def _null(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type):
+        return values.fill_null("").to_numpy(zero_copy_only=False) == ""
+    return values.is_null().to_numpy(zero_copy_only=False)
+
+
+def _repeated(values: pa.Array) -> np.ndarray:
+    # True for every row but the first of its value. Null is no value.
+    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    _, first = np.unique(codes, return_index=True)
+    repeated = np.ones(len(codes), dtype=bool)
+    repeated[first] = False
+    return repeated & ~_null(values)
+
+
+def _tensor_array(image_NCHW: np.ndarray) -> pa.Array:
+    shape = image_NCHW.shape[1:]
+    # N x C x H x W -> N lists of C * H * W, in C order.
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(image_NCHW.reshape(-1)), int(np.prod(shape)))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), shape), lists)
+
+
+def _write_parquet(uri: str, table: pa.Table, **options: Any) -> None:
+    sink = pa.BufferOutputStream()
+    # A dictionary makes float images larger; checksums make a damaged page an error instead of wrong pixels.
+    options |= {"compression": "zstd", "use_dictionary": False, "row_group_size": _ROW_GROUP_ROWS, "write_page_checksum": True}
+    pq.write_table(table, sink, **options)
+    storage.write_bytes_atomic(uri, sink.getvalue())

@@ -1,0 +1,63 @@
+"""Train, val and test: a galaxy's split is a hash of its object_id, so it is the same in every run, on every machine."""
+
+import numpy as np
+
+from gampen_ray.config import SplitConfig
+from gampen_ray.errors import UserError
+
+__all__ = ["assign_splits"]
+
+
+def assign_splits(object_ids: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Return the split of each galaxy.
+
+    The hash is SplitMix64 (Steele, Lea & Flood 2014, OOPSLA, fig. 17), chained over the 8-byte words of a string id. An integer
+    and its decimal text are different ids.
+
+    Parameters
+    ----------
+    object_ids
+        N integers or strings, not null.
+    config
+        Shares and seed.
+
+    Returns
+    -------
+    np.ndarray
+        N of ``"train"``, ``"val"`` and ``"test"``.
+
+    Raises
+    ------
+    UserError
+        If the shares of train and val exceed 1.
+    """
+    if config.train + config.val > 1 + 1e-9:
+        raise UserError(f"split: train {config.train:g} and val {config.val:g} exceed 1; what they leave is the test split")
+    seed = _mix(np.array([config.seed % 2**64], dtype=np.uint64))
+    ids = np.asarray(object_ids)
+    hashed = _mix(ids.astype(np.int64).view(np.uint64) ^ seed) if ids.dtype.kind in "iu" else _hash_text(ids, seed)
+    # The upper 53 bits are a double in [0, 1).
+    uniform = (hashed >> np.uint64(11)) * 2.0**-53
+    # A rounding error in train + val must leave no test galaxy where the shares sum to one.
+    edges = np.array([config.train, config.train + config.val + 1e-12])
+    return np.array(["train", "val", "test"])[np.searchsorted(edges, uniform, side="right")]
+
+
+def _hash_text(ids: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    encoded = np.strings.encode(ids.astype(np.str_), "utf-8")
+    lengths = np.strings.str_len(encoded)
+    words = -(-encoded.dtype.itemsize // 8)
+    # N strings of any length -> N x words, zero-padded.
+    padded = encoded.astype(f"S{words * 8}").view("<u8").reshape(len(ids), words).astype(np.uint64)
+    hashed = _mix(lengths.astype(np.uint64) ^ seed)
+    for word in range(words):
+        # Words beyond a string's end are skipped, so that its hash does not depend on the longest string beside it.
+        hashed = np.where(lengths > 8 * word, _mix(hashed ^ padded[:, word]), hashed)
+    return hashed
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

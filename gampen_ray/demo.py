@@ -1,0 +1,35 @@
+"""The `demo` verb: the whole way from simulated galaxies to a calibrated catalogue and a report, on one machine."""
+
+import logging
+
+from gampen_ray import storage
+from gampen_ray.config import DemoConfig, EvaluateConfig, InferConfig, ReportConfig, SimulateConfig, SplitConfig, TrainConfig
+from gampen_ray.engine.infer import infer
+from gampen_ray.engine.session import ray_session
+from gampen_ray.engine.simulate import simulate
+from gampen_ray.engine.train import train
+from gampen_ray.report.build import report
+from gampen_ray.report.evaluate import evaluate
+
+logger = logging.getLogger(__name__)
+
+
+def demo(config: DemoConfig) -> None:
+    """Simulate, train, infer on the test split, evaluate and report, each into a folder of ``config.output``.
+
+    Raises
+    ------
+    UserError
+        If the output holds a demo of another config.
+    """
+    output = storage.absolute(config.output)
+    dataset, run, catalog, evaluation = (storage.join(output, name) for name in ("dataset", "run", "inference", "evaluation"))
+    with ray_session():
+        split = SplitConfig(train=0.75, val=0.125)
+        simulate(SimulateConfig(output=dataset, num_galaxies=config.num_galaxies, seed=config.seed, split=split))
+        train(TrainConfig(dataset=dataset, output=run, seed=config.seed))
+        infer(InferConfig(bundle=run, dataset=dataset, split="test", output=catalog, posterior="mixture", seed=config.seed))
+    evaluate(EvaluateConfig(catalog=catalog, output=evaluation))
+    page = report(ReportConfig(evaluation=evaluation, output=storage.join(output, "report.html")))
+    logger.info("catalogue: %s", storage.join(catalog, "catalog"))
+    logger.info("report:    %s", page)

@@ -1,0 +1,237 @@
+"""The `infer` verb: read -> predict -> write, streamed by Ray Data over units of work.
+
+A unit is a run of row groups of one shard. It travels as one block, and becomes one catalogue file of the same name; the
+presence of that file says that the unit is done, so an interrupted job goes on where it was.
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+import torch
+
+from gampen_ray import storage
+from gampen_ray.config import InferConfig, to_dict
+from gampen_ray.data import shards
+from gampen_ray.engine.resources import Workers, plan_workers
+from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import Bundle, Predictor, load_bundle
+from gampen_ray.posterior.catalog import QUARANTINE_SCHEMA, Flag, catalog_table
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.progress import Progress
+from gampen_ray.provenance import claim_output, provenance
+
+logger = logging.getLogger(__name__)
+
+CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
+_CPUS_PER_IO_TASK = 0.25
+# Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
+_UNIT_BYTES = 32 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Row groups ``start`` to ``stop`` of a shard, written as ``name``."""
+
+    name: str
+    uri: str
+    start: int
+    stop: int
+    num_rows: int
+
+
+def infer(config: InferConfig) -> dict[str, Any]:
+    """Predict a dataset into a catalogue and return the manifest.
+
+    An unfinished job of the same config goes on; a finished one is left as it is.
+
+    Raises
+    ------
+    UserError
+        If bundle and dataset do not fit, the output holds another run, or the cluster is too small.
+    """
+    config = dataclasses.replace(
+        config,
+        bundle=storage.absolute(config.bundle),
+        dataset=storage.absolute(config.dataset),
+        output=storage.absolute(config.output),
+    )
+    bundle = load_bundle(config.bundle)
+    info = shards.read_dataset_info(config.dataset)
+    _check_fit(config, bundle, info)
+    shard_uris = shards.shard_uris(config.dataset, config.split)
+    claim_output(config.output, config)
+    manifest_uri = storage.join(config.output, MANIFEST)
+    if storage.exists(manifest_uri):
+        logger.info("%s is complete; nothing to do", config.output)
+        return storage.read_json(manifest_uri)
+    image_bytes = 4 * int(np.prod(info.image_shape))
+    units = [unit for i, uri in enumerate(shard_uris) for unit in shard_units(uri, i, image_bytes)]
+    there = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join(config.output, CATALOG), ".parquet")}
+    todo = [unit for unit in units if unit.name not in there]
+    start = time.monotonic()
+    with Progress("infer", sum(unit.num_rows for unit in units), "galaxies") as progress:
+        progress.advance(sum(unit.num_rows for unit in units if unit.name in there))
+        if todo:
+            with ray_session():
+                workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
+                for rows in _predicted(config, bundle, todo, workers):
+                    progress.advance(rows)
+    manifest = {
+        **_counts(config.output),
+        "seconds": round(time.monotonic() - start, 1),
+        "config": to_dict(config),
+        "calibration_scale": bundle.calibration_scale_D.tolist(),
+        "dataset_fingerprint": info.fingerprint,
+        "bundle_provenance": bundle.provenance,
+        "provenance": provenance(),
+    }
+    if manifest["num_galaxies"] + manifest["num_quarantined"] != sum(unit.num_rows for unit in units):
+        raise RuntimeError(f"{config.output} holds {_counts(config.output)}, the dataset {sum(u.num_rows for u in units)} rows")
+    storage.write_json(manifest_uri, manifest)
+    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
+    return manifest
+
+
+def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
+    """Return the units of shard number ``index``: runs of row groups of at most 32 MiB of pixels, but one at the least."""
+    with storage.open_input(uri) as source:
+        metadata = pq.ParquetFile(source).metadata
+    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    units: list[Unit] = []
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        if stop == len(rows) or sum(rows[start : stop + 1]) * image_bytes > _UNIT_BYTES:
+            name = f"part-{index:06d}-{start:04d}.parquet"
+            units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(rows[start:stop])))
+            start = stop
+    return units
+
+
+def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) -> None:
+    expected = bundle.images.bands
+    if len(info.bands) != len(expected):
+        raise UserError(
+            f"dataset: {config.dataset} has the bands {', '.join(info.bands)}, but the bundle was trained on "
+            f"{', '.join(expected)}; use a dataset with these bands"
+        )
+    if info.bands != expected:
+        logger.warning("the bundle was trained on the bands %s, the dataset has %s", ", ".join(expected), ", ".join(info.bands))
+
+
+def _predicted(config: InferConfig, bundle: Bundle, units: list[Unit], workers: Workers) -> Iterator[int]:
+    """Run the pipeline and yield the number of rows of each unit when it is written."""
+    items = [dataclasses.asdict(unit) for unit in units]
+    written = (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(_read_unit, batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
+        .map_batches(
+            _Predict,
+            fn_constructor_args=(config, workers),
+            batch_size=None,
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, len(units))),
+        )
+        .map_batches(
+            functools.partial(_write_unit, config=config, targets=bundle.targets),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=_CPUS_PER_IO_TASK,
+        )
+    )
+    for row in written.iter_rows():
+        yield row["num_rows"]
+
+
+def _read_unit(unit: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return a unit's rows with what is known of them; a row that cannot be predicted gets a reason and an empty image."""
+    name, uri = str(unit["name"][0]), str(unit["uri"][0])
+    table = shards.read_shard(uri, row_groups=range(int(unit["start"][0]), int(unit["stop"][0])))
+    image_NCHW = shards.images(table).copy()
+    reason_N = shards.validate_rows({"image": image_NCHW})
+    image_NCHW[reason_N != ""] = 0.0
+    columns = {key: table[key] for key in ("object_id", "ra", "dec") if key in table.column_names}
+    columns = {key: column.to_numpy() for key, column in columns.items()}
+    flags_N = table["pixels_filled"].to_numpy() * int(Flag.PIXELS_FILLED) if "pixels_filled" in table.column_names else 0
+    return {
+        **columns,
+        "image": image_NCHW,
+        "reason": reason_N.astype(str),
+        "flags": np.zeros(len(table), np.int64) + flags_N,
+        "unit": np.full(len(table), name),
+        "source": np.full(len(table), uri),
+    }
+
+
+class _Predict:
+    """An inference actor: adds the mixture to a unit's rows and drops their images."""
+
+    def __init__(self, config: InferConfig, workers: Workers) -> None:
+        torch.set_num_threads(workers.threads)
+        bundle = load_bundle(config.bundle)
+        device = "cuda" if workers.gpus else "cpu"
+        self._predict = Predictor(bundle, num_passes=config.num_passes, seed=config.seed, device=device)
+        self._batch_size, self._size = config.batch_size, bundle.images.size
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        image_NCHW = rows.pop("image")
+        starts = range(0, len(image_NCHW), self._batch_size)
+        predictions = [self._predict(image_NCHW[i : i + self._batch_size]) for i in starts]
+        rows["mean"] = np.concatenate([p.mixture.mean_NKD.numpy() for p in predictions])
+        rows["scale_tril"] = np.concatenate([p.mixture.scale_tril_NKDD.numpy() for p in predictions])
+        rows["crop_scale"] = np.concatenate([p.crop_scale_N for p in predictions])
+        padded = min(image_NCHW.shape[-2:]) < self._size
+        rows["flags"] = rows["flags"] | (int(Flag.INPUT_PADDED) if padded else 0)
+        return rows
+
+
+def _write_unit(rows: pa.Table, *, config: InferConfig, targets: Any) -> dict[str, list[int]]:
+    """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last."""
+    name = rows["unit"][0].as_py()
+    bad = np.asarray(rows["reason"].to_pylist()) != ""
+    if bad.any():
+        wrong = rows.filter(pa.array(bad))
+        table = pa.table([wrong[key].cast(pa.string()) for key in QUARANTINE_SCHEMA.names], schema=QUARANTINE_SCHEMA)
+        _write(storage.join(config.output, QUARANTINE, name), table)
+    good = rows.filter(pa.array(~bad))
+    mean_NKD, scale_tril_NKDD = (_tensor(good[key]) for key in ("mean", "scale_tril"))
+    table = catalog_table(
+        good.select([key for key in ("object_id", "ra", "dec") if key in good.column_names]),
+        Mixture(mean_NKD, scale_tril_NKDD, targets),
+        good["crop_scale"].to_numpy(),
+        good["flags"].to_numpy(),
+        store_mixture=config.posterior == "mixture",
+    )
+    _write(storage.join(config.output, CATALOG, name), table)
+    return {"num_rows": [len(rows)]}
+
+
+def _tensor(column: pa.ChunkedArray) -> torch.Tensor:
+    return torch.from_numpy(column.combine_chunks().to_numpy_ndarray().copy())
+
+
+def _write(uri: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    storage.write_bytes_atomic(uri, sink.getvalue())
+
+
+def _counts(output: str) -> dict[str, int]:
+    counts = {}
+    for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
+        total = 0
+        for uri in storage.list_files(storage.join(output, folder), ".parquet"):
+            with storage.open_input(uri) as source:
+                total += pq.ParquetFile(source).metadata.num_rows
+        counts[name] = total
+    return counts

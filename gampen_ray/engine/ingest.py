@@ -1,0 +1,192 @@
+"""Ingest in parallel: Ray hands parts of the plan to workers, each of which reads its files and writes its own shards."""
+
+import dataclasses
+import functools
+import logging
+import re
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from gampen_ray import storage
+from gampen_ray.config import IngestConfig
+from gampen_ray.data import packing, shards
+from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.engine.session import ray_session
+from gampen_ray.errors import UserError
+from gampen_ray.progress import Progress
+
+__all__ = ["IngestSummary", "ingest"]
+
+logger = logging.getLogger(__name__)
+
+# Reading cutouts waits for storage more than it computes.
+_CPUS_PER_TASK = 0.5
+# Folder of an unfinished ingest: the plan's settings, and a receipt per finished part.
+_UNFINISHED = "ingest"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestSummary:
+    """What became of the catalogue's rows.
+
+    Parameters
+    ----------
+    dataset
+        URI of the dataset.
+    num_rows
+        Usable galaxies by split, or under ``"all"``.
+    num_quarantined
+        Rows in quarantine.
+    reasons
+        Rows in quarantine by kind of reason, the most common first.
+    """
+
+    dataset: str
+    num_rows: dict[str, int]
+    num_quarantined: int
+    reasons: dict[str, int]
+
+
+def ingest(config: IngestConfig) -> IngestSummary:
+    """Turn FITS cutouts and a catalogue into a dataset of cutout shards.
+
+    An interrupted ingest goes on where it was; a finished one with the same config and catalogue is left as it is.
+
+    Raises
+    ------
+    UserError
+        For a mistake in the config or the catalogue, an output that holds something else, or if no row can be used.
+    """
+    config = dataclasses.replace(
+        config,
+        images=storage.absolute(config.images),
+        output=storage.absolute(config.output),
+        catalog=storage.absolute(config.catalog) if config.catalog else "",
+    )
+    rows, info = packing.plan(config)
+    if _is_complete(config, info):
+        logger.info("%s is complete: nothing to do", config.output)
+        info = shards.read_dataset_info(config.output)
+    else:
+        counts = _pack_all(config, rows, info)
+        num_rows = {split: counts[split] for split in _splits(config)}
+        info = dataclasses.replace(info, num_rows=num_rows, num_quarantined=counts[shards.QUARANTINE])
+        if not sum(num_rows.values()):
+            raise _nothing_usable(config)
+        shards.write_dataset_info(config.output, info)
+    storage.delete(storage.join(config.output, _UNFINISHED))
+    reasons = Counter(_kind(reason) for _, reason in _quarantined(config.output))
+    return IngestSummary(
+        dataset=config.output,
+        num_rows=info.num_rows,
+        num_quarantined=info.num_quarantined,
+        reasons=dict(reasons.most_common()),
+    )
+
+
+def _is_complete(config: IngestConfig, info: DatasetInfo) -> bool:
+    # Raises if the output holds anything but this dataset or the beginning of it.
+    if storage.exists(storage.join(config.output, "dataset.json")):
+        there = shards.read_dataset_info(config.output)
+        if (there.fingerprint, _settings(there.source)) == (info.fingerprint, _settings(info.source)):
+            return True
+        raise UserError(f"output: {config.output} holds another dataset; choose another output or delete it")
+    plan_uri = storage.join(config.output, _UNFINISHED, "plan.json")
+    plan = {"fingerprint": info.fingerprint, "settings": _settings(info.source)}
+    if storage.exists(plan_uri):
+        if storage.read_json(plan_uri) != plan:
+            raise UserError(
+                f"output: {config.output} holds an unfinished ingest of another config or catalogue; "
+                "choose another output or delete it"
+            )
+    elif storage.list_files(config.output):
+        raise UserError(f"output: {config.output} is not empty; choose another output or delete it")
+    else:
+        storage.write_json(plan_uri, plan)
+    return False
+
+
+def _settings(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key not in ("output", "resources")}
+
+
+def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counter[str]:
+    per_part = config.galaxies_per_shard
+    finished = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join(config.output, _UNFINISHED))}
+    counts: Counter[str] = Counter()
+    units = []
+    for part, start in enumerate(range(0, len(rows), per_part)):
+        if _receipt(part) in finished:
+            counts += Counter(storage.read_json(storage.join(config.output, _UNFINISHED, _receipt(part))))
+        else:
+            units.append({"part": part, "rows": _serialised(rows.slice(start, per_part))})
+    with Progress("ingest", len(rows), "cutouts") as progress:
+        progress.advance(counts.total())
+        if not units:
+            return counts
+        with ray_session():
+            # One block, and so one task, per unit.
+            work = ray.data.from_items(units, override_num_blocks=len(units)).map(
+                functools.partial(_pack_unit, config=config, info=info),
+                compute=ray.data.TaskPoolStrategy(size=config.resources.num_workers or None),
+                num_cpus=config.resources.cpus_per_worker or _CPUS_PER_TASK,
+            )
+            for result in work.iter_rows():
+                done = Counter({key: result[key] for key in (*_splits(config), shards.QUARANTINE)})
+                counts.update(done)
+                bad = counts[shards.QUARANTINE]
+                progress.advance(done.total(), f"{bad:,} in quarantine" if bad else "")
+    return counts
+
+
+def _pack_unit(unit: dict[str, Any], *, config: IngestConfig, info: DatasetInfo) -> dict[str, int]:
+    with pa.ipc.open_stream(unit["rows"]) as reader:
+        rows = reader.read_all()
+    counts = dict(packing.pack(rows, unit["part"], config, info))
+    storage.write_json(storage.join(config.output, _UNFINISHED, _receipt(unit["part"])), counts)
+    return counts
+
+
+def _splits(config: IngestConfig) -> tuple[str, ...]:
+    return shards.SPLITS if config.targets else (shards.ALL,)
+
+
+def _receipt(part: int) -> str:
+    return f"part-{part:06d}.json"
+
+
+def _serialised(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def _nothing_usable(config: IngestConfig) -> UserError:
+    quarantined = _quarantined(config.output)
+    common, count = Counter(_kind(reason) for _, reason in quarantined).most_common(1)[0]
+    source, reason = next(row for row in quarantined if _kind(row[1]) == common)
+    # Nothing is lost, and the next attempt may have other settings.
+    for folder in (shards.QUARANTINE, _UNFINISHED):
+        storage.delete(storage.join(config.output, folder))
+    return UserError(
+        f"none of the {len(quarantined):,} rows can be used; the most common reason ({count:,} rows), here for {source}: "
+        f"{reason}"
+    )
+
+
+def _quarantined(dataset: str) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for uri in storage.list_files(storage.join(dataset, shards.QUARANTINE), ".parquet"):
+        with storage.open_input(uri) as file:
+            table = pq.read_table(file, columns=["source", "reason"])
+        rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return rows
+
+
+def _kind(reason: str) -> str:
+    return re.sub(r"\d[\d,.]*", "N", reason.partition(":")[0])

@@ -1,0 +1,64 @@
+"""How many workers a job gets and what each reserves: arithmetic on the cluster's size, without Ray."""
+
+import dataclasses
+import math
+
+from gampen_ray.config import ResourcesConfig
+from gampen_ray.errors import UserError
+
+# Left to Ray Data for listing, reading and writing; a smaller margin deadlocks (listing alone takes one CPU).
+_DATA_CPUS = 1.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Workers of a job.
+
+    Parameters
+    ----------
+    count
+        How many.
+    cpus, gpus
+        What each reserves.
+    threads
+        Computing threads of each on a machine that the workers share evenly.
+    """
+
+    count: int
+    cpus: float
+    gpus: int
+    threads: int
+
+
+def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int) -> Workers:
+    """Return the workers for a cluster.
+
+    Parameters
+    ----------
+    config
+        What the user asks for; zeros are settled here.
+    num_cpus, num_gpus
+        What the cluster has.
+
+    Raises
+    ------
+    UserError
+        If the cluster cannot hold them.
+    """
+    use_gpu = num_gpus > 0 if config.use_gpu is None else config.use_gpu
+    count = config.num_workers or (max(1, num_gpus) if use_gpu else max(2, num_cpus // 2))
+    if use_gpu and count > num_gpus:
+        raise UserError(
+            f"resources.num_workers: {count} workers with a GPU each, but the cluster has {num_gpus} GPUs; "
+            "lower resources.num_workers or set resources.use_gpu to false"
+        )
+    available = num_cpus - _DATA_CPUS
+    cpus = config.cpus_per_worker or math.floor(100 * available / count) / 100
+    if cpus <= 0 or cpus * count > available + 1e-9:
+        raise UserError(
+            f"resources.num_workers: {count} workers with {config.cpus_per_worker or 'a share of the'} CPUs each do not fit "
+            f"into {num_cpus} CPUs, of which reading takes {_DATA_CPUS}; lower resources.num_workers or cpus_per_worker"
+        )
+    if not config.cpus_per_worker and cpus > 1:
+        cpus = math.floor(cpus)
+    return Workers(count=count, cpus=cpus, gpus=int(use_gpu), threads=max(1, num_cpus // count))

@@ -1,0 +1,166 @@
+"""The catalogue contract: columns, units and descriptions of the published table, readable by pyarrow, astropy and HATS tools.
+
+Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
+"""
+
+import enum
+import functools
+
+import numpy as np
+import pyarrow as pa
+import torch
+from astropy.table import Column as AstropyColumn
+from astropy.table import Table
+from astropy.table.meta import get_yaml_from_table
+
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.summary import Column, field, summarise, summary_columns
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        field(Column("object_id", "", "identifier of the input row"), pa.string()),
+        field(Column("source", "", "file the row came from"), pa.string()),
+        field(Column("reason", "", "why the row has no posterior"), pa.string()),
+    ]
+)
+"""Schema of the table of rows without a posterior."""
+
+_MIXTURE_MEAN, _MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
+
+
+class Flag(enum.IntFlag):
+    """Bits of the catalogue's ``flags``."""
+
+    INPUT_PADDED = 1
+    """The cutout is smaller than the network's input and was zero-padded."""
+    PIXELS_FILLED = 2
+    """Non-finite pixels were filled when the cutout was ingested."""
+
+
+@functools.cache
+def catalog_schema(targets: TargetSchema, id_type: pa.DataType, num_passes: int = 0) -> pa.Schema:
+    """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
+
+    The schema's metadata holds the same under ``table_meta_yaml``, from which ``astropy.table.Table.read`` takes them.
+
+    Parameters
+    ----------
+    targets
+        Targets of the model.
+    id_type
+        Type of ``object_id``: int64 or string.
+    num_passes
+        K if the whole mixture is stored, 0 if not.
+    """
+    flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
+    columns = [
+        (Column("object_id", "", "identifier of the galaxy, unique in its dataset"), id_type),
+        (Column("ra", "deg", "right ascension (ICRS), null if unknown"), pa.float64()),
+        (Column("dec", "deg", "declination (ICRS), null if unknown"), pa.float64()),
+        *((column, pa.float64()) for column in summary_columns(targets)),
+        (Column("crop_scale", "", "side of the spatial transformer's crop over the side of the network's input"), pa.float64()),
+        (Column("flags", "", f"bit mask: {flags}"), pa.int64()),
+    ]
+    if num_passes:
+        dims = len(targets)
+        sizes = {_MIXTURE_MEAN: num_passes * dims, _MIXTURE_TRIL: num_passes * dims * (dims + 1) // 2}
+        texts = {
+            _MIXTURE_MEAN: f"component means in standardised space, row-major {num_passes} x {dims}",
+            _MIXTURE_TRIL: f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows",
+        }
+        columns += [(Column(name, "", texts[name]), pa.list_(pa.float32(), size)) for name, size in sizes.items()]
+    fields = [field(column, kind) for column, kind in columns]
+    return pa.schema(fields, metadata={"table_meta_yaml": _astropy_yaml(fields)})
+
+
+def catalog_table(
+    objects: pa.Table, mixture: Mixture, crop_scale_N: np.ndarray, flags_N: np.ndarray, *, store_mixture: bool
+) -> pa.Table:
+    """Return the catalogue rows of N galaxies.
+
+    Parameters
+    ----------
+    objects
+        Table of N rows with ``object_id`` (integer or string) and, if known, ``ra`` and ``dec``, deg; other columns are
+        ignored.
+    mixture
+        Calibrated posteriors of these galaxies.
+    crop_scale_N
+        Side of the crop over the side of the input.
+    flags_N
+        Sums of `Flag` values.
+    store_mixture
+        Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
+
+    Raises
+    ------
+    ValueError
+        If the arguments differ in length.
+    """
+    lengths = {"objects": len(objects), "mixture": len(mixture), "crop_scale_N": len(crop_scale_N), "flags_N": len(flags_N)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"a catalogue needs one row a galaxy everywhere, not {lengths}")
+    ids = objects["object_id"]
+    id_type = pa.int64() if pa.types.is_integer(ids.type) else pa.string()
+    unknown = pa.nulls(len(objects), pa.float64())
+    columns = {
+        "object_id": ids.cast(id_type),
+        **{name: objects[name].cast(pa.float64()) if name in objects.column_names else unknown for name in ("ra", "dec")},
+        **summarise(mixture),
+        "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
+        "flags": np.asarray(flags_N, dtype=np.int64),
+    }
+    if store_mixture:
+        rows, cols = np.tril_indices(len(mixture.targets))
+        columns[_MIXTURE_MEAN] = _lists(mixture.mean_NKD)
+        columns[_MIXTURE_TRIL] = _lists(mixture.scale_tril_NKDD[:, :, rows, cols])
+    schema = catalog_schema(mixture.targets, id_type, mixture.num_passes if store_mixture else 0)
+    return pa.table(list(columns.values()), schema=schema)
+
+
+def mixture_from_catalog(table: pa.Table, targets: TargetSchema) -> Mixture:
+    """Return the posteriors stored in a catalogue (float32 accuracy).
+
+    Raises
+    ------
+    ValueError
+        If the catalogue holds no mixtures, or mixtures of another number of targets.
+    """
+    if _MIXTURE_MEAN not in table.column_names:
+        raise ValueError("the catalogue holds no mixtures: run infer with --posterior mixture")
+    dims = len(targets)
+    mean, tril = (_matrix(table[name]) for name in (_MIXTURE_MEAN, _MIXTURE_TRIL))
+    passes = mean.shape[1] // dims
+    triangle = dims * (dims + 1) // 2
+    if (mean.shape[1], tril.shape[1]) != (passes * dims, passes * triangle):
+        raise ValueError(
+            f"stored means have {mean.shape[1]} and factors {tril.shape[1]} elements; not mixtures of {dims} targets"
+        )
+    rows, cols = np.tril_indices(dims)
+    scale_tril_NKDD = np.zeros((len(table), passes, dims, dims))
+    scale_tril_NKDD[:, :, rows, cols] = tril.reshape(len(table), passes, triangle)
+    mean_NKD = mean.reshape(len(table), passes, dims)
+    return Mixture(torch.from_numpy(mean_NKD), torch.from_numpy(scale_tril_NKDD), targets)
+
+
+def _astropy_yaml(fields: list[pa.Field]) -> str:
+    """Units and descriptions in the form in which astropy stores them in Parquet (astropy.io.misc.parquet)."""
+    empty = Table()
+    for item in fields:
+        # The element type of a fixed-size list; astropy reads the types themselves from Parquet's schema.
+        kind = getattr(item.type, "value_type", item.type)
+        dtype = "U1" if kind == pa.string() else kind.to_pandas_dtype()
+        unit, description = (item.metadata[key].decode() for key in (b"unit", b"description"))
+        empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description)
+    return "\n".join(get_yaml_from_table(empty))
+
+
+def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:
+    flat_NX = values.to(torch.float32).cpu().flatten(1).contiguous().numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat_NX.reshape(-1)), flat_NX.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.astype(np.float64).reshape(len(column), column.type.list_size)

@@ -1,0 +1,278 @@
+"""The posterior of many galaxies: for each, an equal-weight mixture of full-covariance Gaussians in standardised target space.
+
+Shape legend: N galaxies, K passes (mixture components), D targets, Q quantile levels, G points.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.modes import mixture_mode
+from gampen_ray.posterior.moments import Moments, correlation_from_covariance, physical_moments
+from gampen_ray.posterior.quantiles import mixture_cdf, mixture_quantile
+from gampen_ray.posterior.summary import summary_table
+
+# Galaxies worked on at once: bounds memory and keeps temporaries in cache; changes no result.
+_CHUNK = 256
+
+
+class Mixture:
+    """Posteriors of N galaxies: z ~ (1/K) sum_k N(mean_k, L_k L_k^T) per galaxy, z the standardised targets.
+
+    Immutable. Results are NumPy float64 arrays in physical units with galaxies first, unless a name says ``standardised``.
+
+    Parameters
+    ----------
+    mean_NKD
+        Component means in standardised space; kept on their device as float64.
+    scale_tril_NKDD
+        Lower Cholesky factors of the component covariances, with positive diagonals.
+    targets
+        Names, units and transforms of the D targets.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, a value is not finite or a diagonal element is not positive.
+    """
+
+    def __init__(self, mean_NKD: Tensor, scale_tril_NKDD: Tensor, targets: TargetSchema):
+        dims = len(targets)
+        if mean_NKD.ndim != 3 or mean_NKD.shape[2] != dims or mean_NKD.shape[1] == 0:
+            raise ValueError(f"mean_NKD has shape {tuple(mean_NKD.shape)}; it must be N x K x {dims} with K > 0")
+        if scale_tril_NKDD.shape != (*mean_NKD.shape, dims):
+            raise ValueError(f"scale_tril_NKDD has shape {tuple(scale_tril_NKDD.shape)}, not {(*mean_NKD.shape, dims)}")
+        self.targets = targets
+        self.mean_NKD = mean_NKD.detach().to(torch.float64)
+        self.scale_tril_NKDD = scale_tril_NKDD.detach().to(torch.float64).tril()
+        diagonal = torch.diagonal(self.scale_tril_NKDD, dim1=-2, dim2=-1)
+        finite = self.mean_NKD.isfinite().flatten(1).all(1) & self.scale_tril_NKDD.isfinite().flatten(1).all(1)
+        good = finite & (diagonal > 0).flatten(1).all(1)
+        if not bool(good.all()):
+            bad = (~good).nonzero()[:, 0]
+            raise ValueError(
+                f"{len(bad)} of {len(good)} galaxies have a mean or covariance that is not finite or not positive definite, "
+                f"the first is number {int(bad[0])}; leave these rows out"
+            )
+
+    # --- N galaxies as a sequence ---
+
+    def __len__(self) -> int:
+        return len(self.mean_NKD)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> "Mixture":
+        """Return the posteriors of some galaxies; an integer gives a Mixture of one."""
+        if isinstance(index, int | np.integer):
+            index = [int(index)]
+        if isinstance(index, np.ndarray):
+            index = torch.from_numpy(index).to(self.mean_NKD.device)  # type: ignore[assignment]
+        return Mixture(self.mean_NKD[index], self.scale_tril_NKDD[index], self.targets)
+
+    @staticmethod
+    def concatenate(mixtures: Sequence["Mixture"]) -> "Mixture":
+        """Return the posteriors of all galaxies of one or more mixtures with the same targets and K."""
+        if any(mixture.targets != mixtures[0].targets for mixture in mixtures):
+            raise ValueError("mixtures to concatenate have different target schemas")
+        means, trils = [m.mean_NKD for m in mixtures], [m.scale_tril_NKDD for m in mixtures]
+        return Mixture(torch.cat(means), torch.cat(trils), mixtures[0].targets)
+
+    @property
+    def num_passes(self) -> int:
+        """Number K of components."""
+        return self.mean_NKD.shape[1]
+
+    def scaled(self, factor_D: np.ndarray) -> "Mixture":
+        """Return the posteriors stretched about the mixture mean in standardised space: z' = m + s (z - m) for each target."""
+        factor = torch.as_tensor(np.asarray(factor_D, dtype=np.float64), device=self.mean_NKD.device)
+        if factor.shape != (len(self.targets),) or not bool((factor > 0).all()):
+            raise ValueError(f"factor_D is {np.asarray(factor_D).tolist()}; it must hold {len(self.targets)} positive numbers")
+        centre = self.mean_NKD.mean(1, keepdim=True)
+        return Mixture(centre + factor * (self.mean_NKD - centre), factor[:, None] * self.scale_tril_NKDD, self.targets)
+
+    # --- moments ---
+
+    def mean(self) -> np.ndarray:
+        """Return posterior means, N x D."""
+        return self._moments.mean_ND
+
+    def std(self) -> np.ndarray:
+        """Return posterior standard deviations, N x D."""
+        return self._moments.std_ND
+
+    def skew(self) -> np.ndarray:
+        """Return skewnesses (third standardised central moment), N x D."""
+        return self._moments.skew_ND
+
+    def kurtosis(self) -> np.ndarray:
+        """Return excess kurtoses (zero for a Gaussian), N x D."""
+        return self._moments.kurtosis_ND
+
+    def covariance(self) -> np.ndarray:
+        """Return the covariance between targets, N x D x D."""
+        return self._moments.covariance_NDD
+
+    def correlation(self) -> np.ndarray:
+        """Return Pearson's correlation between targets, N x D x D."""
+        return correlation_from_covariance(self._moments.covariance_NDD)
+
+    def aleatoric_std(self) -> np.ndarray:
+        """Return the root of the mean of the passes' variances, N x D: the law of total variance."""
+        return self._moments.aleatoric_std_ND
+
+    def epistemic_std(self) -> np.ndarray:
+        """Return the root of the variance of the passes' means, N x D; its square and the aleatoric one's add up to `std`'s."""
+        return self._moments.epistemic_std_ND
+
+    @functools.cached_property
+    def _moments(self) -> Moments:
+        parts = []
+        for piece in self.chunks(_CHUNK):
+            covariance = piece.scale_tril_NKDD @ piece.scale_tril_NKDD.mT
+            parts.append(physical_moments(piece.mean_NKD, covariance, self.targets))
+        return Moments(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+    # --- marginal distributions ---
+
+    def quantile(self, q: float | Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the marginal quantiles, N x D for one level and N x Q x D for several; levels lie in (0, 1)."""
+        z_NQD = self.standardised_quantile(np.atleast_1d(q))
+        y_NQD = self.targets.physical(z_NQD)
+        return y_NQD[:, 0] if np.ndim(q) == 0 else y_NQD
+
+    def credible_interval(self, level: float) -> np.ndarray:
+        """Return the ends of the equal-tailed interval of probability ``level``, N x 2 x D."""
+        return self.quantile([0.5 * (1 - level), 0.5 * (1 + level)])
+
+    def mode(self) -> np.ndarray:
+        """Return where each marginal density in physical space is highest, N x D."""
+        return np.concatenate([piece._mode() for piece in self.chunks(_CHUNK)])
+
+    def cdf(self, y_ND: np.ndarray) -> np.ndarray:
+        """Return the marginal probabilities below ``y_ND``, N x D; y is clipped and checked as in training."""
+        z_ND = torch.from_numpy(self.targets.standardise(y_ND)).to(self.mean_NKD.device)
+        pieces = zip(self.chunks(_CHUNK), z_ND.split(_CHUNK), strict=True)
+        return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for p, z in pieces])
+
+    def marginal_density(self, d: int, y_G: np.ndarray) -> np.ndarray:
+        """Return target number ``d``'s density at ``y_G``, N x G, per physical unit; zero outside the transform's domain."""
+        target = self.targets.targets[d]
+        y_G = np.asarray(y_G, dtype=np.float64)
+        inside = _in_domain(target, y_G)
+        t = torch.from_numpy(y_G[inside]).to(self.mean_NKD.device)
+        t = {"identity": torch.clone, "log": torch.log, "logit": torch.logit}[target.transform](t)
+        z = (t - target.location) / target.scale
+        density_NG = np.zeros((len(self), len(y_G)))
+        for i, piece in enumerate(self.chunks(_CHUNK)):
+            mean, sigma = piece.mean_NKD[:, :, d, None], piece._sigma_NKD[:, :, d, None]
+            # N x K x G
+            log_density = -0.5 * ((z - mean) / sigma).square() - torch.log(math.sqrt(2 * math.pi) * sigma)
+            total = torch.logsumexp(log_density, 1) - math.log(self.num_passes) + _log_slope(target, t)
+            density_NG[i * _CHUNK : i * _CHUNK + len(piece), inside] = torch.exp(total).cpu().numpy()
+        return density_NG
+
+    # --- joint distribution ---
+
+    def sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
+        """Return ``n`` joint draws a galaxy, N x n x D."""
+        return self.targets.physical(self.standardised_sample(n, seed))
+
+    def log_prob(self, y_ND: np.ndarray) -> np.ndarray:
+        """Return the log of the joint density at ``y_ND``, N, per physical units; y is clipped and checked as in training."""
+        z_ND = self.targets.standardise(y_ND)
+        z = torch.from_numpy(z_ND)
+        t = [target.location + target.scale * z[:, d] for d, target in enumerate(self.targets)]
+        slopes = [_log_slope(target, t_N) for target, t_N in zip(self.targets, t, strict=True)]
+        return self.standardised_log_prob(z_ND[:, None, :])[:, 0] + torch.stack(slopes, -1).sum(-1).numpy()
+
+    def standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
+        """Return marginal quantiles in standardised space, N x Q x D."""
+        q_Q = np.asarray(q_Q, dtype=np.float64)
+        if not ((q_Q > 0) & (q_Q < 1)).all():
+            raise ValueError(f"quantile levels are {q_Q.tolist()}; they must lie strictly between 0 and 1")
+        return np.concatenate([piece._standardised_quantile(q_Q) for piece in self.chunks(_CHUNK)])
+
+    def standardised_mean(self) -> np.ndarray:
+        """Return the mixture means in standardised space, N x D."""
+        return self.mean_NKD.mean(1).cpu().numpy()
+
+    def standardised_sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
+        """Return ``n`` joint draws a galaxy in standardised space, N x n x D."""
+        generator = np.random.default_rng(seed)
+        pass_Nn = torch.from_numpy(generator.integers(self.num_passes, size=(len(self), n)))
+        noise = torch.from_numpy(generator.standard_normal((len(self), n, len(self.targets), 1)))
+        galaxy = torch.arange(len(self))[:, None]
+        mean, tril = self.mean_NKD.cpu()[galaxy, pass_Nn], self.scale_tril_NKDD.cpu()[galaxy, pass_Nn]
+        return (mean + (tril @ noise)[..., 0]).numpy()
+
+    def standardised_log_prob(self, z_NGD: np.ndarray) -> np.ndarray:
+        """Return the log of the joint density in standardised space at G points a galaxy, N x G."""
+        z = torch.from_numpy(np.ascontiguousarray(z_NGD)).to(self.mean_NKD.device)
+        whiten_NKDD, log_norm_NK1 = self._whitening
+        # N x K x G x D
+        residual = (z[:, None] - self.mean_NKD[:, :, None]) @ whiten_NKDD.mT
+        exponent = log_norm_NK1 - 0.5 * residual.square().sum(-1)
+        return (torch.logsumexp(exponent, 1) - math.log(self.num_passes)).cpu().numpy()
+
+    # --- output ---
+
+    def to_table(self) -> pa.Table:
+        """Return the summary columns of the catalogue as a table; see `gampen_ray.posterior.summary`."""
+        return summary_table(self)
+
+    def chunks(self, size: int) -> list["Mixture"]:
+        """Return the mixture in pieces of at most ``size`` galaxies; an empty mixture is one piece."""
+        return [self[start : start + size] for start in range(0, max(len(self), 1), size)]
+
+    # --- pieces small enough to work on at once ---
+
+    @functools.cached_property
+    def _sigma_NKD(self) -> Tensor:
+        return torch.linalg.vector_norm(self.scale_tril_NKDD, dim=-1)
+
+    @functools.cached_property
+    def _whitening(self) -> tuple[Tensor, Tensor]:
+        identity = torch.eye(len(self.targets), dtype=torch.float64, device=self.mean_NKD.device)
+        whiten = torch.linalg.solve_triangular(self.scale_tril_NKDD, identity, upper=False)
+        log_det = torch.log(torch.diagonal(whiten, dim1=-2, dim2=-1)).sum(-1, keepdim=True)
+        return whiten, log_det - 0.5 * len(self.targets) * math.log(2 * math.pi)
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Standardised means and standard deviations as (N D) x K."""
+        return tuple(x.transpose(1, 2).reshape(-1, self.num_passes) for x in (self.mean_NKD, self._sigma_NKD))  # type: ignore
+
+    def _standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
+        p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
+        z = mixture_quantile(p_Q, *self._rows()).reshape(len(self), len(self.targets), len(q_Q))
+        return z.transpose(1, 2).cpu().numpy()
+
+    def _mode(self) -> np.ndarray:
+        mean_RK, sigma_RK = self._rows()
+        scale, location = (
+            mean_RK.new_tensor([getattr(target, name) for target in self.targets]).repeat(len(self))[:, None]
+            for name in ("scale", "location")
+        )
+        transforms = [target.transform for target in self.targets] * len(self)
+        t_R1 = mixture_mode(transforms, location + scale * mean_RK, scale * sigma_RK)[:, None]
+        return self.targets.physical(((t_R1 - location) / scale).reshape(len(self), len(self.targets)).cpu().numpy())
+
+
+def _in_domain(target: Target, y: np.ndarray) -> np.ndarray:
+    inside = np.isfinite(y)
+    if target.transform != "identity":
+        inside &= y > 0
+    return inside & (y < 1) if target.transform == "logit" else inside
+
+
+def _log_slope(target: Target, t: Tensor) -> Tensor:
+    """Return log |dz/dy| at transformed value t."""
+    slope = torch.full_like(t, -math.log(target.scale))
+    if target.transform == "log":
+        return slope - t
+    return slope + softplus(t) + softplus(-t) if target.transform == "logit" else slope

@@ -1,0 +1,144 @@
+"""The `report` verb: gathers what the page shows.
+
+Shape legend: N galaxies, D targets, G grid points, C bands, H x W pixels.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from gampen_ray import storage
+from gampen_ray.config import ReportConfig
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+from gampen_ray.model.spatial_transformer import crop_corners, crop_images
+from gampen_ray.posterior.bundle import Bundle, Predictor
+from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
+from gampen_ray.report.page import Example, ReportData, render
+
+logger = logging.getLogger(__name__)
+
+_GRID = 256
+
+
+def report(config: ReportConfig) -> str:
+    """Write the page and return its URI.
+
+    Raises
+    ------
+    UserError
+        If there is no evaluation, or what it is about is not there any more.
+    """
+    uri = storage.join(config.evaluation, EVALUATION)
+    if not storage.exists(uri):
+        raise UserError(f"evaluation: {config.evaluation} has no {EVALUATION}; give the output folder of `evaluate`")
+    evaluation = storage.read_json(uri)
+    judged = load_judged(evaluation["catalog"])
+    page = render(_report_data(evaluation, judged, config.num_examples))
+    output = storage.absolute(config.output)
+    storage.write_bytes_atomic(output, page.encode())
+    logger.info("wrote %s", output)
+    return output
+
+
+def _report_data(evaluation: dict[str, Any], judged: Judged, num_examples: int) -> ReportData:
+    bundle, catalog = judged.bundle, judged.catalog
+    column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
+    no_transformer = bundle.config.spatial_transformer.family == "none"
+    return ReportData(
+        title="Galaxy structural parameters",
+        targets=bundle.targets,
+        object_id_N=np.asarray(catalog["object_id"].to_pylist()),
+        truth_ND=judged.truths_ND,
+        median_ND=column["median"],
+        lo68_ND=column["lo68"],
+        hi68_ND=column["hi68"],
+        coverage=evaluation["coverage"],
+        accuracy=evaluation["accuracy"],
+        crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
+        examples=_examples(judged, num_examples),
+        history=_history(judged.manifest["config"]["bundle"]),
+        facts=_facts(judged),
+    )
+
+
+def _columns(catalog: pa.Table, bundle: Bundle, key: str) -> np.ndarray:
+    return np.stack([catalog[f"{name}_{key}"].to_numpy() for name in bundle.targets.names], axis=1)
+
+
+def _examples(judged: Judged, count: int) -> list[Example]:
+    """Galaxies evenly spread over the learned crop's size, predicted once more for their curves and crops."""
+    order = np.argsort(judged.catalog["crop_scale"].to_numpy(), kind="stable")
+    rows = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+    inference = judged.manifest["config"]
+    image_NCHW = _images(inference, judged.catalog["object_id"].take(rows))
+    prediction = Predictor(judged.bundle, num_passes=inference["num_passes"], seed=inference["seed"])(image_NCHW)
+    interval_N2D = prediction.mixture.credible_interval(0.6827)
+    ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
+    crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
+    examples = []
+    for i, row in enumerate(rows):
+        curves = {}
+        for d, name in enumerate(judged.bundle.targets.names):
+            truth = judged.truths_ND[row, d]
+            y_G = np.linspace(min(ends_NQD[i, 0, d], truth), max(ends_NQD[i, 1, d], truth), _GRID)
+            curves[name] = (y_G, prediction.mixture[i].marginal_density(d, y_G)[0])
+        names = judged.bundle.targets.names
+        examples.append(
+            Example(
+                object_id=judged.catalog["object_id"][int(row)].as_py(),
+                image_HW=image_NCHW[i, 0],
+                crop_HW=crops_NCHW[i, 0],
+                crop_corners=crop_corners(torch.from_numpy(prediction.affine_N23[i]), image_NCHW.shape[-1]).numpy(),
+                curves=curves,
+                truth={name: float(judged.truths_ND[row, d]) for d, name in enumerate(names)},
+                interval={name: tuple(interval_N2D[i, :, d].tolist()) for d, name in enumerate(names)},
+            )
+        )
+    return examples
+
+
+def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
+    """Return the cutouts of some galaxies in the order of ``ids``."""
+    found: dict[Any, np.ndarray] = {}
+    wanted = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    for uri in shards.shard_uris(inference["dataset"], inference["split"]):
+        id_column = shards.read_shard(uri, ["object_id"])["object_id"]
+        rows = np.flatnonzero(pc.is_in(id_column, value_set=wanted).to_numpy())
+        if rows.size:
+            image_NCHW = shards.images(shards.read_shard(uri, ["image"]))
+            found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in rows}
+    return np.stack([found[key] for key in wanted.to_pylist()])
+
+
+def _history(bundle_uri: str) -> list[dict[str, Any]]:
+    """Return the training history if the bundle lies in its run folder, else nothing."""
+    for uri in (storage.join(bundle_uri, "history.json"), storage.join(bundle_uri, "..", "history.json")):
+        if storage.exists(uri):
+            return storage.read_json(uri)
+    return []
+
+
+def _facts(judged: Judged) -> dict[str, str]:
+    manifest, trained = judged.manifest, judged.bundle.provenance
+    inference, config = manifest["config"], trained["train"]
+    info = shards.read_dataset_info(inference["dataset"])
+    return {
+        "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
+        "split": inference["split"] or "all",
+        "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
+        "dataset fingerprint": manifest["dataset_fingerprint"],
+        "bundle": f"{inference['bundle']} (trained {trained['date']})",
+        "training": f"{config['optimizer']['epochs']} epochs, seed {config['seed']}",
+        "parameters of the network": f"{sum(p.numel() for p in judged.bundle.network.parameters()):,}",
+        "likelihood": judged.bundle.config.likelihood,
+        "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
+        "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),
+        "inference": f"{manifest['seconds']} s, start-up included",
+        "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
+        "git revision": manifest["provenance"]["git_revision"] or "unknown",
+    }

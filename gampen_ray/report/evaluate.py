@@ -1,0 +1,116 @@
+"""The `evaluate` verb: a catalogue against the true values in its dataset.
+
+Shape legend: N galaxies, D targets.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gampen_ray import storage
+from gampen_ray.config import EvaluateConfig
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bundle import Bundle, load_bundle
+from gampen_ray.posterior.catalog import mixture_from_catalog
+from gampen_ray.posterior.evaluation import evaluate as evaluate_posteriors
+from gampen_ray.posterior.evaluation import format_table
+from gampen_ray.provenance import claim_output
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A catalogue joined with its true values.
+
+    Parameters
+    ----------
+    manifest
+        Of the catalogue.
+    bundle
+        That made it.
+    catalog
+        Rows that have true values, in the order of ``truths_ND``.
+    truths_ND
+        True values, physical.
+    """
+
+    manifest: dict[str, Any]
+    bundle: Bundle
+    catalog: pa.Table
+    truths_ND: np.ndarray
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Write ``evaluation.json`` and return its content.
+
+    Raises
+    ------
+    UserError
+        If the catalogue is not complete or holds no mixtures, the dataset lacks a target, or the output holds another run.
+    """
+    config = dataclasses.replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
+    judged = load_judged(config.catalog)
+    try:
+        mixture = mixture_from_catalog(judged.catalog, judged.bundle.targets)
+    except ValueError as error:
+        raise UserError(f"catalog: {config.catalog}: {error}") from None
+    claim_output(config.output, config)
+    evaluation = {
+        "catalog": config.catalog,
+        **evaluate_posteriors(mixture, judged.bundle.calibration_scale_D, judged.truths_ND),
+    }
+    storage.write_json(storage.join(config.output, EVALUATION), evaluation)
+    for line in format_table(evaluation).splitlines():
+        logger.info(line)
+    return evaluation
+
+
+def load_judged(output: str) -> Judged:
+    """Join a catalogue (the output folder of ``infer``) with the true values of its dataset, by object_id.
+
+    Raises
+    ------
+    UserError
+        If the catalogue is not complete, or the dataset lacks a target.
+    """
+    manifest_uri = storage.join(output, "manifest.json")
+    if not storage.exists(manifest_uri):
+        raise UserError(f"catalog: {output} has no manifest.json; give the output folder of a finished `infer`")
+    manifest = storage.read_json(manifest_uri)
+    bundle = load_bundle(manifest["config"]["bundle"])
+    parts = [read_parquet(uri) for uri in storage.list_files(storage.join(output, "catalog"), ".parquet")]
+    catalog = pa.concat_tables(parts)
+    truths = _truths(manifest["config"], bundle.targets)
+    # Sort both by id: the join is then a comparison.
+    catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
+    keep = pc.is_in(truths["object_id"], value_set=catalog["object_id"].combine_chunks())
+    truths = truths.filter(keep)
+    if len(catalog) == 0 or not catalog["object_id"].equals(truths["object_id"]):
+        raise UserError(
+            f"catalog: {output} holds {len(catalog)} galaxies, {len(truths)} of them in {manifest['config']['dataset']}; "
+            "its dataset was changed: run infer again"
+        )
+    truths_ND = np.stack([truths[name].to_numpy() for name in bundle.targets.names], axis=1)
+    return Judged(manifest=manifest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
+
+
+def read_parquet(uri: str) -> pa.Table:
+    """Return a Parquet file of a local folder or S3."""
+    with storage.open_input(uri) as source:
+        return pq.read_table(source)
+
+
+def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:
+    columns = ["object_id", *targets.names]
+    uris = shards.shard_uris(inference["dataset"], inference["split"])
+    return pa.concat_tables([shards.read_shard(uri, columns) for uri in uris])

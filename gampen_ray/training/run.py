@@ -1,0 +1,148 @@
+"""A training run from dataset to model bundle; what every worker executes.
+
+Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from gampen_ray import storage
+from gampen_ray.config import TrainConfig, to_dict
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.likelihood import gaussian
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bundle import Bundle
+from gampen_ray.posterior.calibration import coverage, fit_scale
+from gampen_ray.posterior.mc_dropout import ThinnedNetworks
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.provenance import provenance
+from gampen_ray.training.loop import Plan, Worker, fit
+
+BUNDLE, HISTORY = "bundle", "history.json"
+_SAMPLE_IMAGES = 2_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A config together with what the training data settle: equal on all workers.
+
+    Parameters
+    ----------
+    config
+        The user's config.
+    targets, images
+        Fitted on the training split.
+    num_train, num_val
+        Galaxies in the splits.
+    fingerprint
+        Of the dataset.
+    """
+
+    config: TrainConfig
+    targets: TargetSchema
+    images: ImagePreprocessing
+    num_train: int
+    num_val: int
+    fingerprint: str
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns that training reads."""
+        return ["image", *self.targets.names]
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Read the dataset's description, targets and a sample of its images, and check them against the config.
+
+    Raises
+    ------
+    UserError
+        If the dataset lacks a split or a target, a value lies outside its transform's domain, or the network does not fit.
+    """
+    info = shards.read_dataset_info(config.dataset)
+    for split in ("train", "val"):
+        if not info.num_rows.get(split):
+            raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
+    if not config.targets:
+        raise UserError("targets: none given; name at least one column of the dataset")
+    train = [shards.read_shard(uri, list(config.targets)) for uri in shards.shard_uris(config.dataset, "train")]
+    values_ND = np.concatenate([np.stack([table[name].to_numpy() for name in config.targets], axis=1) for table in train])
+    first = shards.images(shards.read_shard(shards.shard_uris(config.dataset, "train")[0], ["image"]))
+    run = Run(
+        config=config,
+        targets=TargetSchema.fit(config.targets, values_ND, info.target_units),
+        images=ImagePreprocessing.fit(config.images, info.bands, first[:_SAMPLE_IMAGES]),
+        num_train=info.num_rows["train"],
+        num_val=info.num_rows["val"],
+        fingerprint=info.fingerprint,
+    )
+    build_network(run)
+    return run
+
+
+def build_network(run: Run) -> Network:
+    """Return the untrained network; its weights depend on the seed alone."""
+    torch.manual_seed(run.config.seed)
+    images = run.images
+    return Network(run.config.network, channels=images.channels, size=images.size, num_targets=len(run.targets))
+
+
+def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
+    """Train, calibrate, and let worker 0 write history and bundle into the run folder.
+
+    Parameters
+    ----------
+    worker
+        This worker's view of the world.
+    run
+        What is trained.
+    steps_per_epoch
+        Optimiser steps in an epoch.
+    """
+    config = run.config
+    network = build_network(run)
+    plan = Plan(
+        network=network, images=run.images, optimizer=config.optimizer, steps_per_epoch=steps_per_epoch, seed=config.seed
+    )
+    history = fit(worker, plan)
+    mixture, truths_ND = validation_posterior(worker, run, network)
+    if worker.rank != 0:
+        return
+    scale_D, metrics = calibrate(mixture, truths_ND)
+    bundle = Bundle(
+        network=network.cpu(),
+        config=config.network,
+        targets=run.targets,
+        images=run.images,
+        calibration_scale_D=scale_D if config.calibration.enabled else np.ones_like(scale_D),
+        metrics={"val_loss": min(row["val_loss"] for row in history), "fitted_scale": scale_D.tolist(), **metrics},
+        provenance={**provenance(), "dataset_fingerprint": run.fingerprint, "train": to_dict(config)},
+    )
+    storage.write_json(storage.join(config.output, HISTORY), history)
+    bundle.save(storage.join(config.output, BUNDLE))
+
+
+def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
+    """Return the uncalibrated posteriors of the validation split, and its true values (N x D, physical)."""
+    thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
+    outputs, targets = zip(*((thinned(run.images(x))[0], y) for x, y in worker.batches("val", 0)), strict=True)
+    outputs_NKP, z_ND = worker.gather(torch.cat(outputs)), worker.gather(torch.cat(targets))
+    mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(run.targets))
+    return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().cpu().numpy())
+
+
+def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the fitted scale of each target and the coverage on the same galaxies before and after, as plain values."""
+    scale_D = fit_scale(mixture, truths_ND)
+    return scale_D, {
+        "coverage": {
+            "uncalibrated": [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)],
+            "calibrated": [dataclasses.asdict(row) for row in coverage(mixture.scaled(scale_D), truths_ND)],
+        }
+    }

@@ -1,0 +1,21 @@
+"""Fixtures that several folders of tests share."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# Ray's workers inherit these: two of them on two cores must not start four threads each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray with two CPUs for all tests that need it; code under test finds it running and keeps it."""
+    import ray
+
+    from gampen_ray.engine.session import ray_session
+
+    with ray_session():
+        assert ray.is_initialized()
+        yield

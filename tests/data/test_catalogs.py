@@ -1,0 +1,132 @@
+"""Input catalogues: CSV, FITS and Parquet give the same table, and identifiers survive exactly."""
+
+import gzip
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.table import MaskedColumn, Table
+
+from gampen_ray.data.catalogs import column_unit, numbers, read_catalog, require_columns, to_ids
+from gampen_ray.errors import UserError
+
+# Neighbours that one float64 cannot tell apart.
+SDSS_IDS = [587722984439545906, 587722984439545907, 587739130813546660]
+
+
+def _write(path: Path) -> None:
+    table = Table({"objid": SDSS_IDS, "file_name": ["a.fits", "b.fits", "c.fits"], "flux": [1.5, 2.5, 3.5], "bulge": [1, 2, 3]})
+    table["flux"].unit = u.Jy
+    if ".csv" in path.suffixes:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+            file.write("objid,file_name,flux,bulge\n" + "\n".join(",".join(map(str, row)) for row in table) + "\n")
+    elif path.suffix == ".parquet":
+        arrow = pa.table({name: table[name].tolist() for name in table.colnames})
+        fields = [field.with_metadata({"unit": "Jy"}) if field.name == "flux" else field for field in arrow.schema]
+        pq.write_table(arrow.cast(pa.schema(fields)), path)
+    else:
+        table.write(path, format="fits")
+
+
+@pytest.mark.parametrize("name", ["c.csv", "c.fits", "C.FIT", "c.csv.gz", "c.fits.gz", "c.parquet"])
+def test_every_format_gives_the_same(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    _write(path)
+    table = read_catalog(str(path), ("objid", "file_name"))
+    assert table.column_names == ["objid", "file_name", "flux", "bulge"]
+    ids = to_ids(table.column("objid"))
+    assert (ids.type, ids.to_pylist()) == (pa.int64(), SDSS_IDS)
+    assert table.column("file_name").to_pylist() == ["a.fits", "b.fits", "c.fits"]
+    assert numbers(table.column("flux"))[0].tolist() == [1.5, 2.5, 3.5]
+    assert column_unit(table, "flux") == ("" if ".csv" in name else "Jy")
+
+
+def test_fits_masks_and_vectors(tmp_path: Path) -> None:
+    table = Table({"id": MaskedColumn([1, 2, 3], mask=[False, True, False]), "x": [1.0, np.nan, 3.0], "v": np.zeros((3, 2))})
+    table.write(tmp_path / "c.fits")
+    read = read_catalog(str(tmp_path / "c.fits"))
+    assert read.column_names == ["id", "x"]
+    assert to_ids(read.column("id")).to_pylist() == [1, None, 3]
+
+
+def test_parquet_drops_what_is_not_scalar_and_decodes_dictionaries(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [[1], [2]], "b": pa.array(["x", "y"]).dictionary_encode()}), tmp_path / "c.parquet")
+    read = read_catalog(str(tmp_path / "c.parquet"))
+    assert read.schema == pa.schema([("b", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array(["1", " 2 ", ""]), pa.array([1, 2, None])),
+        (pa.array(["007", "8"]), pa.array(["007", "8"])),
+        (pa.array(["1_0", "8"]), pa.array(["1_0", "8"])),
+        (pa.array(["1.0", "2"]), pa.array(["1.0", "2"])),
+        (pa.array(["99999999999999999999", "2"]), pa.array(["99999999999999999999", "2"])),
+        (pa.array(["G1", None]), pa.array(["G1", None])),
+        (pa.array([2**64 - 1, 1], type=pa.uint64()), pa.array([str(2**64 - 1), "1"])),
+        (pa.array([3, None], type=pa.int16()), pa.array([3, None])),
+        (pa.array([1.0, None, np.nan]), pa.array([1, None, None])),
+    ],
+)
+def test_ids_are_integers_only_where_nothing_is_lost(values: pa.Array, expected: pa.Array) -> None:
+    assert to_ids(pa.chunked_array([values])).equals(expected)
+
+
+@pytest.mark.parametrize("value", [1.5, 587722984439545906.0])
+def test_inexact_ids_are_refused(value: float) -> None:
+    with pytest.raises(UserError, match="floating-point numbers, which are not exact"):
+        to_ids(pa.chunked_array([pa.array([value])]))
+
+
+def test_numbers_tell_what_is_wrong() -> None:
+    values, faults = numbers(pa.chunked_array([pa.array(["1.5", "abc", None, "inf", " "])]))
+    assert values[0] == 1.5
+    assert faults.tolist() == [
+        "",
+        "is 'abc', not a finite number",
+        "is missing",
+        "is 'inf', not a finite number",
+        "is missing",
+    ]
+    assert numbers(pa.chunked_array([pa.array([np.nan, 2])]))[1].tolist() == ["is nan, not a finite number", ""]
+
+
+def test_missing_columns_name_the_field_and_those_there(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    _write(path)
+    with pytest.raises(
+        UserError, match=r"targets: catalog .*c.csv has no column 'mass'; its columns: objid, file_name, flux, bulge"
+    ):
+        require_columns(str(path), read_catalog(str(path)), {"flux": "targets", "mass": "targets"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("c.txt", "a\n1\n", "the name must end in .csv, .fits"),
+        ("c.csv", "", "c.csv: cannot be read: Empty CSV"),
+        ("c.csv", "a,b\n", "c.csv: has no rows"),
+        ("c.csv", "a,b\n1\n", "Expected 2 columns, got 1"),
+        ("c.csv", "a,a\n1,2\n", "several columns are called 'a'"),
+        ("c.fits", "text", "c.fits: cannot be read"),
+        ("c.parquet", "text", "c.parquet: cannot be read"),
+    ],
+)
+def test_unreadable_catalogues(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_catalog(str(tmp_path / name))
+
+
+def test_truncated_and_missing_catalogues(tmp_path: Path) -> None:
+    path = tmp_path / "c.fits"
+    Table({"a": np.arange(5000)}).write(path)
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(UserError, match=r"c.fits: cannot be read: .*truncated"):
+        read_catalog(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        read_catalog(str(tmp_path / "absent.csv"))

@@ -1,0 +1,108 @@
+"""Ingest through Ray: real cutouts, interruption, and what the output may hold."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.data
+from astropy.io import fits
+
+from gampen_ray import storage
+from gampen_ray.config import IngestConfig
+from gampen_ray.data import packing, shards
+from gampen_ray.engine.ingest import ingest
+from gampen_ray.errors import UserError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _config(tmp_path: Path, num_files: int = 6, **changes: object) -> IngestConfig:
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(num_files):
+        fits.PrimaryHDU(rng.normal(size=(9, 10)).astype(np.float32)).writeto(images / f"f{index}.fits")
+    rows = [f"{index},f{index}.fits,{index + 1}.5" for index in range(num_files)]
+    (tmp_path / "c.csv").write_text("\n".join(["object_id,file_name,flux", *rows]) + "\n")
+    values = {"images": str(images), "catalog": str(tmp_path / "c.csv"), "output": str(tmp_path / "out"), "cutout_size": 8}
+    return IngestConfig(**values | {"targets": ("flux",), "galaxies_per_shard": 2} | changes)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss", "*fitim.fits", 5), ("sdss_cutouts", "*.fits*", 2)]
+)
+def test_real_cutouts(tmp_path: Path, folder: str, pattern: str, count: int) -> None:
+    if not (DATA / folder).is_dir():
+        pytest.skip(f"no real data: {DATA / folder} is not there")
+    config = IngestConfig(
+        images=str(DATA / folder),
+        pattern=pattern,
+        output=str(tmp_path / "out"),
+        cutout_size=120,
+        galaxies_per_shard=2,
+        bands=("r",),
+    )
+    summary = ingest(config)
+    assert (summary.num_rows, summary.num_quarantined, summary.reasons) == ({"all": count}, 0, {})
+    assert shards.validate_dataset(config.output) == []
+    assert len(shards.shard_uris(config.output)) == -(-count // 2)
+    batch = ray.data.read_parquet(shards.shard_uris(config.output)).take_batch(count, batch_format="numpy")
+    assert batch["image"].shape == (count, 1, 120, 120)
+    assert batch["image"].dtype == np.float32
+    if folder == "sdss_cutouts":
+        assert sorted(batch["object_id"]) == ["587722984439545906-g", "587739130813546660-g"]
+
+
+def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = _config(tmp_path, output="out")
+    whole = ingest(dataclasses.replace(config, output="whole"))
+    assert sum(whole.num_rows.values()) == 6
+    # As a run leaves it that was killed when the second of three parts had been written: a shard without a receipt.
+    rows, info = packing.plan(dataclasses.replace(config, images=str(tmp_path / "images"), output=str(tmp_path / "out")))
+    settings = {key: value for key, value in info.source.items() if key not in ("output", "resources")}
+    storage.write_json("out/ingest/plan.json", {"fingerprint": info.fingerprint, "settings": settings})
+    absolute = dataclasses.replace(config, output=str(tmp_path / "out"))
+    storage.write_json("out/ingest/part-000000.json", dict(packing.pack(rows.slice(0, 2), 0, absolute, info)))
+    packing.pack(rows.slice(2, 2), 1, absolute, info)
+    kept = {uri: Path(uri).stat().st_mtime_ns for uri in shards.shard_uris("out") if "part-000000" in uri}
+    assert kept
+    assert ingest(config).num_rows == whole.num_rows
+    assert {uri: Path(uri).stat().st_mtime_ns for uri in kept} == kept
+    assert shards.validate_dataset("out") == []
+    assert not (tmp_path / "out" / "ingest").exists()
+    assert shards.read_dataset_info("out").fingerprint == shards.read_dataset_info("whole").fingerprint
+    # Once more: nothing is written.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert ingest(config).num_rows == whole.num_rows
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    with pytest.raises(UserError, match="holds another dataset; choose another output or delete it"):
+        ingest(dataclasses.replace(config, cutout_size=7))
+    with pytest.raises(UserError, match="is not empty; choose another output"):
+        ingest(dataclasses.replace(config, output="images"))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+
+def test_nothing_usable_is_one_error_with_the_most_common_reason(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    for index in range(6):
+        (tmp_path / "images" / f"f{index}.fits").write_text("x" * index)
+    with pytest.raises(UserError, match=r"none of the 6 rows can be used; .*\(5 rows\), here for .*fits: not a FITS file"):
+        ingest(config)
+    assert storage.list_files(config.output) == []
+
+
+def test_a_fault_of_the_output_reaches_the_user(tmp_path: Path) -> None:
+    config = _config(tmp_path, targets=())
+    _, info = packing.plan(config)
+    settings = {key: value for key, value in info.source.items() if key not in ("output", "resources")}
+    storage.write_json(f"{config.output}/ingest/plan.json", {"fingerprint": info.fingerprint, "settings": settings})
+    (tmp_path / "out" / "part-000001.parquet" / "in the way").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"part-000001.parquet: Is a directory"):
+        ingest(config)
+    assert not storage.exists(f"{config.output}/dataset.json")
+    with pytest.raises(UserError, match="holds an unfinished ingest of another config or catalogue"):
+        ingest(dataclasses.replace(config, cutout_size=7))

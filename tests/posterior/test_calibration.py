@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.calibration import JOINT, coverage, fit_scale, probability_integral_transform
+from gampen_ray.posterior.summary import LEVELS
+from tests.posterior.posterior_cases import components_1d, mixture
+
+# Wide transformed distributions would put truths beyond the logit's clip; these stay inside it.
+INNER = {"location": 0.0, "scale": 0.5}
+
+
+def true_draws(m, seed=11):
+    """One draw a galaxy from its own posterior."""
+    return m.sample(1, seed)[:, 0]
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    m = mixture("logit", "log", "identity", num_galaxies=2500, num_passes=8, **INNER)
+    return m, true_draws(m)
+
+
+def test_truths_drawn_from_the_posterior_give_nominal_coverage(calibrated):
+    rows = coverage(*calibrated)
+    assert [row.target for row in rows] == ["logit_0"] * 3 + ["log_1"] * 3 + ["identity_2"] * 3 + [JOINT] * 3
+    assert [row.level for row in rows] == list(LEVELS.values()) * 4
+    for row in rows:
+        assert row.coverage == pytest.approx(row.level, abs=4 * row.error), row
+        assert row.error == pytest.approx(np.sqrt(row.level * (1 - row.level) / 2500))
+
+
+def test_calibrated_posteriors_need_no_scale(calibrated):
+    assert fit_scale(*calibrated) == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize("factor", [0.4, 2.0])
+def test_wrong_width_is_repaired(calibrated, factor):
+    m, truths = calibrated
+    wrong = m.scaled(np.array([factor, 1.0, factor**2]))
+    before = {(row.target, row.level): row.coverage for row in coverage(wrong, truths)}
+    assert (before["logit_0", 0.6827] < 0.6) == (factor < 1)
+    assert abs(before[JOINT, 0.6827] - 0.6827) > 0.1
+    scale = fit_scale(wrong, truths)
+    assert scale == pytest.approx([1 / factor, 1.0, 1 / factor**2], rel=0.05)
+    for row in coverage(wrong.scaled(scale), truths):
+        assert row.coverage == pytest.approx(row.level, abs=4 * row.error), row
+
+
+def test_joint_coverage_of_one_target_with_one_peak_is_its_interval():
+    m = mixture("identity", num_galaxies=1500, num_passes=1)
+    rows = coverage(m, true_draws(m))
+    for marginal, joint in zip(rows[:3], rows[3:], strict=True):
+        assert joint.coverage == pytest.approx(marginal.coverage, abs=0.01)
+
+
+def test_joint_region_of_two_peaks_leaves_out_the_middle():
+    m = components_1d("identity", [-10.0, 10.0], [1.0, 1.0])
+    rows = coverage(m, np.array([[0.0]]))
+    assert [row.coverage for row in rows] == [1, 1, 1, 0, 0, 0]
+
+
+def test_coverage_is_seeded(calibrated):
+    m, truths = calibrated[0][:100], calibrated[1][:100]
+    assert coverage(m, truths, seed=3) == coverage(m, truths, seed=3)
+
+
+def test_scale_agrees_with_direct_search():
+    m = mixture("log", num_galaxies=1000, num_passes=4)
+    wrong, truths = m.scaled(np.array([0.6])), true_draws(m)
+
+    def misfit(log_scale):
+        scaled = wrong.scaled(np.exp([log_scale]))
+        shares = {level: np.mean([(truths >= low) & (truths <= high)]) for level, (low, high) in intervals(scaled)}
+        return sum((share - level) ** 2 / (level * (1 - level)) for level, share in shares.items())
+
+    def intervals(m):
+        return [(level, m.credible_interval(level).transpose(1, 0, 2)) for level in LEVELS.values()]
+
+    best = min(np.linspace(0.2, 0.8, 61), key=misfit)
+    assert np.log(fit_scale(wrong, truths)[0]) == pytest.approx(best, abs=0.04)
+
+
+def test_scale_where_the_mean_lies_outside_the_inner_interval():
+    """One outlying pass drags the mean out of the 68 % interval; scaling then moves the interval away from the mean."""
+    m = mixture("identity", num_galaxies=800, num_passes=10, spread=0.0)
+    mean = m.mean_NKD.clone()
+    mean[:, 0] += 60
+    skewed = type(m)(mean, m.scale_tril_NKDD, m.targets)
+    scale = fit_scale(skewed, true_draws(skewed))
+    assert scale == pytest.approx(1, abs=0.05)
+
+
+def test_scale_of_few_galaxies_stays_near_one():
+    m = mixture("log", num_galaxies=3)
+    assert fit_scale(m, m.quantile(0.55))[0] == pytest.approx(1, abs=0.1)
+    assert 1 < fit_scale(m, m.quantile(0.99))[0] < 3
+
+
+def test_scale_of_many_truths_near_the_median():
+    m = mixture("log", num_galaxies=500)
+    assert fit_scale(m, m.quantile(0.55))[0] < 0.25
+
+
+def test_scale_of_truths_at_ten_sigma():
+    m = mixture("identity", num_galaxies=50)
+    assert 3 < fit_scale(m, m.mean() + 10 * m.std())[0] < 16
+
+
+def test_scale_is_one_where_no_scale_in_range_matters():
+    m = mixture("identity", num_galaxies=50)
+    assert fit_scale(m, m.mean() + 1000 * m.std()) == pytest.approx(1)
+    assert fit_scale(m, m.mean()) == pytest.approx(1)
+
+
+def test_probability_integral_transform_is_uniform(calibrated):
+    m, truths = calibrated
+    pit = probability_integral_transform(m, truths)
+    assert pit.shape == truths.shape
+    for d in range(3):
+        assert stats.kstest(pit[:, d], "uniform").pvalue > 1e-3
+
+
+def test_truth_of_zero_bulge_to_total_is_clipped():
+    m = components_1d("logit", [-4.0], [1.0])
+    assert probability_integral_transform(m, np.zeros((1, 1))) == pytest.approx(m.cdf(np.full((1, 1), 0.01)))
+    assert coverage(m, np.zeros((1, 1)))[0].coverage == 1
+
+
+def test_truth_outside_the_domain():
+    with pytest.raises(UserError, match="domain of transform 'log'"):
+        coverage(mixture("log", num_galaxies=1), np.array([[-1.0]]))
+
+
+def test_truths_of_another_shape():
+    with pytest.raises(ValueError, match=r"truths_ND has shape \(3,\), not \(3, 1\)"):
+        fit_scale(mixture("log", num_galaxies=3), np.ones(3))
+
+
+def test_no_galaxies():
+    with pytest.raises(ValueError, match="at least one galaxy"):
+        coverage(mixture("log")[:0], np.ones((0, 1)))
+
+
+def test_coverage_of_scales_against_scaled_intervals():
+    """`fit_scale`'s closed form gives, at the scale found by root finding for one galaxy, the edge of its interval."""
+    m = components_1d("identity", [-1.0, 0.0, 4.0], [0.3, 0.5, 1.0])
+    truth = np.array([[6.5]])
+    covered = lambda s: coverage(m.scaled(np.array([s])), truth)[1].coverage - 0.5  # noqa: E731
+    edge = optimize.bisect(covered, 0.1, 10, xtol=1e-10)
+    centre, high = m.mean()[0, 0], m.credible_interval(0.9545)[0, 1, 0]
+    assert edge == pytest.approx((6.5 - centre) / (high - centre), rel=1e-8)

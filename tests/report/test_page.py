@@ -1,0 +1,418 @@
+"""The page with synthetic posteriors of known error, hostile text and missing parts; its layout in a real browser."""
+
+import dataclasses
+import html
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from gampen_ray.errors import UserError
+from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.report.page import Example, ReportData, render
+
+LEVELS = (0.6827, 0.9545, 0.9973)
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</title></style><b>",
+    "--></svg><script>",
+    "{{ 7 * 7 }}",
+    "$\\frac{a$",
+)
+
+
+def make_data(num_galaxies: int = 1200, num_targets: int = 3, num_examples: int = 6, size: int = 64) -> ReportData:
+    """Galaxies whose posteriors are exact Gaussians in transformed space, over-confident by a fifth before calibration."""
+    rng = np.random.default_rng(0)
+    targets = TargetSchema(
+        (
+            _target("bulge_to_total", "", "logit", 0.0, 1.2),
+            _target("effective_radius_arcsec", "arcsec", "log", 0.3, 0.6),
+            _target("flux", "ADU", "log", 6.5, 1.3),
+        )[:num_targets]
+    )
+    sigma_D = np.array([0.4, 0.12, 0.08])[:num_targets]
+    mean_ND = rng.normal(size=(num_galaxies, num_targets))
+    z_ND = mean_ND + rng.normal(size=mean_ND.shape) * sigma_D
+    truth_ND = targets.physical(z_ND)
+    median_ND = targets.physical(mean_ND)
+    lo68_ND, hi68_ND = targets.physical(mean_ND - sigma_D), targets.physical(mean_ND + sigma_D)
+    radius_N = truth_ND[:, min(1, num_targets - 1)]
+    crop_scale_N = np.clip(0.25 + 0.22 * np.log1p(radius_N) + rng.normal(size=num_galaxies) * 0.02, 0.2, 1.1)
+    examples = []
+    for i in range(num_examples):
+        curves, truth, interval = {}, {}, {}
+        for d, target in enumerate(targets):
+            z = np.linspace(mean_ND[i, d] - 5 * sigma_D[d], mean_ND[i, d] + 5 * sigma_D[d], 400)
+            y = target.physical(z)
+            curves[target.name] = (y, norm.pdf(z, mean_ND[i, d], sigma_D[d]) / np.gradient(y, z))
+            truth[target.name] = float(truth_ND[i, d])
+            interval[target.name] = (float(lo68_ND[i, d]), float(hi68_ND[i, d]))
+        image = _galaxy(rng, size, radius_pixels=2 + 1.5 * float(radius_N[i]))
+        half = 0.5 * size * crop_scale_N[i]
+        corners = (size - 1) / 2 + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        inner = slice(max(0, round(size / 2 - half)), round(size / 2 + half))
+        examples.append(
+            Example(
+                object_id=1_000_000 + i,
+                image_HW=image,
+                crop_HW=image[inner, inner],
+                crop_corners=corners,
+                curves=curves,
+                truth=truth,
+                interval=interval,
+            )
+        )
+    epochs = np.arange(1, 41)
+    return ReportData(
+        title="GaMPEN compact network on simulated KiDS galaxies",
+        targets=targets,
+        object_id_N=np.arange(num_galaxies) + 1_000_000,
+        truth_ND=truth_ND,
+        median_ND=median_ND,
+        lo68_ND=lo68_ND,
+        hi68_ND=hi68_ND,
+        coverage={
+            "uncalibrated": _coverage(targets.names, (z_ND - mean_ND) / (0.8 * sigma_D)),
+            "calibrated": _coverage(targets.names, (z_ND - mean_ND) / sigma_D),
+        },
+        accuracy={target.name: _accuracy(target, truth_ND[:, d], median_ND[:, d]) for d, target in enumerate(targets)},
+        crop_scale_N=crop_scale_N,
+        examples=examples,
+        history=[
+            {
+                "epoch": int(epoch),
+                "train_loss": float(3 * np.exp(-epoch / 6) - 1.5 - epoch / 80),
+                "val_loss": float(3 * np.exp(-epoch / 6) - 1.4 - epoch / 100 + 0.05 * rng.normal()),
+                "learning_rate": float(1e-3 * (1 + np.cos(np.pi * epoch / 40))),
+            }
+            for epoch in epochs
+        ],
+        facts={
+            "dataset": "simulated kids-r, 12,000 galaxies, seed 0",
+            "dataset fingerprint": "sha256:" + "9f86d081884c7d659a2feaa0c55ad015" * 2,
+            "network": "compact, full covariance, 212,345 parameters",
+            "Monte Carlo passes": "32",
+            "versions": "gampen_ray 0.1.0, torch 2.9.1, ray 2.60.0",
+            "date": "2026-01-31",
+        },
+    )
+
+
+def _target(name: str, unit: str, transform, location: float, scale: float) -> Target:
+    return Target(name=name, unit=unit, transform=transform, clip=0.01, location=location, scale=scale, low=0.0, high=1.0)
+
+
+def _galaxy(rng: np.random.Generator, size: int, radius_pixels: float) -> np.ndarray:
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    radius = np.hypot(x * np.cos(0.5) + y * np.sin(0.5), 1.6 * (y * np.cos(0.5) - x * np.sin(0.5)))
+    return (40 * np.exp(-1.68 * radius / radius_pixels) + rng.normal(size=(size, size))).astype(np.float32)
+
+
+def _coverage(names: tuple[str, ...], pull_ND: np.ndarray) -> list[dict]:
+    rows = []
+    for level in LEVELS:
+        shares = {name: float((np.abs(pull_ND[:, d]) < norm.ppf((1 + level) / 2)).mean()) for d, name in enumerate(names)}
+        shares["joint"] = min(1.0, float(np.mean(list(shares.values()))))
+        for name, share in shares.items():
+            error = float(np.sqrt(share * (1 - share) / len(pull_ND)))
+            rows.append({"target": name, "level": level, "coverage": share, "error": error})
+    return rows
+
+
+def _accuracy(target: Target, truth_N: np.ndarray, median_N: np.ndarray) -> dict:
+    error_N = median_N - truth_N
+    return {
+        "unit": target.unit,
+        "median_absolute_relative_error": float(np.median(np.abs(error_N / truth_N))),
+        "mean_absolute_error": float(np.abs(error_N).mean()),
+        "bias": float(error_N.mean()),
+        "rmse": float(np.sqrt((error_N**2).mean())),
+    }
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would make of the page: elements with attributes, and the text of each."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def values(self) -> list[float]:
+        return [float(attributes["value"]) for tag, attributes in self.elements if tag == "data"]
+
+    @property
+    def plots(self) -> list[dict]:
+        return [attributes for tag, attributes in self.elements if tag == "svg"]
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def text(data) -> str:
+    return render(data)
+
+
+def test_same_data_give_the_same_page(data, text):
+    assert render(data) == text
+
+
+def test_page_stays_small_for_many_galaxies_and_large_cutouts():
+    assert len(render(make_data(num_galaxies=20_000, size=128))) < 3e6
+
+
+def test_numbers_shown_are_those_of_the_data(data, text):
+    page = Page(text)
+    for row in data.accuracy.values():
+        for name in ("median_absolute_relative_error", "mean_absolute_error", "bias", "rmse"):
+            assert row[name] in page.values
+    for rows in data.coverage.values():
+        for row in rows:
+            assert row["coverage"] in page.values
+            assert f"{100 * row['coverage']:.1f}" in page.texts
+    for example in data.examples:
+        assert str(example.object_id) in "".join(page.texts)
+        for name in data.targets.names:
+            assert example.truth[name] in page.values
+            assert set(example.interval[name]) <= set(page.values)
+    assert float(np.median(data.crop_scale_N)) in page.values
+    assert min(row["val_loss"] for row in data.history) in page.values
+    assert set(data.facts.values()) <= set(page.texts)
+
+
+def test_summary_names_the_worst_coverage(data):
+    rows = [dict(row, coverage=row["level"]) for row in data.coverage["calibrated"]]
+    rows[5]["coverage"] = rows[5]["level"] - 0.042
+    text = render(dataclasses.replace(data, coverage=dict(data.coverage, calibrated=rows)))
+    summary = text[text.index('id="summary"') : text.index("<nav")]
+    assert ">−4.2</data>" in summary
+    assert f"{rows[5]['target']} at {100 * rows[5]['level']:.2f}&nbsp;%, after calibration" in summary
+
+
+def test_every_figure_has_alternative_text(text):
+    plots = Page(text).plots
+    # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, crop, loss, learning rate
+    assert len(plots) == 6 * 5 + 3 + 3 + 4 + 3
+    assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
+
+
+def test_ids_are_unique_and_references_resolve(text):
+    ids = [attributes["id"] for _, attributes in Page(text).elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r"""(?:href="|url\()#([\w-]+)""", text))
+    assert references <= set(ids)
+    assert len(references) > 20
+
+
+def test_nothing_is_loaded_from_the_network(text):
+    page = Page(text)
+    assert "http:" not in text and "https:" not in text
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": policy}) in page.elements
+    assert not {"script", "link", "iframe", "object", "embed", "img"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
+    assert set(re.findall(r"url\((.)", text)) == {"#"}
+
+
+def test_no_number_is_nan(text):
+    assert not re.search(r"\bnan\b|\binf\b|None", "".join(re.findall(r">[^<]*<|[vd]=\"[^\"]*\"", text)))
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_text_is_shown_and_does_nothing(hostile, text):
+    data = make_data(num_galaxies=40, num_examples=1)
+    first = dataclasses.replace(data.targets.targets[0], name=hostile, unit=hostile)
+    old = data.targets.names[0]
+    example = data.examples[0]
+    data = dataclasses.replace(
+        data,
+        title=hostile,
+        targets=TargetSchema((first, *data.targets.targets[1:])),
+        object_id_N=np.full(40, hostile),
+        coverage={kind: [_renamed(row, old, hostile) for row in rows] for kind, rows in data.coverage.items()},
+        accuracy={hostile if name == old else name: dict(row, unit=hostile) for name, row in data.accuracy.items()},
+        examples=[
+            dataclasses.replace(
+                example,
+                object_id=hostile,
+                **{
+                    name: {hostile if key == old else key: value for key, value in getattr(example, name).items()}
+                    for name in ("curves", "truth", "interval")
+                },
+            )
+        ],
+        facts={hostile: hostile},
+    )
+    page = Page(render(data))
+    # The same kinds of element as with harmless text.
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in Page(text).elements}
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    shown = "".join(page.texts)
+    assert shown.count(hostile) >= 10
+    assert f"Predicted {hostile} ({hostile})"[:45] in shown
+    assert any(hostile in plot["aria-label"] for plot in page.plots)
+
+
+def _renamed(row: dict, old: str, new: str) -> dict:
+    return dict(row, target=new if row["target"] == old else row["target"])
+
+
+def test_names_that_no_font_or_xml_holds_are_drawn():
+    data = make_data(num_galaxies=40, num_examples=0, num_targets=1)
+    target = dataclasses.replace(data.targets.targets[0], name="半径\x00🌀", unit="\n")
+    row = data.accuracy["bulge_to_total"]
+    data = dataclasses.replace(data, targets=TargetSchema((target,)), accuracy={target.name: row})
+    assert "Predicted 半径\ufffd🌀 (\ufffd)" in render(data)
+
+
+def test_missing_parts_are_said_to_be_missing(data):
+    page = render(
+        dataclasses.replace(
+            data, crop_scale_N=None, history=[], examples=[], facts={}, coverage={"uncalibrated": [], "calibrated": []}
+        )
+    )
+    for sentence in ("has no spatial transformer", "No training history", "No coverage was measured", "None were recorded"):
+        assert sentence in page
+    assert len(Page(page).plots) == 6
+
+
+def test_one_target_and_one_galaxy():
+    page = render(make_data(num_galaxies=1, num_targets=1, num_examples=1))
+    assert "1 target for" in page and "1 galaxy, compared" in " ".join(page.split())
+    # 2 images + 1 curve, prediction, residual, 2 coverages, crop, loss, learning rate
+    assert len(Page(page).plots) == 3 + 1 + 1 + 2 + 3
+
+
+def test_density_without_finite_values_at_the_ends():
+    data = make_data(num_galaxies=40, num_examples=1, num_targets=1)
+    curve = (np.linspace(0, 1, 5), np.array([np.nan, 1.0, 2.0, 1.0, np.inf]))
+    page = render(dataclasses.replace(data, examples=[dataclasses.replace(data.examples[0], curves={"bulge_to_total": curve})]))
+    test_no_number_is_nan(page)
+
+
+def test_constant_crop_and_diverged_training():
+    data = make_data(num_galaxies=40, num_examples=0)
+    history = [dict(data.history[0], train_loss=float("nan"), val_loss=float("nan"))]
+    page = render(dataclasses.replace(data, crop_scale_N=np.ones(40), history=history))
+    assert "lowest validation loss" not in page
+    test_no_number_is_nan(page)
+
+
+def test_undefined_accuracy_is_a_dash():
+    data = make_data(num_galaxies=40, num_examples=0)
+    accuracy = {
+        name: dict(row, median_absolute_relative_error=value)
+        for (name, row), value in zip(data.accuracy.items(), (None, float("nan"), float("inf")), strict=True)
+    }
+    page = render(dataclasses.replace(data, accuracy=accuracy))
+    test_no_number_is_nan(page)
+    assert page.count("<td>– %</td>") == 3
+
+
+def test_data_that_cannot_be_drawn_are_refused(data):
+    with pytest.raises(UserError, match="0 galaxies"):
+        dataclasses.replace(data, object_id_N=np.array([]))
+    with pytest.raises(UserError, match=r"median_ND has shape \(3, 3\)"):
+        dataclasses.replace(data, median_ND=data.median_ND[:3])
+    with pytest.raises(UserError, match="lo68_ND holds values that are not finite"):
+        dataclasses.replace(data, lo68_ND=np.full((1200, 3), np.nan))
+    with pytest.raises(UserError, match="truth_ND of effective_radius_arcsec holds values at or below 0"):
+        dataclasses.replace(data, truth_ND=np.zeros((1200, 3)))
+
+
+def test_rendering_leaves_matplotlib_as_it_was():
+    data = make_data(num_galaxies=40, num_examples=1)
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 33}):
+        before = dict(matplotlib.rcParams)
+        text = render(data)
+        assert dict(matplotlib.rcParams) == before
+    assert text == render(data)
+
+
+# --- in a browser --------------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--virtual-time-budget=20000",
+    "--dump-dom",
+)
+# The page forbids scripts, so a frame around it measures: the frame's width is the page's viewport.
+HARNESS = """<!doctype html><meta charset="utf-8"><body>
+<iframe width="1280" height="900" srcdoc="{page}"></iframe><iframe width="768" height="900" srcdoc="{page}"></iframe>
+<iframe width="400" height="900" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const measure = frame => {{
+    const page = frame.contentDocument, root = page.documentElement;
+    const outside = [...page.body.querySelectorAll("*")].filter(e => !e.closest(".scroll") && !e.closest("svg")
+      && (e.getBoundingClientRect().right > frame.width || e.getBoundingClientRect().left < 0));
+    const words = [...page.querySelectorAll("svg.plot text")].map(e => {{
+      const box = e.getBoundingClientRect();
+      return Math.min(box.left, frame.width - box.right);
+    }});
+    return {{
+      viewport: root.clientWidth, width: root.scrollWidth, outside: outside.map(e => e.outerHTML.slice(0, 200)),
+      margin: Math.min(...words), zoom: Math.min(...[...page.querySelectorAll("svg.plot")].map(e => e.getScreenCTM().a)),
+      color: frame.contentWindow.getComputedStyle(page.querySelector("svg.plot text")).fill,
+      images: page.querySelectorAll("svg.cutout image").length,
+    }};
+  }};
+  document.body.replaceChildren(JSON.stringify([...document.querySelectorAll("iframe")].map(measure)));
+}};
+</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH")
+def test_layout_holds_on_a_desk_and_on_a_telephone(data, tmp_path: Path):
+    long = {"a fact without any space": "x" * 300, **data.facts}
+    page = render(dataclasses.replace(data, title="GaMPEN_" * 12, facts=long))
+    (tmp_path / "harness.html").write_text(HARNESS.format(page=html.escape(page)), encoding="utf-8")
+    output = subprocess.run(
+        [CHROMIUM, *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "harness.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    measurements = json.loads(html.unescape(re.search(r"<body>(.*)</body>", output, re.DOTALL)[1]))
+    for measured, width in zip(measurements, (1280, 768, 400), strict=True):
+        assert measured["width"] == measured["viewport"] == width
+        assert measured["outside"] == []
+        assert measured["margin"] >= 0
+        # Text in figures is 11 px times this.
+        assert measured["zoom"] > 0.75
+        assert measured["color"] == "rgb(93, 104, 114)"
+        assert measured["images"] == 12
