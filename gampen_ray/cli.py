@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import logging
 import sys
@@ -29,7 +30,7 @@ class Verb:
 
 
 VERBS = {
-    "demo": Verb(config.DemoConfig, "gampen_ray.demo", "demo"),
+    "demo": Verb(config.DemoConfig, "gampen_ray.engine.demo", "demo"),
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
@@ -74,8 +75,12 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     SystemExit
         After ``--help`` and ``--version``.
     """
-    namespace = vars(_parser().parse_args(list(arguments)))
-    verb = VERBS[namespace.pop("verb")]
+    parsed, unknown = _parser().parse_known_args(list(arguments))
+    namespace = vars(parsed)
+    name = namespace.pop("verb")
+    verb = VERBS[name]
+    if unknown:
+        raise UserError(_unknown_flag(unknown[0], name, verb))
     path = namespace.pop("config")
     values = config.load_toml(storage.read_bytes(path).decode(), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
@@ -122,6 +127,13 @@ def _leaves(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple
             yield prefix + name, field.annotation, default, field.description or ""
 
 
+def _unknown_flag(flag: str, name: str, verb: Verb) -> str:
+    valid = [f"--{field.replace('_', '-')}" for field, *_ in _leaves(verb.config)]
+    close = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), valid, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{flag}: unknown flag; {hint}`gampen-ray {name} --help` lists the valid ones"
+
+
 def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})
@@ -156,7 +168,9 @@ def _shown(default: Any) -> str:
         return ", ".join(default) or "none"
     if isinstance(default, tuple):
         return str([list(x) if isinstance(x, tuple) else x for x in default]).replace("'", '"')
-    return {"": "empty", None: "left out", True: "true", False: "false"}.get(default, str(default))
+    if default is None or default == "":
+        return "left out" if default is None else "empty"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _log_to_stderr() -> None:

@@ -23,7 +23,8 @@ _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docst
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
 def _config(cls: type[T]) -> type[T]:
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)(cls)
+    decorate: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)
+    return decorate(cls)
 
 
 def _default(cls: type[T]) -> T:
@@ -134,7 +135,7 @@ def compact_network() -> NetworkConfig:
             batch_norm=True,
             pool_size=5,
             classifier=(128,),
-            dropout_rate=0.003,
+            dropout_rate=0.002,
             dropout_placement="last_block",
         ),
     )
@@ -160,10 +161,13 @@ class OptimizerConfig:
     """Share of all steps over which the learning rate rises linearly from zero."""
     clip_norm: float = pydantic.Field(default=5.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
-    epochs: int = pydantic.Field(default=14, ge=1)
+    epochs: int = pydantic.Field(default=12, ge=1)
     """Passes over the training split."""
     batch_size: int = pydantic.Field(default=128, ge=1)
     """Galaxies per optimiser step over all workers together."""
+    batch_norm_fraction: float = pydantic.Field(default=0.6, ge=0, le=1)
+    """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
+    prediction, so that the predicted covariance does not include the noise of the batches."""
     augment: bool = True
     """Random flips and 90-degree rotations, on the device."""
 
@@ -348,8 +352,8 @@ class DemoConfig:
 
     output: str = "demo"
     """Folder to create."""
-    num_galaxies: int = pydantic.Field(default=16_000, ge=200)
-    """Simulated galaxies: 3/4 to train, 1/8 to validate, 1/8 to test."""
+    num_galaxies: int = pydantic.Field(default=20_000, ge=200)
+    """Simulated galaxies: 60 % to train, 20 % to validate, 20 % to test."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of simulation, training and inference."""
 

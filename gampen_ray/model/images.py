@@ -63,7 +63,7 @@ class ImagePreprocessing:
         UserError
             If the images have another number of bands.
         """
-        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.bands):
+        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.bands) or len(images_NCHW) == 0:
             raise UserError(
                 f"images: shape {tuple(images_NCHW.shape)} does not fit; give (galaxies, {len(self.bands)}, height, width) "
                 f"with the bands {', '.join(self.bands)}"

@@ -85,10 +85,12 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
 
     With m the mixture mean and [l, h] an equal-tailed interval in standardised space, the scaled interval is [m + s (l -
     m), m + s (h - m)], so a truth z > m is inside if and only if s >= (z - m) / (h - m) (and, in the rare case l > m, s <=
-    (z - m) / (l - m)); likewise below m. The coverage c_L(s) of each of `LEVELS` is thus known for every s at once. The
-    misfit chi2(s) = sum_L (c_L(s) - L)^2 / (L (1 - L) / N) is a staircase, so the estimate is not its lowest step but the
-    mean of log s under the weight exp(-chi2 / 2) and a log-normal prior about 1 of width ln 2: the two agree for many
-    galaxies, ties are averaged, and a handful of galaxies cannot pull the scale far from 1. Scales lie within [1/16, 16].
+    (z - m) / (l - m)); likewise below m. The coverage c_L(s) of each of `LEVELS` is thus known for every s at once. One scale
+    cannot mend a wrong shape, so the levels count alike, as calibration is judged by the deviation in percentage points: the
+    misfit is chi2(s) = sum_L (c_L(s) - L)^2 / v, v the binomial variance of the innermost level's coverage, the largest.
+    It is a staircase, so the estimate is not its lowest step but the mean of log s under the weight exp(-chi2 / 2) and a
+    log-normal prior about 1 of width ln 2: the two agree for many galaxies, ties are averaged, and a handful of galaxies
+    cannot pull the scale far from 1. Scales lie within [1/16, 16].
 
     Parameters
     ----------
@@ -102,11 +104,12 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
     ends_NQD = mixture.standardised_quantile(interval_levels()) - centre_ND[:, None, :]
     offset_ND = z_ND - centre_ND
     scale_D = np.ones(len(mixture.targets))
+    variance = max(level * (1 - level) for level in LEVELS.values()) / len(mixture)
     for d in range(len(scale_D)):
         weight = -0.5 * (_LOG_SCALES / _PRIOR_WIDTH) ** 2
         for i, level in enumerate(LEVELS.values()):
             share = _coverage_of_scales(offset_ND[:, d], ends_NQD[:, 2 * i, d], ends_NQD[:, 2 * i + 1, d])
-            weight -= 0.5 * (share - level) ** 2 / (level * (1 - level) / len(mixture))
+            weight -= 0.5 * (share - level) ** 2 / variance
         weight = np.exp(weight - weight.max())
         scale_D[d] = math.exp(float((weight * _LOG_SCALES).sum() / weight.sum()))
     return scale_D

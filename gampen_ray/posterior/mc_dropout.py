@@ -17,7 +17,7 @@ from gampen_ray.model.network import Network
 
 
 class ThinnedNetworks:
-    """K thinned copies of a network, held as the indices of the dropped activations.
+    """K thinned copies of a network, held as the coordinates of the dropped activations.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class ThinnedNetworks:
             raise UserError(
                 f"num_passes: {num_passes}, but the network has no dropout: give 1, or train with dropout_rate above 0"
             )
-        self._dropped: dict[tuple[int, int], torch.Tensor] = {}
+        self._dropped: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
 
     @torch.inference_mode()
     def __call__(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +61,8 @@ class ThinnedNetworks:
         def drop(index: int, layer: nn.Dropout):
             def hook(_module: nn.Module, _inputs: object, x: torch.Tensor) -> torch.Tensor:
                 kept = x / (1 - layer.p)
-                kept.flatten(1).index_fill_(1, self._indices(k, index, layer.p, x), 0.0)
+                # By coordinates, as a flattened view exists in one memory layout only.
+                kept[(slice(None), *self._coordinates(k, index, layer.p, x))] = 0.0
                 return kept
 
             return layer.register_forward_hook(hook)
@@ -73,11 +74,12 @@ class ThinnedNetworks:
             for handle in handles:
                 handle.remove()
 
-    def _indices(self, k: int, layer: int, rate: float, x: torch.Tensor) -> torch.Tensor:
-        """Return the flat indices of the activations of one galaxy that pass ``k`` drops in a layer."""
+    def _coordinates(self, k: int, layer: int, rate: float, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the coordinates (channel, row and column, or unit) of the activations that pass ``k`` drops in a layer."""
         if (k, layer) not in self._dropped:
-            random = np.random.default_rng([self._seed, k, layer]).random(x[0].numel())
-            self._dropped[k, layer] = torch.from_numpy(np.flatnonzero(random < rate)).to(x.device)
+            shape = tuple(x.shape[1:])
+            dropped = np.nonzero(np.random.default_rng([self._seed, k, layer]).random(shape) < rate)
+            self._dropped[k, layer] = tuple(torch.from_numpy(axis).to(x.device) for axis in dropped)
         return self._dropped[k, layer]
 
 

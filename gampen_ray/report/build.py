@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from gampen_ray import storage
@@ -108,7 +107,7 @@ def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
     wanted = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     for uri in shards.shard_uris(inference["dataset"], inference["split"]):
         id_column = shards.read_shard(uri, ["object_id"])["object_id"]
-        rows = np.flatnonzero(pc.is_in(id_column, value_set=wanted).to_numpy())
+        rows = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
         if rows.size:
             image_NCHW = shards.images(shards.read_shard(uri, ["image"]))
             found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in rows}

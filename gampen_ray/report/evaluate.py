@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
@@ -93,8 +92,7 @@ def load_judged(output: str) -> Judged:
     truths = _truths(manifest["config"], bundle.targets)
     # Sort both by id: the join is then a comparison.
     catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
-    keep = pc.is_in(truths["object_id"], value_set=catalog["object_id"].combine_chunks())
-    truths = truths.filter(keep)
+    truths = truths.filter(pa.array(np.isin(truths["object_id"].to_numpy(), catalog["object_id"].to_numpy())))
     if len(catalog) == 0 or not catalog["object_id"].equals(truths["object_id"]):
         raise UserError(
             f"catalog: {output} holds {len(catalog)} galaxies, {len(truths)} of them in {manifest['config']['dataset']}; "

@@ -138,6 +138,10 @@ def _train_epoch(
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator().manual_seed(seed)
     model.train()
+    if epoch > plan.optimizer.batch_norm_fraction * plan.optimizer.epochs:
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
     losses: list[torch.Tensor] = []
     galaxies, waited, start = 0, 0.0, time.perf_counter()
     batches = worker.batches("train", epoch)

@@ -25,7 +25,7 @@ def demo(config: DemoConfig) -> None:
     output = storage.absolute(config.output)
     dataset, run, catalog, evaluation = (storage.join(output, name) for name in ("dataset", "run", "inference", "evaluation"))
     with ray_session():
-        split = SplitConfig(train=0.75, val=0.125)
+        split = SplitConfig(train=0.6, val=0.2)
         simulate(SimulateConfig(output=dataset, num_galaxies=config.num_galaxies, seed=config.seed, split=split))
         train(TrainConfig(dataset=dataset, output=run, seed=config.seed))
         infer(InferConfig(bundle=run, dataset=dataset, split="test", output=catalog, posterior="mixture", seed=config.seed))

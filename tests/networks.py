@@ -1,0 +1,89 @@
+"""A network small enough to train in a second, and galaxies it can learn: round Gaussians of varying flux and width."""
+
+import numpy as np
+import torch
+
+from gampen_ray.config import (
+    BackboneConfig,
+    CalibrationConfig,
+    ImagesConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    SpatialTransformerConfig,
+    TargetConfig,
+    TrainConfig,
+)
+from gampen_ray.data import shards
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bundle import Bundle
+
+SIZE = 20
+TARGETS = {"flux": TargetConfig(transform="log"), "concentration": TargetConfig(transform="logit")}
+NETWORK = NetworkConfig(
+    spatial_transformer=SpatialTransformerConfig(convolutions=((4, 5),), hidden=8),
+    backbone=BackboneConfig(plan=(8, "M", 16, "M"), pool_size=2, classifier=(16,), batch_norm=True, dropout_rate=0.05),
+)
+
+
+def galaxies(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return object_id, image (N x 1 x 20 x 20), flux and concentration (in [0, 1], falling with the width)."""
+    rng = np.random.default_rng(seed)
+    flux, concentration = rng.lognormal(4, 0.5, count), rng.uniform(0.05, 0.95, count)
+    width = 1.0 + 2.5 * (1 - concentration)[:, None, None]
+    y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
+    image = flux[:, None, None] * np.exp(-(x**2 + y**2) / 2 / width**2) / (2 * np.pi * width**2)
+    image += rng.normal(0, 0.1, image.shape)
+    return {
+        "object_id": np.arange(count) + 10**9 * seed,
+        "image": image[:, None].astype(np.float32),
+        "flux": flux,
+        "concentration": concentration,
+    }
+
+
+def dataset(root: str, counts: dict[str, int], rows_per_shard: int = 100) -> str:
+    """Write a dataset of `galaxies`; ``counts`` by split, or under ``"all"``."""
+    units = {} if shards.ALL in counts else {"flux": "Jy", "concentration": ""}
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, target_units=units, num_rows=counts, fingerprint="f")
+    for seed, (split, count) in enumerate(counts.items()):
+        columns = galaxies(count, seed)
+        for part, start in enumerate(range(0, count, rows_per_shard)):
+            rows = {name: values[start : start + rows_per_shard] for name, values in columns.items()}
+            shards.write_shard(shards.part_uri(root, split, part), rows, info)
+    shards.write_dataset_info(root, info)
+    return root
+
+
+def train_config(dataset_uri: str, output: str, **optimizer: object) -> TrainConfig:
+    """Return a config that trains on `dataset` in seconds."""
+    return TrainConfig(
+        dataset=dataset_uri,
+        output=output,
+        targets=TARGETS,
+        network=NETWORK,
+        optimizer=OptimizerConfig(**({"epochs": 2, "batch_size": 32, "learning_rate": 3e-3} | optimizer)),
+        calibration=CalibrationConfig(num_passes=4),
+    )
+
+
+def bundle() -> Bundle:
+    """Return an untrained model of `galaxies`."""
+    columns = galaxies(200)
+    targets = TargetSchema.fit(TARGETS, np.stack([columns[name] for name in TARGETS], axis=1), {"flux": "Jy"})
+    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), columns["image"])
+    torch.manual_seed(0)
+    network = Network(NETWORK, channels=1, size=SIZE, num_targets=2)
+    for parameter in network.parameters():
+        # So that neither the crops nor the outputs are those of an untrained network.
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    return Bundle(
+        network=network.eval(),
+        config=NETWORK,
+        targets=targets,
+        images=images,
+        calibration_scale_D=np.array([1.2, 0.8]),
+        metrics={"val_loss": 0.5},
+        provenance={"date": "2026-11-22", "train": {}},
+    )

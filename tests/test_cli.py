@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gampen_ray import cli
+from gampen_ray.config import InferConfig, SimulateConfig, TrainConfig
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text('dataset = "d"\noutput = "r"\n[optimizer]\nepochs = 3\nbatch_size = 32\n')
+    flags = ["--optimizer.epochs", "7", "--network.backbone.plan", '[8, "M", 16]', "--optimizer.batch-size=64"]
+    _, settings = cli.parse(["train", str(path), *flags])
+    assert isinstance(settings, TrainConfig)
+    assert (settings.optimizer.epochs, settings.optimizer.batch_size) == (7, 64)
+    assert settings.network.backbone.plan == (8, "M", 16)
+    assert settings.dataset == "d"
+
+
+def test_text_fields_take_text_that_looks_like_a_number() -> None:
+    _, settings = cli.parse(["simulate", "--output", "2026", "--seed", "5"])
+    assert settings == SimulateConfig(output="2026", seed=5)
+
+
+def test_lists_of_words_need_no_quotes() -> None:
+    _, settings = cli.parse(["ingest", "--images", "i", "--output", "o", "--targets", "flux,radius"])
+    assert settings.targets == ("flux", "radius")
+
+
+def test_underscores_and_hyphens_are_the_same() -> None:
+    arguments = ["infer", "--bundle", "b", "--dataset", "d", "--output", "o"]
+    assert cli.parse([*arguments, "--num-passes", "4"]) == cli.parse([*arguments, "--num_passes", "4"])
+    assert isinstance(cli.parse(arguments)[1], InferConfig)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "the following arguments are required: VERB"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "dataset: required"),
+        (["train", "--bogus", "1"], "--bogus: unknown flag; `gampen-ray train --help` lists the valid ones"),
+        (["train", "--optimizer.epoch=3"], "--optimizer.epoch=3: unknown flag; did you mean --optimizer.epochs?"),
+        (["train", "--optimizer.epochs", "many", "--dataset", "d", "--output", "o"], "optimizer.epochs: 'many' is not allowed"),
+        (["train", "no-such.toml"], "no-such.toml: no such file or folder"),
+        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset is not there"),
+        (["infer", "--bundle", "no-such-bundle", "--dataset", "d", "--output", "o"], "no-such-bundle holds no bundle.json"),
+        (["evaluate", "--catalog", "no-such", "--output", "o"], "no-such has no manifest.json"),
+        (["report", "--evaluation", "no-such", "--output", "o.html"], "no-such has no evaluation.json"),
+        (["ingest", "--images", "no-such", "--output", "o"], "no-such"),
+    ],
+)
+def test_mistake_is_exit_code_2_and_one_line(
+    arguments: list[str], match: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert match.replace("no-such", str(tmp_path / "no-such")) in error or match in error
+    assert error.startswith("gampen-ray: error: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_program_error_is_exit_code_1_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.VERBS, "report", cli.Verb(cli.VERBS["report"].config, "gampen_ray.no_such_module", "report"))
+    assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_names_every_field_with_its_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([verb, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    fields = [name for name, *_ in cli._leaves(cli.VERBS[verb].config)]
+    assert all(f"--{name.replace('_', '-')}" in shown for name in fields)
+    assert shown.count("[default: ") + shown.count("[required]") >= 0.9 * len(fields)
+
+
+def test_help_is_there_without_importing_torch_or_ray() -> None:
+    program = (
+        "import sys\nfrom gampen_ray.cli import main\n"
+        "try:\n    main(['train', '--help'])\n"
+        "finally:\n    assert not {'torch', 'ray', 'galsim'} & set(sys.modules), 'slow import'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,57 @@
+import pytest
+
+from gampen_ray import config
+from gampen_ray.errors import UserError
+
+CONFIGS = [
+    config.SimulateConfig(output="d"),
+    config.IngestConfig(images="i", output="d", hdu=1, targets=("flux",)),
+    config.TrainConfig(dataset="d", output="r"),
+    config.TrainConfig(dataset="d", output="r", network=config.NetworkConfig()),
+    config.InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
+    config.EvaluateConfig(catalog="c", output="e"),
+    config.ReportConfig(evaluation="e", output="r.html"),
+    config.DemoConfig(output='quoted "name" \\ ünï'),
+]
+
+
+@pytest.mark.parametrize("value", CONFIGS, ids=lambda value: type(value).__name__)
+def test_toml_round_trip(value: object) -> None:
+    assert config.build(type(value), config.load_toml(config.to_toml(value), "here")) == value
+
+
+@pytest.mark.parametrize("cls", {type(value) for value in CONFIGS}, ids=lambda cls: cls.__name__)
+def test_every_field_is_documented(cls: type) -> None:
+    undocumented = [name for name, field in config.fields(cls).items() if not field.description]
+    assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"output": "r"}, r"^dataset: required; set it in the TOML file or give --dataset$"),
+        ({"optimizer": {"lr": 1}}, r"^optimizer\.lr: unknown field; valid here: augment, batch_norm_fraction, .*weight_decay$"),
+        ({"optimizer": {"epoch": 1}}, r"^optimizer\.epoch: unknown field; did you mean 'epochs'\? valid here: "),
+        ({"optimiser": {}}, r"^optimiser: unknown field; did you mean 'optimizer'\?"),
+        ({"targets": {"flux": {"transfrm": "log"}}}, r"^targets\.flux\.transfrm: unknown field; did you mean 'transform'\?"),
+        ({"optimizer": {"epochs": "5"}}, r"^optimizer\.epochs: '5' is not allowed: .*valid integer"),
+        ({"optimizer": {"epochs": 0}}, r"^optimizer\.epochs: 0 is not allowed: .*greater than or equal to 1"),
+        ({"optimizer": {"name": "adam"}}, r"^optimizer\.name: 'adam' is not allowed: .*'adamw' or 'sgd'"),
+        ({"targets": {"flux": {"clip": 0.7}}}, r"^targets\.flux\.clip: 0\.7 is not allowed"),
+    ],
+)
+def test_mistake_is_one_line_with_field_value_and_remedy(values: dict, match: str) -> None:
+    required = {} if "dataset" in match else {"dataset": "d"}
+    with pytest.raises(UserError, match=match) as caught:
+        config.build(config.TrainConfig, {"output": "r", **required, **values})
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_toml_names_its_file() -> None:
+    with pytest.raises(UserError, match=r"^train\.toml: not valid TOML: .*line 1"):
+        config.load_toml("epochs = = 3", "train.toml")
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        CONFIGS[0].output = "other"  # type: ignore[misc]
