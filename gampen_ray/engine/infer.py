@@ -133,7 +133,7 @@ def _predicted(config: InferConfig, bundle: Bundle, units: list[Unit], workers: 
     items = [dataclasses.asdict(unit) for unit in units]
     written = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(functools.partial(_read_unit), batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
+        .map_batches(_read_unit, batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
         .map_batches(
             _Predict,
             fn_constructor_args=(config, workers),
@@ -153,7 +153,7 @@ def _predicted(config: InferConfig, bundle: Bundle, units: list[Unit], workers: 
         yield row["num_rows"]
 
 
-def _read_unit(unit: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _read_unit(unit: Any) -> dict[str, np.ndarray]:
     """Return a unit's rows with what is known of them; a row that cannot be predicted gets a reason and an empty image."""
     name, uri = str(unit["name"][0]), str(unit["uri"][0])
     table = shards.read_shard(uri, row_groups=range(int(unit["start"][0]), int(unit["stop"][0])))

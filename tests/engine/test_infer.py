@@ -1,0 +1,156 @@
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gampen_ray import storage
+from gampen_ray.config import InferConfig, ResourcesConfig
+from gampen_ray.data import shards
+from gampen_ray.engine import infer as engine
+from gampen_ray.engine.infer import infer, shard_units
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.posterior.catalog import Flag, mixture_from_catalog
+from tests.networks import SIZE, bundle, dataset, galaxies
+
+COUNT = 150
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    bundle().save(str(root / "model"))
+    dataset(str(root / "data"), {shards.ALL: COUNT}, rows_per_shard=60)
+    return root
+
+
+def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
+    base = InferConfig(
+        bundle=str(inputs / "model"), dataset=str(inputs / "data"), output=str(output), num_passes=4, posterior="mixture"
+    )
+    return dataclasses.replace(base, **fields)
+
+
+def catalog(output: Path) -> pa.Table:
+    return pa.concat_tables(pq.read_table(path) for path in sorted(output.glob("catalog/*.parquet"))).sort_by("object_id")
+
+
+@pytest.mark.ray
+def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+    tables = []
+    for batch_size, workers in ((64, 2), (1, 1)):
+        output = tmp_path / f"{batch_size}-{workers}"
+        manifest = infer(
+            config(inputs, output, batch_size=batch_size, resources=ResourcesConfig(num_workers=workers, cpus_per_worker=0.4))
+        )
+        assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (COUNT, 0)
+        tables.append(catalog(output))
+    assert tables[0]["object_id"].to_pylist() == list(range(COUNT))
+    for name in tables[0].column_names:
+        a, b = (table[name].combine_chunks() for table in tables)
+        if pa.types.is_floating(a.type):
+            np.testing.assert_allclose(a.to_numpy(False), b.to_numpy(False), rtol=1e-4, atol=1e-7, err_msg=name)
+    # ... and is what the library predicts from the same images.
+    expected = load_bundle(str(inputs / "model")).predict(galaxies(COUNT)["image"], num_passes=4)
+    np.testing.assert_allclose(tables[0]["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
+    stored = mixture_from_catalog(tables[0], expected.targets)
+    np.testing.assert_allclose(stored.quantile(0.9), expected.quantile(0.9), rtol=1e-4)
+
+
+@pytest.mark.ray
+def test_interrupted_job_goes_on_and_a_finished_one_is_left(
+    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(inputs, tmp_path / "o")
+    real = engine._predicted
+
+    def interrupted(config, bundle, units, workers):
+        yield from itertools.islice(real(config, bundle, units[:1], workers), 1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "_predicted", interrupted)
+        infer(wanted)
+    (first,) = (tmp_path / "o" / "catalog").iterdir()
+    written = first.stat().st_mtime_ns
+    assert not (tmp_path / "o" / "manifest.json").exists()
+    with pytest.raises(UserError, match=r"another seed \(0, not 1\); nothing was changed: give a new folder"):
+        infer(dataclasses.replace(wanted, seed=1))
+    assert infer(wanted)["num_galaxies"] == COUNT
+    assert first.stat().st_mtime_ns == written
+    assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
+    monkeypatch.setattr(engine, "_predicted", None)
+    assert infer(wanted)["num_galaxies"] == COUNT
+
+
+@pytest.mark.ray
+def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+    columns = galaxies(40)
+    columns["image"][3] = np.nan
+    columns["image"][5] = 1.5
+    columns["object_id"] = np.array([f"J{i:04d}" for i in range(40)])
+    columns["ra"], columns["dec"] = np.linspace(0, 39, 40), np.full(40, -1.0)
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 40})
+    shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
+    shards.write_dataset_info(str(tmp_path / "d"), info)
+    manifest = infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"), posterior="summary"))
+    assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (38, 2)
+    quarantine = pq.read_table(tmp_path / "o" / "quarantine").sort_by("object_id").to_pylist()
+    assert [row["object_id"] for row in quarantine] == ["J0003", "J0005"]
+    assert "400 of 400 pixels are not finite" in quarantine[0]["reason"]
+    assert "all pixels have the same value 1.5" in quarantine[1]["reason"]
+    assert all(row["source"].endswith("part-000000.parquet") for row in quarantine)
+    table = catalog(tmp_path / "o")
+    assert set(table["object_id"].to_pylist()) == {f"J{i:04d}" for i in range(40)} - {"J0003", "J0005"}
+    assert table["ra"].to_pylist() == [float(name[1:]) for name in table["object_id"].to_pylist()]
+    assert "mixture_mean" not in table.column_names
+
+
+@pytest.mark.ray
+def test_padded_cutouts_are_flagged(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+    columns = galaxies(3)
+    columns["image"] = columns["image"][:, :, 2:-2, 2:-2]
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE - 4, num_rows={shards.ALL: 3})
+    shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
+    shards.write_dataset_info(str(tmp_path / "d"), info)
+    infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
+    assert catalog(tmp_path / "o")["flags"].to_pylist() == [Flag.INPUT_PADDED] * 3
+
+
+@pytest.mark.ray
+def test_damaged_shard_is_one_line_for_the_user(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+    storage.copy(str(inputs / "data"), str(tmp_path / "d"))
+    shard = tmp_path / "d" / "part-000001.parquet"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"part-000001\.parquet: damaged or not Parquet: "):
+        infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
+
+
+@pytest.mark.parametrize("image_bytes", [1, 1 << 20, 1 << 24, 1 << 30])
+def test_units_cover_every_row_group_once(inputs: Path, image_bytes: int, tmp_path: Path) -> None:
+    columns = galaxies(600)
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE)
+    uri = shards.part_uri(str(tmp_path), shards.ALL, 7)
+    shards.write_shard(uri, columns, info)
+    units = shard_units(uri, 7, image_bytes)
+    assert [group for unit in units for group in range(unit.start, unit.stop)] == list(range(3))
+    assert sum(unit.num_rows for unit in units) == 600
+    assert len({unit.name for unit in units}) == len(units)
+    assert all(unit.num_rows * image_bytes <= 32 << 20 or unit.stop - unit.start == 1 for unit in units)
+
+
+def test_bands_that_do_not_fit_are_refused(inputs: Path, tmp_path: Path) -> None:
+    columns = galaxies(3)
+    columns["image"] = np.repeat(columns["image"], 2, axis=1)
+    info = shards.DatasetInfo(bands=("g", "r"), cutout_size=SIZE, num_rows={shards.ALL: 3})
+    shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
+    shards.write_dataset_info(str(tmp_path / "d"), info)
+    with pytest.raises(UserError, match=r"dataset: .*/d has the bands g, r, but the bundle was trained on r"):
+        infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,76 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gampen_ray.config import ResourcesConfig, TargetConfig, TrainConfig
+from gampen_ray.data import shards
+from gampen_ray.engine.train import train
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import load_bundle
+from tests.networks import dataset, galaxies, train_config
+
+
+@pytest.mark.ray
+def test_two_workers_train_a_calibrated_bundle(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 803, "val": 201})
+    config = train_config(data, str(tmp_path / "run"), epochs=10, learning_rate=5e-3)
+    bundle = train(config)
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [row["epoch"] for row in history] == list(range(1, 11))
+    # With mean 0 and unit covariance the loss is D / 2 = 1.
+    assert bundle.metrics["val_loss"] == min(row["val_loss"] for row in history) < 0.5
+    assert bundle.provenance["train"]["optimizer"]["epochs"] == 10
+    assert (bundle.calibration_scale_D == bundle.metrics["fitted_scale"]).all()
+    test = galaxies(200, seed=9)
+    median = bundle.predict(test["image"], num_passes=4).quantile(0.5)
+    assert np.median(np.abs(np.log(median[:, 0] / test["flux"]))) < 0.5 * np.median(np.abs(np.log(test["flux"]) - 4))
+    # A finished run is returned as it is, another one does not overwrite it.
+    before = (tmp_path / "run" / "bundle" / "bundle.json").stat().st_mtime_ns
+    assert train(config).metrics == bundle.metrics
+    with pytest.raises(UserError, match=r"holds a run with another optimizer\.epochs \(10, not 3\)"):
+        train(train_config(data, str(tmp_path / "run"), epochs=3, learning_rate=5e-3))
+    assert (tmp_path / "run" / "bundle" / "bundle.json").stat().st_mtime_ns == before
+    assert math.isfinite(load_bundle(str(tmp_path / "run")).metrics["val_loss"])
+
+
+def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
+
+    def fails(match: str, config: TrainConfig) -> None:
+        with pytest.raises(UserError, match=match):
+            train(config)
+        assert not (tmp_path / "run").exists()
+
+    def config(**fields: object) -> TrainConfig:
+        return TrainConfig(dataset=data, output=str(tmp_path / "run"), **fields)
+
+    fails(r"no column 'bulge_to_total'; there: .*flux", config())
+    fails(r"targets: none given", config(targets={}))
+    fails(
+        r"targets\.flux: 50 of 50 values lie outside the domain of transform 'logit'",
+        config(targets={"flux": TargetConfig(transform="logit")}),
+    )
+    unsplit = dataset(str(tmp_path / "unsplit"), {shards.ALL: 30})
+    fails(r"has no galaxies in split 'train'", TrainConfig(dataset=unsplit, output=str(tmp_path / "run")))
+    fails(r"dataset .*nowhere is not there", TrainConfig(dataset=str(tmp_path / "nowhere"), output=str(tmp_path / "run")))
+
+
+@pytest.mark.ray
+def test_a_batch_that_the_workers_cannot_share_is_refused(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
+    config = train_config(data, str(tmp_path / "run"), batch_size=33)
+    with pytest.raises(UserError, match=r"optimizer\.batch_size: 33 is no multiple of 2 workers; give 32"):
+        train(config)
+    with pytest.raises(UserError, match=r"resources\.num_workers: 2 workers with 4\.0 CPUs each do not fit into 2 CPUs"):
+        train(
+            TrainConfig(
+                dataset=data,
+                output=str(tmp_path / "other"),
+                targets=config.targets,
+                network=config.network,
+                resources=ResourcesConfig(num_workers=2, cpus_per_worker=4.0),
+            )
+        )

@@ -1,0 +1,169 @@
+"""The whole way, with real parts: the demo in small, and real survey cutouts among broken files."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from gampen_ray import cli
+from gampen_ray.config import DemoConfig
+from gampen_ray.engine.demo import demo
+from gampen_ray.posterior.bundle import load_bundle
+
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def demo_folder(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "demo"
+    demo(DemoConfig(output=str(output), num_galaxies=1200, seed=1))
+    return output
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> None:
+    catalog = Table.read(demo_folder / "inference" / "catalog" / "part-000000-0000.parquet")
+    assert str(catalog["effective_radius_arcsec_median"].unit) == "arcsec"
+    evaluation = json.loads((demo_folder / "evaluation" / "evaluation.json").read_text())
+    galaxies = pq.read_table(demo_folder / "inference" / "catalog")
+    assert evaluation["num_galaxies"] == len(galaxies) == pytest.approx(240, abs=60)
+    assert galaxies["flux_lo68"].to_numpy() == pytest.approx(galaxies["flux_median"].to_numpy(), rel=0.9)
+    assert (galaxies["flux_lo997"].to_numpy() < galaxies["flux_hi997"].to_numpy()).all()
+    # Trained on 720 galaxies for seconds, it knows flux and radius far better than their priors do.
+    assert evaluation["accuracy"]["flux"]["median_absolute_relative_error"] < 0.3
+    assert evaluation["accuracy"]["effective_radius_arcsec"]["median_absolute_relative_error"] < 0.25
+    page = (demo_folder / "report.html").read_text()
+    assert page.count("<svg") >= 10
+    assert f"{len(galaxies):,}" in page
+    assert (demo_folder / "run" / "history.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_same_demo_again_finds_all_done(
+    demo_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gampen_ray"), "propagate", True)
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO, logger="gampen_ray"):
+        demo(DemoConfig(output=str(demo_folder), num_galaxies=1200, seed=1))
+    assert caplog.text.count("is complete; nothing to do") == 3
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--bundle", str(demo_folder / "run"), "--dataset", str(demo_folder / "dataset"), "--split", "val"]
+    assert cli.main(["infer", *flags, "--output", str(tmp_path / "c"), "--num-passes", "2"]) == 0
+    assert cli.main(["evaluate", "--catalog", str(tmp_path / "c"), "--output", str(tmp_path / "e")]) == 2
+    assert "run infer with --posterior mixture" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason="the real KiDS and SDSS cutouts are not beside this checkout")
+@pytest.mark.parametrize(
+    ("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss", "*fitim.fits", 5), ("sdss_cutouts", "*.fits", 2)]
+)
+def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
+    ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
+    assert cli.main([*ingest, "--cutout-size", "96", "--bands", "r"]) == 0
+    infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
+    assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
+    catalog = pq.read_table(tmp_path / "o" / "catalog")
+    stems = {path.name.split(".")[0] for path in (DATA / folder).glob(pattern)}
+    assert set(catalog["object_id"].to_pylist()) == stems
+    assert len(catalog) == count
+    for target in load_bundle(str(demo_folder / "run")).targets.names:
+        assert np.isfinite(catalog[f"{target}_median"].to_numpy()).all()
+        assert (catalog[f"{target}_lo68"].to_numpy() < catalog[f"{target}_hi68"].to_numpy()).all()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("good", "twin", "cut", "nan", "cube"):
+        data = rng.normal(0, 1, (3, 70, 80) if name == "cube" else (70, 80)).astype(np.float32)
+        data[...] = np.nan if name == "nan" else data
+        fits.PrimaryHDU(data).writeto(images / f"{name}.fits")
+    (images / "cut.fits").write_bytes((images / "cut.fits").read_bytes()[:9000])
+    (images / "text.fits").write_text("Dear colleague, the image is on the other disk.")
+    (images / "empty.fits").touch()
+    names = ["good", "twin", "cut", "nan", "cube", "text", "empty", "absent"]
+    table = {"object_id": [1, 1, 3, 4, 5, 6, 7, 8], "file_name": [f"{name}.fits" for name in names]}
+    Table(table).write(tmp_path / "catalog.csv")
+    ingest = ["ingest", "--images", str(images), "--catalog", str(tmp_path / "catalog.csv"), "--output", str(tmp_path / "d")]
+    assert cli.main(ingest) == 0
+    quarantine = pq.read_table(tmp_path / "d" / "quarantine").to_pylist()
+    reasons = {row["source"].rpartition("/")[2].removesuffix(".fits"): row["reason"] for row in quarantine}
+    words = {
+        "twin": "duplicate object_id",
+        "cut": "truncated",
+        "nan": "no finite pixel",
+        "cube": "3",
+        "text": "not a FITS file",
+        "empty": "empty",
+        "absent": "no such file",
+    }
+    assert set(reasons) == set(words)
+    for name, word in words.items():
+        assert word in reasons[name], reasons[name]
+    infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
+    assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
+    assert pq.read_table(tmp_path / "o" / "catalog")["object_id"].to_pylist() == [1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    # A driver of its own: Ctrl-C would end the session that the other tests share.
+    command = [sys.executable, "-m", "gampen_ray", "simulate", "--output", str(tmp_path / "d"), "--num-galaxies", "1000000"]
+    mark = f"gampen-ray-test-{os.getpid()}"
+    environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        try:
+            assert driver.stderr is not None
+            for line in driver.stderr:
+                if "simulate: " in line and "simulate: 0/" not in line:
+                    break
+            assert len(marked(mark)) > 3
+            driver.send_signal(signal.SIGINT)
+            rest = driver.stderr.read()
+            assert driver.wait(60) == 1
+        finally:
+            driver.kill()
+    assert "interrupted; the same command goes on where this one stopped" in rest
+    assert "Traceback" not in rest
+    deadline = time.monotonic() + 20
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert marked(mark) == []
+    assert not (tmp_path / "d" / "dataset.json").exists()
+
+
+def marked(mark: str) -> list[str]:
+    """Return the command lines of the processes that inherited the mark from a driver."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it ended meanwhile
+    return found
