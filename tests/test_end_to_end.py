@@ -114,11 +114,11 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     reasons = {row["source"].rpartition("/")[2].removesuffix(".fits"): row["reason"] for row in quarantine}
     words = {
         "twin": "duplicate object_id",
-        "cut": "truncated",
-        "nan": "no finite pixel",
-        "cube": "3",
+        "cut": "truncated: 22,400 bytes of pixels promised",
+        "nan": "all pixels are NaN",
+        "cube": "3-dimensional with shape (3, 70, 80)",
         "text": "not a FITS file",
-        "empty": "empty",
+        "empty": "the file is empty (0 bytes)",
         "absent": "no such file",
     }
     assert set(reasons) == set(words)

@@ -84,7 +84,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if todo:
             with ray_session():
                 workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
-                for rows in _predicted(config, bundle, todo, workers):
+                for rows in _predicted(config, bundle, info, todo, workers):
                     progress.advance(rows)
     manifest = {
         **_counts(config.output),
@@ -126,9 +126,17 @@ def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) ->
         )
     if info.bands != expected:
         logger.warning("the bundle was trained on the bands %s, the dataset has %s", ", ".join(expected), ", ".join(info.bands))
+    for name in ("zero_point_mag", "pixel_scale_arcsec"):
+        trained, given = getattr(bundle.images, name), getattr(info, name)
+        if given is None and trained is not None:
+            logger.warning("%s of the dataset is unknown; taken to be %g, as in training", name, trained)
+        elif given != trained and trained is not None:
+            logger.info("cutouts are converted from %s %g to %g, as in training", name, given, trained)
 
 
-def _predicted(config: InferConfig, bundle: Bundle, units: list[Unit], workers: Workers) -> Iterator[int]:
+def _predicted(
+    config: InferConfig, bundle: Bundle, info: shards.DatasetInfo, units: list[Unit], workers: Workers
+) -> Iterator[int]:
     """Run the pipeline and yield the number of rows of each unit when it is written."""
     items = [dataclasses.asdict(unit) for unit in units]
     written = (
@@ -136,7 +144,7 @@ def _predicted(config: InferConfig, bundle: Bundle, units: list[Unit], workers: 
         .map_batches(_read_unit, batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
         .map_batches(
             _Predict,
-            fn_constructor_args=(config, workers),
+            fn_constructor_args=(config, workers, info),
             batch_size=None,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
@@ -176,11 +184,18 @@ def _read_unit(unit: Any) -> dict[str, np.ndarray]:
 class _Predict:
     """An inference actor: adds the mixture to a unit's rows and drops their images."""
 
-    def __init__(self, config: InferConfig, workers: Workers) -> None:
+    def __init__(self, config: InferConfig, workers: Workers, info: shards.DatasetInfo) -> None:
         torch.set_num_threads(workers.threads)
         bundle = load_bundle(config.bundle)
         device = "cuda" if workers.gpus else "cpu"
-        self._predict = Predictor(bundle, num_passes=config.num_passes, seed=config.seed, device=device)
+        self._predict = Predictor(
+            bundle,
+            num_passes=config.num_passes,
+            seed=config.seed,
+            device=device,
+            zero_point_mag=info.zero_point_mag,
+            pixel_scale_arcsec=info.pixel_scale_arcsec,
+        )
         self._batch_size, self._size = config.batch_size, bundle.images.size
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

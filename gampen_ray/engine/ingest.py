@@ -80,6 +80,9 @@ def ingest(config: IngestConfig) -> IngestSummary:
         shards.write_dataset_info(config.output, info)
     storage.delete(storage.join(config.output, _UNFINISHED))
     reasons = Counter(_kind(reason) for _, reason in _quarantined(config.output))
+    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, sum(info.num_rows.values()), info.num_quarantined)
+    for reason, count in reasons.most_common(5):
+        logger.info("  %s in quarantine: %s", count, reason)
     return IngestSummary(
         dataset=config.output,
         num_rows=info.num_rows,

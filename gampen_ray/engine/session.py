@@ -16,8 +16,6 @@ from gampen_ray.errors import UserError
 # Read by Ray when it starts and by the workers that inherit it; a user's own setting wins.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # What goes wrong is raised; the C++ log on the terminal speaks of Ray's own affairs.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # The default of 32 footer-reading processes is made for large clusters.
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     # A report from a training worker waits for the controller's next poll.
@@ -65,20 +63,36 @@ def _start(dashboard: bool) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            address="local",
-            # At least two logical CPUs: reading and computing must be able to run side by side.
-            num_cpus=max(2, os.cpu_count() or 1),
-            object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-            include_dashboard=dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        with _no_stderr():
+            ray.init(
+                address="local",
+                # At least two logical CPUs: reading and computing must be able to run side by side.
+                num_cpus=max(2, os.cpu_count() or 1),
+                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
+                include_dashboard=dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     # Errors come as exceptions; Ray Data would log each of them besides.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Silence standard error, that of C++ included."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def num_cpus() -> int:

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from gampen_ray.config import ImagesConfig
 from gampen_ray.errors import UserError
 
+# Relative difference of pixel scales below which a cutout is not resampled.
+_SAME_PIXEL_SCALE = 0.005
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
@@ -28,15 +31,27 @@ class ImagePreprocessing:
         Scale of the stretch, flux units: x -> asinh(x / softening) (Lupton et al. 2004, up to a constant).
     channels
         Input channels of the network: the number of bands, or more where a single band is repeated.
+    zero_point_mag, pixel_scale_arcsec
+        Of the training cutouts: AB magnitude of one unit of flux, and side of a pixel; None: unknown.
     """
 
     bands: tuple[str, ...]
     size: int
     softening: float
     channels: int
+    zero_point_mag: float | None = None
+    pixel_scale_arcsec: float | None = None
 
     @classmethod
-    def fit(cls, config: ImagesConfig, bands: tuple[str, ...], images_NCHW: np.ndarray) -> "ImagePreprocessing":
+    def fit(
+        cls,
+        config: ImagesConfig,
+        bands: tuple[str, ...],
+        images_NCHW: np.ndarray,
+        *,
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> "ImagePreprocessing":
         """Settle what the config leaves open from a sample of the training images.
 
         Raises
@@ -53,7 +68,14 @@ class ImagePreprocessing:
         softening = config.softening or sky_sigma(images_NCHW)
         if not softening > 0:
             raise UserError("images.softening: 0 (automatic) but the training images have no noise; give a positive value")
-        return cls(bands=bands, size=config.size or images_NCHW.shape[-1], softening=softening, channels=channels)
+        return cls(
+            bands=bands,
+            size=config.size or images_NCHW.shape[-1],
+            softening=softening,
+            channels=channels,
+            zero_point_mag=zero_point_mag,
+            pixel_scale_arcsec=pixel_scale_arcsec,
+        )
 
     def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Return network inputs, N x channels x size x size float32, from cutouts in flux units.
@@ -70,6 +92,24 @@ class ImagePreprocessing:
             )
         x = torch.asinh(resize(images_NCHW.float(), self.size) / self.softening)
         return x.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
+
+    def match(
+        self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None
+    ) -> torch.Tensor:
+        """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.
+
+        Fluxes are multiplied and pixels resampled (bilinear, flux conserved); what is unknown on either side stays.
+        """
+        factor = 1.0
+        if self.zero_point_mag is not None and zero_point_mag is not None:
+            factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
+        if self.pixel_scale_arcsec is not None and pixel_scale_arcsec is not None:
+            zoom = pixel_scale_arcsec / self.pixel_scale_arcsec
+            if abs(zoom - 1) > _SAME_PIXEL_SCALE:
+                side = max(1, round(images_NCHW.shape[-1] * zoom))
+                factor *= (images_NCHW.shape[-1] / side) ** 2
+                images_NCHW = F.interpolate(images_NCHW.float(), (side, side), mode="bilinear", antialias=True)
+        return images_NCHW if factor == 1.0 else images_NCHW * factor
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -131,18 +131,36 @@ class Predictor:
         Number of dropout masks and their seed.
     device
         Where the network runs.
+    zero_point_mag, pixel_scale_arcsec
+        Of the cutouts to predict, which are converted to those of the training cutouts; None: the same.
     """
 
-    def __init__(self, bundle: Bundle, *, num_passes: int, seed: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        num_passes: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> None:
         self._bundle, self._device = bundle, torch.device(device)
-        self._thinned = ThinnedNetworks(bundle.network.to(self._device), num_passes, seed)
+        self._units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
+        network = bundle.network.to(self._device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._thinned = ThinnedNetworks(network, num_passes, seed)
+
+    def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
+        """Return cutouts in the flux units and pixel scale of the training cutouts."""
+        return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
     def __call__(self, images_NCHW: np.ndarray) -> Prediction:
         """Return the posteriors of a batch of cutouts; see `Bundle.predict`."""
         if not np.isfinite(images_NCHW).all():
             bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
             raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
-        x_NCHW = self._bundle.images(torch.tensor(images_NCHW, device=self._device))
+        x_NCHW = self._bundle.images(self.match(images_NCHW))
         outputs_NKP, affine_N23 = self._thinned(x_NCHW)
         mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double(), len(self._bundle.targets))
         mixture = Mixture(mean_NKD.cpu(), scale_tril_NKDD.cpu(), self._bundle.targets)

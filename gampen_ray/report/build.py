@@ -14,6 +14,7 @@ from gampen_ray import storage
 from gampen_ray.config import ReportConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
+from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.bundle import Bundle, Predictor
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
@@ -75,7 +76,16 @@ def _examples(judged: Judged, count: int) -> list[Example]:
     rows = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     inference = judged.manifest["config"]
     image_NCHW = _images(inference, judged.catalog["object_id"].take(rows))
-    prediction = Predictor(judged.bundle, num_passes=inference["num_passes"], seed=inference["seed"])(image_NCHW)
+    info = shards.read_dataset_info(inference["dataset"])
+    predictor = Predictor(
+        judged.bundle,
+        num_passes=inference["num_passes"],
+        seed=inference["seed"],
+        zero_point_mag=info.zero_point_mag,
+        pixel_scale_arcsec=info.pixel_scale_arcsec,
+    )
+    prediction = predictor(image_NCHW)
+    image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).numpy()
     interval_N2D = prediction.mixture.credible_interval(0.6827)
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()

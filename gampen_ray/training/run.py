@@ -77,7 +77,13 @@ def prepare(config: TrainConfig) -> Run:
     run = Run(
         config=config,
         targets=TargetSchema.fit(config.targets, values_ND, info.target_units),
-        images=ImagePreprocessing.fit(config.images, info.bands, first[:_SAMPLE_IMAGES]),
+        images=ImagePreprocessing.fit(
+            config.images,
+            info.bands,
+            first[:_SAMPLE_IMAGES],
+            zero_point_mag=info.zero_point_mag,
+            pixel_scale_arcsec=info.pixel_scale_arcsec,
+        ),
         num_train=info.num_rows["train"],
         num_val=info.num_rows["val"],
         fingerprint=info.fingerprint,

@@ -68,8 +68,8 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     wanted = config(inputs, tmp_path / "o")
     real = engine._predicted
 
-    def interrupted(config, bundle, units, workers):
-        yield from itertools.islice(real(config, bundle, units[:1], workers), 1)
+    def interrupted(config, bundle, info, units, workers):
+        yield from itertools.islice(real(config, bundle, info, units[:1], workers), 1)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

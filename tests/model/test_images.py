@@ -74,3 +74,25 @@ def test_random_symmetry_draws_all_eight_elements_equally() -> None:
     assert len(elements) == 8
     # 5 sigma of a binomial with p = 1/8
     assert (counts - 1000).abs().max() < 5 * np.sqrt(8000 / 8 * 7 / 8)
+
+
+def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
+    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
+    y, x = np.mgrid[:48, :48] - 23.5
+    galaxy = torch.tensor(np.exp(-(x**2 + y**2) / 2 / 5.0**2)[None, None])
+    out = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3)
+    assert out.shape == (1, 1, 72, 72)
+    # 2.5 mag are a factor of ten, and resampling keeps the flux and the width on the sky.
+    assert float(out.sum()) == pytest.approx(10 * float(galaxy.sum()), rel=1e-3)
+    row = out[0, 0, 36].double()
+    offset = torch.arange(72) - 35.5
+    width = float(((row * offset**2).sum() / row.sum()).sqrt())
+    assert width == pytest.approx(5.0 * 1.5, rel=0.02)
+
+
+@pytest.mark.parametrize("zero_point_mag", [None, 30.0])
+@pytest.mark.parametrize("pixel_scale_arcsec", [None, 0.2, 0.2001])
+def test_cutouts_in_training_units_stay_as_they_are(zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> None:
+    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
+    x = torch.from_numpy(noise(2))
+    assert images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec) is x
