@@ -16,9 +16,10 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
-from gampen_ray.config import DemoConfig
+from gampen_ray.config import DemoConfig, to_toml
 from gampen_ray.engine.demo import demo
 from gampen_ray.posterior.bundle import load_bundle
+from tests.networks import dataset, train_config
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -131,16 +132,22 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["simulate", "train"])
+def test_ctrl_c_leaves_no_process_behind(verb: str, tmp_path: Path) -> None:
+    arguments = ["--num-galaxies", "1000000"]
+    if verb == "train":
+        data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
+        (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(tmp_path / "d"), epochs=100_000)))
+        arguments = [str(tmp_path / "train.toml")]
     # A driver of its own: Ctrl-C would end the session that the other tests share.
-    command = [sys.executable, "-m", "gampen_ray", "simulate", "--output", str(tmp_path / "d"), "--num-galaxies", "1000000"]
+    command = [sys.executable, "-m", "gampen_ray", verb, *arguments, "--output", str(tmp_path / "d")]
     mark = f"gampen-ray-test-{os.getpid()}"
     environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
         try:
             assert driver.stderr is not None
             for line in driver.stderr:
-                if "simulate: " in line and "simulate: 0/" not in line:
+                if f"{verb}: " in line and f"{verb}: 0/" not in line:
                     break
             assert len(marked(mark)) > 3
             driver.send_signal(signal.SIGINT)
@@ -155,6 +162,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         time.sleep(0.5)
     assert marked(mark) == []
     assert not (tmp_path / "d" / "dataset.json").exists()
+    assert not (tmp_path / "d" / "bundle").exists()
 
 
 def marked(mark: str) -> list[str]:

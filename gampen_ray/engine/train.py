@@ -3,9 +3,11 @@
 Shape legend: N galaxies, C bands, H x W pixels, D targets.
 """
 
+import contextlib
 import dataclasses
 import io
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +71,12 @@ def train(config: TrainConfig) -> Bundle:
                 f"optimizer.batch_size: {config.optimizer.batch_size} is no multiple of {workers.count} workers; "
                 f"give {config.optimizer.batch_size // workers.count * workers.count or workers.count}"
             )
+        for split, rows in (("train", run.num_train), ("val", run.num_val)):
+            if rows < workers.count:
+                raise UserError(
+                    f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {workers.count} workers; "
+                    "lower resources.num_workers or add galaxies"
+                )
         _fit(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)
@@ -94,7 +102,7 @@ def _fit(run: Run, workers: Workers) -> None:
             failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
         ),
     )
-    with _shown(messages, config.optimizer.epochs):
+    with _keyboard_interrupt(), _shown(messages, config.optimizer.epochs):
         trainer.fit()
 
 
@@ -187,30 +195,40 @@ def _resources_per_worker(workers: Workers) -> dict[str, float]:
     return resources | {"GPU": float(workers.gpus)} if workers.gpus else resources
 
 
-class _shown:
-    """Shows the epochs that worker 0 reports while the driver waits for the end of the training."""
+@contextlib.contextmanager
+def _shown(messages: Queue, epochs: int) -> Iterator[None]:
+    """Show the epochs that worker 0 reports while the driver waits for the end of the training."""
+    done = threading.Event()
+    thread = threading.Thread(target=_show, args=(messages, epochs, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        messages.shutdown()
 
-    def __init__(self, messages: Queue, epochs: int) -> None:
-        self._messages, self._epochs = messages, epochs
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
+def _show(messages: Queue, epochs: int, done: threading.Event) -> None:
+    with Progress("train", epochs, "epochs") as progress:
+        shown = 0
+        while not done.wait(0.5):
+            try:
+                metrics = messages.get_nowait()
+            except Empty:
+                continue
+            note = f"loss {metrics['train_loss']:.3f}, validation {metrics['val_loss']:.3f}, "
+            progress.advance(int(metrics["epoch"]) - shown, note + f"{metrics['galaxies_per_s']:,.0f} galaxies/s")
+            shown = int(metrics["epoch"])
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self._messages.shutdown()
 
-    def _run(self) -> None:
-        with Progress("train", self._epochs, "epochs") as progress:
-            epoch = 0
-            while not self._done.wait(0.5):
-                try:
-                    metrics = self._messages.get_nowait()
-                except Empty:
-                    continue
-                note = f"loss {metrics['train_loss']:.3f}, validation {metrics['val_loss']:.3f}, "
-                progress.advance(int(metrics["epoch"]) - epoch, note + f"{metrics['galaxies_per_s']:,.0f} galaxies/s")
-                epoch = int(metrics["epoch"])
+@contextlib.contextmanager
+def _keyboard_interrupt() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Ray Train sets a handler of its own, which ends the program as if all were well."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -64,6 +64,9 @@ def test_a_batch_that_the_workers_cannot_share_is_refused(ray_local: None, tmp_p
     config = train_config(data, str(tmp_path / "run"), batch_size=33)
     with pytest.raises(UserError, match=r"optimizer\.batch_size: 33 is no multiple of 2 workers; give 32"):
         train(config)
+    lonely = dataset(str(tmp_path / "lonely"), {"train": 50, "val": 1})
+    with pytest.raises(UserError, match=r"dataset: .*/lonely has 1 galaxies in split 'val' for 2 workers; lower"):
+        train(train_config(lonely, str(tmp_path / "third")))
     with pytest.raises(UserError, match=r"resources\.num_workers: 2 workers with 4\.0 CPUs each do not fit into 2 CPUs"):
         train(
             TrainConfig(
