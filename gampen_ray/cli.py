@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     path = namespace.pop("config")
-    values = config.load_toml(storage.read_bytes(path).decode(), path) if path else {}
+    values = config.load_toml(storage.read_bytes(path), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
     for name, text in namespace.items():
         if text is not None:

@@ -10,15 +10,16 @@ import json
 import tomllib
 import types
 import typing
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 
 from gampen_ray.errors import UserError
 
 T = TypeVar("T")
+_Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
-_PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
@@ -72,40 +73,40 @@ class SpatialTransformerConfig:
 
     family: Literal["scale", "scale_shift", "affine", "none"] = "scale"
     """Transform family: isotropic scale (GaMPEN as published), scale and shift, full affine, or no transformer."""
-    initial_scale: float = pydantic.Field(default=1.0, gt=0)
+    initial_scale: float = pydantic.Field(default=0.75, gt=0)
     """Side of the crop over the side of the cutout before training; 1 is the identity."""
-    output_size: int = pydantic.Field(default=0, ge=0)
+    output_size: int = pydantic.Field(default=40, ge=0)
     """Side of the resampled crop, pixels; 0: that of the input."""
-    convolutions: tuple[tuple[int, int], ...] = ((64, 11), (96, 9))
+    convolutions: tuple[tuple[_Count, _Count], ...] = ((16, 5), (16, 3))
     """(channels, kernel size) of each localisation convolution; each is followed by a 3x3, stride 2 max pool and a ReLU."""
     hidden: int = pydantic.Field(default=32, ge=1)
     """Width of the localisation network's fully connected layer."""
-    downsample: int = pydantic.Field(default=1, ge=1)
+    downsample: int = pydantic.Field(default=2, ge=1)
     """The localisation network sees the image averaged over blocks of this many pixels; 1: every pixel, as in GaMPEN."""
-
-
-_VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 
 
 @_config
 class BackboneConfig:
-    """A VGG-like convolutional network (Simonyan & Zisserman 2015) of any depth and width."""
+    """A VGG-like convolutional network (Simonyan & Zisserman 2015) of any depth and width.
 
-    plan: tuple[int | Literal["M"], ...] = _VGG16
-    """Layers in order: a number is a convolution of that many channels with ReLU, "M" a 2x2 max pool. Default: VGG-16."""
-    stem_kernel: int = pydantic.Field(default=3, ge=1)
+    The defaults make the compact network that trains in minutes on a CPU; `gampen_vgg16` is the published one.
+    """
+
+    plan: tuple[_Count | Literal["M"], ...] = (24, 48, "M", 64, 64, "M", 128)
+    """Layers in order: a number is a convolution of that many channels with ReLU, "M" a 2x2 max pool."""
+    stem_kernel: int = pydantic.Field(default=5, ge=1)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
-    stem_stride: int = pydantic.Field(default=1, ge=1)
+    stem_stride: int = pydantic.Field(default=2, ge=1)
     """Stride of the first convolution, pixels."""
-    batch_norm: bool = False
+    batch_norm: bool = True
     """Batch normalisation after every convolution."""
-    pool_size: int = pydantic.Field(default=7, ge=1)
+    pool_size: int = pydantic.Field(default=5, ge=1)
     """Side of the feature map given to the classifier, by adaptive average pooling."""
-    classifier: tuple[int, ...] = (4096, 4096)
+    classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
-    dropout_rate: float = pydantic.Field(default=2e-4, ge=0, lt=1)
+    dropout_rate: float = pydantic.Field(default=2e-3, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
-    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "every_conv"
+    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "last_block"
     """Dropout before every convolution but the first and in the classifier (GaMPEN), before those of the last block and in the
     classifier, or in the classifier alone; the fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
 
@@ -122,21 +123,21 @@ class NetworkConfig:
     """The convolutional network."""
 
 
-def compact_network() -> NetworkConfig:
-    """Return the small network that trains in minutes on a CPU; the default of `train` and `demo`."""
+def gampen_vgg16() -> NetworkConfig:
+    """Return the network as published: VGG-16 with dropout before every convolution but the first (Ghosh et al. 2022)."""
     return NetworkConfig(
         spatial_transformer=SpatialTransformerConfig(
-            convolutions=((16, 5), (16, 3)), downsample=2, initial_scale=0.75, output_size=40
+            initial_scale=1.0, output_size=0, convolutions=((64, 11), (96, 9)), downsample=1
         ),
         backbone=BackboneConfig(
-            plan=(24, 48, "M", 64, 64, "M", 128),
-            stem_kernel=5,
-            stem_stride=2,
-            batch_norm=True,
-            pool_size=5,
-            classifier=(128,),
-            dropout_rate=0.002,
-            dropout_placement="last_block",
+            plan=(64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+            stem_kernel=3,
+            stem_stride=1,
+            batch_norm=False,
+            pool_size=7,
+            classifier=(4096, 4096),
+            dropout_rate=2e-4,
+            dropout_placement="every_conv",
         ),
     )
 
@@ -171,6 +172,10 @@ class OptimizerConfig:
     augment: bool = True
     """Random flips and 90-degree rotations, on the device."""
 
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum > 0:
+            raise ValueError("nesterov needs a momentum above 0; set momentum or leave nesterov out")
+
 
 @_config
 class CalibrationConfig:
@@ -204,6 +209,10 @@ class SplitConfig:
     """Share of the validation split."""
     seed: int = 0
     """Another seed gives another partition."""
+
+    def __post_init__(self) -> None:
+        if self.train + self.val > 1 + 1e-9:
+            raise ValueError(f"train and val are {self.train:g} + {self.val:g}, more than 1; lower one")
 
 
 # --- verbs ---------------------------------------------------------------------------------------------------------------
@@ -288,8 +297,8 @@ class TrainConfig:
     """Target columns and their transforms."""
     images: ImagesConfig = _default(ImagesConfig)
     """From cutouts to network inputs."""
-    network: NetworkConfig = dataclasses.field(default_factory=compact_network)
-    """The network; the default is the compact one."""
+    network: NetworkConfig = _default(NetworkConfig)
+    """The network."""
     optimizer: OptimizerConfig = _default(OptimizerConfig)
     """How the weights are fitted."""
     calibration: CalibrationConfig = _default(CalibrationConfig)
@@ -387,11 +396,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json", exclude_none=True)
 
 
-def load_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML text; a syntax error is a UserError that names ``source``."""
+def load_toml(text: bytes, source: str) -> dict[str, Any]:
+    """Parse TOML (UTF-8); a syntax error is a UserError that names ``source``."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
@@ -428,6 +437,12 @@ def _explain(cls: type, error: Any) -> str:
         return f"{name}: unknown field; {hint}valid here: {', '.join(valid)}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{name}: required; set it in the TOML file or give --{name}"
+    if error["type"] == "value_error":
+        return f"{name}: {error['ctx']['error']}"
+    if where[-1] in ("int", "constrained-int") or where[-1].startswith("literal"):
+        # One branch of a union: the others are as valid.
+        name = ".".join(where[:-1])
+        return f'{name}: {error["input"]!r} is not allowed: give a positive whole number or "M"'
     return f"{name}: {error['input']!r} is not allowed: {error['msg']}"
 
 

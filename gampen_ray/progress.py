@@ -37,10 +37,10 @@ class Progress:
             sys.stderr.write("\n")
             sys.stderr.flush()
 
-    def advance(self, count: int, note: str = "") -> None:
-        """Add ``count`` finished units; ``note`` is shown behind the rate."""
+    def advance(self, count: int, note: str = "", *, always: bool = False) -> None:
+        """Add ``count`` finished units; ``note`` is shown behind the rate, ``always`` or when a line is due."""
         self._done += count
-        if self._terminal or note or self._done >= self._total or time.monotonic() - self._last > _LOG_INTERVAL_S:
+        if self._terminal or always or self._done >= self._total or time.monotonic() - self._last > _LOG_INTERVAL_S:
             self._show(note)
 
     def _show(self, note: str = "") -> None:

@@ -1,18 +1,21 @@
-"""Where a result comes from: program versions, and the config that owns an output folder."""
+"""Where a result comes from: program versions, and the run that owns an output folder."""
 
 import datetime
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gampen_ray import storage
-from gampen_ray.config import load_toml, to_dict, to_toml
+from gampen_ray.config import to_dict
 from gampen_ray.errors import UserError
 
-CONFIG_FILE = "config.toml"
+RUN_FILE = "run.json"
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")
+# Where a job runs and where its output lies do not make it another run.
+_FREE_FIELDS = ("output", "resources")
 
 
 def provenance() -> dict[str, Any]:
@@ -25,37 +28,58 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def claim_output(output: str, config: Any) -> None:
-    """Write ``config.toml`` into an output folder, or see that it is there from an unfinished run of the same config.
+def check_output(output: str, config: Any, inputs: Mapping[str, str]) -> bool:
+    """Return whether an output folder holds this run already, finished or not; nothing is written.
 
-    Where the job runs (``resources``) may differ.
+    Parameters
+    ----------
+    output
+        Folder or s3:// URI.
+    config
+        Config of the run.
+    inputs
+        Fingerprint of each input's content, by the name of the config field that says where it lies: the same content may
+        lie elsewhere, and other content in the same place makes another run.
 
     Raises
     ------
     UserError
-        If the folder holds a run of another config, or other files; nothing is changed.
+        If the folder holds another run, or other files.
     """
-    uri = storage.join(output, CONFIG_FILE)
+    uri = storage.join(output, RUN_FILE)
     if not storage.exists(uri):
         if storage.list_files(output):
             raise UserError(f"output: {output} already holds other files; nothing was changed: give a new folder")
-        storage.write_bytes_atomic(uri, to_toml(config).encode())
-        return
-    before, now = load_toml(storage.read_bytes(uri).decode(), uri), to_dict(config)
-    if field := _first_difference(before, now, skipped="resources"):
-        raise UserError(f"output: {output} holds a run with another {field}; nothing was changed: give a new folder")
+        return False
+    there, wanted = storage.read_json(uri), _description(config, inputs)
+    for name in {**there["inputs"], **wanted["inputs"]}:
+        if there["inputs"].get(name) != wanted["inputs"].get(name):
+            raise UserError(f"output: {output} holds a run on another {name}; nothing was changed: give a new folder")
+    if difference := _first_difference(there["config"], wanted["config"]):
+        raise UserError(f"output: {output} holds a run with another {difference}; nothing was changed: give a new folder")
+    return True
 
 
-def _first_difference(before: dict[str, Any], now: dict[str, Any], *, prefix: str = "", skipped: str = "") -> str:
-    """Return the dotted name of the first field that differs, empty if none does."""
-    for key in {**before, **now}:
-        if key == skipped or before.get(key) == now.get(key):
-            continue
-        name = prefix + key
-        a, b = before.get(key), now.get(key)
+def claim_output(output: str, config: Any, inputs: Mapping[str, str]) -> None:
+    """Do as `check_output`, and write ``run.json`` into a folder that is free."""
+    if not check_output(output, config, inputs):
+        storage.write_json(storage.join(output, RUN_FILE), _description(config, inputs))
+
+
+def _description(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
+    fields = {key: value for key, value in to_dict(config).items() if key not in (*_FREE_FIELDS, *inputs)}
+    return {"config": fields, "inputs": dict(inputs)}
+
+
+def _first_difference(there: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
+    """Return the dotted name of the first field that differs and its values, empty if none does."""
+    for key in {**there, **wanted}:
+        a, b = there.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            return _first_difference(a, b, prefix=f"{name}.")
-        return f"{name} ({a!r}, not {b!r})"
+            if difference := _first_difference(a, b, f"{prefix}{key}."):
+                return difference
+        elif a != b:
+            return f"{prefix}{key} ({a!r}, not {b!r})"
     return ""
 
 

@@ -22,8 +22,18 @@ from gampen_ray.posterior.bundle import Bundle
 SIZE = 20
 TARGETS = {"flux": TargetConfig(transform="log"), "concentration": TargetConfig(transform="logit")}
 NETWORK = NetworkConfig(
-    spatial_transformer=SpatialTransformerConfig(convolutions=((4, 5),), hidden=8),
-    backbone=BackboneConfig(plan=(8, "M", 16, "M"), pool_size=2, classifier=(16,), batch_norm=True, dropout_rate=0.05),
+    spatial_transformer=SpatialTransformerConfig(
+        convolutions=((4, 5),), hidden=8, downsample=1, initial_scale=0.8, output_size=0
+    ),
+    backbone=BackboneConfig(
+        plan=(8, "M", 16, "M"),
+        stem_kernel=3,
+        stem_stride=1,
+        pool_size=2,
+        classifier=(16,),
+        dropout_rate=0.05,
+        dropout_placement="every_conv",
+    ),
 )
 
 

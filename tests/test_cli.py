@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,11 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     assert (settings.optimizer.epochs, settings.optimizer.batch_size) == (7, 64)
     assert settings.network.backbone.plan == (8, "M", 16)
     assert settings.dataset == "d"
+
+
+def test_one_network_flag_changes_nothing_else_of_the_network() -> None:
+    _, settings = cli.parse(["train", "--dataset", "d", "--output", "o", "--network.likelihood", "mse"])
+    assert settings.network == dataclasses.replace(TrainConfig(dataset="d", output="o").network, likelihood="mse")
 
 
 def test_text_fields_take_text_that_looks_like_a_number() -> None:

@@ -7,7 +7,7 @@ CONFIGS = [
     config.SimulateConfig(output="d"),
     config.IngestConfig(images="i", output="d", hdu=1, targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
-    config.TrainConfig(dataset="d", output="r", network=config.NetworkConfig()),
+    config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),
     config.InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
     config.EvaluateConfig(catalog="c", output="e"),
     config.ReportConfig(evaluation="e", output="r.html"),
@@ -17,7 +17,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("value", CONFIGS, ids=lambda value: type(value).__name__)
 def test_toml_round_trip(value: object) -> None:
-    assert config.build(type(value), config.load_toml(config.to_toml(value), "here")) == value
+    assert config.build(type(value), config.load_toml(config.to_toml(value).encode(), "here")) == value
 
 
 @pytest.mark.parametrize("cls", {type(value) for value in CONFIGS}, ids=lambda cls: cls.__name__)
@@ -29,6 +29,10 @@ def test_every_field_is_documented(cls: type) -> None:
 @pytest.mark.parametrize(
     ("values", "match"),
     [
+        ({"network": {"backbone": {"plan": [8, "X"]}}}, r"^network\.backbone\.plan\.1: 'X' is not allowed: .* or \"M\"$"),
+        ({"network": {"backbone": {"classifier": [0]}}}, r"^network\.backbone\.classifier\.0: 0 is not allowed"),
+        ({"optimizer": {"nesterov": True, "momentum": 0.0}}, r"^optimizer: nesterov needs a momentum above 0"),
+        ({"optimizer": {"learning_rate": float("inf")}}, r"^optimizer\.learning_rate: inf is not allowed"),
         ({"output": "r"}, r"^dataset: required; set it in the TOML file or give --dataset$"),
         ({"optimizer": {"lr": 1}}, r"^optimizer\.lr: unknown field; valid here: augment, batch_norm_fraction, .*weight_decay$"),
         ({"optimizer": {"epoch": 1}}, r"^optimizer\.epoch: unknown field; did you mean 'epochs'\? valid here: "),
@@ -49,7 +53,7 @@ def test_mistake_is_one_line_with_field_value_and_remedy(values: dict, match: st
 
 def test_broken_toml_names_its_file() -> None:
     with pytest.raises(UserError, match=r"^train\.toml: not valid TOML: .*line 1"):
-        config.load_toml("epochs = = 3", "train.toml")
+        config.load_toml(b"epochs = = 3", "train.toml")
 
 
 def test_configs_are_frozen() -> None:

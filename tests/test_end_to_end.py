@@ -18,6 +18,7 @@ from astropy.table import Table
 from gampen_ray import cli
 from gampen_ray.config import DemoConfig, to_toml
 from gampen_ray.engine.demo import demo
+from gampen_ray.engine.train import train
 from gampen_ray.posterior.bundle import load_bundle
 from tests.networks import dataset, train_config
 
@@ -133,11 +134,14 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["simulate", "train"])
-def test_ctrl_c_leaves_no_process_behind(verb: str, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_process_behind(
+    verb: str, ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--num-galaxies", "1000000"]
+    config = train_config(str(tmp_path / "data"), str(tmp_path / "d"), epochs=60)
     if verb == "train":
-        data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
-        (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(tmp_path / "d"), epochs=100_000)))
+        dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
+        (tmp_path / "train.toml").write_text(to_toml(config))
         arguments = [str(tmp_path / "train.toml")]
     # A driver of its own: Ctrl-C would end the session that the other tests share.
     command = [sys.executable, "-m", "gampen_ray", verb, *arguments, "--output", str(tmp_path / "d")]
@@ -163,6 +167,15 @@ def test_ctrl_c_leaves_no_process_behind(verb: str, tmp_path: Path) -> None:
     assert marked(mark) == []
     assert not (tmp_path / "d" / "dataset.json").exists()
     assert not (tmp_path / "d" / "bundle").exists()
+    if verb == "train":
+        caplog.clear()
+        monkeypatch.setattr(logging.getLogger("gampen_ray"), "propagate", True)
+        with caplog.at_level(logging.INFO, logger="gampen_ray"):
+            train(config)
+        history = json.loads((tmp_path / "d" / "history.json").read_text())
+        assert [row["epoch"] for row in history] == list(range(1, 61))
+        # What was shown begins behind the interruption.
+        assert "train: 1/60" not in caplog.text
 
 
 def marked(mark: str) -> list[str]:

@@ -92,6 +92,12 @@ def read_cutout(data: bytes, *, hdu: int | None = None, num_bands: int = 1) -> C
     return Cutout(image_CHW, ra, dec)
 
 
+def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
+    """Return the part of an image (C x H x W) that `fit_to_size` keeps, a view."""
+    _, height, width = image_CHW.shape
+    return image_CHW[:, _overlap(height, size)[0], _overlap(width, size)[0]]
+
+
 def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine") -> np.ndarray:
     """Crop or zero-pad an image about its centre, having dealt with non-finite pixels.
 
@@ -118,8 +124,8 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
         For an image with non-finite pixels where the policy is ``"quarantine"``, without finite pixels, or of one value.
     """
     _, height, width = image_CHW.shape
-    (rows, target_rows), (columns, target_columns) = _overlap(height, size), _overlap(width, size)
-    inside_CHW = image_CHW[:, rows, columns]
+    (_, target_rows), (_, target_columns) = _overlap(height, size), _overlap(width, size)
+    inside_CHW = central(image_CHW, size)
     finite = np.isfinite(inside_CHW)
     num_bad = finite.size - int(finite.sum())
     if num_bad == finite.size:

@@ -15,7 +15,7 @@ from gampen_ray import config as configs
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
 from gampen_ray.data import catalogs, gampen_folder, shards
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, fit_to_size, read_cutout, stem
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
@@ -50,6 +50,9 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     UserError
         For a missing file, folder or column, or a column name that a shard gives another meaning.
     """
+    reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
+    if reserved or len(set(config.targets)) < len(config.targets):
+        raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")
     table, sources, catalog_uri = _rows(config)
     columns = {name: table.column(name) for name in table.column_names}
     for name in ("ra", "dec"):
@@ -117,6 +120,7 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     planned = np.flatnonzero(reasons == "")
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for start in range(0, len(planned), _READ_AHEAD):
@@ -128,11 +132,14 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
                 except CutoutError as error:
                     reasons[row] = str(error)
                 else:
+                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
+                    filled[row] = not np.isfinite(inside_CHW).all()
+                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
                     if not np.isfinite(ra[row] + dec[row]):
                         ra[row], dec[row] = cutout.ra, cutout.dec
     counts: Counter[str] = Counter()
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= {"ra": ra, "dec": dec, "image": image_NCHW}
+    columns |= {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
     for split in shards.SPLITS if config.targets else (shards.ALL,):
         chosen = np.flatnonzero((reasons == "") & (splits == split))

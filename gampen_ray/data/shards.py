@@ -6,10 +6,11 @@ last, so that its presence means complete; and ``quarantine/part-*.parquet`` for
 Shape legend: N galaxies, C bands, H x W pixels.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from gampen_ray.errors import UserError
 
 __all__ = [
     "ALL",
+    "DATASET_JSON",
     "FORMAT_VERSION",
     "QUARANTINE",
     "QUARANTINE_SCHEMA",
@@ -31,6 +33,7 @@ __all__ = [
     "part_uri",
     "read_dataset_info",
     "read_shard",
+    "row_group_sizes",
     "schema_info",
     "shard_uris",
     "validate_dataset",
@@ -48,10 +51,11 @@ QUARANTINE = "quarantine"
 """Folder of the rows that could not be used."""
 QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
-_DATASET_JSON = "dataset.json"
+DATASET_JSON = "dataset.json"
+"""Name of the file that declares a dataset complete."""
 _METADATA_KEY = b"gampen_ray"
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
-_ROW_GROUP_ROWS = 256
+_ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,11 +125,11 @@ def read_dataset_info(dataset: str) -> DatasetInfo:
     UserError
         If there is no complete dataset at the URI, or it was written by a newer version.
     """
-    uri = storage.join(dataset, _DATASET_JSON)
+    uri = storage.join(dataset, DATASET_JSON)
     if not storage.exists(uri):
         found = "is not complete" if storage.exists(dataset) else "is not there"
         raise UserError(
-            f"dataset {dataset} {found}: no {_DATASET_JSON}; make it with `gampen-ray ingest` or `gampen-ray simulate`"
+            f"dataset {dataset} {found}: no {DATASET_JSON}; make it with `gampen-ray ingest` or `gampen-ray simulate`"
         )
     values = storage.read_json(uri)
     if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
@@ -140,7 +144,7 @@ def read_dataset_info(dataset: str) -> DatasetInfo:
 
 def write_dataset_info(dataset: str, info: DatasetInfo) -> None:
     """Write ``dataset.json``; the last step, as it declares the dataset complete."""
-    storage.write_json(storage.join(dataset, _DATASET_JSON), dataclasses.asdict(info))
+    storage.write_json(storage.join(dataset, DATASET_JSON), dataclasses.asdict(info))
 
 
 def part_uri(dataset: str, split: str, part: int) -> str:
@@ -223,7 +227,20 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     arrays |= {name: pa.array(columns[name]).cast(pa.float64()) for name in info.target_units}
     arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
     table = pa.table(arrays).replace_schema_metadata({_METADATA_KEY: json.dumps(_schema_info(info))})
-    _write_parquet(uri, table, use_byte_stream_split=["image.list.element"])
+    _write_parquet(uri, table, _row_group_rows(image_NCHW), use_byte_stream_split=["image.list.element"])
+
+
+def row_group_sizes(uri: str) -> list[int]:
+    """Return the number of rows of each row group of a shard.
+
+    Raises
+    ------
+    UserError
+        For a file that is missing or damaged.
+    """
+    with _damage_explained(uri), storage.open_input(uri) as source:
+        metadata = pq.ParquetFile(source).metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None) -> pa.Table:
@@ -234,16 +251,13 @@ def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Seque
     UserError
         For a file that is missing, damaged or of a newer version, or for a column that is not there.
     """
-    try:
-        with storage.open_input(uri) as source:
-            file = pq.ParquetFile(source, page_checksum_verification=True)
-            names = file.schema_arrow.names
-            _require(uri, columns or (), names)
-            _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
-            groups = range(file.num_row_groups) if row_groups is None else row_groups
-            table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: damaged or not Parquet: {error}") from None
+    with _damage_explained(uri), storage.open_input(uri) as source:
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        _require(uri, columns or (), names)
+        _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
+        groups = range(file.num_row_groups) if row_groups is None else row_groups
+        table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
 
 
@@ -267,7 +281,8 @@ def schema_info(schema: pa.Schema) -> dict[str, Any]:
 def write_quarantine(uri: str, rows: Iterable[tuple[str, str, str]]) -> None:
     """Write rows (object_id, source, reason) that could not be used, whole or not at all."""
     names = QUARANTINE_SCHEMA.names
-    _write_parquet(uri, pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], QUARANTINE_SCHEMA))
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], QUARANTINE_SCHEMA)
+    _write_parquet(uri, table, _ROW_GROUP_ROWS)
 
 
 # --- validation ----------------------------------------------------------------------------------------------------------
@@ -354,6 +369,14 @@ def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
     return bad
 
 
+@contextlib.contextmanager
+def _damage_explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{uri}: damaged or not Parquet: {error}") from None
+
+
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
@@ -419,9 +442,13 @@ def _tensor_array(image_NCHW: np.ndarray) -> pa.Array:
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), shape), lists)
 
 
-def _write_parquet(uri: str, table: pa.Table, **options: Any) -> None:
+def _row_group_rows(image_NCHW: np.ndarray) -> int:
+    return max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, image_NCHW[:1].nbytes)))
+
+
+def _write_parquet(uri: str, table: pa.Table, row_group_rows: int, **options: Any) -> None:
     sink = pa.BufferOutputStream()
     # A dictionary makes float images larger; checksums make a damaged page an error instead of wrong pixels.
-    options |= {"compression": "zstd", "use_dictionary": False, "row_group_size": _ROW_GROUP_ROWS, "write_page_checksum": True}
+    options |= {"compression": "zstd", "use_dictionary": False, "row_group_size": row_group_rows, "write_page_checksum": True}
     pq.write_table(table, sink, **options)
     storage.write_bytes_atomic(uri, sink.getvalue())

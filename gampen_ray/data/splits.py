@@ -3,7 +3,6 @@
 import numpy as np
 
 from gampen_ray.config import SplitConfig
-from gampen_ray.errors import UserError
 
 __all__ = ["assign_splits"]
 
@@ -25,14 +24,7 @@ def assign_splits(object_ids: np.ndarray, config: SplitConfig) -> np.ndarray:
     -------
     np.ndarray
         N of ``"train"``, ``"val"`` and ``"test"``.
-
-    Raises
-    ------
-    UserError
-        If the shares of train and val exceed 1.
     """
-    if config.train + config.val > 1 + 1e-9:
-        raise UserError(f"split: train {config.train:g} and val {config.val:g} exceed 1; what they leave is the test split")
     seed = _mix(np.array([config.seed % 2**64], dtype=np.uint64))
     ids = np.asarray(object_ids)
     hashed = _mix(ids.astype(np.int64).view(np.uint64) ^ seed) if ids.dtype.kind in "iu" else _hash_text(ids, seed)

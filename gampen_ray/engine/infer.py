@@ -24,8 +24,9 @@ from gampen_ray.data import shards
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import Bundle, Predictor, load_bundle
+from gampen_ray.posterior.bundle import Bundle, Predictor, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import QUARANTINE_SCHEMA, Flag, catalog_table
+from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, provenance
@@ -34,13 +35,14 @@ logger = logging.getLogger(__name__)
 
 CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
 _CPUS_PER_IO_TASK = 0.25
+_NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
 # Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
 _UNIT_BYTES = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Row groups ``start`` to ``stop`` of a shard, written as ``name``."""
+    """Row groups ``start`` to ``stop`` of a shard, ``num_rows`` in all, written as ``name``."""
 
     name: str
     uri: str
@@ -68,14 +70,15 @@ def infer(config: InferConfig) -> dict[str, Any]:
     bundle = load_bundle(config.bundle)
     info = shards.read_dataset_info(config.dataset)
     _check_fit(config, bundle, info)
+    image_bytes = 4 * int(np.prod(info.image_shape))
     shard_uris = shards.shard_uris(config.dataset, config.split)
-    claim_output(config.output, config)
+    units = [unit for i, uri in enumerate(shard_uris) for unit in shard_units(uri, i, image_bytes)]
+    inputs = {"bundle": bundle_digest(config.bundle), "dataset": info.fingerprint}
+    claim_output(config.output, config, inputs)
     manifest_uri = storage.join(config.output, MANIFEST)
     if storage.exists(manifest_uri):
         logger.info("%s is complete; nothing to do", config.output)
         return storage.read_json(manifest_uri)
-    image_bytes = 4 * int(np.prod(info.image_shape))
-    units = [unit for i, uri in enumerate(shard_uris) for unit in shard_units(uri, i, image_bytes)]
     there = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join(config.output, CATALOG), ".parquet")}
     todo = [unit for unit in units if unit.name not in there]
     start = time.monotonic()
@@ -91,7 +94,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         "seconds": round(time.monotonic() - start, 1),
         "config": to_dict(config),
         "calibration_scale": bundle.calibration_scale_D.tolist(),
-        "dataset_fingerprint": info.fingerprint,
+        "inputs": inputs,
         "bundle_provenance": bundle.provenance,
         "provenance": provenance(),
     }
@@ -104,9 +107,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
 
 def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
     """Return the units of shard number ``index``: runs of row groups of at most 32 MiB of pixels, but one at the least."""
-    with storage.open_input(uri) as source:
-        metadata = pq.ParquetFile(source).metadata
-    rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    rows = shards.row_group_sizes(uri)
     units: list[Unit] = []
     start = 0
     for stop in range(1, len(rows) + 1):
@@ -118,6 +119,7 @@ def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
 
 
 def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) -> None:
+    ThinnedNetworks(bundle.network, config.num_passes, config.seed)
     expected = bundle.images.bands
     if len(info.bands) != len(expected):
         raise UserError(
@@ -170,13 +172,17 @@ def _read_unit(unit: Any) -> dict[str, np.ndarray]:
     image_NCHW[reason_N != ""] = 0.0
     columns = {key: table[key] for key in ("object_id", "ra", "dec") if key in table.column_names}
     columns = {key: column.to_numpy() for key, column in columns.items()}
-    flags_N = table["pixels_filled"].to_numpy() * int(Flag.PIXELS_FILLED) if "pixels_filled" in table.column_names else 0
+    flags_N = np.zeros(len(table), np.int64)
+    for column, flag in (("pixels_filled", Flag.PIXELS_FILLED), ("padded", Flag.INPUT_PADDED)):
+        if column in table.column_names:
+            flags_N |= np.where(table[column].to_numpy(), flag.value, 0)
     return {
         **columns,
         "image": image_NCHW,
         "reason": reason_N.astype(str),
-        "flags": np.zeros(len(table), np.int64) + flags_N,
+        "flags": flags_N,
         "unit": np.full(len(table), name),
+        "unit_rows": np.full(len(table), int(unit["num_rows"][0])),
         "source": np.full(len(table), uri),
     }
 
@@ -202,17 +208,21 @@ class _Predict:
         image_NCHW = rows.pop("image")
         starts = range(0, len(image_NCHW), self._batch_size)
         predictions = [self._predict(image_NCHW[i : i + self._batch_size]) for i in starts]
+        usable_N = np.concatenate([p.usable_N for p in predictions])
+        rows["reason"] = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
         rows["mean"] = np.concatenate([p.mixture.mean_NKD.numpy() for p in predictions])
         rows["scale_tril"] = np.concatenate([p.mixture.scale_tril_NKDD.numpy() for p in predictions])
         rows["crop_scale"] = np.concatenate([p.crop_scale_N for p in predictions])
-        padded = min(image_NCHW.shape[-2:]) < self._size
-        rows["flags"] = rows["flags"] | (int(Flag.INPUT_PADDED) if padded else 0)
+        if min(self._predict.match(image_NCHW[:1]).shape[-2:]) < self._size:
+            rows["flags"] = rows["flags"] | Flag.INPUT_PADDED.value
         return rows
 
 
 def _write_unit(rows: pa.Table, *, config: InferConfig, targets: Any) -> dict[str, list[int]]:
     """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last."""
-    name = rows["unit"][0].as_py()
+    name, num_rows = rows["unit"][0].as_py(), rows["unit_rows"][0].as_py()
+    if len(rows) != num_rows:
+        raise RuntimeError(f"unit {name} has {num_rows} rows, {len(rows)} came: Ray Data cut its block")
     bad = np.asarray(rows["reason"].to_pylist()) != ""
     if bad.any():
         wrong = rows.filter(pa.array(bad))

@@ -18,6 +18,7 @@ from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
+from gampen_ray.provenance import RUN_FILE, claim_output
 
 __all__ = ["IngestSummary", "ingest"]
 
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Reading cutouts waits for storage more than it computes.
 _CPUS_PER_TASK = 0.5
-# Folder of an unfinished ingest: the plan's settings, and a receipt per finished part.
+# Folder of an unfinished ingest: a receipt per finished part.
 _UNFINISHED = "ingest"
 
 
@@ -68,8 +69,9 @@ def ingest(config: IngestConfig) -> IngestSummary:
         catalog=storage.absolute(config.catalog) if config.catalog else "",
     )
     rows, info = packing.plan(config)
-    if _is_complete(config, info):
-        logger.info("%s is complete: nothing to do", config.output)
+    claim_output(config.output, config, {"catalog": info.fingerprint})
+    if storage.exists(storage.join(config.output, shards.DATASET_JSON)):
+        logger.info("%s is complete; nothing to do", config.output)
         info = shards.read_dataset_info(config.output)
     else:
         counts = _pack_all(config, rows, info)
@@ -89,32 +91,6 @@ def ingest(config: IngestConfig) -> IngestSummary:
         num_quarantined=info.num_quarantined,
         reasons=dict(reasons.most_common()),
     )
-
-
-def _is_complete(config: IngestConfig, info: DatasetInfo) -> bool:
-    # Raises if the output holds anything but this dataset or the beginning of it.
-    if storage.exists(storage.join(config.output, "dataset.json")):
-        there = shards.read_dataset_info(config.output)
-        if (there.fingerprint, _settings(there.source)) == (info.fingerprint, _settings(info.source)):
-            return True
-        raise UserError(f"output: {config.output} holds another dataset; choose another output or delete it")
-    plan_uri = storage.join(config.output, _UNFINISHED, "plan.json")
-    plan = {"fingerprint": info.fingerprint, "settings": _settings(info.source)}
-    if storage.exists(plan_uri):
-        if storage.read_json(plan_uri) != plan:
-            raise UserError(
-                f"output: {config.output} holds an unfinished ingest of another config or catalogue; "
-                "choose another output or delete it"
-            )
-    elif storage.list_files(config.output):
-        raise UserError(f"output: {config.output} is not empty; choose another output or delete it")
-    else:
-        storage.write_json(plan_uri, plan)
-    return False
-
-
-def _settings(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key not in ("output", "resources")}
 
 
 def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counter[str]:
@@ -174,8 +150,8 @@ def _nothing_usable(config: IngestConfig) -> UserError:
     common, count = Counter(_kind(reason) for _, reason in quarantined).most_common(1)[0]
     source, reason = next(row for row in quarantined if _kind(row[1]) == common)
     # Nothing is lost, and the next attempt may have other settings.
-    for folder in (shards.QUARANTINE, _UNFINISHED):
-        storage.delete(storage.join(config.output, folder))
+    for name in (shards.QUARANTINE, _UNFINISHED, RUN_FILE):
+        storage.delete(storage.join(config.output, name))
     return UserError(
         f"none of the {len(quarantined):,} rows can be used; the most common reason ({count:,} rows), here for {source}: "
         f"{reason}"

@@ -16,16 +16,14 @@ from gampen_ray.data.simulate import SURVEYS, TARGETS
 from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine.session import ray_session
-from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
+from gampen_ray.provenance import claim_output
 
 __all__ = ["simulate"]
 
 logger = logging.getLogger(__name__)
 
 _CPUS_PER_TASK = 1.0
-_UNFINISHED_JSON = "simulate.json"
-"""Holds the settings while the dataset is not complete."""
 
 
 def simulate(config: SimulateConfig) -> None:
@@ -40,10 +38,10 @@ def simulate(config: SimulateConfig) -> None:
         If the output holds something else.
     """
     config = dataclasses.replace(config, output=storage.absolute(config.output))
-    if _is_complete(config):
+    claim_output(config.output, config, {})
+    if storage.exists(storage.join(config.output, shards.DATASET_JSON)):
         logger.info("%s is complete; nothing to do", config.output)
         return
-    storage.write_json(storage.join(config.output, _UNFINISHED_JSON), _settings(config))
     there = set(storage.list_files(config.output, ".parquet"))
     parts = range(-(-config.num_galaxies // config.galaxies_per_shard))
     todo = [part for part in parts if not _expected_shards(config, part) <= there]
@@ -58,7 +56,6 @@ def simulate(config: SimulateConfig) -> None:
     splits, counts = np.unique(assign_splits(np.arange(config.num_galaxies), config.split), return_counts=True)
     num_rows = dict.fromkeys(shards.SPLITS, 0) | dict(zip(splits.tolist(), counts.tolist(), strict=True))
     shards.write_dataset_info(config.output, dataclasses.replace(info, num_rows=num_rows))
-    storage.delete(storage.join(config.output, _UNFINISHED_JSON))
     logger.info("wrote %s: %s", config.output, ", ".join(f"{count:,} {split}" for split, count in num_rows.items()))
 
 
@@ -119,22 +116,3 @@ def _expected_shards(config: SimulateConfig, part: int) -> set[str]:
 
 def _settings(config: SimulateConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
-
-
-def _is_complete(config: SimulateConfig) -> bool:
-    """Return whether the dataset is complete; a UserError if the output holds anything but this dataset or a part of it."""
-    unfinished = storage.join(config.output, _UNFINISHED_JSON)
-    complete = storage.exists(storage.join(config.output, "dataset.json"))
-    if complete:
-        there = shards.read_dataset_info(config.output).source
-    elif storage.exists(unfinished):
-        there = storage.read_json(unfinished)
-    elif storage.list_files(config.output):
-        raise UserError(f"output: {config.output} is not empty; choose another output or delete it")
-    else:
-        return False
-    wanted = _settings(config)
-    if there != wanted:
-        names = ", ".join(sorted(name for name in wanted | there if wanted.get(name) != there.get(name)))
-        raise UserError(f"output: {config.output} holds a dataset of another {names}; choose another output or delete it")
-    return complete

@@ -35,14 +35,14 @@ from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.progress import Progress
-from gampen_ray.provenance import claim_output
+from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.training.loop import Batch, State
 from gampen_ray.training.run import BUNDLE, Run, execute, prepare
 
 logger = logging.getLogger(__name__)
 
 _RAY_RUN, _STATE = "checkpoints", "state.pt"
-# Rows shuffled together by each worker; the order of the shards is shuffled besides.
+# Rows shuffled together by each worker.
 _SHUFFLE_ROWS = 4096
 # A dataset is kept decoded in the object store if it fills at most this share of it.
 _CACHE_SHARE = 0.4
@@ -60,7 +60,8 @@ def train(config: TrainConfig) -> Bundle:
     """
     config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
     run = prepare(config)
-    claim_output(config.output, config)
+    inputs = {"dataset": run.fingerprint}
+    check_output(config.output, config, inputs)
     if storage.exists(storage.join(config.output, BUNDLE, "SHA256SUMS")):
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
@@ -77,6 +78,7 @@ def train(config: TrainConfig) -> Bundle:
                     f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {workers.count} workers; "
                     "lower resources.num_workers or add galaxies"
                 )
+        claim_output(config.output, config, inputs)
         _fit(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)
@@ -102,13 +104,22 @@ def _fit(run: Run, workers: Workers) -> None:
             failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
         ),
     )
-    with _keyboard_interrupt(), _shown(messages, config.optimizer.epochs):
+    mistakes: list[str] = []
+    with _keyboard_interrupt(), _shown(messages, config.optimizer.epochs, mistakes):
         trainer.fit()
+    if mistakes:
+        raise UserError(mistakes[0])
 
 
 def _dataset(run: Run, split: str) -> ray.data.Dataset:
     config = run.config
-    dataset = ray.data.read_parquet(shards.shard_uris(config.dataset, split)).select_columns(run.columns)
+    uris = shards.shard_uris(config.dataset, split)
+    if split == "train":
+        # Each worker shuffles a window of rows; so that a window is a mixture, the shards come in random order.
+        np.random.default_rng(config.seed).shuffle(uris)
+    filesystem, _ = storage.filesystem(config.dataset)
+    paths = [storage.filesystem(uri)[1] for uri in uris]
+    dataset = ray.data.read_parquet(paths, filesystem=filesystem).select_columns(run.columns)
     rows = run.num_train if split == "train" else run.num_val
     image_bytes = 4 * shards.read_dataset_info(config.dataset).cutout_size ** 2 * len(run.images.bands)
     store = ray.cluster_resources().get("object_store_memory", 0)
@@ -120,7 +131,11 @@ def _train_worker(job: dict[str, Any]) -> None:
     torch.set_num_threads(workers.threads)
     worker = RayWorker(run, workers.count, job["messages"])
     rows = run.num_train // workers.count
-    execute(worker, run, max(1, rows // worker.batch_size))
+    try:
+        execute(worker, run, max(1, rows // worker.batch_size))
+    except UserError as error:
+        # Every worker comes here at once. Returned, not raised: Ray Train would try the same again.
+        job["messages"].put({"mistake": str(error)})
 
 
 class RayWorker:
@@ -196,10 +211,10 @@ def _resources_per_worker(workers: Workers) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _shown(messages: Queue, epochs: int) -> Iterator[None]:
-    """Show the epochs that worker 0 reports while the driver waits for the end of the training."""
+def _shown(messages: Queue, epochs: int, mistakes: list[str]) -> Iterator[None]:
+    """Show the epochs that worker 0 reports while the driver waits for the end of the training; collect the user's mistakes."""
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(messages, epochs, done), daemon=True)
+    thread = threading.Thread(target=_show, args=(messages, epochs, mistakes, done), daemon=True)
     thread.start()
     try:
         yield
@@ -209,16 +224,22 @@ def _shown(messages: Queue, epochs: int) -> Iterator[None]:
         messages.shutdown()
 
 
-def _show(messages: Queue, epochs: int, done: threading.Event) -> None:
+def _show(messages: Queue, epochs: int, mistakes: list[str], done: threading.Event) -> None:
     with Progress("train", epochs, "epochs") as progress:
         shown = 0
-        while not done.wait(0.5):
+        while True:
+            last = done.wait(0.5)
             try:
                 metrics = messages.get_nowait()
             except Empty:
+                if last:
+                    return
+                continue
+            if "mistake" in metrics:
+                mistakes.append(metrics["mistake"])
                 continue
             note = f"loss {metrics['train_loss']:.3f}, validation {metrics['val_loss']:.3f}, "
-            progress.advance(int(metrics["epoch"]) - shown, note + f"{metrics['galaxies_per_s']:,.0f} galaxies/s")
+            progress.advance(int(metrics["epoch"]) - shown, note + f"{metrics['galaxies_per_s']:,.0f} galaxies/s", always=True)
             shown = int(metrics["epoch"])
 
 

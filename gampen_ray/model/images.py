@@ -106,9 +106,10 @@ class ImagePreprocessing:
         if self.pixel_scale_arcsec is not None and pixel_scale_arcsec is not None:
             zoom = pixel_scale_arcsec / self.pixel_scale_arcsec
             if abs(zoom - 1) > _SAME_PIXEL_SCALE:
-                side = max(1, round(images_NCHW.shape[-1] * zoom))
-                factor *= (images_NCHW.shape[-1] / side) ** 2
-                images_NCHW = F.interpolate(images_NCHW.float(), (side, side), mode="bilinear", antialias=True)
+                height, width = images_NCHW.shape[-2:]
+                sides = max(1, round(height * zoom)), max(1, round(width * zoom))
+                factor *= height * width / (sides[0] * sides[1])
+                images_NCHW = F.interpolate(images_NCHW.float(), sides, mode="bilinear", antialias=True)
         return images_NCHW if factor == 1.0 else images_NCHW * factor
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
-from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.mixture import Mixture, proper
 
 FORMAT_VERSION = 1
 _DESCRIPTION, _WEIGHTS, _CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
@@ -36,6 +36,9 @@ class Prediction:
     ----------
     mixture
         Posterior, calibrated if the bundle says so.
+    usable_N
+        False where the network's output is not a proper Gaussian (pixels near the limits of float32); the mixture is then a
+        placeholder.
     affine_N23
         Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
     crop_scale_N
@@ -43,6 +46,7 @@ class Prediction:
     """
 
     mixture: Mixture
+    usable_N: np.ndarray
     affine_N23: np.ndarray
     crop_scale_N: np.ndarray
 
@@ -77,7 +81,16 @@ class Bundle:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
 
-    def predict(self, images_NCHW: np.ndarray, *, num_passes: int = 32, seed: int = 0, batch_size: int = 256) -> Mixture:
+    def predict(
+        self,
+        images_NCHW: np.ndarray,
+        *,
+        num_passes: int = 32,
+        seed: int = 0,
+        batch_size: int = 256,
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> Mixture:
         """Return the posteriors of cutouts in flux units.
 
         Parameters
@@ -90,15 +103,26 @@ class Bundle:
             Seed of the dropout masks.
         batch_size
             Galaxies per forward pass; changes no result.
+        zero_point_mag, pixel_scale_arcsec
+            Of the cutouts, which are converted to those of the training cutouts; None: the same.
 
         Raises
         ------
         UserError
-            If the images have the wrong bands or non-finite pixels.
+            If the images have the wrong bands or non-finite pixels, or are too bright for the network.
         """
-        predictor = Predictor(self, num_passes=num_passes, seed=seed)
+        predictor = Predictor(
+            self, num_passes=num_passes, seed=seed, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec
+        )
         starts = range(0, max(1, len(images_NCHW)), batch_size)
-        return Mixture.concatenate([predictor(images_NCHW[i : i + batch_size]).mixture for i in starts])
+        predictions = [predictor(images_NCHW[i : i + batch_size]) for i in starts]
+        usable_N = np.concatenate([prediction.usable_N for prediction in predictions])
+        if not usable_N.all():
+            raise UserError(
+                f"images: {(~usable_N).sum()} give no finite posterior, the first is number {np.argmin(usable_N)}; "
+                "mask or remove their extreme pixels"
+            )
+        return Mixture.concatenate([prediction.mixture for prediction in predictions])
 
     def save(self, uri: str) -> None:
         """Write the bundle to a folder or s3:// URI; the checksums come last."""
@@ -162,10 +186,13 @@ class Predictor:
             raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
         x_NCHW = self._bundle.images(self.match(images_NCHW))
         outputs_NKP, affine_N23 = self._thinned(x_NCHW)
-        mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double(), len(self._bundle.targets))
-        mixture = Mixture(mean_NKD.cpu(), scale_tril_NKDD.cpu(), self._bundle.targets)
+        mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(self._bundle.targets))
+        usable_N = proper(mean_NKD, scale_tril_NKDD)
+        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, torch.eye(len(self._bundle.targets), dtype=torch.float64)
+        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets)
         return Prediction(
             mixture=mixture.scaled(self._bundle.calibration_scale_D),
+            usable_N=usable_N.numpy(),
             affine_N23=affine_N23.cpu().numpy(),
             crop_scale_N=crop_scale(affine_N23).cpu().numpy(),
         )
@@ -184,10 +211,7 @@ def load_bundle(uri: str) -> Bundle:
     UserError
         If there is no bundle, it is damaged, or its format is newer than this program.
     """
-    if storage.exists(storage.join(uri, "bundle", _DESCRIPTION)):
-        uri = storage.join(uri, "bundle")
-    if not storage.exists(storage.join(uri, _DESCRIPTION)):
-        raise UserError(f"bundle: {uri} holds no {_DESCRIPTION}; give the folder that `train` wrote")
+    uri = _resolved(uri)
     files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, _CHECKSUMS)}
     version = _format_version(uri, files[_DESCRIPTION])
     if version > FORMAT_VERSION:
@@ -212,9 +236,26 @@ def load_bundle(uri: str) -> Bundle:
     )
 
 
+def bundle_digest(uri: str) -> str:
+    """Return a fingerprint of a bundle's content: the same wherever it lies."""
+    return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), _CHECKSUMS))).hexdigest()
+
+
+def _resolved(uri: str) -> str:
+    """Return the URI of the bundle itself where a run folder is given."""
+    if storage.exists(storage.join(uri, "bundle", _CHECKSUMS)):
+        return storage.join(uri, "bundle")
+    if not storage.exists(storage.join(uri, _DESCRIPTION)):
+        unfinished = (
+            "is a training run that is not finished: run train again" if storage.exists(storage.join(uri, "run.json")) else ""
+        )
+        raise UserError(f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` wrote'}")
+    return uri
+
+
 def _format_version(uri: str, description: bytes) -> int:
     try:
-        return json.loads(description)["format_version"]
+        return int(json.loads(description)["format_version"])
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"bundle: {uri}/{_DESCRIPTION} is damaged (no readable format_version); copy the bundle again"

@@ -106,7 +106,7 @@ def catalog_table(
     unknown = pa.nulls(len(objects), pa.float64())
     columns = {
         "object_id": ids.cast(id_type),
-        **{name: objects[name].cast(pa.float64()) if name in objects.column_names else unknown for name in ("ra", "dec")},
+        **{name: _null_if_nan(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
         **summarise(mixture),
         "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
         "flags": np.asarray(flags_N, dtype=np.int64),
@@ -154,6 +154,10 @@ def _astropy_yaml(fields: list[pa.Field]) -> str:
         unit, description = (item.metadata[key].decode() for key in (b"unit", b"description"))
         empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description)
     return "\n".join(get_yaml_from_table(empty))
+
+
+def _null_if_nan(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array(column.cast(pa.float64()).to_numpy(), from_pandas=True)
 
 
 def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:

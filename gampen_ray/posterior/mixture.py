@@ -23,6 +23,13 @@ from gampen_ray.posterior.summary import summary_table
 _CHUNK = 256
 
 
+def proper(mean_NKD: Tensor, scale_tril_NKDD: Tensor) -> Tensor:
+    """Return for each galaxy whether all its components are finite and positive definite, N."""
+    diagonal_NKD = torch.diagonal(scale_tril_NKDD, dim1=-2, dim2=-1)
+    finite_N = mean_NKD.isfinite().flatten(1).all(1) & scale_tril_NKDD.isfinite().flatten(1).all(1)
+    return finite_N & (diagonal_NKD > 0).flatten(1).all(1)
+
+
 class Mixture:
     """Posteriors of N galaxies: z ~ (1/K) sum_k N(mean_k, L_k L_k^T) per galaxy, z the standardised targets.
 
@@ -52,9 +59,7 @@ class Mixture:
         self.targets = targets
         self.mean_NKD = mean_NKD.detach().to(torch.float64)
         self.scale_tril_NKDD = scale_tril_NKDD.detach().to(torch.float64).tril()
-        diagonal = torch.diagonal(self.scale_tril_NKDD, dim1=-2, dim2=-1)
-        finite = self.mean_NKD.isfinite().flatten(1).all(1) & self.scale_tril_NKDD.isfinite().flatten(1).all(1)
-        good = finite & (diagonal > 0).flatten(1).all(1)
+        good = proper(self.mean_NKD, self.scale_tril_NKDD)
         if not bool(good.all()):
             bad = (~good).nonzero()[:, 0]
             raise ValueError(

@@ -140,7 +140,7 @@ def _facts(judged: Judged) -> dict[str, str]:
         "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
         "split": inference["split"] or "all",
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
-        "dataset fingerprint": manifest["dataset_fingerprint"],
+        "dataset fingerprint": manifest["inputs"]["dataset"],
         "bundle": f"{inference['bundle']} (trained {trained['date']})",
         "training": f"{config['optimizer']['epochs']} epochs, seed {config['seed']}",
         "parameters of the network": f"{sum(p.numel() for p in judged.bundle.network.parameters()):,}",

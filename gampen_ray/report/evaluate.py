@@ -4,6 +4,7 @@ Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
+import hashlib
 import logging
 from typing import Any
 
@@ -16,7 +17,7 @@ from gampen_ray.config import EvaluateConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, load_bundle
+from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import mixture_from_catalog
 from gampen_ray.posterior.evaluation import evaluate as evaluate_posteriors
 from gampen_ray.posterior.evaluation import format_table
@@ -33,8 +34,8 @@ class Judged:
 
     Parameters
     ----------
-    manifest
-        Of the catalogue.
+    manifest, digest
+        Of the catalogue, and a fingerprint of its content.
     bundle
         That made it.
     catalog
@@ -44,6 +45,7 @@ class Judged:
     """
 
     manifest: dict[str, Any]
+    digest: str
     bundle: Bundle
     catalog: pa.Table
     truths_ND: np.ndarray
@@ -63,10 +65,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         mixture = mixture_from_catalog(judged.catalog, judged.bundle.targets)
     except ValueError as error:
         raise UserError(f"catalog: {config.catalog}: {error}") from None
-    claim_output(config.output, config)
+    claim_output(config.output, config, {"catalog": judged.digest})
     evaluation = {
         "catalog": config.catalog,
-        **evaluate_posteriors(mixture, judged.bundle.calibration_scale_D, judged.truths_ND),
+        **evaluate_posteriors(mixture, np.asarray(judged.manifest["calibration_scale"]), judged.truths_ND),
     }
     storage.write_json(storage.join(config.output, EVALUATION), evaluation)
     for line in format_table(evaluation).splitlines():
@@ -85,21 +87,27 @@ def load_judged(output: str) -> Judged:
     manifest_uri = storage.join(output, "manifest.json")
     if not storage.exists(manifest_uri):
         raise UserError(f"catalog: {output} has no manifest.json; give the output folder of a finished `infer`")
+    digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
     manifest = storage.read_json(manifest_uri)
-    bundle = load_bundle(manifest["config"]["bundle"])
+    inference = manifest["config"]
+    now = {"bundle": bundle_digest(inference["bundle"]), "dataset": shards.read_dataset_info(inference["dataset"]).fingerprint}
+    for name, value in manifest["inputs"].items():
+        if now[name] != value:
+            raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
+    bundle = load_bundle(inference["bundle"])
     parts = [read_parquet(uri) for uri in storage.list_files(storage.join(output, "catalog"), ".parquet")]
     catalog = pa.concat_tables(parts)
-    truths = _truths(manifest["config"], bundle.targets)
+    truths = _truths(inference, bundle.targets)
     # Sort both by id: the join is then a comparison.
     catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
     truths = truths.filter(pa.array(np.isin(truths["object_id"].to_numpy(), catalog["object_id"].to_numpy())))
     if len(catalog) == 0 or not catalog["object_id"].equals(truths["object_id"]):
         raise UserError(
-            f"catalog: {output} holds {len(catalog)} galaxies, {len(truths)} of them in {manifest['config']['dataset']}; "
+            f"catalog: {output} holds {len(catalog)} galaxies, {len(truths)} of them in {inference['dataset']}; "
             "its dataset was changed: run infer again"
         )
     truths_ND = np.stack([truths[name].to_numpy() for name in bundle.targets.names], axis=1)
-    return Judged(manifest=manifest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
+    return Judged(manifest=manifest, digest=digest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
 
 
 def read_parquet(uri: str) -> pa.Table:
@@ -111,4 +119,7 @@ def read_parquet(uri: str) -> pa.Table:
 def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:
     columns = ["object_id", *targets.names]
     uris = shards.shard_uris(inference["dataset"], inference["split"])
-    return pa.concat_tables([shards.read_shard(uri, columns) for uri in uris])
+    try:
+        return pa.concat_tables([shards.read_shard(uri, columns) for uri in uris])
+    except UserError as error:
+        raise UserError(f"catalog: its dataset lacks true values, evaluate a catalogue of one that has them: {error}") from None

@@ -4,10 +4,12 @@ Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig, to_dict
@@ -71,12 +73,10 @@ def prepare(config: TrainConfig) -> Run:
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     if not config.targets:
         raise UserError("targets: none given; name at least one column of the dataset")
-    train = [shards.read_shard(uri, list(config.targets)) for uri in shards.shard_uris(config.dataset, "train")]
-    values_ND = np.concatenate([np.stack([table[name].to_numpy() for name in config.targets], axis=1) for table in train])
     first = shards.images(shards.read_shard(shards.shard_uris(config.dataset, "train")[0], ["image"]))
     run = Run(
         config=config,
-        targets=TargetSchema.fit(config.targets, values_ND, info.target_units),
+        targets=_fit_targets(config, info),
         images=ImagePreprocessing.fit(
             config.images,
             info.bands,
@@ -88,8 +88,34 @@ def prepare(config: TrainConfig) -> Run:
         num_val=info.num_rows["val"],
         fingerprint=info.fingerprint,
     )
-    build_network(run)
+    network = build_network(run)
+    if (
+        not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in network.modules())
+        and config.calibration.num_passes > 1
+    ):
+        raise UserError(
+            f"calibration.num_passes: {config.calibration.num_passes}, but network.backbone.dropout_rate is 0, so that all "
+            "passes are the same; give 1, or a dropout rate above 0"
+        )
     return run
+
+
+def _fit_targets(config: TrainConfig, info: shards.DatasetInfo) -> TargetSchema:
+    """Return the schema fitted on the training split, and see that it holds for the validation split too."""
+    split = "train"
+    try:
+        targets = TargetSchema.fit(config.targets, _target_values(config, split), info.target_units)
+        split = "val"
+        targets.standardise(_target_values(config, split))
+    except UserError as error:
+        raise UserError(f"dataset: {config.dataset}, split {split!r}: {error}") from None
+    return targets
+
+
+def _target_values(config: TrainConfig, split: str) -> np.ndarray:
+    """Return the physical target values of a split, N x D."""
+    tables = [shards.read_shard(uri, list(config.targets)) for uri in shards.shard_uris(config.dataset, split)]
+    return np.concatenate([np.stack([table[name].to_numpy() for name in config.targets], axis=1) for table in tables])
 
 
 def build_network(run: Run) -> Network:
@@ -130,7 +156,9 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
         metrics={"val_loss": min(row["val_loss"] for row in history), "fitted_scale": scale_D.tolist(), **metrics},
         provenance={**provenance(), "dataset_fingerprint": run.fingerprint, "train": to_dict(config)},
     )
-    storage.write_json(storage.join(config.output, HISTORY), history)
+    # An early validation loss may be infinite, which JSON does not know.
+    finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
+    storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
 
 

@@ -204,7 +204,8 @@ def test_packing_again_leaves_nothing_behind(tmp_path: Path) -> None:
         ({"catalog": "", "targets": ("flux",)}, "targets: flux asked, but there is no catalogue"),
         ({"catalog": "", "images": "absent"}, "images: no folder absent"),
         ({"images": "absent"}, "images: no folder absent"),
-        ({"targets": ("flux",), "split": SplitConfig(train=0.9, val=0.5)}, "exceed 1"),
+        ({"targets": ("object_id",)}, "targets: object_id: a target is a column of its own, named once"),
+        ({"targets": ("flux", "flux")}, "targets: flux, flux: a target is a column of its own, named once"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict, message: str) -> None:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from gampen_ray.config import SplitConfig
+from gampen_ray.config import SimulateConfig, SplitConfig, build
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
 
@@ -64,5 +64,5 @@ def test_another_interpreter_agrees() -> None:
 def test_limiting_cases() -> None:
     assert assign_splits(np.array([], dtype=np.int64), SplitConfig()).shape == (0,)
     assert assign_splits(np.array([], dtype=object), SplitConfig()).shape == (0,)
-    with pytest.raises(UserError, match=r"train 0.9 and val 0.2 exceed 1"):
-        assign_splits(np.arange(3), SplitConfig(train=0.9, val=0.2))
+    with pytest.raises(UserError, match=r"split: train and val are 0\.9 \+ 0\.2, more than 1; lower one"):
+        build(SimulateConfig, {"output": "d", "split": {"train": 0.9, "val": 0.2}})

@@ -13,6 +13,7 @@ from gampen_ray.config import IngestConfig
 from gampen_ray.data import packing, shards
 from gampen_ray.engine.ingest import ingest
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import claim_output
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
@@ -63,9 +64,8 @@ def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, mon
     assert sum(whole.num_rows.values()) == 6
     # As a run leaves it that was killed when the second of three parts had been written: a shard without a receipt.
     rows, info = packing.plan(dataclasses.replace(config, images=str(tmp_path / "images"), output=str(tmp_path / "out")))
-    settings = {key: value for key, value in info.source.items() if key not in ("output", "resources")}
-    storage.write_json("out/ingest/plan.json", {"fingerprint": info.fingerprint, "settings": settings})
     absolute = dataclasses.replace(config, output=str(tmp_path / "out"))
+    claim_output("out", dataclasses.replace(absolute, images=str(tmp_path / "images")), {"catalog": info.fingerprint})
     storage.write_json("out/ingest/part-000000.json", dict(packing.pack(rows.slice(0, 2), 0, absolute, info)))
     packing.pack(rows.slice(2, 2), 1, absolute, info)
     kept = {uri: Path(uri).stat().st_mtime_ns for uri in shards.shard_uris("out") if "part-000000" in uri}
@@ -79,9 +79,9 @@ def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, mon
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert ingest(config).num_rows == whole.num_rows
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    with pytest.raises(UserError, match="holds another dataset; choose another output or delete it"):
+    with pytest.raises(UserError, match=r"holds a run on another catalog; nothing was changed: give a new folder"):
         ingest(dataclasses.replace(config, cutout_size=7))
-    with pytest.raises(UserError, match="is not empty; choose another output"):
+    with pytest.raises(UserError, match="already holds other files; nothing was changed"):
         ingest(dataclasses.replace(config, output="images"))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
@@ -97,12 +97,10 @@ def test_nothing_usable_is_one_error_with_the_most_common_reason(tmp_path: Path)
 
 def test_a_fault_of_the_output_reaches_the_user(tmp_path: Path) -> None:
     config = _config(tmp_path, targets=())
-    _, info = packing.plan(config)
-    settings = {key: value for key, value in info.source.items() if key not in ("output", "resources")}
-    storage.write_json(f"{config.output}/ingest/plan.json", {"fingerprint": info.fingerprint, "settings": settings})
+    claim_output(config.output, config, {"catalog": packing.plan(config)[1].fingerprint})
     (tmp_path / "out" / "part-000001.parquet" / "in the way").mkdir(parents=True)
     with pytest.raises(UserError, match=r"part-000001.parquet: Is a directory"):
         ingest(config)
     assert not storage.exists(f"{config.output}/dataset.json")
-    with pytest.raises(UserError, match="holds an unfinished ingest of another config or catalogue"):
+    with pytest.raises(UserError, match="holds a run on another catalog"):
         ingest(dataclasses.replace(config, cutout_size=7))

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gampen_ray import storage
 from gampen_ray.config import ResourcesConfig, SimulateConfig, SplitConfig
 from gampen_ray.data import shards
 from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import simulate as engine
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import claim_output
 
 
 def config(output: Path, **changes: object) -> SimulateConfig:
@@ -47,7 +47,6 @@ def test_dataset_is_that_of_the_pure_function(ray_local: None, tmp_path: Path) -
         assert info.num_rows[split] == (splits == split).sum()
     assert (info.bands, info.zero_point_mag, info.pixel_scale_arcsec) == (("r",), 30.0, 0.2)
     assert info.target_units == {"bulge_to_total": "", "effective_radius_arcsec": "arcsec", "flux": "1e-12 mgy"}
-    assert not storage.exists(storage.join(wanted.output, "simulate.json"))
 
 
 @pytest.mark.ray
@@ -67,7 +66,7 @@ def test_an_unfinished_dataset_is_completed_and_a_complete_one_left(
     written = Path(first).stat().st_mtime_ns
     with pytest.raises(UserError, match="is not complete"):
         shards.read_dataset_info(wanted.output)
-    with pytest.raises(UserError, match="another seed; choose another output or delete it"):
+    with pytest.raises(UserError, match=r"another seed \(0, not 1\); nothing was changed"):
         engine.simulate(dataclasses.replace(wanted, seed=1))
 
     engine.simulate(wanted)
@@ -78,13 +77,13 @@ def test_an_unfinished_dataset_is_completed_and_a_complete_one_left(
     with caplog.at_level(logging.INFO):
         engine.simulate(dataclasses.replace(wanted, resources=ResourcesConfig(num_workers=1)))
     assert "is complete" in caplog.text
-    with pytest.raises(UserError, match="another num_galaxies, survey;"):
+    with pytest.raises(UserError, match=r"another num_galaxies \(50, not 60\);|another survey"):
         engine.simulate(dataclasses.replace(wanted, num_galaxies=60, survey="hsc-g"))
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("irreplaceable")
-    with pytest.raises(UserError, match="is not empty; choose another output"):
+    with pytest.raises(UserError, match="already holds other files; nothing was changed"):
         engine.simulate(config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -106,8 +105,7 @@ def test_shards_do_not_change_the_galaxies_or_the_fingerprint(tmp_path: Path) ->
 @pytest.mark.ray
 def test_an_error_of_a_task_is_one_line_for_the_user(ray_local: None, tmp_path: Path) -> None:
     wanted = config(tmp_path / "dataset")
-    (tmp_path / "dataset").mkdir()
-    storage.write_json(storage.join(wanted.output, "simulate.json"), engine.dataset_info(wanted).source)
+    claim_output(wanted.output, wanted, {})
     (tmp_path / "dataset" / "split=train").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"split=train/part-000000.parquet: "):
         engine.simulate(wanted)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gampen_ray.config import BackboneConfig, NetworkConfig, SpatialTransformerConfig, compact_network
+from gampen_ray.config import BackboneConfig, NetworkConfig, SpatialTransformerConfig, gampen_vgg16
 from gampen_ray.errors import UserError
 from gampen_ray.model.backbones import backbone
 from gampen_ray.model.network import Network
@@ -34,7 +34,7 @@ def test_dropout_in_the_classifier_alone() -> None:
 
 def test_vgg16_with_a_scale_transformer_has_the_published_number_of_parameters() -> None:
     # GaMPEN at 96 pixels, three channels, nine outputs: 135.6 million parameters (size of the public HSC models)
-    network = Network(NetworkConfig(), channels=3, size=96, num_targets=3)
+    network = Network(gampen_vgg16(), channels=3, size=96, num_targets=3)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(135.6e6, rel=1e-3)
     assert sum(isinstance(layer, nn.Dropout) for layer in network.modules()) == 14
 
@@ -57,13 +57,13 @@ def test_prefix_and_tail_make_the_network(family: str, placement: str) -> None:
 
 
 def test_compact_network_is_small() -> None:
-    network = Network(compact_network(), channels=1, size=64, num_targets=3)
+    network = Network(NetworkConfig(), channels=1, size=64, num_targets=3)
     assert sum(p.numel() for p in network.parameters()) < 1e6
 
 
 def test_plan_that_pools_the_image_away_is_refused() -> None:
     with pytest.raises(UserError, match=r"network\.backbone\.plan: .* pools the image away"):
-        backbone(BackboneConfig(plan=(4, "M", "M", "M")), 1, 4, 3)
+        backbone(BackboneConfig(plan=(4, "M", "M", "M"), stem_stride=1), 1, 4, 3)
 
 
 def test_plan_without_convolution_is_refused() -> None:

@@ -10,7 +10,8 @@ SMALL = ((4, 5), (4, 3))
 
 def transformer(family: str = "scale", size: int = 33, **fields) -> SpatialTransformer:
     torch.manual_seed(0)
-    return SpatialTransformer(SpatialTransformerConfig(family=family, convolutions=SMALL, **fields), 1, size)
+    plain = {"convolutions": SMALL, "downsample": 1, "initial_scale": 1.0, "output_size": 0}
+    return SpatialTransformer(SpatialTransformerConfig(family=family, **(plain | fields)), 1, size)
 
 
 @pytest.mark.parametrize("family", ["scale", "scale_shift", "affine"])

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from gampen_ray.config import ImagesConfig, OptimizerConfig
+from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -105,5 +106,7 @@ def test_fewer_galaxies_than_a_batch_still_train() -> None:
 def test_diverged_training_is_stopped_with_a_remedy() -> None:
     broken = splits()
     broken["train"][0][5] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is nan: lower optimizer\.learning_rate"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.learning_rate: 0\.003 is too high, the loss of epoch 1 is not finite; lower"
+    ):
         train(LocalWorker(broken, 32))

@@ -1,0 +1,101 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gampen_ray.config import TargetConfig, TrainConfig
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.run import Run, execute, prepare
+from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return dataset(str(tmp_path_factory.mktemp("data") / "d"), {"train": 160, "val": 60})
+
+
+def local_worker(run: Run) -> LocalWorker:
+    splits = {}
+    for split in ("train", "val"):
+        tables = [shards.read_shard(uri, run.columns) for uri in shards.shard_uris(run.config.dataset, split)]
+        values = np.concatenate([np.stack([t[name].to_numpy() for name in run.targets.names], axis=1) for t in tables])
+        images = np.concatenate([shards.images(table) for table in tables])
+        splits[split] = (torch.from_numpy(images), torch.from_numpy(run.targets.standardise(values)).float())
+    return LocalWorker(splits, run.config.optimizer.batch_size)
+
+
+def trained(config: TrainConfig) -> Path:
+    run = prepare(config)
+    execute(local_worker(run), run, run.num_train // config.optimizer.batch_size)
+    return Path(config.output)
+
+
+@pytest.mark.parametrize("family", ["none", "scale", "scale_shift", "affine"])
+@pytest.mark.parametrize("likelihood", ["mse", "diagonal", "full"])
+def test_every_likelihood_and_transformer_makes_a_bundle_that_predicts(
+    likelihood: str, family: str, data: str, tmp_path: Path
+) -> None:
+    transformer = dataclasses.replace(NETWORK.spatial_transformer, family=family)
+    network = dataclasses.replace(NETWORK, likelihood=likelihood, spatial_transformer=transformer)
+    output = trained(dataclasses.replace(train_config(data, str(tmp_path / "run")), network=network))
+    bundle = load_bundle(str(output))
+    assert bundle.config == network
+    posterior = bundle.predict(galaxies(5, seed=3)["image"], num_passes=3)
+    assert np.isfinite(posterior.mean()).all()
+    assert (posterior.std() > 0).all()
+    correlated = np.abs(posterior.correlation()[:, 0, 1]).max() > 1e-2
+    assert correlated == (likelihood == "full") or likelihood != "full"
+    coverage = {(row["target"], row["level"]): row["coverage"] for row in bundle.metrics["coverage"]["calibrated"]}
+    # Calibrated on these very galaxies.
+    assert coverage["flux", 0.6827] == pytest.approx(0.6827, abs=0.12)
+
+
+def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:
+    config = train_config(data, str(tmp_path / "run"))
+    config = dataclasses.replace(config, calibration=dataclasses.replace(config.calibration, enabled=False))
+    bundle = load_bundle(str(trained(config)))
+    assert bundle.calibration_scale_D.tolist() == [1.0, 1.0]
+    assert bundle.metrics["fitted_scale"] != [1.0, 1.0]
+
+
+def test_an_infinite_validation_loss_on_the_way_loses_nothing(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([float("inf"), 0.5])
+    monkeypatch.setattr("gampen_ray.training.loop.evaluate", lambda *_: next(losses))
+    output = trained(train_config(data, str(tmp_path / "run"), epochs=2))
+    history = json.loads((output / "history.json").read_text())
+    assert [row["val_loss"] for row in history] == [None, 0.5]
+    assert load_bundle(str(output)).metrics["val_loss"] == 0.5
+
+
+def test_training_that_never_had_a_finite_loss_is_the_users_to_mend(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gampen_ray.training.loop.evaluate", lambda *_: float("nan"))
+    with pytest.raises(
+        UserError, match=r"optimizer\.learning_rate: 0\.003 is too high, no validation loss is finite; lower it"
+    ):
+        trained(train_config(data, str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_of_either_split_are_told_before_training(data: str, tmp_path: Path) -> None:
+    config = train_config(data, str(tmp_path / "run"))
+    backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=0.0)
+    with pytest.raises(UserError, match=r"calibration\.num_passes: 4, but network\.backbone\.dropout_rate is 0"):
+        prepare(dataclasses.replace(config, network=dataclasses.replace(NETWORK, backbone=backbone)))
+    bad = dataset(str(tmp_path / "bad"), {"train": 30, "val": 20})
+    columns = galaxies(20, seed=1)
+    columns["flux"][3] = -1.0
+    shards.write_shard(shards.part_uri(bad, "val", 0), columns, shards.read_dataset_info(bad))
+    with pytest.raises(UserError, match=r"split 'val': targets\.flux: 1 of 20 values lie outside the domain"):
+        prepare(dataclasses.replace(config, dataset=bad))
+    with pytest.raises(UserError, match=r"split 'train': targets\.flux: 30 of 30 values lie outside"):
+        prepare(dataclasses.replace(config, dataset=bad, targets=TARGETS | {"flux": TargetConfig(transform="logit")}))
