@@ -66,6 +66,21 @@ def test_the_same_demo_again_finds_all_done(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_report_replaces_a_report_and_nothing_else(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = ["report", "--evaluation", str(demo_folder / "evaluation"), "--output"]
+    (tmp_path / "thesis.tex").write_text("irreplaceable")
+    assert cli.main([*report, str(tmp_path / "thesis.tex")]) == 2
+    assert "is there and no report of gampen_ray; nothing was changed" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
+    assert cli.main([*report, str(tmp_path / "page.html")]) == 0
+    assert cli.main([*report, str(tmp_path / "page.html"), "--num-examples", "2"]) == 0
+    assert (tmp_path / "page.html").read_text().count("object_id") == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--bundle", str(demo_folder / "run"), "--dataset", str(demo_folder / "dataset"), "--split", "val"]
     assert cli.main(["infer", *flags, "--output", str(tmp_path / "c"), "--num-passes", "2"]) == 0

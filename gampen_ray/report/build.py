@@ -18,7 +18,7 @@ from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.bundle import Bundle, Predictor
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
-from gampen_ray.report.page import Example, ReportData, render
+from gampen_ray.report.page import MARK, Example, ReportData, render
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,11 @@ def report(config: ReportConfig) -> str:
     if not storage.exists(uri):
         raise UserError(f"evaluation: {config.evaluation} has no {EVALUATION}; give the output folder of `evaluate`")
     evaluation = storage.read_json(uri)
+    output = storage.absolute(config.output)
+    if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
+        raise UserError(f"output: {output} is there and no report of gampen_ray; nothing was changed: give another file")
     judged = load_judged(evaluation["catalog"])
     page = render(_report_data(evaluation, judged, config.num_examples))
-    output = storage.absolute(config.output)
     storage.write_bytes_atomic(output, page.encode())
     logger.info("wrote %s", output)
     return output

@@ -18,6 +18,8 @@ from gampen_ray.report.svg import PALETTE
 
 __all__ = ["Example", "ReportData", "render"]
 
+MARK = "gampen_ray report"
+"""Tells our pages from other files."""
 KINDS = {"uncalibrated": "before", "calibrated": "after"}
 
 
@@ -125,6 +127,7 @@ def render(data: ReportData) -> str:
     return environment.get_template("page.html.jinja").render(
         data=data,
         palette=PALETTE,
+        mark=MARK,
         num_galaxies=len(data.object_id_N),
         headlines=[_headline(target, data.accuracy[target.name]) for target in data.targets],
         worst=_worst_coverage(data.coverage),
