@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic_core import PydanticUndefined
 
-from gampen_ray import __version__, config, storage
+from gampen_ray import __version__, config, settings, storage
 from gampen_ray.errors import UserError
 
 
@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _log_to_stderr()
     try:
-        verb, settings = parse(sys.argv[1:] if arguments is None else arguments)
+        verb, job = parse(sys.argv[1:] if arguments is None else arguments)
         run = getattr(importlib.import_module(verb.module), verb.function)
-        run(settings)
+        run(job)
     except UserError as error:
         sys.stderr.write(f"gampen-ray: error: {error}\n")
         return 2
@@ -82,12 +82,12 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     path = namespace.pop("config")
-    values = config.load_toml(storage.read_bytes(path), path) if path else {}
+    values = settings.load_toml(storage.read_bytes(path), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
     for name, text in namespace.items():
         if text is not None:
             _set(values, name.split("."), _value(text, annotations[name]))
-    return verb, config.build(verb.config, values)
+    return verb, settings.build(verb.config, values)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _leaves(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
     """Yield dotted name, annotation, default and documentation of every field, those of nested sections included."""
-    for name, field in config.fields(cls).items():
+    for name, field in settings.fields(cls).items():
         default = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
         if dataclasses.is_dataclass(field.annotation):
             yield from _leaves(typing.cast(type, field.annotation), f"{prefix}{name}.", default)

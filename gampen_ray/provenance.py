@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gampen_ray import storage
-from gampen_ray.config import to_dict
 from gampen_ray.errors import UserError
+from gampen_ray.settings import to_dict
 
 RUN_FILE = "run.json"
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")

@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests share."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -7,6 +8,14 @@ import pytest
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """Undo what the command line does to the package's logger: its handler holds this test's standard error."""
+    yield
+    logger = logging.getLogger("gampen_ray")
+    logger.handlers, logger.propagate = [], True
 
 
 @pytest.fixture(scope="session")

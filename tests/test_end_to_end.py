@@ -16,10 +16,11 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
-from gampen_ray.config import DemoConfig, to_toml
+from gampen_ray.config import DemoConfig
 from gampen_ray.engine.demo import demo
 from gampen_ray.engine.train import train
 from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.settings import to_toml
 from tests.networks import dataset, train_config
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -53,10 +54,7 @@ def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_same_demo_again_finds_all_done(
-    demo_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("gampen_ray"), "propagate", True)
+def test_the_same_demo_again_finds_all_done(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     start = time.monotonic()
     with caplog.at_level(logging.INFO, logger="gampen_ray"):
         demo(DemoConfig(output=str(demo_folder), num_galaxies=1200, seed=1))
@@ -149,9 +147,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["simulate", "train"])
-def test_ctrl_c_leaves_no_process_behind(
-    verb: str, ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_leaves_no_process_behind(verb: str, ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = ["--num-galaxies", "1000000"]
     config = train_config(str(tmp_path / "data"), str(tmp_path / "d"), epochs=60)
     if verb == "train":
@@ -184,7 +180,6 @@ def test_ctrl_c_leaves_no_process_behind(
     assert not (tmp_path / "d" / "bundle").exists()
     if verb == "train":
         caplog.clear()
-        monkeypatch.setattr(logging.getLogger("gampen_ray"), "propagate", True)
         with caplog.at_level(logging.INFO, logger="gampen_ray"):
             train(config)
         history = json.loads((tmp_path / "d" / "history.json").read_text())

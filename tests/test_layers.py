@@ -13,7 +13,20 @@ MODULES = sorted(
 )
 OUTSIDE_ENGINE = [name for name in MODULES if not name.startswith("gampen_ray.engine")]
 # Lowest first; `provenance` reads and writes config.toml of output folders.
-LAYERS = ["errors", "config", "progress", "storage", "provenance", "data", "model", "posterior", "training", "report", "engine"]
+LAYERS = [
+    "errors",
+    "config",
+    "settings",
+    "progress",
+    "storage",
+    "provenance",
+    "data",
+    "model",
+    "posterior",
+    "training",
+    "report",
+    "engine",
+]
 
 
 def test_nothing_outside_engine_imports_ray_even_indirectly() -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gampen_ray import config as configs
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import catalogs, gampen_folder, shards
+from gampen_ray.data import catalogs, gampen_folder, shards, validation
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
+from gampen_ray.settings import to_dict
 
 __all__ = ["pack", "plan"]
 
@@ -58,24 +58,15 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     for name in ("ra", "dec"):
         spelled = next((column for column in columns if column.lower() == name), None)
         columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
-    reasons = shards.validate_rows({"object_id": columns["object_id"]})
+    reasons = validation.validate_rows({"object_id": columns["object_id"]})
     reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
-    target_units = {name: _target_unit(config, table, name) for name in config.targets}
-    for name in config.targets:
-        columns[name], faults = catalogs.numbers(columns[name])
-        _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
-    if "flux" in config.targets and config.zero_point_mag is not None and "magnitude" not in columns:
-        flux = np.asarray(columns["flux"])
-        dark = ~(flux > 0)
-        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
-        columns["magnitude"] = config.zero_point_mag - 2.5 * np.log10(flux, where=~dark, out=np.full(len(flux), np.nan))
-        target_units["magnitude"] = "mag"
+    target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     usable = np.flatnonzero(reasons == "")
     splits = np.full(len(table), shards.ALL, dtype=object)
     if config.targets:
         splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
-    settings = {key: value for key, value in configs.to_dict(config).items() if key not in _NO_CONTENT}
+    settings = {key: value for key, value in to_dict(config).items() if key not in _NO_CONTENT}
     names = np.array([str(source).rpartition("/")[2] for source in sources])
     info = DatasetInfo(
         bands=config.bands,
@@ -91,7 +82,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
             names,
             *(columns[t] for t in target_units),
         ),
-        source=configs.to_dict(config),
+        source=to_dict(config),
     )
     bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
     return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
@@ -118,28 +109,9 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     """
     sources, ids = rows.column(_SOURCE).to_pylist(), rows.column("object_id").to_pylist()
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
-    ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
-    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
-    filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    planned = np.flatnonzero(reasons == "")
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        for start in range(0, len(planned), _READ_AHEAD):
-            ahead = planned[start : start + _READ_AHEAD]
-            for row, content in zip(ahead, pool.map(_content, [sources[row] for row in ahead]), strict=True):
-                try:
-                    cutout = read_cutout(_raised(content), hdu=config.hdu, num_bands=len(config.bands))
-                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
-                except CutoutError as error:
-                    reasons[row] = str(error)
-                else:
-                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
-                    filled[row] = not np.isfinite(inside_CHW).all()
-                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
-                    if not np.isfinite(ra[row] + dec[row]):
-                        ra[row], dec[row] = cutout.ra, cutout.dec
-    counts: Counter[str] = Counter()
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
+    columns |= _read_cutouts(rows, reasons, config, info)
+    counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
     for split in shards.SPLITS if config.targets else (shards.ALL,):
         chosen = np.flatnonzero((reasons == "") & (splits == split))
@@ -166,6 +138,45 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
 
 
 # --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+    # Makes the targets among the columns numbers, adds a magnitude where flux has one, and returns their units by name.
+    target_units = {name: _target_unit(config, table, name) for name in config.targets}
+    for name in config.targets:
+        columns[name], faults = catalogs.numbers(columns[name])
+        _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
+    if "flux" in config.targets and config.zero_point_mag is not None and "magnitude" not in columns:
+        flux = np.asarray(columns["flux"])
+        dark = ~(flux > 0)
+        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
+        columns["magnitude"] = config.zero_point_mag - 2.5 * np.log10(flux, where=~dark, out=np.full(len(flux), np.nan))
+        target_units["magnitude"] = "mag"
+    return target_units
+
+
+def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
+    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files.
+    ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    planned, sources = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist()
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for start in range(0, len(planned), _READ_AHEAD):
+            ahead = planned[start : start + _READ_AHEAD]
+            for row, content in zip(ahead, pool.map(_content, [sources[row] for row in ahead]), strict=True):
+                try:
+                    cutout = read_cutout(_raised(content), hdu=config.hdu, num_bands=len(config.bands))
+                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
+                except CutoutError as error:
+                    reasons[row] = str(error)
+                else:
+                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
+                    filled[row] = not np.isfinite(inside_CHW).all()
+                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
+                    if not np.isfinite(ra[row] + dec[row]):
+                        ra[row], dec[row] = cutout.ra, cutout.dec
+    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
 
 
 def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:

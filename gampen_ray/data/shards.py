@@ -36,8 +36,6 @@ __all__ = [
     "row_group_sizes",
     "schema_info",
     "shard_uris",
-    "validate_dataset",
-    "validate_rows",
     "write_dataset_info",
     "write_quarantine",
     "write_shard",
@@ -164,10 +162,10 @@ def shard_uris(dataset: str, split: str = "") -> list[str]:
         If there are none; names the splits that are there.
     """
     root = storage.absolute(dataset)
-    shards = [uri for uri in storage.list_files(dataset, ".parquet") if _split_of(root, uri) != QUARANTINE]
-    chosen = [uri for uri in shards if not split or _split_of(root, uri) == split]
+    shards = [uri for uri in storage.list_files(dataset, ".parquet") if split_of(root, uri) != QUARANTINE]
+    chosen = [uri for uri in shards if not split or split_of(root, uri) == split]
     if not chosen:
-        there = sorted({_split_of(root, uri) for uri in shards})
+        there = sorted({split_of(root, uri) for uri in shards})
         what = f"no shards of split {split!r}" if split else "no shards"
         raise UserError(f"dataset {dataset} has {what}; there: {', '.join(there) or 'nothing'}")
     return chosen
@@ -215,7 +213,7 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     UserError
         For a missing column or an image of another shape than ``info`` says.
     """
-    _require(uri, ["object_id", "image", *info.target_units], list(columns))
+    require(uri, ["object_id", "image", *info.target_units], list(columns))
     image_NCHW = np.ascontiguousarray(columns["image"], dtype=np.float32)
     if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != info.image_shape:
         raise UserError(
@@ -254,7 +252,7 @@ def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Seque
     with _damage_explained(uri), storage.open_input(uri) as source:
         file = pq.ParquetFile(source, page_checksum_verification=True)
         names = file.schema_arrow.names
-        _require(uri, columns or (), names)
+        require(uri, columns or (), names)
         _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
@@ -263,7 +261,7 @@ def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Seque
 
 def images(table: pa.Table) -> np.ndarray:
     """Return the images (N x C x H x W, float32), read-only; without a copy where the table holds them in one piece."""
-    _require("table", ["image"], table.column_names)
+    require("table", ["image"], table.column_names)
     column = table.column("image")
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not isinstance(chunk.type, pa.FixedShapeTensorType):
@@ -285,90 +283,6 @@ def write_quarantine(uri: str, rows: Iterable[tuple[str, str, str]]) -> None:
     _write_parquet(uri, table, _ROW_GROUP_ROWS)
 
 
-# --- validation ----------------------------------------------------------------------------------------------------------
-
-
-def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np.ndarray:
-    """Return why each row cannot be used, empty text for a good row.
-
-    Parameters
-    ----------
-    columns
-        ``object_id`` (N), ``image`` (N x C x H x W) and the targets (N), as NumPy or Arrow arrays; only what is
-        there is checked.
-    targets
-        Columns whose values must be there and finite.
-
-    Returns
-    -------
-    np.ndarray
-        N texts. Of a row with several faults the first is told, in the order: id missing, id a duplicate of an earlier row,
-        non-finite pixels, constant image, target missing, target not finite.
-    """
-    missing = [name for name in targets if name not in columns]
-    if missing:
-        raise UserError(f"no target column {missing[0]!r}; there: {', '.join(columns)}")
-    faults: list[tuple[np.ndarray, Any]] = []
-    if "object_id" in columns:
-        ids = _array(columns["object_id"])
-        faults.append((_null(ids), "object_id is missing"))
-        faults.append((_repeated(ids), "duplicate object_id: an earlier row has it"))
-    if "image" in columns:
-        image_NCHW = columns["image"]
-        bad_N = (~np.isfinite(image_NCHW)).sum(axis=(1, 2, 3))
-        faults.append((bad_N > 0, [f"{bad:,} of {image_NCHW[0].size:,} pixels are not finite" for bad in bad_N]))
-        low_N = image_NCHW.min(axis=(1, 2, 3))
-        faults.append((low_N == image_NCHW.max(axis=(1, 2, 3)), [f"all pixels have the same value {low:g}" for low in low_N]))
-    for name in targets:
-        values = _array(columns[name])
-        null = _null(values)
-        faults.append((null, f"target {name} is missing"))
-        numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        faults.append((~null & ~np.isfinite(numbers), f"target {name} is not finite"))
-    count = len(faults[0][0]) if faults else 0
-    reasons = np.full(count, "", dtype=object)
-    for fault, text in reversed(faults):
-        reasons[fault] = text if isinstance(text, str) else np.asarray(text, dtype=object)[fault]
-    return reasons
-
-
-def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
-    """Check a dataset whole: every shard is read, with checksums.
-
-    Returns
-    -------
-    list of (object_id, source, reason)
-        The rows that cannot be used, ``source`` being the shard.
-
-    Raises
-    ------
-    UserError
-        For a fault of the dataset itself: incomplete, damaged, of a newer version, or rows that are not those it declares.
-    """
-    info = read_dataset_info(dataset)
-    root = storage.absolute(dataset)
-    bad: list[tuple[str, str, str]] = []
-    seen: list[pa.Array] = []
-    counts = dict.fromkeys(info.num_rows, 0)
-    for uri in shard_uris(dataset):
-        table = read_shard(uri)
-        columns = {name: table.column(name) for name in table.column_names if name != "image"} | {"image": images(table)}
-        _require(uri, ["object_id", *info.target_units], table.column_names)
-        if columns["image"].shape[1:] != info.image_shape:
-            raise UserError(f"{uri}: images of shape {columns['image'].shape[1:]}, but dataset.json says {info.image_shape}")
-        reasons = validate_rows({name: columns[name] for name in ("image", *info.target_units)}, info.targets)
-        ids = table.column("object_id").combine_chunks()
-        seen.append(ids.cast(pa.string()))
-        bad += [(str(ids[row]), uri, reasons[row]) for row in np.flatnonzero(reasons != "")]
-        split = _split_of(root, uri)
-        counts[split] = counts.get(split, 0) + table.num_rows
-    if counts != info.num_rows:
-        raise UserError(f"dataset {dataset} has the rows {counts}, but its dataset.json says {info.num_rows}; make it again")
-    ids = pa.concat_arrays(seen)
-    bad += [(str(ids[row]), dataset, "duplicate object_id: an earlier row has it") for row in np.flatnonzero(_repeated(ids))]
-    return bad
-
-
 @contextlib.contextmanager
 def _damage_explained(uri: str) -> Iterator[None]:
     try:
@@ -380,7 +294,8 @@ def _damage_explained(uri: str) -> Iterator[None]:
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
-def _split_of(root: str, uri: str) -> str:
+def split_of(root: str, uri: str) -> str:
+    """Return the split of a shard, or ``"all"`` or ``"quarantine"``, from its URI below the dataset's."""
     folder = uri.removeprefix(root).strip("/").split("/")[0]
     if folder.endswith(".parquet"):
         return ALL
@@ -399,14 +314,15 @@ def _check_version(uri: str, version: int) -> None:
         )
 
 
-def _require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:
+def require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:
+    """Raise a UserError for the first wanted column that is not there."""
     missing = [name for name in wanted if name not in there]
     if missing:
         raise UserError(f"{uri}: no column {missing[0]!r}; there: {', '.join(there)}")
 
 
 def _ids(values: Any) -> pa.Array:
-    ids = _array(values)
+    ids = as_array(values)
     if pa.types.is_integer(ids.type):
         return ids.cast(pa.int64())
     if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
@@ -414,25 +330,11 @@ def _ids(values: Any) -> pa.Array:
     raise UserError(f"object_id must be integers or strings, not {ids.type}")
 
 
-def _array(values: Any) -> pa.Array:
+def as_array(values: Any) -> pa.Array:
+    """Return NumPy or Arrow values as one Arrow array."""
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()
     return values if isinstance(values, pa.Array) else pa.array(values)
-
-
-def _null(values: pa.Array) -> np.ndarray:
-    if pa.types.is_string(values.type):
-        return values.fill_null("").to_numpy(zero_copy_only=False) == ""
-    return values.is_null().to_numpy(zero_copy_only=False)
-
-
-def _repeated(values: pa.Array) -> np.ndarray:
-    # True for every row but the first of its value. Null is no value.
-    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    _, first = np.unique(codes, return_index=True)
-    repeated = np.ones(len(codes), dtype=bool)
-    repeated[first] = False
-    return repeated & ~_null(values)
 
 
 def _tensor_array(image_NCHW: np.ndarray) -> pa.Array:

@@ -19,8 +19,8 @@ import ray.data
 import torch
 
 from gampen_ray import storage
-from gampen_ray.config import InferConfig, to_dict
-from gampen_ray.data import shards
+from gampen_ray.config import InferConfig
+from gampen_ray.data import shards, validation
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
@@ -30,6 +30,7 @@ from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, provenance
+from gampen_ray.settings import to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def _read_unit(unit: Any) -> dict[str, np.ndarray]:
     name, uri = str(unit["name"][0]), str(unit["uri"][0])
     table = shards.read_shard(uri, row_groups=range(int(unit["start"][0]), int(unit["stop"][0])))
     image_NCHW = shards.images(table).copy()
-    reason_N = shards.validate_rows({"image": image_NCHW})
+    reason_N = validation.validate_rows({"image": image_NCHW})
     image_NCHW[reason_N != ""] = 0.0
     columns = {key: table[key] for key in ("object_id", "ra", "dec") if key in table.column_names}
     columns = {key: column.to_numpy() for key, column in columns.items()}

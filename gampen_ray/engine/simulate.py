@@ -10,7 +10,7 @@ import numpy as np
 import ray.data
 
 from gampen_ray import storage
-from gampen_ray.config import SimulateConfig, to_dict
+from gampen_ray.config import SimulateConfig
 from gampen_ray.data import shards
 from gampen_ray.data.simulate import SURVEYS, TARGETS
 from gampen_ray.data.simulate import simulate as simulate_galaxies
@@ -18,6 +18,7 @@ from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine.session import ray_session
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output
+from gampen_ray.settings import to_dict
 
 __all__ = ["simulate"]
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from gampen_ray import storage
-from gampen_ray.config import NetworkConfig, build, to_dict
+from gampen_ray.config import NetworkConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
@@ -23,6 +23,7 @@ from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.settings import build, to_dict
 
 FORMAT_VERSION = 1
 _DESCRIPTION, _WEIGHTS, _CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gampen_ray import storage
-from gampen_ray.config import TrainConfig, to_dict
+from gampen_ray.config import TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
@@ -24,6 +24,7 @@ from gampen_ray.posterior.calibration import coverage, fit_scale
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.provenance import provenance
+from gampen_ray.settings import to_dict
 from gampen_ray.training.loop import Plan, Worker, fit
 
 BUNDLE, HISTORY = "bundle", "history.json"

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gampen_ray import storage
-from gampen_ray.data import shards
+from gampen_ray.data import shards, validation
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 
@@ -169,7 +169,7 @@ def test_every_fault_of_a_row_has_a_reason() -> None:
         "image": image_NCHW,
         "flux": pa.array([1.0, None, 3.0, 4.0, 5.0, 6.0, np.nan]),
     }
-    assert shards.validate_rows(columns, ["flux"]).tolist() == [
+    assert validation.validate_rows(columns, ["flux"]).tolist() == [
         "",
         "target flux is missing",
         "duplicate object_id: an earlier row has it",
@@ -178,24 +178,24 @@ def test_every_fault_of_a_row_has_a_reason() -> None:
         "object_id is missing",
         "target flux is not finite",
     ]
-    assert shards.validate_rows({"object_id": ["a", "", "a"]}).tolist()[1:] == [
+    assert validation.validate_rows({"object_id": ["a", "", "a"]}).tolist()[1:] == [
         "object_id is missing",
         "duplicate object_id: an earlier row has it",
     ]
     with pytest.raises(UserError, match="no target column 'mass'; there: object_id, image, flux"):
-        shards.validate_rows(columns, ["mass"])
+        validation.validate_rows(columns, ["mass"])
 
 
 def test_validate_dataset(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path)
-    assert shards.validate_dataset(dataset) == []
+    assert validation.validate_dataset(dataset) == []
     columns = _columns()
     columns["image"][1] = 0
     shards.write_shard(shards.part_uri(dataset, "train", 1), columns, INFO)
     with pytest.raises(UserError, match=r"has the rows \{'train': 10\}, but its dataset.json says \{'train': 5\}"):
-        shards.validate_dataset(dataset)
+        validation.validate_dataset(dataset)
     storage.delete(shards.part_uri(dataset, "train", 0))
-    assert shards.validate_dataset(dataset) == [
+    assert validation.validate_dataset(dataset) == [
         (str(LARGE_ID + 1), storage.absolute(shards.part_uri(dataset, "train", 1)), "all pixels have the same value 0")
     ]
 

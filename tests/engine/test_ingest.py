@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import packing, shards
+from gampen_ray.data import packing, shards, validation
 from gampen_ray.engine.ingest import ingest
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import claim_output
@@ -48,7 +48,7 @@ def test_real_cutouts(tmp_path: Path, folder: str, pattern: str, count: int) -> 
     )
     summary = ingest(config)
     assert (summary.num_rows, summary.num_quarantined, summary.reasons) == ({"all": count}, 0, {})
-    assert shards.validate_dataset(config.output) == []
+    assert validation.validate_dataset(config.output) == []
     assert len(shards.shard_uris(config.output)) == -(-count // 2)
     batch = ray.data.read_parquet(shards.shard_uris(config.output)).take_batch(count, batch_format="numpy")
     assert batch["image"].shape == (count, 1, 120, 120)
@@ -72,7 +72,7 @@ def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, mon
     assert kept
     assert ingest(config).num_rows == whole.num_rows
     assert {uri: Path(uri).stat().st_mtime_ns for uri in kept} == kept
-    assert shards.validate_dataset("out") == []
+    assert validation.validate_dataset("out") == []
     assert not (tmp_path / "out" / "ingest").exists()
     assert shards.read_dataset_info("out").fingerprint == shards.read_dataset_info("whole").fingerprint
     # Once more: nothing is written.

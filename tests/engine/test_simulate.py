@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gampen_ray.config import ResourcesConfig, SimulateConfig, SplitConfig
-from gampen_ray.data import shards
+from gampen_ray.data import shards, validation
 from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import simulate as engine
@@ -34,7 +34,7 @@ def read(dataset: Path | str, split: str = "") -> dict[str, np.ndarray]:
 def test_dataset_is_that_of_the_pure_function(ray_local: None, tmp_path: Path) -> None:
     wanted = config(tmp_path / "dataset", split=SplitConfig(train=0.6, val=0.2))
     engine.simulate(wanted)
-    assert shards.validate_dataset(wanted.output) == []
+    assert validation.validate_dataset(wanted.output) == []
     expected = simulate_galaxies(wanted, 0, 50)
     found = read(wanted.output)
     assert set(found) == set(expected)

@@ -1,0 +1,109 @@
+"""Which rows of a dataset cannot be used, and why."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gampen_ray import storage
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+
+__all__ = ["validate_dataset", "validate_rows"]
+
+
+def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np.ndarray:
+    """Return why each row cannot be used, empty text for a good row.
+
+    Parameters
+    ----------
+    columns
+        ``object_id`` (N), ``image`` (N x C x H x W) and the targets (N), as NumPy or Arrow arrays; only what is
+        there is checked.
+    targets
+        Columns whose values must be there and finite.
+
+    Returns
+    -------
+    np.ndarray
+        N texts. Of a row with several faults the first is told, in the order: id missing, id a duplicate of an earlier row,
+        non-finite pixels, constant image, target missing, target not finite.
+    """
+    missing = [name for name in targets if name not in columns]
+    if missing:
+        raise UserError(f"no target column {missing[0]!r}; there: {', '.join(columns)}")
+    faults: list[tuple[np.ndarray, Any]] = []
+    if "object_id" in columns:
+        ids = shards.as_array(columns["object_id"])
+        faults.append((_null(ids), "object_id is missing"))
+        faults.append((_repeated(ids), "duplicate object_id: an earlier row has it"))
+    if "image" in columns:
+        image_NCHW = columns["image"]
+        bad_N = (~np.isfinite(image_NCHW)).sum(axis=(1, 2, 3))
+        faults.append((bad_N > 0, [f"{bad:,} of {image_NCHW[0].size:,} pixels are not finite" for bad in bad_N]))
+        low_N = image_NCHW.min(axis=(1, 2, 3))
+        faults.append((low_N == image_NCHW.max(axis=(1, 2, 3)), [f"all pixels have the same value {low:g}" for low in low_N]))
+    for name in targets:
+        values = shards.as_array(columns[name])
+        null = _null(values)
+        faults.append((null, f"target {name} is missing"))
+        numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        faults.append((~null & ~np.isfinite(numbers), f"target {name} is not finite"))
+    count = len(faults[0][0]) if faults else 0
+    reasons = np.full(count, "", dtype=object)
+    for fault, text in reversed(faults):
+        reasons[fault] = text if isinstance(text, str) else np.asarray(text, dtype=object)[fault]
+    return reasons
+
+
+def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
+    """Check a dataset whole: every shard is read, with checksums.
+
+    Returns
+    -------
+    list of (object_id, source, reason)
+        The rows that cannot be used, ``source`` being the shard.
+
+    Raises
+    ------
+    UserError
+        For a fault of the dataset itself: incomplete, damaged, of a newer version, or rows that are not those it declares.
+    """
+    info = shards.read_dataset_info(dataset)
+    root = storage.absolute(dataset)
+    bad: list[tuple[str, str, str]] = []
+    seen: list[pa.Array] = []
+    counts = dict.fromkeys(info.num_rows, 0)
+    for uri in shards.shard_uris(dataset):
+        table = shards.read_shard(uri)
+        columns = {name: table.column(name) for name in table.column_names if name != "image"} | {"image": shards.images(table)}
+        shards.require(uri, ["object_id", *info.target_units], table.column_names)
+        if columns["image"].shape[1:] != info.image_shape:
+            raise UserError(f"{uri}: images of shape {columns['image'].shape[1:]}, but dataset.json says {info.image_shape}")
+        reasons = validate_rows({name: columns[name] for name in ("image", *info.target_units)}, info.targets)
+        ids = table.column("object_id").combine_chunks()
+        seen.append(ids.cast(pa.string()))
+        bad += [(str(ids[row]), uri, reasons[row]) for row in np.flatnonzero(reasons != "")]
+        split = shards.split_of(root, uri)
+        counts[split] = counts.get(split, 0) + table.num_rows
+    if counts != info.num_rows:
+        raise UserError(f"dataset {dataset} has the rows {counts}, but its dataset.json says {info.num_rows}; make it again")
+    ids = pa.concat_arrays(seen)
+    bad += [(str(ids[row]), dataset, "duplicate object_id: an earlier row has it") for row in np.flatnonzero(_repeated(ids))]
+    return bad
+
+
+def _null(values: pa.Array) -> np.ndarray:
+    if pa.types.is_string(values.type):
+        return values.fill_null("").to_numpy(zero_copy_only=False) == ""
+    return values.is_null().to_numpy(zero_copy_only=False)
+
+
+def _repeated(values: pa.Array) -> np.ndarray:
+    # True for every row but the first of its value. Null is no value.
+    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    _, first = np.unique(codes, return_index=True)
+    repeated = np.ones(len(codes), dtype=bool)
+    repeated[first] = False
+    return repeated & ~_null(values)
