@@ -74,14 +74,18 @@ def prepare(config: TrainConfig) -> Run:
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     if not config.targets:
         raise UserError("targets: none given; name at least one column of the dataset")
-    first = shards.images(shards.read_shard(shards.shard_uris(config.dataset, "train")[0], ["image"]))
+    first_shard = shards.read_shard(shards.shard_uris(config.dataset, "train")[0])
+    for name in config.targets:
+        if name not in first_shard.column_names:
+            there = ", ".join(column for column in first_shard.column_names if column not in ("object_id", "image"))
+            raise UserError(f"targets.{name}: {config.dataset} has no such column; name one of its columns: {there}")
     run = Run(
         config=config,
         targets=_fit_targets(config, info),
         images=ImagePreprocessing.fit(
             config.images,
             info.bands,
-            first[:_SAMPLE_IMAGES],
+            shards.images(first_shard)[:_SAMPLE_IMAGES],
             zero_point_mag=info.zero_point_mag,
             pixel_scale_arcsec=info.pixel_scale_arcsec,
         ),
