@@ -26,16 +26,11 @@ _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextlib.contextmanager
-def ray_session(*, dashboard: bool = False) -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """Connect to Ray, and leave nothing behind.
 
     A connection that is already there is used and kept. Inside a job or with ``RAY_ADDRESS`` set, that cluster is used. Else a
     local Ray is started, and stopped at the end, also after an error or Ctrl-C.
-
-    Parameters
-    ----------
-    dashboard
-        Whether a local Ray runs the dashboard and the state API.
 
     Raises
     ------
@@ -44,7 +39,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     """
     started = not ray.is_initialized()
     if started:
-        _start(dashboard)
+        _start()
     try:
         yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
@@ -57,7 +52,7 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start(dashboard: bool) -> None:
+def _start() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" in os.environ:
@@ -71,7 +66,7 @@ def _start(dashboard: bool) -> None:
                 # At least two logical CPUs: reading and computing must be able to run side by side.
                 num_cpus=max(2, os.cpu_count() or 1),
                 object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-                include_dashboard=dashboard,
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
