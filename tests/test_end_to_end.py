@@ -41,8 +41,9 @@ def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> 
     evaluation = json.loads((demo_folder / "evaluation" / "evaluation.json").read_text())
     galaxies = pq.read_table(demo_folder / "inference" / "catalog")
     assert evaluation["num_galaxies"] == len(galaxies) == pytest.approx(240, abs=60)
-    assert galaxies["flux_lo68"].to_numpy() == pytest.approx(galaxies["flux_median"].to_numpy(), rel=0.9)
-    assert (galaxies["flux_lo997"].to_numpy() < galaxies["flux_hi997"].to_numpy()).all()
+    for target in ("bulge_to_total", "effective_radius_arcsec", "flux"):
+        ends = [galaxies[f"{target}_{key}"].to_numpy() for key in ("lo997", "lo95", "lo68", "median", "hi68", "hi95", "hi997")]
+        assert (np.diff(ends, axis=0) > 0).all()
     # Trained on 720 galaxies for seconds, it knows flux and radius far better than their priors do.
     assert evaluation["accuracy"]["flux"]["median_absolute_relative_error"] < 0.3
     assert evaluation["accuracy"]["effective_radius_arcsec"]["median_absolute_relative_error"] < 0.25
@@ -55,11 +56,9 @@ def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_the_same_demo_again_finds_all_done(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    start = time.monotonic()
     with caplog.at_level(logging.INFO, logger="gampen_ray"):
         demo(DemoConfig(output=str(demo_folder), num_galaxies=1200, seed=1))
     assert caplog.text.count("is complete; nothing to do") == 3
-    assert time.monotonic() - start < 60
 
 
 @pytest.mark.ray
