@@ -25,7 +25,7 @@ from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import Bundle, Predictor, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import QUARANTINE_SCHEMA, Flag, catalog_table
+from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_table
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.progress import Progress
@@ -34,7 +34,6 @@ from gampen_ray.settings import to_dict
 
 logger = logging.getLogger(__name__)
 
-CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
 _CPUS_PER_IO_TASK = 0.25
 _NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
 # Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
@@ -227,8 +226,8 @@ def _write_unit(rows: pa.Table, *, config: InferConfig, targets: Any) -> dict[st
     bad = np.asarray(rows["reason"].to_pylist()) != ""
     if bad.any():
         wrong = rows.filter(pa.array(bad))
-        table = pa.table([wrong[key].cast(pa.string()) for key in QUARANTINE_SCHEMA.names], schema=QUARANTINE_SCHEMA)
-        _write(storage.join(config.output, QUARANTINE, name), table)
+        columns = (wrong[key].cast(pa.string()).to_pylist() for key in shards.QUARANTINE_SCHEMA.names)
+        shards.write_quarantine(storage.join(config.output, QUARANTINE, name), zip(*columns, strict=True))
     good = rows.filter(pa.array(~bad))
     mean_NKD, scale_tril_NKDD = (_tensor(good[key]) for key in ("mean", "scale_tril"))
     table = catalog_table(

@@ -33,7 +33,7 @@ from gampen_ray.data import shards
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import Bundle, load_bundle
+from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.training.loop import Batch, State
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> Bundle:
     run = prepare(config)
     inputs = {"dataset": run.fingerprint}
     check_output(config.output, config, inputs)
-    if storage.exists(storage.join(config.output, BUNDLE, "SHA256SUMS")):
+    if storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS)):
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
     with ray_session():

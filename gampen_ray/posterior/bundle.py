@@ -23,10 +23,11 @@ from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.provenance import RUN_FILE
 from gampen_ray.settings import build, to_dict
 
 FORMAT_VERSION = 1
-_DESCRIPTION, _WEIGHTS, _CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
+_DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ class Bundle:
             _DESCRIPTION: json.dumps(description, indent=2).encode(),
             _WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
         }
-        files[_CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+        files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
 
@@ -213,7 +214,7 @@ def load_bundle(uri: str) -> Bundle:
         If there is no bundle, it is damaged, or its format is newer than this program.
     """
     uri = _resolved(uri)
-    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, _CHECKSUMS)}
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
     version = _format_version(uri, files[_DESCRIPTION])
     if version > FORMAT_VERSION:
         raise UserError(
@@ -239,16 +240,16 @@ def load_bundle(uri: str) -> Bundle:
 
 def bundle_digest(uri: str) -> str:
     """Return a fingerprint of a bundle's content: the same wherever it lies."""
-    return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), _CHECKSUMS))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), CHECKSUMS))).hexdigest()
 
 
 def _resolved(uri: str) -> str:
     """Return the URI of the bundle itself where a run folder is given."""
-    if storage.exists(storage.join(uri, "bundle", _CHECKSUMS)):
+    if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
         return storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, _DESCRIPTION)):
         unfinished = (
-            "is a training run that is not finished: run train again" if storage.exists(storage.join(uri, "run.json")) else ""
+            "is a training run that is not finished: run train again" if storage.exists(storage.join(uri, RUN_FILE)) else ""
         )
         raise UserError(f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` wrote'}")
     return uri
@@ -265,10 +266,10 @@ def _format_version(uri: str, description: bytes) -> int:
 
 def _verify_checksums(uri: str, files: dict[str, bytes]) -> None:
     expected = dict(
-        line.split("  ", 1)[::-1] for line in files[_CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
+        line.split("  ", 1)[::-1] for line in files[CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
     )
     for name in (_DESCRIPTION, _WEIGHTS):
         if expected.get(name) != hashlib.sha256(files[name]).hexdigest():
             raise UserError(
-                f"bundle: {uri}/{name} does not match its checksum in {_CHECKSUMS}: it is damaged; copy the bundle again"
+                f"bundle: {uri}/{name} does not match its checksum in {CHECKSUMS}: it is damaged; copy the bundle again"
             )

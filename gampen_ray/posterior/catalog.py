@@ -17,14 +17,8 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import Column, field, summarise, summary_columns
 
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        field(Column("object_id", "", "identifier of the input row"), pa.string()),
-        field(Column("source", "", "file the row came from"), pa.string()),
-        field(Column("reason", "", "why the row has no posterior"), pa.string()),
-    ]
-)
-"""Schema of the table of rows without a posterior."""
+CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
+"""What the output folder of an inference holds."""
 
 _MIXTURE_MEAN, _MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
 

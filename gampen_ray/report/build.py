@@ -17,8 +17,10 @@ from gampen_ray.errors import UserError
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.bundle import Bundle, Predictor
+from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
 from gampen_ray.report.page import MARK, Example, ReportData, render
+from gampen_ray.training.run import HISTORY
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def _examples(judged: Judged, count: int) -> list[Example]:
     )
     prediction = predictor(image_NCHW)
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).numpy()
-    interval_N2D = prediction.mixture.credible_interval(0.6827)
+    interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
     examples = []
@@ -128,7 +130,7 @@ def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
 
 def _history(bundle_uri: str) -> list[dict[str, Any]]:
     """Return the training history if the bundle lies in its run folder, else nothing."""
-    for uri in (storage.join(bundle_uri, "history.json"), storage.join(bundle_uri, "..", "history.json")):
+    for uri in (storage.join(bundle_uri, HISTORY), storage.join(bundle_uri, "..", HISTORY)):
         if storage.exists(uri):
             return storage.read_json(uri)
     return []

@@ -18,7 +18,7 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import mixture_from_catalog
+from gampen_ray.posterior.catalog import CATALOG, MANIFEST, mixture_from_catalog
 from gampen_ray.posterior.evaluation import evaluate as evaluate_posteriors
 from gampen_ray.posterior.evaluation import format_table
 from gampen_ray.provenance import claim_output
@@ -84,9 +84,9 @@ def load_judged(output: str) -> Judged:
     UserError
         If the catalogue is not complete, or the dataset lacks a target.
     """
-    manifest_uri = storage.join(output, "manifest.json")
+    manifest_uri = storage.join(output, MANIFEST)
     if not storage.exists(manifest_uri):
-        raise UserError(f"catalog: {output} has no manifest.json; give the output folder of a finished `infer`")
+        raise UserError(f"catalog: {output} has no {MANIFEST}; give the output folder of a finished `infer`")
     digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
     manifest = storage.read_json(manifest_uri)
     inference = manifest["config"]
@@ -95,7 +95,7 @@ def load_judged(output: str) -> Judged:
         if now[name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
     bundle = load_bundle(inference["bundle"])
-    parts = [read_parquet(uri) for uri in storage.list_files(storage.join(output, "catalog"), ".parquet")]
+    parts = [read_parquet(uri) for uri in storage.list_files(storage.join(output, CATALOG), ".parquet")]
     catalog = pa.concat_tables(parts)
     truths = _truths(inference, bundle.targets)
     # Sort both by id: the join is then a comparison.

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from gampen_ray.posterior.catalog import QUARANTINE_SCHEMA, Flag, catalog_schema, catalog_table, mixture_from_catalog
+from gampen_ray.posterior.catalog import Flag, catalog_schema, catalog_table, mixture_from_catalog
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
 
@@ -91,9 +91,8 @@ def test_flags_are_documented_in_the_file():
 
 
 def test_every_field_has_a_description():
-    fields = [*catalog_schema(schema("log", "logit"), pa.string(), 4), *QUARANTINE_SCHEMA]
+    fields = catalog_schema(schema("log", "logit"), pa.string(), 4)
     assert all(field.metadata[b"description"] for field in fields)
-    assert QUARANTINE_SCHEMA.names == ["object_id", "source", "reason"]
 
 
 def test_lengths_differ():
