@@ -1,8 +1,4 @@
-"""Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.settings`.
-
-A verb of the command line takes one of the ``*Config`` classes at the end of this file. The docstring under a field is its
-help text: it states the unit and what a sentinel value means.
-"""
+"""The parts of which the verbs' configs are made: targets, images, network, optimiser, calibration, resources, splits."""
 
 import dataclasses
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
@@ -16,19 +12,18 @@ _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
-def _config(cls: type[T]) -> type[T]:
+def config_class(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass that checks its values; field docstrings become help texts."""
     decorate: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)
     return decorate(cls)
 
 
-def _default(cls: type[T]) -> T:
+def default(cls: type[T]) -> T:
+    """Return a field whose default is the config ``cls`` with its own defaults."""
     return dataclasses.field(default_factory=cls)
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------------
-
-
-@_config
+@config_class
 class TargetConfig:
     """How one target column is modelled."""
 
@@ -40,7 +35,7 @@ class TargetConfig:
     """Physical unit, in astropy's notation; empty for dimensionless or to take it from the dataset."""
 
 
-def _default_targets() -> dict[str, TargetConfig]:
+def default_targets() -> dict[str, TargetConfig]:
     return {
         "bulge_to_total": TargetConfig(transform="logit"),
         "effective_radius_arcsec": TargetConfig(transform="log"),
@@ -48,7 +43,7 @@ def _default_targets() -> dict[str, TargetConfig]:
     }
 
 
-@_config
+@config_class
 class ImagesConfig:
     """From stored cutouts to network inputs."""
 
@@ -60,7 +55,7 @@ class ImagesConfig:
     """Number of input channels: a single band is repeated to fill them (GaMPEN: 3). 0: one channel per band."""
 
 
-@_config
+@config_class
 class SpatialTransformerConfig:
     """The learned crop in front of the convolutional network (Jaderberg et al. 2015; Ghosh et al. 2022, sec. 4.1)."""
 
@@ -78,7 +73,7 @@ class SpatialTransformerConfig:
     """The localisation network sees the image averaged over blocks of this many pixels; 1: every pixel, as in GaMPEN."""
 
 
-@_config
+@config_class
 class BackboneConfig:
     """A VGG-like convolutional network (Simonyan & Zisserman 2015) of any depth and width.
 
@@ -104,15 +99,15 @@ class BackboneConfig:
     classifier, or in the classifier alone; the fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
 
 
-@_config
+@config_class
 class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
     likelihood: Literal["mse", "diagonal", "full"] = "full"
     """Gaussian with unit, diagonal or full covariance in standardised target space."""
-    spatial_transformer: SpatialTransformerConfig = _default(SpatialTransformerConfig)
+    spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
-    backbone: BackboneConfig = _default(BackboneConfig)
+    backbone: BackboneConfig = default(BackboneConfig)
     """The convolutional network."""
 
 
@@ -135,7 +130,7 @@ def gampen_vgg16() -> NetworkConfig:
     )
 
 
-@_config
+@config_class
 class OptimizerConfig:
     """How the weights are fitted."""
 
@@ -170,7 +165,7 @@ class OptimizerConfig:
             raise ValueError("nesterov needs a momentum above 0; set momentum or leave nesterov out")
 
 
-@_config
+@config_class
 class CalibrationConfig:
     """Post-hoc scale of each target's posterior about its mean, fitted on the validation split."""
 
@@ -180,7 +175,7 @@ class CalibrationConfig:
     """Monte Carlo passes over the validation split for the fit."""
 
 
-@_config
+@config_class
 class ResourcesConfig:
     """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
 
@@ -192,7 +187,7 @@ class ResourcesConfig:
     """Whether each worker takes a GPU; left out: if the cluster has one."""
 
 
-@_config
+@config_class
 class SplitConfig:
     """Shares of the splits; a galaxy's split is a hash of its object_id, the same in every run."""
 
@@ -206,155 +201,3 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.train + self.val > 1 + 1e-9:
             raise ValueError(f"train and val are {self.train:g} + {self.val:g}, more than 1; lower one")
-
-
-# --- verbs ---------------------------------------------------------------------------------------------------------------
-
-
-@_config
-class SimulateConfig:
-    """Simulate bulge + disk galaxies with known parameters as a dataset of cutout shards (GalSim)."""
-
-    output: str
-    """Dataset to create: a folder or s3:// URI."""
-    survey: Literal["hsc-g", "hsc-r", "hsc-i", "kids-r"] = "kids-r"
-    """Survey preset: pixel scale, zero point, PSF and sky noise."""
-    num_galaxies: int = pydantic.Field(default=10_000, ge=1)
-    """Number of galaxies over all splits."""
-    cutout_size: int = pydantic.Field(default=64, ge=16)
-    """Side of the square cutouts, pixels."""
-    neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
-    """Share of cutouts that contain a second, unrelated galaxy."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
-    """Galaxies simulated by one task; does not change any galaxy."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed; a galaxy depends on (seed, its index) alone."""
-    split: SplitConfig = _default(SplitConfig)
-    """Train, val and test shares."""
-    resources: ResourcesConfig = _default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-
-@_config
-class IngestConfig:
-    """Turn FITS cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
-
-    images: str
-    """Folder or s3:// prefix of FITS cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
-    output: str
-    """Dataset to create: a folder or s3:// URI."""
-    catalog: str = ""
-    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
-    id_column: str = "object_id"
-    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
-    file_column: str = "file_name"
-    """Catalogue column with the file's name below `images`."""
-    pattern: str = "*.fits*"
-    """Without a catalogue: which files below `images` are taken."""
-    targets: tuple[str, ...] = ()
-    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test."""
-    hdu: int | None = None
-    """Index of the image HDU; left out: the first one that holds an image."""
-    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
-    An image without any finite pixel is always quarantined."""
-    cutout_size: int = pydantic.Field(default=64, ge=1)
-    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
-    bands: tuple[str, ...] = ("unknown",)
-    """Name of the band."""
-    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
-    """Pixel scale, arcsec; left out: unknown."""
-    zero_point_mag: float | None = None
-    """AB magnitude of one unit of flux; left out: unknown."""
-    flux_unit: str = ""
-    """Unit of the pixels; empty: unknown."""
-    survey: str = ""
-    """Name of the survey, kept as metadata."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
-    """Galaxies per Parquet file."""
-    split: SplitConfig = _default(SplitConfig)
-    """Train, val and test shares, used where there are targets."""
-    resources: ResourcesConfig = _default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-
-@_config
-class TrainConfig:
-    """Train a network on a dataset with targets; writes a run folder with the model bundle in it."""
-
-    dataset: str
-    """Dataset with the splits train and val: a folder or s3:// URI."""
-    output: str
-    """Run folder: holds bundle/, history.json and checkpoints. An unfinished run with the same config goes on."""
-    targets: dict[str, TargetConfig] = dataclasses.field(default_factory=_default_targets)
-    """Target columns and their transforms."""
-    images: ImagesConfig = _default(ImagesConfig)
-    """From cutouts to network inputs."""
-    network: NetworkConfig = _default(NetworkConfig)
-    """The network."""
-    optimizer: OptimizerConfig = _default(OptimizerConfig)
-    """How the weights are fitted."""
-    calibration: CalibrationConfig = _default(CalibrationConfig)
-    """Post-hoc calibration."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of initial weights, shuffling, augmentation and dropout."""
-    resources: ResourcesConfig = _default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-
-@_config
-class InferConfig:
-    """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
-
-    bundle: str
-    """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
-    dataset: str
-    """Dataset to predict: a folder or s3:// URI."""
-    output: str
-    """Folder to create: catalog/, quarantine/ and manifest.json."""
-    split: Literal["", "train", "val", "test"] = ""
-    """Predict this split alone; empty: all rows."""
-    num_passes: int = pydantic.Field(default=32, ge=1)
-    """Monte Carlo dropout passes per galaxy."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
-    batch_size: int = pydantic.Field(default=256, ge=1)
-    """Galaxies per forward pass."""
-    posterior: Literal["summary", "mixture"] = "summary"
-    """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
-    resources: ResourcesConfig = _default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-
-@_config
-class EvaluateConfig:
-    """Compare a catalogue with the true values in its dataset: accuracy and coverage, before and after calibration."""
-
-    catalog: str
-    """Output folder of `infer`, made with `--posterior mixture`."""
-    output: str
-    """Folder to create: evaluation.json."""
-
-
-@_config
-class ReportConfig:
-    """Write one self-contained HTML page about a trained model and its evaluated catalogue."""
-
-    evaluation: str
-    """Output folder of `evaluate`."""
-    output: str
-    """HTML file to write."""
-    num_examples: int = pydantic.Field(default=6, ge=1)
-    """Galaxies shown with their crop and posterior."""
-
-
-@_config
-class DemoConfig:
-    """Simulate, train, infer, evaluate and report, in minutes on a laptop."""
-
-    output: str = "demo"
-    """Folder to create."""
-    num_galaxies: int = pydantic.Field(default=20_000, ge=200)
-    """Simulated galaxies: 60 % to train, 20 % to validate, 20 % to test."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of simulation, training and inference."""

@@ -1,0 +1,49 @@
+"""Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.settings`.
+
+A verb of the command line takes one of the classes of `gampen_ray.config.verbs`, which are made of those of
+`gampen_ray.config.parts`. The docstring under a field is its help text: it states the unit and what a sentinel value means.
+"""
+
+from gampen_ray.config.parts import (
+    BackboneConfig,
+    CalibrationConfig,
+    ImagesConfig,
+    NetworkConfig,
+    OptimizerConfig,
+    ResourcesConfig,
+    SpatialTransformerConfig,
+    Split,
+    SplitConfig,
+    TargetConfig,
+    gampen_vgg16,
+)
+from gampen_ray.config.verbs import (
+    DemoConfig,
+    EvaluateConfig,
+    InferConfig,
+    IngestConfig,
+    ReportConfig,
+    SimulateConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "CalibrationConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "ImagesConfig",
+    "InferConfig",
+    "IngestConfig",
+    "NetworkConfig",
+    "OptimizerConfig",
+    "ReportConfig",
+    "ResourcesConfig",
+    "SimulateConfig",
+    "SpatialTransformerConfig",
+    "Split",
+    "SplitConfig",
+    "TargetConfig",
+    "TrainConfig",
+    "gampen_vgg16",
+]
