@@ -22,20 +22,27 @@ from gampen_ray.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """A job: its config class, and the module and function that run it, imported when needed."""
+    """A job: its config class, and the module and function that run it, imported when needed.
+
+    An argument without a flag is a TOML file, or where it does not end in .toml the value of the field ``positional``.
+    """
 
     config: type
     module: str
     function: str
+    positional: str = ""
 
 
 VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.engine.demo", "demo"),
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
+    "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
     "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
+    "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.posterior.import_gampen", "import_gampen", "model"),
+    "crop": Verb(config.CropConfig, "gampen_ray.engine.crop", "crop"),
     "report": Verb(config.ReportConfig, "gampen_ray.report.build", "report"),
 }
 
@@ -82,6 +89,8 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     path = namespace.pop("config")
+    if path and verb.positional and not path.endswith(".toml"):
+        namespace[verb.positional], path = path, None
     values = settings.load_toml(storage.read_bytes(path), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
     for name, text in namespace.items():
@@ -108,12 +117,15 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
             allow_abbrev=False,
         )
-        sub.add_argument("config", nargs="?", metavar="CONFIG.toml", help="TOML file with the fields below")
+        positional = f"{verb.positional.upper()} | CONFIG.toml" if verb.positional else "CONFIG.toml"
+        sub.add_argument("config", nargs="?", metavar=positional, help="TOML file with the fields below")
         for field, annotation, default, description in _leaves(verb.config):
             spellings = dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}"])
             shown = "required" if default is PydanticUndefined else f"default: {_shown(default)}"
             help_text = f"{description} [{shown}]".replace("\n", " ").replace("%", "%%")
-            sub.add_argument(*spellings, dest=field, metavar=_kind(annotation), help=help_text)
+            # A switch is on where its value is left out.
+            optional: dict[str, Any] = {"nargs": "?", "const": "true"} if annotation is bool else {}
+            sub.add_argument(*spellings, dest=field, metavar=_kind(annotation), help=help_text, **optional)
     return parser
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "join",
     "list_files",
     "open_input",
+    "open_output",
     "read_bytes",
     "read_json",
     "size",
@@ -124,14 +125,23 @@ def read_json(uri: str) -> Any:
 
 def write_bytes_atomic(uri: str, data: bytes | memoryview | pa.Buffer) -> None:
     """Write a file whole or not at all, replacing the one that is there; parent folders are made."""
+    with open_output(uri) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def open_output(uri: str) -> Iterator[Any]:
+    """Open a file for writing bytes from its start; it replaces the one that is there when the block ends without an error."""
     fs, path = filesystem(uri)
     with _explained(uri):
         if uri.startswith(_S3):
-            # An object appears when its upload is complete.
-            with fs.open_output_stream(path) as stream:
-                stream.write(data)
+            stream = fs.open_output_stream(path)
+            # An object appears when its upload is complete, which only closing the stream makes it.
+            yield stream
+            stream.close()
         else:
-            _replace_local(Path(path), data)
+            with _replaced_local(Path(path)) as file:
+                yield file
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -179,13 +189,14 @@ def _s3_filesystem(endpoint: str, region: str, access_key: str) -> pafs.FileSyst
     return pafs.S3FileSystem(**options)
 
 
-def _replace_local(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+@contextlib.contextmanager
+def _replaced_local(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, as a rename is atomic within one file system only; hidden, so that no reader lists it.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -35,6 +35,12 @@ def test_lists_of_words_need_no_quotes() -> None:
     assert settings.targets == ("flux", "radius")
 
 
+def test_a_switch_needs_no_value() -> None:
+    arguments = ["infer", "--bundle", "b", "--dataset", "d", "--output", "o"]
+    for flags, value in (([], False), (["--mode-centred"], True), (["--mode-centred", "false"], False)):
+        assert cli.parse([*arguments, *flags])[1].mode_centred is value
+
+
 def test_underscores_and_hyphens_are_the_same() -> None:
     arguments = ["infer", "--bundle", "b", "--dataset", "d", "--output", "o"]
     assert cli.parse([*arguments, "--num-passes", "4"]) == cli.parse([*arguments, "--num_passes", "4"])

@@ -7,6 +7,7 @@ A verb of the command line takes one of the classes of `gampen_ray.config.verbs`
 from gampen_ray.config.parts import (
     BackboneConfig,
     CalibrationConfig,
+    FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -18,21 +19,27 @@ from gampen_ray.config.parts import (
     gampen_vgg16,
 )
 from gampen_ray.config.verbs import (
+    CropConfig,
     DemoConfig,
     EvaluateConfig,
+    ImportGampenConfig,
     InferConfig,
     IngestConfig,
     ReportConfig,
     SimulateConfig,
+    SplitTablesConfig,
     TrainConfig,
 )
 
 __all__ = [
     "BackboneConfig",
     "CalibrationConfig",
+    "CropConfig",
     "DemoConfig",
     "EvaluateConfig",
+    "FineTuneConfig",
     "ImagesConfig",
+    "ImportGampenConfig",
     "InferConfig",
     "IngestConfig",
     "NetworkConfig",
@@ -43,6 +50,7 @@ __all__ = [
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",
+    "SplitTablesConfig",
     "TargetConfig",
     "TrainConfig",
     "gampen_vgg16",

@@ -29,8 +29,9 @@ class TargetConfig:
 
     transform: Literal["identity", "log", "logit"] = "identity"
     """Map from physical values to the real line: identity, log (positive values) or logit (values in [0, 1])."""
-    clip: float = pydantic.Field(default=0.01, gt=0, lt=0.5)
-    """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed."""
+    clip: float = pydantic.Field(default=0.01, ge=0, lt=0.5)
+    """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed. 0: to half-way between
+    each bound and the nearest other training value, as in GaMPEN."""
     unit: str = ""
     """Physical unit, in astropy's notation; empty for dimensionless or to take it from the dataset."""
 
@@ -131,6 +132,29 @@ def gampen_vgg16() -> NetworkConfig:
 
 
 @config_class
+class FineTuneConfig:
+    """Start from a trained bundle, which brings its network and image preprocessing: `network` and `images` are left out."""
+
+    bundle: str = ""
+    """Model bundle (or the run folder that holds it) to start from: a folder or s3:// URI; empty: random initial weights."""
+    head: Literal["keep", "replace"] = "keep"
+    """keep: the bundle's targets and their standardisation (leave `targets` out); replace: a new output layer for `targets`."""
+    freeze: tuple[str, ...] = ()
+    """Blocks whose weights stay as they are: spatial_transformer; block1, block2, ..., the convolutions up to each max pool;
+    classifier, the hidden layers behind them; head, the output layer."""
+    learning_rate_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """A block's peak learning rate is optimizer.learning_rate times this to the power of the number of blocks behind it."""
+    dropout_rate: float | None = pydantic.Field(default=None, ge=0, lt=1)
+    """Probability that an activation is dropped, in training and in every Monte Carlo pass; left out: the bundle's."""
+
+    def __post_init__(self) -> None:
+        settings = {"head": "keep", "freeze": (), "learning_rate_decay": 1.0, "dropout_rate": None}
+        for name, unset in settings.items():
+            if not self.bundle and getattr(self, name) != unset:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but there is no bundle to start from; give bundle")
+
+
+@config_class
 class OptimizerConfig:
     """How the weights are fitted."""
 
@@ -157,8 +181,9 @@ class OptimizerConfig:
     batch_norm_fraction: float = pydantic.Field(default=0.6, ge=0, le=1)
     """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
     prediction, so that the predicted covariance does not include the noise of the batches."""
-    augment: bool = True
-    """Random flips and 90-degree rotations, on the device."""
+    augment: Literal["none", "symmetries", "rotations"] = "symmetries"
+    """What happens to the training images: nothing, random flips and 90-degree rotations, or flips and rotations by any angle
+    with zero-filled corners (GaMPEN)."""
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum > 0:

@@ -7,6 +7,7 @@ import pydantic
 
 from gampen_ray.config.parts import (
     CalibrationConfig,
+    FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
@@ -82,8 +83,36 @@ class IngestConfig:
     """Galaxies per Parquet file."""
     split: SplitConfig = default(SplitConfig)
     """Train, val and test shares, used where there are targets."""
+    split_slug: str = ""
+    """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
+    or sky-dev; rows in none of them are quarantined. Empty: by `split`."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
+
+
+@config_class
+class SplitTablesConfig:
+    """Write the train, devel and test tables of a GaMPEN data folder: GaMPEN's 42, stratified ones, or by sky region."""
+
+    images: str
+    """GaMPEN data folder: its info.csv is split, and below it `ingest --split-slug` looks for the tables."""
+    catalog: str = ""
+    """CSV table to split instead of info.csv."""
+    output: str = ""
+    """Folder for the tables; files of other content are never overwritten. Empty: splits/ in `images`."""
+    scheme: Literal["gampen", "stratified", "sky"] = "gampen"
+    """gampen: balanced-* and unbalanced-*, row for row those of GaMPEN; both are random draws, as the balanced ones are not
+    balanced in GaMPEN either. stratified: every part has the same distribution of the target. sky: galaxies of one region of
+    the sky are in one part (columns ra and dec, degrees). Each for the train/devel/test shares xs .027/.003/.970, sm
+    .045/.005/.950, md .09/.01/.90, lg .20/.05/.75, xl .45/.05/.50, dev .70/.15/.15 and dev2 .70/.05/.25."""
+    target: str = "bt_g"
+    """Column that the balanced and the stratified splits look at, a finite number in every row."""
+    num_strata: int = pydantic.Field(default=20, ge=1)
+    """Stratified only: groups of equal size from the lowest to the highest target, each of which is divided by the shares."""
+    cell_size_deg: float = pydantic.Field(default=1.0, ge=0.001, le=58.0)
+    """Sky only: side of the HEALPix cells that are kept whole, degrees; the nearest that HEALPix has."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of the stratified and the sky splits; GaMPEN's are always the same."""
 
 
 @config_class
@@ -100,6 +129,8 @@ class TrainConfig:
     """From cutouts to network inputs."""
     network: NetworkConfig = default(NetworkConfig)
     """The network."""
+    fine_tune: FineTuneConfig = default(FineTuneConfig)
+    """Start from a trained bundle."""
     optimizer: OptimizerConfig = default(OptimizerConfig)
     """How the weights are fitted."""
     calibration: CalibrationConfig = default(CalibrationConfig)
@@ -117,7 +148,7 @@ class InferConfig:
     bundle: str
     """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
     dataset: str
-    """Dataset to predict: a folder or s3:// URI."""
+    """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     split: Literal["", "train", "val", "test"] = ""
@@ -130,6 +161,13 @@ class InferConfig:
     """Galaxies per forward pass."""
     posterior: Literal["summary", "mixture"] = "summary"
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
+    mode_centred: bool = False
+    """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
+    catalog_format: Literal["parquet", "gampen"] = "parquet"
+    """gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and gampen/summary.csv with GaMPEN's columns;
+    the mixture is stored then in any case."""
+    gampen_magnitudes: bool = False
+    """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
 
@@ -154,6 +192,38 @@ class ReportConfig:
     """HTML file to write."""
     num_examples: int = pydantic.Field(default=6, ge=1)
     """Galaxies shown with their crop and posterior."""
+    num_angles: int | None = pydantic.Field(default=None, ge=0)
+    """Angles at which each of them is predicted once more, evenly spaced over 360 degrees, to show how stable the posterior is;
+    0: none; left out: 36, or the 4 quarter turns for a network of more than ten million parameters."""
+
+
+@config_class
+class CropConfig:
+    """Write the spatial transformer's crop of every FITS cutout of a folder as FITS, with its flux and WCS carried through."""
+
+    bundle: str
+    """Model bundle (or the run folder that holds it) with a spatial transformer: a folder or s3:// URI."""
+    images: str
+    """Folder or s3:// prefix of FITS cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
+    scale and flux unit."""
+    output: str
+    """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
+    pattern: str = "*.fits*"
+    """Which files below `images` are taken."""
+    hdu: int | None = pydantic.Field(default=None, ge=0)
+    """Index of the image HDU; left out: the first one that holds an image."""
+    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median, also in
+    the crop. An image without any finite pixel is always quarantined."""
+    crop_size: int = pydantic.Field(default=0, ge=0)
+    """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: as the network sees them."""
+    oversampling: int = pydantic.Field(default=0, ge=0, le=64)
+    """Each pixel is the mean of this many bilinear samples a side. 1: the network's own samples, which on a grid coarser than
+    the file's change the flux of a star by some percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
+    batch_size: int = pydantic.Field(default=64, ge=1)
+    """Files read, cropped and written at a time by one worker."""
+    resources: ResourcesConfig = default(ResourcesConfig)
+    """What the job asks of Ray."""
 
 
 @config_class
@@ -166,3 +236,35 @@ class DemoConfig:
     """Simulated galaxies: 60 % to train, 20 % to validate, 20 % to test."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of simulation, training and inference."""
+
+
+@config_class
+class ImportGampenConfig:
+    """Turn a trained GaMPEN network (a .pt state dict) into a model bundle; nothing pickled is executed."""
+
+    model: str
+    """State dict of a vgg16, vgg16_w_stn or vgg16_w_stn_*_drp network, saved by GaMPEN's train.py."""
+    scaling: str
+    """CSV of the training split, from which the label scaler is computed once (GaMPEN: splits/SLUG-train.csv). Where it holds
+    bt beside custom_logit_bt, the values that stand for B/T of 0 and 1 come from it."""
+    output: str
+    """Bundle to create: a folder or s3:// URI."""
+    preset: Literal["", "g_0_025", "r_025_050", "i_050_075", "sim_g_0_025", "sim_r_025_050", "sim_i_050_075"] = ""
+    """Public HSC model: sets what is left out below. g_0_025, r_025_050 and i_050_075 are the real-data models of z < 0.25,
+    0.25 to 0.50 and 0.50 to 0.75, sim_* those trained on simulations."""
+    targets: tuple[str, ...] = ()
+    """Label columns in the order of GaMPEN's --target_metrics; ln_* and custom_logit_* are logarithms and logits of physical
+    targets. Left out: the preset's."""
+    cutout_size: int = pydantic.Field(default=0, ge=0)
+    """Side of the network's input, pixels (GaMPEN: --cutout_size). 0: the preset's."""
+    dropout_rate: float | None = pydantic.Field(default=None, ge=0, lt=1)
+    """Rate of every dropout layer (GaMPEN: --dropout_rate; 0.5 where it was left out in training). Left out: the preset's."""
+    label_scaling: Literal["std", "minmax"] = "std"
+    """GaMPEN's --label_scaling."""
+    bands: tuple[str, ...] = ()
+    """Names of the bands of the cutouts; a single band is repeated over the network's channels, as GaMPEN does. Left out: the
+    preset's, or one band called unknown."""
+    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
+    """Pixel scale of the training cutouts, arcsec. Left out: the preset's, or unknown."""
+    zero_point_mag: float | None = None
+    """AB magnitude of one unit of flux of the training cutouts. Left out: the preset's, or unknown."""

@@ -39,11 +39,14 @@ class Cutout:
         Pixels, float32 (C x H x W).
     ra, dec
         Sky position of the image's centre, deg; NaN where the header has no celestial coordinates.
+    header
+        Cards of the image's HDU, without those that its pixels' layout needs.
     """
 
     image_CHW: np.ndarray
     ra: float
     dec: float
+    header: fits.Header
 
 
 def stem(name: str) -> str:
@@ -84,18 +87,19 @@ def read_cutout(data: bytes, *, hdu: int | None = None, num_bands: int = 1) -> C
                 _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
                 image_CHW = _to_bands(chosen.data, num_bands)
                 ra, dec = _centre(chosen.header, image_CHW.shape[1:])
+                header = chosen.header.copy(strip=True)
     except CutoutError:
         raise
     except Exception as error:
         # Any exception may come out of a damaged file, and each concerns that file alone.
         raise CutoutError(f"damaged FITS file: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    return Cutout(image_CHW, ra, dec)
+    return Cutout(image_CHW, ra, dec, header)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
     """Return the part of an image (C x H x W) that `fit_to_size` keeps, a view."""
     _, height, width = image_CHW.shape
-    return image_CHW[:, _overlap(height, size)[0], _overlap(width, size)[0]]
+    return image_CHW[:, overlap(height, size)[0], overlap(width, size)[0]]
 
 
 def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine") -> np.ndarray:
@@ -124,7 +128,7 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
         For an image with non-finite pixels where the policy is ``"quarantine"``, without finite pixels, or of one value.
     """
     _, height, width = image_CHW.shape
-    (_, target_rows), (_, target_columns) = _overlap(height, size), _overlap(width, size)
+    (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
     inside_CHW = central(image_CHW, size)
     finite = np.isfinite(inside_CHW)
     num_bad = finite.size - int(finite.sum())
@@ -144,14 +148,14 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     return result
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
-def _overlap(length: int, size: int) -> tuple[slice, slice]:
-    # Where the image and the result overlap along one axis, in pixels of each.
+def overlap(length: int, size: int) -> tuple[slice, slice]:
+    """Return where an image and the result of `fit_to_size` overlap along one axis, in pixels of each."""
     common = min(length, size)
     crop, pad = (length - common) // 2, (size - common) // 2
     return slice(crop, crop + common), slice(pad, pad + common)
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
 
 
 def _gunzip(data: bytes) -> bytes:

@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig
+from gampen_ray.config import IngestConfig, SplitConfig
 from gampen_ray.data import catalogs, gampen_folder, shards, validation
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
+from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.split_tables import listed_splits
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
 from gampen_ray.settings import to_dict
 
-__all__ = ["pack", "plan"]
+__all__ = ["file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
 
 # Bookkeeping columns of the plan, beside those of the catalogue.
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
@@ -62,10 +64,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
-    usable = np.flatnonzero(reasons == "")
-    splits = np.full(len(table), shards.ALL, dtype=object)
-    if config.targets:
-        splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
+    splits = _settle_splits(config, table, ids, reasons)
     settings = {key: value for key, value in to_dict(config).items() if key not in _NO_CONTENT}
     names = np.array([str(source).rpartition("/")[2] for source in sources])
     info = DatasetInfo(
@@ -78,8 +77,9 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
         target_units=target_units,
         fingerprint=shards.content_fingerprint(
             settings,
-            ids.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False),
+            _texts(ids),
             names,
+            splits,
             *(columns[t] for t in target_units),
         ),
         source=to_dict(config),
@@ -107,10 +107,8 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     Counter
         Rows by split (``"all"`` without targets) and in ``"quarantine"``.
     """
-    sources, ids = rows.column(_SOURCE).to_pylist(), rows.column("object_id").to_pylist()
-    reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
-    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= _read_cutouts(rows, reasons, config, info)
+    columns, sources, reasons = read_rows(rows, config, info)
+    ids = rows.column("object_id").to_pylist()
     counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
     for split in shards.SPLITS if config.targets else (shards.ALL,):
@@ -137,22 +135,83 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     return counts
 
 
+def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Read the files of some rows of the plan.
+
+    Returns
+    -------
+    columns
+        By name, one value a row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``, ``padded``.
+    sources
+        File of each row.
+    reasons
+        Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    """
+    reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
+    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
+    columns |= _read_cutouts(rows, reasons, config, info)
+    return columns, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons
+
+
+def to_bytes(rows: pa.Table) -> bytes:
+    """Return rows of the plan as an Arrow stream, which travels to a worker."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """Return the rows that `to_bytes` was given."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
 def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
-    # Makes the targets among the columns numbers, adds a magnitude where flux has one, and returns their units by name.
-    target_units = {name: _target_unit(config, table, name) for name in config.targets}
+    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and a magnitude where flux has
+    # one, and returns their units by name.
+    target_units = {}
     for name in config.targets:
-        columns[name], faults = catalogs.numbers(columns[name])
+        label = Label.parse(name)
+        if label.target != name and label.target in columns:
+            raise UserError(f"targets: {name} stands for {label.target}, which the catalogue has too; name one of the two")
+        values, faults = catalogs.numbers(columns[name])
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
-    if "flux" in config.targets and config.zero_point_mag is not None and "magnitude" not in columns:
+        columns[label.target] = _physical(label, values, table)
+        target_units[label.target] = _target_unit(config, table, label)
+    if "flux" in target_units and config.zero_point_mag is not None and "magnitude" not in columns:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
         _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
-        columns["magnitude"] = config.zero_point_mag - 2.5 * np.log10(flux, where=~dark, out=np.full(len(flux), np.nan))
+        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.zero_point_mag)
         target_units["magnitude"] = "mag"
     return target_units
+
+
+def _settle_splits(config: IngestConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+    # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
+    if config.split_slug:
+        if not config.targets or config.split != SplitConfig():
+            other = "split asks for other shares; give one of the two"
+            fault = other if config.targets else "a dataset without targets is not split; give targets"
+            raise UserError(f"split_slug: {config.split_slug}, but {fault}")
+        keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
+        splits, faults = listed_splits(config.images, config.split_slug, keys | {config.id_column: _texts(ids)})
+        _add(reasons, faults != "", faults)
+        return splits
+    splits = np.full(len(table), shards.ALL, dtype=object)
+    usable = np.flatnonzero(reasons == "")
+    if config.targets:
+        splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
+    return splits
+
+
+def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
+    # Nulls become empty texts.
+    return [text.strip() for text in values.cast(pa.string()).fill_null("").to_pylist()]
 
 
 def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
@@ -164,9 +223,9 @@ def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, inf
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for start in range(0, len(planned), _READ_AHEAD):
             ahead = planned[start : start + _READ_AHEAD]
-            for row, content in zip(ahead, pool.map(_content, [sources[row] for row in ahead]), strict=True):
+            for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
                 try:
-                    cutout = read_cutout(_raised(content), hdu=config.hdu, num_bands=len(config.bands))
+                    cutout = read_cutout(raised(content), hdu=config.hdu, num_bands=len(config.bands))
                     image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
                 except CutoutError as error:
                     reasons[row] = str(error)
@@ -187,7 +246,7 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
             raise UserError(
                 f"targets: {', '.join(config.targets)} asked, but there is no catalogue to take them from; set catalog"
             )
-        uris = _matching(config.images, config.pattern)
+        uris = matching_files(config.images, config.pattern)
         table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
         return table, np.array(uris, dtype=object), ""
     uri = config.catalog or storage.join(config.images, gampen_folder.INFO_CSV)
@@ -201,8 +260,8 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
     catalogs.require_columns(
         uri, table, wanted | {config.file_column: "file_column"} | dict.fromkeys(config.targets, "targets")
     )
-    files = table.column(config.file_column).cast(pa.string()).fill_null("").to_pylist()
-    sources = np.array([storage.join(folder, file.strip()) if file.strip() else "" for file in files], dtype=object)
+    files = _texts(table.column(config.file_column))
+    sources = np.array([storage.join(folder, file) if file else "" for file in files], dtype=object)
     ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
@@ -213,7 +272,8 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
 
 
-def _matching(images: str, pattern: str) -> list[str]:
+def matching_files(images: str, pattern: str) -> list[str]:
+    """Return the absolute URIs of the files below a folder that match a pattern, sorted; a UserError if there are none."""
     if not storage.exists(images):
         raise UserError(f"images: no folder {images}")
     root = storage.absolute(images)
@@ -226,12 +286,22 @@ def _matching(images: str, pattern: str) -> list[str]:
     return matching
 
 
-def _target_unit(config: IngestConfig, table: pa.Table, name: str) -> str:
-    if unit := catalogs.column_unit(table, name):
+def _target_unit(config: IngestConfig, table: pa.Table, label: Label) -> str:
+    # The unit of a transformed column is that of a logarithm.
+    if label.transform == "identity" and (unit := catalogs.column_unit(table, label.column)):
         return unit
-    if name == "flux":
-        return config.flux_unit
-    return "arcsec" if name.endswith("_arcsec") else ""
+    if label.target == "flux":
+        return config.flux_unit or label.unit
+    return "arcsec" if label.target.endswith("_arcsec") else ""
+
+
+def _physical(label: Label, values: np.ndarray, table: pa.Table) -> np.ndarray:
+    y = label.physical(values)
+    if label.transform == "logit" and label.quantity in table.column_names:
+        # Before the logit, other values stood for 0 and 1.
+        quantity, _ = catalogs.numbers(table.column(label.quantity))
+        return np.where((quantity == 0) | (quantity == 1), quantity, y)
+    return y
 
 
 def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
@@ -240,8 +310,8 @@ def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
     reasons[new] = texts[new]
 
 
-def _content(uri: str) -> bytes | CutoutError:
-    # Errors are returned, as another file's result may be asked for first.
+def file_content(uri: str) -> bytes | CutoutError:
+    """Return the content of a file, or why there is none: returned, as another file's result may be asked for first."""
     size = storage.size(uri)
     if size is None:
         there = "it is a folder" if storage.exists(uri) else "there is no such file"
@@ -257,7 +327,8 @@ def _content(uri: str) -> bytes | CutoutError:
         return CutoutError(f"the file cannot be read: {error}")
 
 
-def _raised(content: bytes | CutoutError) -> bytes:
+def raised(content: bytes | CutoutError) -> bytes:
+    """Return what `file_content` read, or raise why it could not."""
     if isinstance(content, CutoutError):
         raise content
     return content

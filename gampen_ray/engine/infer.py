@@ -1,7 +1,7 @@
 """The `infer` verb: read -> predict -> write, streamed by Ray Data over units of work.
 
-A unit is a run of row groups of one shard. It travels as one block, and becomes one catalogue file of the same name; the
-presence of that file says that the unit is done, so an interrupted job goes on where it was.
+A unit (`gampen_ray.data.sources`) travels as one block, and becomes one catalogue file of the same name; the presence of that
+file says that the unit is done, so an interrupted job goes on where it was.
 Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 """
 
@@ -20,12 +20,15 @@ import torch
 
 from gampen_ray import storage
 from gampen_ray.config import InferConfig
-from gampen_ray.data import shards, validation
+from gampen_ray.data import shards
+from gampen_ray.data.sources import Source, Unit, open_source
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
+from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, Predictor, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_table
+from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_parts, catalog_table
+from gampen_ray.posterior.gampen_catalog import FOLDER, SUMMARY, gampen_summary, join_summaries, write_draws
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.progress import Progress
@@ -36,19 +39,6 @@ logger = logging.getLogger(__name__)
 
 _CPUS_PER_IO_TASK = 0.25
 _NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
-# Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
-_UNIT_BYTES = 32 << 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Unit:
-    """Row groups ``start`` to ``stop`` of a shard, ``num_rows`` in all, written as ``name``."""
-
-    name: str
-    uri: str
-    start: int
-    stop: int
-    num_rows: int
 
 
 def infer(config: InferConfig) -> dict[str, Any]:
@@ -68,12 +58,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
         output=storage.absolute(config.output),
     )
     bundle = load_bundle(config.bundle)
-    info = shards.read_dataset_info(config.dataset)
-    _check_fit(config, bundle, info)
-    image_bytes = 4 * int(np.prod(info.image_shape))
-    shard_uris = shards.shard_uris(config.dataset, config.split)
-    units = [unit for i, uri in enumerate(shard_uris) for unit in shard_units(uri, i, image_bytes)]
-    inputs = {"bundle": bundle_digest(config.bundle), "dataset": info.fingerprint}
+    source, units = open_source(config.dataset, split=config.split, bands=bundle.images.bands, size=bundle.images.size)
+    _check_fit(config, bundle, source.info)
+    inputs = {"bundle": bundle_digest(config.bundle), "dataset": source.info.fingerprint}
     claim_output(config.output, config, inputs)
     manifest_uri = storage.join(config.output, MANIFEST)
     if storage.exists(manifest_uri):
@@ -87,7 +74,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if todo:
             with ray_session():
                 workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
-                for rows in _predicted(config, bundle, info, todo, workers):
+                for rows in _predicted(config, bundle, source, todo, workers):
                     progress.advance(rows)
     manifest = {
         **_counts(config.output),
@@ -98,24 +85,14 @@ def infer(config: InferConfig) -> dict[str, Any]:
         "bundle_provenance": bundle.provenance,
         "provenance": provenance(),
     }
+    if config.catalog_format == "gampen":
+        _write_gampen(config, bundle.targets)
     if manifest["num_galaxies"] + manifest["num_quarantined"] != sum(unit.num_rows for unit in units):
         raise RuntimeError(f"{config.output} holds {_counts(config.output)}, the dataset {sum(u.num_rows for u in units)} rows")
     storage.write_json(manifest_uri, manifest)
+    storage.delete(_summary_part(config.output))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
-
-
-def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
-    """Return the units of shard number ``index``: runs of row groups of at most 32 MiB of pixels, but one at the least."""
-    rows = shards.row_group_sizes(uri)
-    units: list[Unit] = []
-    start = 0
-    for stop in range(1, len(rows) + 1):
-        if stop == len(rows) or sum(rows[start : stop + 1]) * image_bytes > _UNIT_BYTES:
-            name = f"part-{index:06d}-{start:04d}.parquet"
-            units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(rows[start:stop])))
-            start = stop
-    return units
 
 
 def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) -> None:
@@ -136,24 +113,22 @@ def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) ->
             logger.info("cutouts are converted from %s %g to %g, as in training", name, given, trained)
 
 
-def _predicted(
-    config: InferConfig, bundle: Bundle, info: shards.DatasetInfo, units: list[Unit], workers: Workers
-) -> Iterator[int]:
+def _predicted(config: InferConfig, bundle: Bundle, source: Source, units: list[Unit], workers: Workers) -> Iterator[int]:
     """Run the pipeline and yield the number of rows of each unit when it is written."""
     items = [dataclasses.asdict(unit) for unit in units]
     written = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(_read_unit, batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
+        .map_batches(functools.partial(_read_unit, source=source), batch_size=None, num_cpus=_CPUS_PER_IO_TASK)
         .map_batches(
             _Predict,
-            fn_constructor_args=(config, workers, info),
+            fn_constructor_args=(config, workers, source.info),
             batch_size=None,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers.count, len(units))),
         )
         .map_batches(
-            functools.partial(_write_unit, config=config, targets=bundle.targets),
+            functools.partial(_write_unit, config=config, targets=bundle.targets, zero_point_mag=bundle.images.zero_point_mag),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_CPUS_PER_IO_TASK,
@@ -163,28 +138,15 @@ def _predicted(
         yield row["num_rows"]
 
 
-def _read_unit(unit: Any) -> dict[str, np.ndarray]:
-    """Return a unit's rows with what is known of them; a row that cannot be predicted gets a reason and an empty image."""
-    name, uri = str(unit["name"][0]), str(unit["uri"][0])
-    table = shards.read_shard(uri, row_groups=range(int(unit["start"][0]), int(unit["stop"][0])))
-    image_NCHW = shards.images(table).copy()
-    reason_N = validation.validate_rows({"image": image_NCHW})
-    image_NCHW[reason_N != ""] = 0.0
-    columns = {key: table[key] for key in ("object_id", "ra", "dec") if key in table.column_names}
-    columns = {key: column.to_numpy() for key, column in columns.items()}
-    flags_N = np.zeros(len(table), np.int64)
+def _read_unit(item: Any, *, source: Source) -> dict[str, np.ndarray]:
+    """Return a unit's rows with what is known of them."""
+    unit = Unit(**{name: values[0] for name, values in item.items()})
+    rows = source.read(unit)
+    flags_N = np.zeros(unit.num_rows, np.int64)
     for column, flag in (("pixels_filled", Flag.PIXELS_FILLED), ("padded", Flag.INPUT_PADDED)):
-        if column in table.column_names:
-            flags_N |= np.where(table[column].to_numpy(), flag.value, 0)
-    return {
-        **columns,
-        "image": image_NCHW,
-        "reason": reason_N.astype(str),
-        "flags": flags_N,
-        "unit": np.full(len(table), name),
-        "unit_rows": np.full(len(table), int(unit["num_rows"][0])),
-        "source": np.full(len(table), uri),
-    }
+        flags_N |= np.where(rows.pop(column), flag.value, 0)
+    shared = {"unit": np.full(unit.num_rows, unit.name), "unit_rows": np.full(unit.num_rows, unit.num_rows)}
+    return rows | shared | {"flags": flags_N}
 
 
 class _Predict:
@@ -218,7 +180,9 @@ class _Predict:
         return rows
 
 
-def _write_unit(rows: pa.Table, *, config: InferConfig, targets: Any) -> dict[str, list[int]]:
+def _write_unit(
+    rows: pa.Table, *, config: InferConfig, targets: TargetSchema, zero_point_mag: float | None
+) -> dict[str, list[int]]:
     """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last."""
     name, num_rows = rows["unit"][0].as_py(), rows["unit_rows"][0].as_py()
     if len(rows) != num_rows:
@@ -230,15 +194,32 @@ def _write_unit(rows: pa.Table, *, config: InferConfig, targets: Any) -> dict[st
         shards.write_quarantine(storage.join(config.output, QUARANTINE, name), zip(*columns, strict=True))
     good = rows.filter(pa.array(~bad))
     mean_NKD, scale_tril_NKDD = (_tensor(good[key]) for key in ("mean", "scale_tril"))
+    objects = good.select([key for key in ("object_id", "ra", "dec") if key in good.column_names])
+    mixture = Mixture(mean_NKD, scale_tril_NKDD, targets)
+    if config.catalog_format == "gampen":
+        summary = gampen_summary(objects, mixture, zero_point_mag=zero_point_mag, gampen_magnitudes=config.gampen_magnitudes)
+        storage.write_bytes_atomic(_summary_part(config.output, name), summary.to_csv(index=False).encode())
     table = catalog_table(
-        good.select([key for key in ("object_id", "ra", "dec") if key in good.column_names]),
-        Mixture(mean_NKD, scale_tril_NKDD, targets),
+        objects,
+        mixture,
         good["crop_scale"].to_numpy(),
         good["flags"].to_numpy(),
-        store_mixture=config.posterior == "mixture",
+        store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
+        mode_centred=config.mode_centred,
     )
     _write(storage.join(config.output, CATALOG, name), table)
     return {"num_rows": [len(rows)]}
+
+
+def _write_gampen(config: InferConfig, targets: TargetSchema) -> None:
+    """Write GaMPEN's files from the finished catalogue."""
+    folder = storage.join(config.output, FOLDER)
+    join_summaries(storage.list_files(_summary_part(config.output), ".csv"), storage.join(folder, SUMMARY))
+    write_draws(lambda: catalog_parts(config.output), targets, folder, config.num_passes, config.seed)
+
+
+def _summary_part(output: str, unit: str = "") -> str:
+    return storage.join(output, FOLDER, "parts", *([unit.removesuffix(".parquet") + ".csv"] if unit else []))
 
 
 def _tensor(column: pa.ChunkedArray) -> torch.Tensor:

@@ -102,7 +102,7 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
         if _receipt(part) in finished:
             counts += Counter(storage.read_json(storage.join(config.output, _UNFINISHED, _receipt(part))))
         else:
-            units.append({"part": part, "rows": _serialised(rows.slice(start, per_part))})
+            units.append({"part": part, "rows": packing.to_bytes(rows.slice(start, per_part))})
     with Progress("ingest", len(rows), "cutouts") as progress:
         progress.advance(counts.total())
         if not units:
@@ -123,9 +123,7 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
 
 
 def _pack_unit(unit: dict[str, Any], *, config: IngestConfig, info: DatasetInfo) -> dict[str, int]:
-    with pa.ipc.open_stream(unit["rows"]) as reader:
-        rows = reader.read_all()
-    counts = dict(packing.pack(rows, unit["part"], config, info))
+    counts = dict(packing.pack(packing.from_bytes(unit["rows"]), unit["part"], config, info))
     storage.write_json(storage.join(config.output, _UNFINISHED, _receipt(unit["part"])), counts)
     return counts
 
@@ -136,13 +134,6 @@ def _splits(config: IngestConfig) -> tuple[str, ...]:
 
 def _receipt(part: int) -> str:
     return f"part-{part:06d}.json"
-
-
-def _serialised(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    return sink.getvalue().to_pybytes()
 
 
 def _nothing_usable(config: IngestConfig) -> UserError:

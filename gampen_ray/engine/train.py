@@ -59,9 +59,12 @@ def train(config: TrainConfig) -> Bundle:
         If the dataset does not fit the config, the output holds another run, or the cluster is too small.
     """
     config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
+    if config.fine_tune.bundle:
+        config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
     run = prepare(config)
-    inputs = {"dataset": run.fingerprint}
-    check_output(config.output, config, inputs)
+    # The bundle to start from is named by its content, wherever it lies.
+    owner = _starting_from(config, run.start.digest) if run.start else config
+    check_output(config.output, owner, run.inputs)
     if storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS)):
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
@@ -72,16 +75,21 @@ def train(config: TrainConfig) -> Bundle:
                 f"optimizer.batch_size: {config.optimizer.batch_size} is no multiple of {workers.count} workers; "
                 f"give {config.optimizer.batch_size // workers.count * workers.count or workers.count}"
             )
-        for split, rows in (("train", run.num_train), ("val", run.num_val)):
+        for split in ("train", "val"):
+            rows = run.info.num_rows[split]
             if rows < workers.count:
                 raise UserError(
                     f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {workers.count} workers; "
                     "lower resources.num_workers or add galaxies"
                 )
-        claim_output(config.output, config, inputs)
+        claim_output(config.output, owner, run.inputs)
         _fit(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)
+
+
+def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
+    return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
 
 
 def _fit(run: Run, workers: Workers) -> None:
@@ -120,8 +128,8 @@ def _dataset(run: Run, split: str) -> ray.data.Dataset:
     filesystem, _ = storage.filesystem(config.dataset)
     paths = [storage.filesystem(uri)[1] for uri in uris]
     dataset = ray.data.read_parquet(paths, filesystem=filesystem).select_columns(run.columns)
-    rows = run.num_train if split == "train" else run.num_val
-    image_bytes = 4 * shards.read_dataset_info(config.dataset).cutout_size ** 2 * len(run.images.bands)
+    rows = run.info.num_rows[split]
+    image_bytes = 4 * run.info.cutout_size**2 * len(run.images.bands)
     store = ray.cluster_resources().get("object_store_memory", 0)
     return dataset.materialize() if rows * image_bytes < _CACHE_SHARE * store else dataset
 
@@ -130,7 +138,7 @@ def _train_worker(job: dict[str, Any]) -> None:
     run, workers = job["run"], job["workers"]
     torch.set_num_threads(workers.threads)
     worker = RayWorker(run, workers.count, job["messages"])
-    rows = run.num_train // workers.count
+    rows = run.info.num_rows["train"] // workers.count
     try:
         execute(worker, run, max(1, rows // worker.batch_size))
     except UserError as error:
@@ -154,7 +162,7 @@ class RayWorker:
     def __init__(self, run: Run, world_size: int, messages: Queue) -> None:
         self.rank = ray.train.get_context().get_world_rank()
         self.device = ray.train.torch.get_device()
-        self.batch_size = min(run.config.optimizer.batch_size, run.num_train) // world_size
+        self.batch_size = min(run.config.optimizer.batch_size, run.info.num_rows["train"]) // world_size
         self._run, self._world_size, self._messages = run, world_size, messages
 
     def wrap(self, network: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from gampen_ray.config import TargetConfig
+from gampen_ray.data.gampen_labels import logit_limits
 from gampen_ray.errors import UserError
 
 Transform = Literal["identity", "log", "logit"]
@@ -28,8 +29,8 @@ class Target:
         Physical unit in astropy's notation, empty for dimensionless.
     transform
         ``identity``, ``log`` or ``logit``.
-    clip
-        Logit only: y is clipped to [clip, 1 - clip] first.
+    clip_low, clip_high
+        Logit only: y is clipped to [clip_low, clip_high] first.
     location, scale
         Mean and standard deviation of the transformed training values.
     low, high
@@ -39,7 +40,8 @@ class Target:
     name: str
     unit: str
     transform: Transform
-    clip: float
+    clip_low: float
+    clip_high: float
     location: float
     scale: float
     low: float
@@ -53,7 +55,8 @@ class Target:
         UserError
             If a value is not finite or lies outside the transform's domain.
         """
-        return (_transformed(self.name, self.transform, self.clip, y) - self.location) / self.scale
+        clip = self.clip_low, self.clip_high
+        return (_transformed(self.name, self.transform, clip, y) - self.location) / self.scale
 
     def physical(self, z: np.ndarray) -> np.ndarray:
         """Return the physical values of standardised values ``z``; the inverse of `standardise` up to the clip."""
@@ -89,7 +92,8 @@ class TargetSchema:
         """
         targets = []
         for (name, config), y in zip(configs.items(), np.asarray(values_ND, dtype=np.float64).T, strict=True):
-            t = _transformed(name, config.transform, config.clip, y)
+            clip = _clip(name, config, y)
+            t = _transformed(name, config.transform, clip, y)
             if not t.std() > 0:
                 raise UserError(f"targets.{name}: all training values are {y[0]:g}; a target must vary, remove it")
             targets.append(
@@ -97,7 +101,8 @@ class TargetSchema:
                     name=name,
                     unit=config.unit or units.get(name, ""),
                     transform=config.transform,
-                    clip=config.clip,
+                    clip_low=clip[0],
+                    clip_high=clip[1],
                     location=float(t.mean()),
                     scale=float(t.std()),
                     low=float(y.min()),
@@ -135,7 +140,16 @@ class TargetSchema:
         return cls(tuple(Target(**item) for item in items))
 
 
-def _transformed(name: str, transform: Transform, clip: float, y: np.ndarray) -> np.ndarray:
+def _clip(name: str, config: TargetConfig, y: np.ndarray) -> tuple[float, float]:
+    if config.transform != "logit" or config.clip:
+        return config.clip, 1 - config.clip
+    try:
+        return logit_limits(y)
+    except UserError as error:
+        raise UserError(f"targets.{name}.clip: {error}") from None
+
+
+def _transformed(name: str, transform: Transform, clip: tuple[float, float], y: np.ndarray) -> np.ndarray:
     y = np.asarray(y, dtype=np.float64)
     inside = np.isfinite(y)
     domain = "finite values"
@@ -153,4 +167,4 @@ def _transformed(name: str, transform: Transform, clip: float, y: np.ndarray) ->
         )
     if transform == "log":
         return np.log(y)
-    return logit(np.clip(y, clip, 1 - clip)) if transform == "logit" else y
+    return logit(np.clip(y, *clip)) if transform == "logit" else y

@@ -26,7 +26,7 @@ from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.provenance import RUN_FILE
 from gampen_ray.settings import build, to_dict
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 
 
@@ -216,17 +216,18 @@ def load_bundle(uri: str) -> Bundle:
     uri = _resolved(uri)
     files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
     version = _format_version(uri, files[_DESCRIPTION])
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"bundle: {uri} has format_version {version}, this gampen_ray reads up to {FORMAT_VERSION}; upgrade gampen_ray"
-        )
+    if version != FORMAT_VERSION:
+        remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
+        raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
     _verify_checksums(uri, files)
     description = json.loads(files[_DESCRIPTION])
     config = build(NetworkConfig, description["network"])
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
-    network = Network(config, channels=images.channels, size=images.size, num_targets=len(targets))
-    network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]))
+    # Shapes without memory; the weights take their places.
+    with torch.device("meta"):
+        network = Network(config, channels=images.channels, size=images.size, num_targets=len(targets))
+    network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
     return Bundle(
         network=network.eval(),
         config=config,
@@ -249,9 +250,11 @@ def _resolved(uri: str) -> str:
         return storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, _DESCRIPTION)):
         unfinished = (
-            "is a training run that is not finished: run train again" if storage.exists(storage.join(uri, RUN_FILE)) else ""
+            "is a run that is not finished: give the same command again" if storage.exists(storage.join(uri, RUN_FILE)) else ""
         )
-        raise UserError(f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` wrote'}")
+        raise UserError(
+            f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` or `import-gampen` wrote'}"
+        )
     return uri
 
 

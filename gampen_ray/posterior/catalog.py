@@ -5,14 +5,17 @@ Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a l
 
 import enum
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from astropy.table import Column as AstropyColumn
 from astropy.table import Table
 from astropy.table.meta import get_yaml_from_table
 
+from gampen_ray import storage
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import Column, field, summarise, summary_columns
@@ -33,7 +36,9 @@ class Flag(enum.IntFlag):
 
 
 @functools.cache
-def catalog_schema(targets: TargetSchema, id_type: pa.DataType, num_passes: int = 0) -> pa.Schema:
+def catalog_schema(
+    targets: TargetSchema, id_type: pa.DataType, num_passes: int = 0, *, mode_centred: bool = False
+) -> pa.Schema:
     """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
 
     The schema's metadata holds the same under ``table_meta_yaml``, from which ``astropy.table.Table.read`` takes them.
@@ -46,13 +51,15 @@ def catalog_schema(targets: TargetSchema, id_type: pa.DataType, num_passes: int 
         Type of ``object_id``: int64 or string.
     num_passes
         K if the whole mixture is stored, 0 if not.
+    mode_centred
+        Whether the mode-centred intervals are there too.
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
     columns = [
         (Column("object_id", "", "identifier of the galaxy, unique in its dataset"), id_type),
         (Column("ra", "deg", "right ascension (ICRS), null if unknown"), pa.float64()),
         (Column("dec", "deg", "declination (ICRS), null if unknown"), pa.float64()),
-        *((column, pa.float64()) for column in summary_columns(targets)),
+        *((column, pa.float64()) for column in summary_columns(targets, mode_centred=mode_centred)),
         (Column("crop_scale", "", "side of the spatial transformer's crop over the side of the network's input"), pa.float64()),
         (Column("flags", "", f"bit mask: {flags}"), pa.int64()),
     ]
@@ -69,7 +76,13 @@ def catalog_schema(targets: TargetSchema, id_type: pa.DataType, num_passes: int 
 
 
 def catalog_table(
-    objects: pa.Table, mixture: Mixture, crop_scale_N: np.ndarray, flags_N: np.ndarray, *, store_mixture: bool
+    objects: pa.Table,
+    mixture: Mixture,
+    crop_scale_N: np.ndarray,
+    flags_N: np.ndarray,
+    *,
+    store_mixture: bool,
+    mode_centred: bool = False,
 ) -> pa.Table:
     """Return the catalogue rows of N galaxies.
 
@@ -86,6 +99,8 @@ def catalog_table(
         Sums of `Flag` values.
     store_mixture
         Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
+    mode_centred
+        Whether to add the mode-centred intervals.
 
     Raises
     ------
@@ -101,7 +116,7 @@ def catalog_table(
     columns = {
         "object_id": ids.cast(id_type),
         **{name: _null_if_nan(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
-        **summarise(mixture),
+        **summarise(mixture, mode_centred=mode_centred),
         "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
         "flags": np.asarray(flags_N, dtype=np.int64),
     }
@@ -109,8 +124,16 @@ def catalog_table(
         rows, cols = np.tril_indices(len(mixture.targets))
         columns[_MIXTURE_MEAN] = _lists(mixture.mean_NKD)
         columns[_MIXTURE_TRIL] = _lists(mixture.scale_tril_NKDD[:, :, rows, cols])
-    schema = catalog_schema(mixture.targets, id_type, mixture.num_passes if store_mixture else 0)
+    num_passes = mixture.num_passes if store_mixture else 0
+    schema = catalog_schema(mixture.targets, id_type, num_passes, mode_centred=mode_centred)
     return pa.table(list(columns.values()), schema=schema)
+
+
+def catalog_parts(output: str) -> Iterator[pa.Table]:
+    """Yield the tables of a catalogue's files, in order; ``output`` is the folder that `infer` made."""
+    for uri in storage.list_files(storage.join(output, CATALOG), ".parquet"):
+        with storage.open_input(uri) as source:
+            yield pq.read_table(source)
 
 
 def mixture_from_catalog(table: pa.Table, targets: TargetSchema) -> Mixture:

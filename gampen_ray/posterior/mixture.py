@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy.special import logit
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -165,6 +166,15 @@ class Mixture:
         pieces = zip(self.chunks(_CHUNK), z_ND.split(_CHUNK), strict=True)
         return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for p, z in pieces])
 
+    def probability(self, low_ND: np.ndarray, high_ND: np.ndarray) -> np.ndarray:
+        """Return the marginal probabilities between two values, N x D; outside a transform's domain there is none."""
+        # N x D x 2
+        ends = np.stack([low_ND, high_ND], axis=-1)
+        z_ND2 = torch.from_numpy(np.stack([_unclipped(t, ends[:, d]) for d, t in enumerate(self.targets)], axis=1))
+        pieces = zip(self.chunks(_CHUNK), z_ND2.to(self.mean_NKD.device).split(_CHUNK), strict=True)
+        cdf_ND2 = torch.cat([mixture_cdf(z.reshape(-1, 2), *p._rows()).reshape(z.shape) for p, z in pieces])
+        return (cdf_ND2[..., 1] - cdf_ND2[..., 0]).cpu().numpy()
+
     def marginal_density(self, d: int, y_G: np.ndarray) -> np.ndarray:
         """Return target number ``d``'s density at ``y_G``, N x G, per physical unit; zero outside the transform's domain."""
         target = self.targets.targets[d]
@@ -266,6 +276,16 @@ class Mixture:
         transforms = [target.transform for target in self.targets] * len(self)
         t_R1 = mixture_mode(transforms, location + scale * mean_RK, scale * sigma_RK)[:, None]
         return self.targets.physical(((t_R1 - location) / scale).reshape(len(self), len(self.targets)).cpu().numpy())
+
+
+def _unclipped(target: Target, y: np.ndarray) -> np.ndarray:
+    """Standardised values of any physical values; those outside the transform's domain become infinite."""
+    if target.transform == "log":
+        with np.errstate(divide="ignore"):
+            y = np.log(np.maximum(y, 0.0))
+    elif target.transform == "logit":
+        y = logit(np.clip(y, 0.0, 1.0))
+    return (y - target.location) / target.scale
 
 
 def _in_domain(target: Target, y: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mode_centred import mode_centred_interval
 
 if TYPE_CHECKING:
     from gampen_ray.posterior.mixture import Mixture
@@ -28,8 +29,8 @@ class Column:
     description: str
 
 
-def summary_columns(targets: TargetSchema) -> list[Column]:
-    """Return the summary columns in the order of the catalogue."""
+def summary_columns(targets: TargetSchema, *, mode_centred: bool = False) -> list[Column]:
+    """Return the summary columns in the order of the catalogue, those of the mode-centred intervals (GaMPEN's) on request."""
     columns = []
     for target in targets:
         name, unit = target.name, target.unit
@@ -47,6 +48,12 @@ def summary_columns(targets: TargetSchema) -> list[Column]:
                 Column(f"{name}_lo{suffix}", unit, f"lower {text}"),
                 Column(f"{name}_hi{suffix}", unit, f"upper {text}"),
             ]
+        for suffix, level in LEVELS.items() if mode_centred else ():
+            text = f"end of the {100 * level:g} % credible interval of {name} that is centred on the mode"
+            columns += [
+                Column(f"{name}_mode_lo{suffix}", unit, f"lower {text}"),
+                Column(f"{name}_mode_hi{suffix}", unit, f"upper {text}"),
+            ]
         columns += [
             Column(f"{name}_std_aleatoric", unit, f"aleatoric part of {name}_std: root mean variance of the dropout passes"),
             Column(f"{name}_std_epistemic", unit, f"epistemic part of {name}_std: standard deviation of the passes' means"),
@@ -61,18 +68,22 @@ def interval_levels() -> np.ndarray:
     return np.array([0.5 * (1 + sign * level) for level in LEVELS.values() for sign in (-1, 1)])
 
 
-def summarise(mixture: "Mixture") -> dict[str, np.ndarray]:
-    """Return the summary columns (float64, N) by name, in physical units and catalogue order."""
+def summarise(mixture: "Mixture", *, mode_centred: bool = False) -> dict[str, np.ndarray]:
+    """Return the summary columns (float64, N) by name, in physical units and catalogue order; see `summary_columns`."""
     quantile_NQD = mixture.quantile(np.append(0.5, interval_levels()))
     mode_ND, correlation_NDD = mixture.mode(), mixture.correlation()
+    centred_NL2D = mode_centred_interval(mixture, list(LEVELS.values())) if mode_centred else None
     values = []
     for d in range(len(mixture.targets)):
         moments = (mixture.mean(), quantile_NQD[:, 0], mode_ND, mixture.std(), mixture.skew(), mixture.kurtosis())
         values += [moment[:, d] for moment in moments]
         values += list(quantile_NQD[:, 1:, d].T)
+        if centred_NL2D is not None:
+            values += list(centred_NL2D[..., d].reshape(len(mixture), -1).T)
         values += [mixture.aleatoric_std()[:, d], mixture.epistemic_std()[:, d]]
     values += [correlation_NDD[:, i, j] for i, j in itertools.combinations(range(len(mixture.targets)), 2)]
-    return {column.name: value for column, value in zip(summary_columns(mixture.targets), values, strict=True)}
+    columns = summary_columns(mixture.targets, mode_centred=mode_centred)
+    return {column.name: value for column, value in zip(columns, values, strict=True)}
 
 
 def summary_table(mixture: "Mixture") -> pa.Table:

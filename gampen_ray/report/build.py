@@ -17,6 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.bundle import Bundle, Predictor
+from gampen_ray.posterior.rotation import RotationStability, rotation_stability
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
 from gampen_ray.report.page import MARK, Example, ReportData, render
@@ -25,6 +26,8 @@ from gampen_ray.training.run import HISTORY
 logger = logging.getLogger(__name__)
 
 _GRID = 256
+# Above it the default is the quarter turns alone: the published VGG-16 takes many seconds a cutout on a CPU.
+_MAX_LIGHT_PARAMETERS = 10_000_000
 
 
 def report(config: ReportConfig) -> str:
@@ -43,14 +46,16 @@ def report(config: ReportConfig) -> str:
     if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
         raise UserError(f"output: {output} is there and no report of gampen_ray; nothing was changed: give another file")
     judged = load_judged(evaluation["catalog"])
-    page = render(_report_data(evaluation, judged, config.num_examples))
+    page = render(_report_data(config, evaluation, judged))
     storage.write_bytes_atomic(output, page.encode())
     logger.info("wrote %s", output)
     return output
 
 
-def _report_data(evaluation: dict[str, Any], judged: Judged, num_examples: int) -> ReportData:
+def _report_data(config: ReportConfig, evaluation: dict[str, Any], judged: Judged) -> ReportData:
     bundle, catalog = judged.bundle, judged.catalog
+    rows = _example_rows(catalog, config.num_examples)
+    image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
     column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
     return ReportData(
@@ -64,7 +69,8 @@ def _report_data(evaluation: dict[str, Any], judged: Judged, num_examples: int) 
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
-        examples=_examples(judged, num_examples),
+        examples=_examples(judged, rows, image_NCHW),
+        rotation=_rotation(judged, image_NCHW, config.num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),
     )
@@ -74,20 +80,40 @@ def _columns(catalog: pa.Table, bundle: Bundle, key: str) -> np.ndarray:
     return np.stack([catalog[f"{name}_{key}"].to_numpy() for name in bundle.targets.names], axis=1)
 
 
-def _examples(judged: Judged, count: int) -> list[Example]:
-    """Galaxies evenly spread over the learned crop's size, predicted once more for their curves and crops."""
-    order = np.argsort(judged.catalog["crop_scale"].to_numpy(), kind="stable")
-    rows = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+def _example_rows(catalog: pa.Table, count: int) -> np.ndarray:
+    """Return rows evenly spread over the learned crop's size."""
+    order = np.argsort(catalog["crop_scale"].to_numpy(), kind="stable")
+    return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
+
+
+def _prediction_options(judged: Judged) -> dict[str, Any]:
+    """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
     inference = judged.manifest["config"]
-    image_NCHW = _images(inference, judged.catalog["object_id"].take(rows))
     info = shards.read_dataset_info(inference["dataset"])
-    predictor = Predictor(
-        judged.bundle,
-        num_passes=inference["num_passes"],
-        seed=inference["seed"],
-        zero_point_mag=info.zero_point_mag,
-        pixel_scale_arcsec=info.pixel_scale_arcsec,
-    )
+    return {
+        "num_passes": inference["num_passes"],
+        "seed": inference["seed"],
+        "zero_point_mag": info.zero_point_mag,
+        "pixel_scale_arcsec": info.pixel_scale_arcsec,
+    }
+
+
+def _rotation(judged: Judged, image_NCHW: np.ndarray, num_angles: int | None) -> RotationStability | None:
+    if num_angles is None:
+        num_angles = 36 if _num_parameters(judged.bundle) <= _MAX_LIGHT_PARAMETERS else 4
+    if num_angles == 0:
+        return None
+    logger.info("turning %d cutouts to %d angles", len(image_NCHW), num_angles)
+    return rotation_stability(judged.bundle, image_NCHW, num_angles=num_angles, **_prediction_options(judged))
+
+
+def _num_parameters(bundle: Bundle) -> int:
+    return sum(p.numel() for p in bundle.network.parameters())
+
+
+def _examples(judged: Judged, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
+    """Return rows of the catalogue, predicted once more for their curves and crops."""
+    predictor = Predictor(judged.bundle, **_prediction_options(judged))
     prediction = predictor(image_NCHW)
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
@@ -136,18 +162,25 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
     return []
 
 
+def _training(provenance: dict[str, Any]) -> str:
+    if "imported" in provenance:
+        return f"by GaMPEN, imported from {provenance['imported']['model']}"
+    config = provenance["train"]
+    text = f"{config['optimizer']['epochs']} epochs, seed {config['seed']}"
+    return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
+
+
 def _facts(judged: Judged) -> dict[str, str]:
-    manifest, trained = judged.manifest, judged.bundle.provenance
-    inference, config = manifest["config"], trained["train"]
+    manifest, inference = judged.manifest, judged.manifest["config"]
     info = shards.read_dataset_info(inference["dataset"])
     return {
         "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
         "split": inference["split"] or "all",
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
         "dataset fingerprint": manifest["inputs"]["dataset"],
-        "bundle": f"{inference['bundle']} (trained {trained['date']})",
-        "training": f"{config['optimizer']['epochs']} epochs, seed {config['seed']}",
-        "parameters of the network": f"{sum(p.numel() for p in judged.bundle.network.parameters()):,}",
+        "bundle": f"{inference['bundle']} (made {judged.bundle.provenance['date']})",
+        "training": _training(judged.bundle.provenance),
+        "parameters of the network": f"{_num_parameters(judged.bundle):,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gampen_ray import storage
 from gampen_ray.config import EvaluateConfig
@@ -18,7 +17,7 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, MANIFEST, mixture_from_catalog
+from gampen_ray.posterior.catalog import MANIFEST, catalog_parts, mixture_from_catalog
 from gampen_ray.posterior.evaluation import evaluate as evaluate_posteriors
 from gampen_ray.posterior.evaluation import format_table
 from gampen_ray.provenance import claim_output
@@ -95,8 +94,7 @@ def load_judged(output: str) -> Judged:
         if now[name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
     bundle = load_bundle(inference["bundle"])
-    parts = [read_parquet(uri) for uri in storage.list_files(storage.join(output, CATALOG), ".parquet")]
-    catalog = pa.concat_tables(parts)
+    catalog = pa.concat_tables(list(catalog_parts(output)))
     truths = _truths(inference, bundle.targets)
     # Sort both by id: the join is then a comparison.
     catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
@@ -108,12 +106,6 @@ def load_judged(output: str) -> Judged:
         )
     truths_ND = np.stack([truths[name].to_numpy() for name in bundle.targets.names], axis=1)
     return Judged(manifest=manifest, digest=digest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
-
-
-def read_parquet(uri: str) -> pa.Table:
-    """Return a Parquet file of a local folder or S3."""
-    with storage.open_input(uri) as source:
-        return pq.read_table(source)
 
 
 def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:

@@ -4,7 +4,6 @@ Shape legend: N galaxies, G grid points, H x W pixels.
 """
 
 import base64
-import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -16,17 +15,14 @@ import matplotlib.colors
 import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from gampen_ray.model.targets import Target
+from gampen_ray.report.axes import SUPERSCRIPTS, Axis, axes, axis_label, figure
 from gampen_ray.report.svg import ACCENT, GROUND, INK, MUTED, TRUTH, drawable, styled, to_svg
 
 _MAX_DOTS = 300
 _NUM_BARS = 90
 _MIN_PER_BIN = 25
-_MAX_LABEL = 46
-_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def number(value: float | None) -> str:
@@ -42,7 +38,7 @@ def number(value: float | None) -> str:
         text = f"{value:,.0f}" if "e" in text else text
     else:
         mantissa, exponent = f"{value:.2e}".split("e")
-        text = f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        text = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
     return text.replace("-", "−")
 
 
@@ -104,9 +100,9 @@ def posterior_curve(
     inside = np.isfinite(density) & ((y > 0) if log else True)
     y, density = y[inside], (density * y if log else density)[inside]
     shown = y[density > 2e-3 * density.max()]
-    axis = _Axis.of(np.append(shown, truth), log=log, pad=0.03)
-    fig = _figure(210, 170)
-    ax = _axes(fig, left=10, right=10, top=8, bottom=24)
+    axis = Axis.of(np.append(shown, truth), log=log, pad=0.03)
+    fig = figure(210, 170)
+    ax = axes(fig, left=10, right=10, top=8, bottom=24)
     u = np.linspace(axis.low, axis.high, 181)
     height = np.interp(u, axis.to(y), density, left=0, right=0)
     low, high = (float(v) for v in axis.to(np.array(interval)))
@@ -136,9 +132,9 @@ def predicted_and_true(
     key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarray, lo68_N: np.ndarray, hi68_N: np.ndarray
 ) -> str:
     """Return posterior median against truth: all galaxies as a density, an even sample of them with 68 % intervals."""
-    axis = _Axis.of(np.concatenate([truth_N, median_N]), log=target.transform == "log", pad=0.03)
-    fig = _figure(360, 350)
-    ax = _axes(fig)
+    axis = Axis.of(np.concatenate([truth_N, median_N]), log=target.transform == "log", pad=0.03)
+    fig = figure(360, 350)
+    ax = axes(fig)
     ax.plot([axis.low, axis.high], [axis.low, axis.high], color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _cloud(ax, axis, axis, truth_N, median_N)
     # An even sample in rank of the true value shows the intervals over the whole range.
@@ -149,8 +145,8 @@ def predicted_and_true(
     ax.plot(x, y, "o", color=INK, markersize=2.4, markeredgewidth=0, zorder=4)
     axis.on_x(ax)
     axis.on_y(ax)
-    ax.set_xlabel(_label("True", target))
-    ax.set_ylabel(_label("Predicted", target))
+    ax.set_xlabel(axis_label("True", target))
+    ax.set_ylabel(axis_label("Predicted", target))
     return to_svg(fig, key, f"Predicted against true {target.name} of {len(truth_N)} galaxies, with 68 % intervals")
 
 
@@ -163,17 +159,17 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
     """
     log = target.transform == "log"
     residual_N = 100 * (median_N - truth_N) / truth_N if log else median_N - truth_N
-    axis = _Axis.of(median_N, log=log, pad=0.03)
+    axis = Axis.of(median_N, log=log, pad=0.03)
     extent = 1.15 * float(np.percentile(np.abs(residual_N), 99)) or 1.0
-    y_axis = _Axis(low=-extent, high=extent)
-    fig = _figure(360, 230)
-    ax = _axes(fig)
+    y_axis = Axis(low=-extent, high=extent)
+    fig = figure(360, 230)
+    ax = axes(fig)
     _cloud(ax, axis, y_axis, median_N, residual_N)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _running(ax, axis, y_axis, median_N, residual_N)
     axis.on_x(ax)
     y_axis.on_y(ax)
-    ax.set_xlabel(_label("Predicted", target))
+    ax.set_xlabel(axis_label("Predicted", target))
     unit = f" ({drawable(target.unit)})" if target.unit else ""
     ax.set_ylabel("(Predicted − true) / true, %" if log else f"Predicted − true{unit}")
     return to_svg(fig, key, f"Residuals of {target.name} against its predicted value for {len(truth_N)} galaxies")
@@ -182,15 +178,15 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
 @styled
 def crop_scale(key: str, target: Target, truth_N: np.ndarray, crop_scale_N: np.ndarray) -> str:
     """Return the side of the learned crop over the side of the cutout against a true value."""
-    axis = _Axis.of(truth_N, log=target.transform == "log", pad=0.03)
-    y_axis = _Axis.of(crop_scale_N, pad=0.08)
-    fig = _figure(360, 280)
-    ax = _axes(fig)
+    axis = Axis.of(truth_N, log=target.transform == "log", pad=0.03)
+    y_axis = Axis.of(crop_scale_N, pad=0.08)
+    fig = figure(360, 280)
+    ax = axes(fig)
     _cloud(ax, axis, y_axis, truth_N, crop_scale_N)
     _running(ax, axis, y_axis, truth_N, crop_scale_N)
     axis.on_x(ax)
     y_axis.on_y(ax)
-    ax.set_xlabel(_label("True", target))
+    ax.set_xlabel(axis_label("True", target))
     ax.set_ylabel("Crop side / cutout side")
     return to_svg(fig, key, f"Scale of the learned crop against true {target.name} for {len(truth_N)} galaxies")
 
@@ -207,8 +203,8 @@ def coverage(key: str, name: str, series: Mapping[str, Sequence[Mapping[str, Any
         Half-range of the vertical axis, percentage points.
     """
     levels = sorted({row["level"] for rows in series.values() for row in rows})
-    fig = _figure(280, 230)
-    ax = _axes(fig, left=50, right=8, top=10, bottom=44)
+    fig = figure(280, 230)
+    ax = axes(fig, left=50, right=8, top=10, bottom=44)
     ax.axhspan(-5, 5, color=ACCENT, alpha=0.1, linewidth=0, zorder=0)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     marks = {"uncalibrated": (-0.13, GROUND, "before"), "calibrated": (0.13, ACCENT, "after")}
@@ -230,7 +226,7 @@ def coverage(key: str, name: str, series: Mapping[str, Sequence[Mapping[str, Any
     ax.set_xlim(-0.5, len(levels) - 0.5)
     ax.set_xticks(range(len(levels)), [f"{100 * level:.2f} %" for level in levels])
     ax.grid(visible=False, axis="x")
-    _Axis(low=-extent, high=extent).on_y(ax)
+    Axis(low=-extent, high=extent).on_y(ax)
     ax.set_xlabel("Nominal level")
     ax.set_ylabel("Empirical − nominal (pp)")
     found = "; ".join(
@@ -254,10 +250,10 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     """
     epoch = np.array([row["epoch"] for row in history], dtype=np.float64)
     values = {name: np.array([row[name] for row in history], dtype=np.float64) for name in columns}
-    axis = _Axis.of(epoch, pad=0.02)
-    y_axis = _Axis.of(np.concatenate(list(values.values())), pad=0.06)
-    fig = _figure(360, 250)
-    ax = _axes(fig)
+    axis = Axis.of(epoch, pad=0.02)
+    y_axis = Axis.of(np.concatenate(list(values.values())), pad=0.06)
+    fig = figure(360, 250)
+    ax = axes(fig)
     for (name, legend), color in zip(columns.items(), (MUTED, ACCENT), strict=False):
         ax.plot(epoch, values[name], color=color, linewidth=1.6, label=legend, marker="o" if len(epoch) == 1 else "")
     axis.on_x(ax, integer=True)
@@ -270,95 +266,10 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     return to_svg(fig, key, f"{label} over {len(epoch)} epochs; at the end: {last}")
 
 
-# --- axes ----------------------------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """A range in axis coordinates, log10 of the value if ``log``: everything is drawn in these."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @classmethod
-    def of(cls, values: np.ndarray, *, log: bool = False, pad: float) -> "_Axis":
-        u = np.log10(values) if log else np.asarray(values, dtype=np.float64)
-        u = u[np.isfinite(u)]
-        low, high = (float(u.min()), float(u.max())) if u.size else (0.0, 1.0)
-        margin = pad * (high - low) or 0.05 * abs(high) or 0.5
-        return cls(low - margin, high + margin, log)
-
-    def to(self, values: Any) -> np.ndarray:
-        return np.log10(values) if self.log else np.asarray(values, dtype=np.float64)
-
-    def on_x(self, ax: Axes, **kwargs: Any) -> None:
-        ax.set_xlim(self.low, self.high)
-        ax.set_xticks(*self.ticks(**kwargs))
-
-    def on_y(self, ax: Axes, **kwargs: Any) -> None:
-        ax.set_ylim(self.low, self.high)
-        ax.set_yticks(*self.ticks(**kwargs))
-
-    def ticks(self, *, num_ticks: int = 6, integer: bool = False) -> tuple[np.ndarray, list[str]]:
-        """Return positions and labels of at most about ``num_ticks`` ticks at round values."""
-        low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
-        even = not self.log or high / low <= 6
-        if not even:
-            values = _log_ticks(low, high, num_ticks)
-        else:
-            locator = MaxNLocator(num_ticks - 1, steps=[1, 2, 2.5, 5, 10], integer=integer)
-            values = np.asarray(locator.tick_values(low, high))
-        values = values[(values >= low) & (values <= high)]
-        return self.to(values), _tick_labels(values, even)
-
-
-def _log_ticks(low: float, high: float, num_ticks: int) -> np.ndarray:
-    decades = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        values = np.outer(10.0**decades, digits).ravel()
-        if ((values >= low) & (values <= high)).sum() <= num_ticks:
-            return values
-    return 10.0 ** decades[:: math.ceil(len(decades) / num_ticks)]
-
-
-def _tick_labels(values: np.ndarray, even: bool) -> list[str]:
-    """Return labels of one form: powers of ten for very large or small numbers, else plain, with equal decimals if even."""
-    size = np.abs(values[values != 0])
-    if size.size and (size.max() >= 1e5 or size.min() < 1e-4):
-        labels = [_power_of_ten(value) for value in values]
-    else:
-        labels = [f"{float(f'{value:.6g}'):.10f}".rstrip("0").rstrip(".") for value in values]
-        if even:
-            decimals = max((len(label.partition(".")[2]) for label in labels), default=0)
-            labels = [f"{value:.{decimals}f}" for value in values]
-    return [label.replace("-", "−") for label in labels]
-
-
-def _power_of_ten(value: float) -> str:
-    if value == 0:
-        return "0"
-    mantissa, exponent = f"{value:e}".split("e")
-    front = "" if float(mantissa) == 1 else f"{float(mantissa):g}×"
-    return f"{front}10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
-
-
-def _label(what: str, target: Target) -> str:
-    text = f"{what} {drawable(target.name)}" + (f" ({drawable(target.unit)})" if target.unit else "")
-    return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
-
-
-def _figure(width: int, height: int) -> Figure:
-    return Figure(figsize=(width / 72, height / 72))
-
-
-def _axes(fig: Figure, *, left: int = 58, right: int = 8, top: int = 10, bottom: int = 44) -> Axes:
-    # Margins in px: laying out by measured text would cost more time than drawing.
-    width, height = fig.get_size_inches() * 72
-    return fig.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
-
-
-def _cloud(ax: Axes, x_axis: _Axis, y_axis: _Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
+def _cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
     """Draw galaxies: dots if they are few, else hexagons whose opacity tells their number, of bounded size for any N."""
     x, y = x_axis.to(x_N), y_axis.to(y_N)
     if len(x) <= _MAX_DOTS:
@@ -377,7 +288,7 @@ def _cloud(ax: Axes, x_axis: _Axis, y_axis: _Axis, x_N: np.ndarray, y_N: np.ndar
     hexagons.set_edgecolor("none")
 
 
-def _running(ax: Axes, x_axis: _Axis, y_axis: _Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
+def _running(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
     """Draw the median and the central 68 % of y in bins of equal number; nothing for less than three bins."""
     num_bins = min(12, len(x_N) // _MIN_PER_BIN)
     if num_bins < 3:

@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.rotation import RotationStability
 from gampen_ray.report import figures
+from gampen_ray.report.rotation import rotation_section
 from gampen_ray.report.svg import PALETTE
 
 __all__ = ["Example", "ReportData", "render"]
@@ -76,6 +78,8 @@ class ReportData:
         Side of the learned crop over that of the cutout; None without a spatial transformer.
     examples
         Galaxies to show.
+    rotation
+        The posteriors of the examples, in their order, while their cutouts turn; None if that was not tested.
     history
         Per epoch: ``epoch``, ``train_loss``, ``val_loss``, ``learning_rate``; empty if unknown.
     facts
@@ -93,6 +97,7 @@ class ReportData:
     accuracy: dict[str, dict[str, Any]]
     crop_scale_N: np.ndarray | None
     examples: list[Example]
+    rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
 
@@ -142,6 +147,7 @@ def render(data: ReportData) -> str:
         levels=_levels(data.coverage),
         kinds=KINDS,
         crop=_crop(data),
+        rotation=_rotation(data),
         training=_training(data.history),
     )
 
@@ -266,6 +272,12 @@ def _crop(data: ReportData) -> dict[str, Any] | None:
         "low": float(np.percentile(data.crop_scale_N, 5)),
         "high": float(np.percentile(data.crop_scale_N, 95)),
     }
+
+
+def _rotation(data: ReportData) -> dict[str, Any] | None:
+    if data.rotation is None:
+        return None
+    return rotation_section(data.targets, [example.object_id for example in data.examples], data.rotation)
 
 
 def _training(history: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""The local twin of a Ray worker: one process, arrays in memory."""
+"""The local twin of a Ray worker: one process, arrays in memory.
+
+Shape legend: N galaxies, C bands, H x W pixels, D targets.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -7,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from gampen_ray.data import shards
 from gampen_ray.training.loop import Batch, State
+from gampen_ray.training.run import Run, target_values
 
 
 class LocalWorker:
@@ -33,6 +38,17 @@ class LocalWorker:
         self.device = torch.device(device)
         self.state = state
         self._splits, self._batch_size = splits, batch_size
+
+    @classmethod
+    def read(cls, run: Run) -> "LocalWorker":
+        """Return a worker with a run's whole dataset in memory."""
+        splits = {}
+        for split in ("train", "val"):
+            uris = shards.shard_uris(run.config.dataset, split)
+            images_NCHW = [shards.images(shards.read_shard(uri, ["image"])) for uri in uris]
+            targets_ND = run.targets.standardise(target_values(run.config.dataset, split, run.targets.names))
+            splits[split] = torch.from_numpy(np.concatenate(images_NCHW)), torch.from_numpy(targets_ND).float()
+        return cls(splits, run.config.optimizer.batch_size)
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""

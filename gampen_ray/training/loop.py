@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +16,14 @@ from torch import nn
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import ImagePreprocessing, random_symmetry
+from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.model.network import Network
+from gampen_ray.training.fine_tune import parameter_groups
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+Inputs = Callable[[torch.Tensor], torch.Tensor]
+"""From cutouts (N x C x H x W, flux units) to network inputs."""
 State = dict[str, Any]
 
 
@@ -58,13 +61,17 @@ class Worker(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is trained: equal on all workers."""
+    """What is trained, equal on all workers: the weights of ``network`` that require a gradient.
+
+    ``learning_rate_decay`` is the factor on the learning rate from a block of the network to the one in front of it.
+    """
 
     network: Network
-    images: ImagePreprocessing
+    images: Inputs
     optimizer: OptimizerConfig
     steps_per_epoch: int
     seed: int
+    learning_rate_decay: float = 1.0
 
 
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
@@ -77,7 +84,7 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     -------
     list of dict
         Per epoch: epoch, train_loss, val_loss (negative log-likelihood in standardised target space, without constant),
-        learning_rate, galaxies_per_s, data_wait_fraction.
+        learning_rate (the highest of the blocks), galaxies_per_s, data_wait_fraction.
 
     Raises
     ------
@@ -88,7 +95,7 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     network = plan.network.to(worker.device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = worker.wrap(network)
-    optimizer = _optimizer(plan.optimizer, network)
+    optimizer = make_optimizer(plan)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor(plan))
     history: list[dict[str, float]] = []
     best = (math.inf, copy.deepcopy(network.state_dict()))
@@ -124,7 +131,7 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
 
 
 @torch.inference_mode()
-def evaluate(worker: Worker, model: nn.Module, images: ImagePreprocessing) -> float:
+def evaluate(worker: Worker, model: nn.Module, images: Inputs) -> float:
     """Return the mean validation loss over all workers, without dropout.
 
     Parameters
@@ -153,10 +160,10 @@ def _train_epoch(
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    if epoch > plan.optimizer.batch_norm_fraction * plan.optimizer.epochs:
-        for layer in model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
+    running_statistics = epoch > plan.optimizer.batch_norm_fraction * plan.optimizer.epochs
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (running_statistics or not layer.weight.requires_grad):
+            layer.eval()
     losses: list[torch.Tensor] = []
     galaxies, waited, start = 0, 0.0, time.perf_counter()
     batches = worker.batches("train", epoch)
@@ -168,7 +175,7 @@ def _train_epoch(
             break
         x, y = batch
         x = plan.images(x)
-        x = random_symmetry(x, generator) if plan.optimizer.augment else x
+        x = AUGMENTATIONS[plan.optimizer.augment](x, generator)
         loss = negative_log_likelihood(model(x), y).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -186,22 +193,19 @@ def _train_epoch(
     total = int(worker.gather(torch.tensor([galaxies], device=worker.device)).sum())
     return {
         "train_loss": train_loss,
-        "learning_rate": float(schedule.get_last_lr()[0]),
+        "learning_rate": float(max(schedule.get_last_lr())),
         "galaxies_per_s": total / elapsed,
         "data_wait_fraction": waited / elapsed,
     }
 
 
-def _optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
+    """Return the optimiser of the weights that train, by block."""
+    config = plan.optimizer
+    groups = parameter_groups(plan.network, config.learning_rate, plan.learning_rate_decay)
     if config.name == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.SGD(groups, weight_decay=config.weight_decay, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def _learning_rate_factor(plan: Plan):

@@ -5,6 +5,7 @@ Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,20 @@ import torch
 from torch import nn
 
 from gampen_ray import storage
-from gampen_ray.config import TrainConfig
+from gampen_ray.config import NetworkConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle
+from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage, fit_scale
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.provenance import provenance
 from gampen_ray.settings import to_dict
+from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.loop import Plan, Worker, fit
 
 BUNDLE, HISTORY = "bundle", "history.json"
@@ -33,31 +35,44 @@ _SAMPLE_IMAGES = 2_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A config together with what the training data settle: equal on all workers.
+    """A config together with what the training data and the bundle to start from settle: equal on all workers.
 
     Parameters
     ----------
     config
         The user's config.
+    info
+        Description of the dataset.
+    network
+        Architecture.
     targets, images
-        Fitted on the training split.
-    num_train, num_val
-        Galaxies in the splits.
-    fingerprint
-        Of the dataset.
+        Fitted on the training split, or taken over from the bundle to start from.
+    start
+        What fine-tuning starts from; None: random weights.
     """
 
     config: TrainConfig
+    info: shards.DatasetInfo
+    network: NetworkConfig
     targets: TargetSchema
     images: ImagePreprocessing
-    num_train: int
-    num_val: int
-    fingerprint: str
+    start: Start | None
 
     @property
     def columns(self) -> list[str]:
         """Columns that training reads."""
         return ["image", *self.targets.names]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of each input's content by the name of its config field."""
+        inputs = {"dataset": self.info.fingerprint}
+        return inputs | {"fine_tune.bundle": self.start.digest} if self.start else inputs
+
+    def network_inputs(self, cutouts_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return network inputs, N x channels x size x size, from cutouts of the dataset."""
+        units = {"zero_point_mag": self.info.zero_point_mag, "pixel_scale_arcsec": self.info.pixel_scale_arcsec}
+        return self.images(self.images.match(cutouts_NCHW, **units))
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -66,68 +81,78 @@ def prepare(config: TrainConfig) -> Run:
     Raises
     ------
     UserError
-        If the dataset lacks a split or a target, a value lies outside its transform's domain, or the network does not fit.
+        If the dataset lacks a split or a target, a value lies outside its transform's domain, or the network or the bundle to
+        start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
-    if not config.targets:
-        raise UserError("targets: none given; name at least one column of the dataset")
+    start = Start.read(config, info) if config.fine_tune.bundle else None
     first_shard = shards.read_shard(shards.shard_uris(config.dataset, "train")[0])
-    for name in config.targets:
-        if name not in first_shard.column_names:
-            there = ", ".join(column for column in first_shard.column_names if column not in ("object_id", "image"))
-            raise UserError(f"targets.{name}: {config.dataset} has no such column; name one of its columns: {there}")
-    run = Run(
-        config=config,
-        targets=_fit_targets(config, info),
-        images=ImagePreprocessing.fit(
+    targets = _targets(config, info, start.targets if start else None, first_shard.column_names)
+    if start:
+        network, images = start.network, start.images
+    else:
+        network = config.network
+        images = ImagePreprocessing.fit(
             config.images,
             info.bands,
             shards.images(first_shard)[:_SAMPLE_IMAGES],
             zero_point_mag=info.zero_point_mag,
             pixel_scale_arcsec=info.pixel_scale_arcsec,
-        ),
-        num_train=info.num_rows["train"],
-        num_val=info.num_rows["val"],
-        fingerprint=info.fingerprint,
-    )
-    network = build_network(run)
-    if (
-        not any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in network.modules())
-        and config.calibration.num_passes > 1
-    ):
+        )
+    run = Run(config=config, info=info, network=network, targets=targets, images=images, start=start)
+    dropout = [layer for layer in build_network(run).modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
+    if not dropout and config.calibration.num_passes > 1:
+        rate = "fine_tune.dropout_rate" if start else "network.backbone.dropout_rate"
         raise UserError(
-            f"calibration.num_passes: {config.calibration.num_passes}, but network.backbone.dropout_rate is 0, so that all "
-            "passes are the same; give 1, or a dropout rate above 0"
+            f"calibration.num_passes: {config.calibration.num_passes}, but {rate} is 0, so that all passes are the same; "
+            "give 1, or a dropout rate above 0"
         )
     return run
 
 
-def _fit_targets(config: TrainConfig, info: shards.DatasetInfo) -> TargetSchema:
-    """Return the schema fitted on the training split, and see that it holds for the validation split too."""
+def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:
+    """Return the schema kept or fitted on the training split, and see that it holds for both splits."""
+    names = kept.names if kept else tuple(config.targets)
+    if not names:
+        raise UserError("targets: none given; name at least one column of the dataset")
+    for name in names:
+        if name not in columns:
+            there = ", ".join(column for column in columns if column not in ("object_id", "image"))
+            raise UserError(f"targets.{name}: {config.dataset} has no such column; name one of its columns: {there}")
     split = "train"
     try:
-        targets = TargetSchema.fit(config.targets, _target_values(config, split), info.target_units)
+        values_ND = target_values(config.dataset, split, names)
+        targets = kept or TargetSchema.fit(config.targets, values_ND, info.target_units)
+        targets.standardise(values_ND)
         split = "val"
-        targets.standardise(_target_values(config, split))
+        targets.standardise(target_values(config.dataset, split, names))
     except UserError as error:
         raise UserError(f"dataset: {config.dataset}, split {split!r}: {error}") from None
     return targets
 
 
-def _target_values(config: TrainConfig, split: str) -> np.ndarray:
+def target_values(dataset: str, split: str, names: Sequence[str]) -> np.ndarray:
     """Return the physical target values of a split, N x D."""
-    tables = [shards.read_shard(uri, list(config.targets)) for uri in shards.shard_uris(config.dataset, split)]
-    return np.concatenate([np.stack([table[name].to_numpy() for name in config.targets], axis=1) for table in tables])
+    tables = [shards.read_shard(uri, list(names)) for uri in shards.shard_uris(dataset, split)]
+    return np.concatenate([np.stack([table[name].to_numpy() for name in names], axis=1) for table in tables])
 
 
 def build_network(run: Run) -> Network:
-    """Return the untrained network; its weights depend on the seed alone."""
+    """Return the network before training; what is random in its weights depends on the seed alone.
+
+    Raises
+    ------
+    UserError
+        If the architecture does not fit the images, or a block cannot be frozen.
+    """
     torch.manual_seed(run.config.seed)
-    images = run.images
-    return Network(run.config.network, channels=images.channels, size=images.size, num_targets=len(run.targets))
+    network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
+    if run.start:
+        start_from(network, load_bundle(run.start.uri), run.config.fine_tune)
+    return network
 
 
 def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
@@ -145,7 +170,12 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
     config = run.config
     network = build_network(run)
     plan = Plan(
-        network=network, images=run.images, optimizer=config.optimizer, steps_per_epoch=steps_per_epoch, seed=config.seed
+        network=network,
+        images=run.network_inputs,
+        optimizer=config.optimizer,
+        steps_per_epoch=steps_per_epoch,
+        seed=config.seed,
+        learning_rate_decay=config.fine_tune.learning_rate_decay,
     )
     history = fit(worker, plan)
     mixture, truths_ND = validation_posterior(worker, run, network)
@@ -154,12 +184,17 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
     scale_D, metrics = calibrate(mixture, truths_ND)
     bundle = Bundle(
         network=network.cpu(),
-        config=config.network,
+        config=run.network,
         targets=run.targets,
         images=run.images,
         calibration_scale_D=scale_D if config.calibration.enabled else np.ones_like(scale_D),
         metrics={"val_loss": min(row["val_loss"] for row in history), "fitted_scale": scale_D.tolist(), **metrics},
-        provenance={**provenance(), "dataset_fingerprint": run.fingerprint, "train": to_dict(config)},
+        provenance={
+            **provenance(),
+            "dataset_fingerprint": run.info.fingerprint,
+            "train": to_dict(config),
+            **({"fine_tuned_from": run.start.origin} if run.start else {}),
+        },
     )
     # An early validation loss may be infinite, which JSON does not know.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
@@ -170,7 +205,7 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
     """Return the uncalibrated posteriors of the validation split, and its true values (N x D, physical)."""
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
-    outputs, targets = zip(*((thinned(run.images(x))[0], y) for x, y in worker.batches("val", 0)), strict=True)
+    outputs, targets = zip(*((thinned(run.network_inputs(x))[0], y) for x, y in worker.batches("val", 0)), strict=True)
     outputs_NKP, z_ND = worker.gather(torch.cat(outputs)), worker.gather(torch.cat(targets))
     mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(run.targets))
     return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().cpu().numpy())

@@ -9,10 +9,11 @@ import pytest
 from astropy.io import fits
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig, SplitConfig
+from gampen_ray.config import IngestConfig, SplitConfig, TargetConfig
 from gampen_ray.data import shards
 from gampen_ray.data.packing import pack, plan
 from gampen_ray.errors import UserError
+from gampen_ray.model.targets import TargetSchema
 
 SIZE = 8
 
@@ -193,6 +194,52 @@ def test_packing_again_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not good
 
 
+def test_splits_of_the_tables(tmp_path: Path) -> None:
+    for index in range(5):
+        _cutout(tmp_path / "images" / "cutouts" / f"f{index}.fits", index)
+
+    def table(name: str, stems: str) -> None:
+        rows = [f"f{stem}.fits,0.{stem}" for stem in stems]
+        (tmp_path / "images" / name).write_text("\n".join(["file_name,bt", *rows, ""]))
+
+    def tables(train: str, devel: str, test: str) -> None:
+        for part, stems in (("train", train), ("devel", devel), ("test", test)):
+            table(f"splits/mine-{part}.csv", stems)
+
+    table("info.csv", "01234")
+    (tmp_path / "images" / "splits").mkdir()
+    tables("31", "0", "4")
+    config = _config(tmp_path, targets=("bt",), split_slug="mine")
+    counts, good, bad = _ingested(config)
+    assert counts == {"train": 2, "val": 1, "test": 1, "quarantine": 1}
+    assert {key: row["folder"] for key, row in good.items()} == {
+        "f0": "split=val",
+        "f1": "split=train",
+        "f3": "split=train",
+        "f4": "split=test",
+    }
+    assert bad == [("f2", "in no table of the split: mine")]
+    before = plan(config)[1].fingerprint
+    tables("13", "0", "4")
+    assert plan(config)[1].fingerprint == before
+    tables("30", "1", "4")
+    assert plan(config)[1].fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ()}, "split_slug: mine, but a dataset without targets is not split; give targets"),
+        ({"split": SplitConfig(train=0.5)}, "split_slug: mine, but split asks for other shares; give one of the two"),
+        ({}, "split_slug: mine: .*splits has no such split; there is none"),
+    ],
+)
+def test_split_slug_fits_the_rest(tmp_path: Path, changes: dict, message: str) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,bt", ["1,f0.fits,0.5"])
+    with pytest.raises(UserError, match=message):
+        plan(_config(tmp_path, **{"catalog": catalog, "targets": ("bt",), "split_slug": "mine"} | changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,3 +259,36 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict, message: str) -> None
     catalog = _catalog(tmp_path, "object_id,file_name,flux", ["1,f0.fits,1.0"])
     with pytest.raises(UserError, match=message):
         plan(_config(tmp_path, **{"catalog": catalog, "pattern": "G*.fits"} | changes))
+
+
+def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
+    bt = [0.0, 0.004, 0.3, 1.0, 0.9, 0.5]
+    # 0 and 1 lie half-way to their neighbours before the logit.
+    logits = [float(np.log(y / (1 - y))) for y in (0.002, 0.004, 0.3, 0.95, 0.9, 0.5)]
+    rows = [
+        f"{i},f{i}.fits,{b!r},{logit!r},{0.1 * i!r},{8.0 + i!r}" for i, (b, logit) in enumerate(zip(bt, logits, strict=True))
+    ]
+    catalog = _catalog(tmp_path, "object_id,file_name,bt,custom_logit_bt,ln_R_e_asec,ln_total_flux_adus", rows)
+    targets = ("custom_logit_bt", "ln_R_e_asec", "ln_total_flux_adus")
+    config = _config(tmp_path, catalog=catalog, targets=targets, zero_point_mag=27.0)
+    _, info = plan(config)
+    units = {"bulge_to_total": "", "effective_radius_arcsec": "arcsec", "flux": "adu", "magnitude": "mag"}
+    assert info.target_units == units
+    _, good, _ = _ingested(config)
+    ordered = [good[i] for i in range(6)]
+    assert [row["bulge_to_total"] for row in ordered] == pytest.approx(bt, abs=1e-15)
+    assert [row["effective_radius_arcsec"] for row in ordered] == pytest.approx(np.exp(0.1 * np.arange(6)), rel=1e-15)
+    assert [row["flux"] for row in ordered] == pytest.approx(np.exp(8.0 + np.arange(6)), rel=1e-15)
+    assert [row["magnitude"] for row in ordered] == pytest.approx(27 - 2.5 / np.log(10) * (8.0 + np.arange(6)), rel=1e-12)
+    # Training on them standardises the very labels that GaMPEN does.
+    values = np.array([[row["bulge_to_total"], row["flux"]] for row in ordered])
+    configs = {"bulge_to_total": TargetConfig(transform="logit", clip=0), "flux": TargetConfig(transform="log")}
+    z = TargetSchema.fit(configs, values, {}).standardise(values)
+    assert z[:, 0] == pytest.approx((logits - np.mean(logits)) / np.std(logits), rel=1e-12)
+    assert z[:, 1] == pytest.approx((np.arange(6) - 2.5) / np.std(np.arange(6)), rel=1e-9)
+
+
+def test_a_label_and_the_column_it_stands_for_are_not_both_taken(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,flux,ln_total_flux_adus", ["0,0.fits,1.0,0.0"])
+    with pytest.raises(UserError, match="targets: ln_total_flux_adus stands for flux, which the catalogue has too"):
+        plan(_config(tmp_path, catalog=catalog, targets=("ln_total_flux_adus",)))

@@ -11,7 +11,7 @@ from gampen_ray import storage
 from gampen_ray.config import InferConfig, ResourcesConfig
 from gampen_ray.data import shards
 from gampen_ray.engine import infer as engine
-from gampen_ray.engine.infer import infer, shard_units
+from gampen_ray.engine.infer import infer
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.posterior.catalog import Flag, mixture_from_catalog
@@ -171,19 +171,6 @@ def test_damaged_shard_is_one_line_for_the_user(ray_local: None, inputs: Path, t
     with pytest.raises(UserError, match=r"part-000001\.parquet: damaged or not Parquet: "):
         infer(config(inputs, tmp_path / "p", dataset=str(tmp_path / "d")))
     assert not (tmp_path / "p").exists()
-
-
-@pytest.mark.parametrize("image_bytes", [1, 1 << 20, 1 << 24, 1 << 30])
-def test_units_cover_every_row_group_once(inputs: Path, image_bytes: int, tmp_path: Path) -> None:
-    columns = galaxies(600)
-    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE)
-    uri = shards.part_uri(str(tmp_path), shards.ALL, 7)
-    shards.write_shard(uri, columns, info)
-    units = shard_units(uri, 7, image_bytes)
-    assert [group for unit in units for group in range(unit.start, unit.stop)] == list(range(3))
-    assert sum(unit.num_rows for unit in units) == 600
-    assert len({unit.name for unit in units}) == len(units)
-    assert all(unit.num_rows * image_bytes <= 32 << 20 or unit.stop - unit.start == 1 for unit in units)
 
 
 def test_bands_that_do_not_fit_are_refused(inputs: Path, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -5,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gampen_ray.config import ResourcesConfig, TargetConfig, TrainConfig
+from gampen_ray.config import FineTuneConfig, ResourcesConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.engine.train import train
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
-from tests.networks import dataset, galaxies, train_config
+from tests.networks import bundle, dataset, galaxies, train_config
+from tests.training.test_fine_tune import unchanged_blocks
 
 
 @pytest.mark.ray
@@ -34,6 +36,26 @@ def test_two_workers_train_a_calibrated_bundle(ray_local: None, tmp_path: Path) 
         train(train_config(data, str(tmp_path / "run"), epochs=3, learning_rate=5e-3))
     assert (tmp_path / "run" / "bundle" / "bundle.json").stat().st_mtime_ns == before
     assert math.isfinite(load_bundle(str(tmp_path / "run")).metrics["val_loss"])
+
+
+@pytest.mark.ray
+def test_two_workers_fine_tune_a_bundle_wherever_it_lies(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 160, "val": 60})
+    for place in ("here", "there"):
+        bundle().save(str(tmp_path / place))
+    dataclasses.replace(bundle(), metrics={}).save(str(tmp_path / "other"))
+
+    def config(place: str) -> TrainConfig:
+        fine_tune = FineTuneConfig(
+            bundle=str(tmp_path / place), freeze=("spatial_transformer", "block1"), learning_rate_decay=0.5
+        )
+        return dataclasses.replace(train_config(data, str(tmp_path / "run")), fine_tune=fine_tune)
+
+    made = train(config("here"))
+    assert unchanged_blocks(made.network, bundle().network) == {"spatial_transformer", "block1"}
+    assert train(config("there")).provenance == made.provenance
+    with pytest.raises(UserError, match=r"holds a run on another fine_tune\.bundle; nothing was changed"):
+        train(config("other"))
 
 
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:

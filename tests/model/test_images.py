@@ -1,10 +1,21 @@
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 import torch
 
-from gampen_ray.config import ImagesConfig
+from gampen_ray.config import ImagesConfig, OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import ImagePreprocessing, random_symmetry, resize, sky_sigma
+from gampen_ray.model.images import (
+    AUGMENTATIONS,
+    ImagePreprocessing,
+    random_rotation,
+    random_symmetry,
+    resize,
+    rotate,
+    sky_sigma,
+)
+from tests.parity import golden, needs_parity
 
 
 def noise(n: int = 50, size: int = 32, sigma: float = 3.0) -> np.ndarray:
@@ -76,6 +87,78 @@ def test_random_symmetry_draws_all_eight_elements_equally() -> None:
     assert (counts - 1000).abs().max() < 5 * np.sqrt(8000 / 8 * 7 / 8)
 
 
+@pytest.mark.parametrize("size", [6, 7])
+def test_quarter_turns_only_move_pixels(size: int) -> None:
+    image = np.random.default_rng(0).lognormal(0, 5, (2, 3, size, size)).astype(np.float32)
+    # Row y of the turned image is column y of the image: counter-clockwise with the first row at the bottom.
+    np.testing.assert_array_equal(rotate(image, 90)[..., ::-1], image.swapaxes(-1, -2))
+    np.testing.assert_array_equal(rotate(image, 180), image[..., ::-1, ::-1])
+    np.testing.assert_array_equal(rotate(image, 270)[..., ::-1, :], image.swapaxes(-1, -2))
+    for angle in (0, 360, -720):
+        np.testing.assert_array_equal(rotate(image, angle), image)
+
+
+def spot(x0: float, y0: float, size: int = 41, sigma: float = 1.5) -> np.ndarray:
+    """A round Gaussian of unit peak at an offset from the image's centre, pixels."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    return np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / 2 / sigma**2)[None, None].astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [40, 41])
+@pytest.mark.parametrize("angle", [13.0, 60.0, 90.0, 200.5, -45.0])
+def test_turned_spot_lies_where_the_rotation_takes_it(angle: float, size: int) -> None:
+    x0, y0 = 7.0, -4.0
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    turned = rotate(spot(x0, y0, size), angle)
+    np.testing.assert_allclose(turned, spot(cos * x0 - sin * y0, sin * x0 + cos * y0, size), atol=5e-3)
+    assert float(turned.sum()) == pytest.approx(2 * np.pi * 1.5**2, rel=2e-4)
+
+
+def test_interpolation_leaves_most_of_the_noise() -> None:
+    turned = rotate(noise(50, 64), 23.0)[..., 16:48, 16:48]
+    assert 0.87 * 3.0 * 0.98 < float(turned.std()) < 3.0
+    assert float(turned.mean()) == pytest.approx(10.0, abs=0.05)
+
+
+def test_corners_are_filled_with_sky() -> None:
+    corners = np.stack([rotate(noise(200), 45.0)[..., y, x] for y in (0, 1, -1) for x in (0, -1)])
+    assert corners.mean() == pytest.approx(10.0, abs=0.5)
+    assert corners.std() == pytest.approx(0.87 * 3.0, rel=0.15)
+
+
+def test_only_square_images_are_turned() -> None:
+    with pytest.raises(UserError, match=r"images: 8 x 9 pixels cannot be turned; crop the cutouts to squares"):
+        rotate(np.zeros((1, 1, 8, 9)), 90)
+
+
+def test_random_rotation_draws_flips_and_angles_evenly() -> None:
+    # A spot to the right of the centre, with a fainter one beside it that tells a mirrored image.
+    image = torch.from_numpy(spot(12, 0) + 0.5 * spot(12, 8)).expand(4000, 1, 41, 41)
+    out = random_rotation(image, torch.Generator().manual_seed(0))[:, 0].double().numpy()
+    y, x = np.mgrid[:41, :41] - 20.0
+    bright_y, bright_x = np.array([np.unravel_index(turned.argmax(), turned.shape) for turned in out]).T - 20.0
+    np.testing.assert_allclose(np.hypot(bright_x, bright_y), 12, atol=1)
+    # The mean of unit vectors of uniform angle has components of standard deviation 1 / sqrt(2 N).
+    direction = np.exp(1j * np.arctan2(bright_y, bright_x)).mean()
+    assert max(abs(direction.real), abs(direction.imag)) < 5 / np.sqrt(8000)
+    centroid_y, centroid_x = ((out * axis).sum((1, 2)) / out.sum((1, 2)) for axis in (y, x))
+    mirrored = bright_x * centroid_y - bright_y * centroid_x < 0
+    assert mirrored.mean() == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(4000))
+
+
+def test_random_rotation_fills_the_corners_with_zeros() -> None:
+    out = random_rotation(torch.ones(500, 1, 21, 21), torch.Generator().manual_seed(0))
+    assert float(out[..., 0, 0].min()) == 0 and float(out[..., 0, 0].mean()) < 0.2
+    torch.testing.assert_close(out[..., 4:17, 4:17], torch.ones(500, 1, 13, 13))
+
+
+def test_augmentations_are_those_of_the_config() -> None:
+    options = get_args(get_type_hints(OptimizerConfig)["augment"])
+    assert set(options) == set(AUGMENTATIONS)
+    image = torch.from_numpy(noise(3))
+    assert AUGMENTATIONS["none"](image, torch.Generator()) is image
+
+
 def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     y, x = np.mgrid[:48, :48] - 23.5
@@ -96,3 +179,24 @@ def test_cutouts_in_training_units_stay_as_they_are(zero_point_mag: float | None
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     x = torch.from_numpy(noise(2))
     assert images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec) is x
+
+
+@needs_parity
+def test_the_stretch_is_that_of_gampen_where_its_own_is_accurate() -> None:
+    arrays = golden("arsinh.npz")
+    images = ImagePreprocessing(bands=("r",), size=1, softening=1.0, channels=1)
+    ours = images(torch.from_numpy(arrays["x"])[:, None, None, None]).double().flatten().numpy()
+    assert ours == pytest.approx(arrays["numpy_arcsinh"], rel=1e-6)
+    # For large negative values the original's logarithm loses its digits.
+    accurate = arrays["x"] > -1e3
+    assert ours[accurate] == pytest.approx(arrays["out_f64"][accurate], rel=1e-6, abs=1e-9)
+
+
+@needs_parity
+@pytest.mark.parametrize("size", [81, 80, 64])
+def test_crop_stretch_and_repeat_are_those_of_gampen(size: int) -> None:
+    arrays = golden("labels_and_item.npz")
+    images = ImagePreprocessing(bands=("r",), size=64, softening=1.0, channels=3)
+    inputs = images(torch.from_numpy(arrays[f"item_{size}_raw"])[None, None])[0]
+    assert torch.equal(inputs[0], inputs[1]) and torch.equal(inputs[0], inputs[2])
+    assert inputs[0].numpy() == pytest.approx(arrays[f"item_{size}_channel0"], abs=1e-6)

@@ -3,7 +3,8 @@ import torch
 
 from gampen_ray.config import SpatialTransformerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.spatial_transformer import SpatialTransformer, crop_corners, crop_scale
+from gampen_ray.model.spatial_transformer import SpatialTransformer, crop_corners, crop_images, crop_scale
+from tests.parity import golden, needs_parity
 
 SMALL = ((4, 5), (4, 3))
 
@@ -47,3 +48,10 @@ def test_gradient_reaches_the_localisation_network() -> None:
 def test_image_too_small_for_the_localisation_network_is_refused() -> None:
     with pytest.raises(UserError, match=r"network\.spatial_transformer\.convolutions: .* larger images than 8 pixels"):
         transformer(size=8)
+
+
+@needs_parity
+def test_resampling_is_that_of_gampen_also_for_flips_and_shears() -> None:
+    arrays = golden("grid_sample_33.npz")
+    crops = crop_images(torch.from_numpy(arrays["img"]).double(), torch.from_numpy(arrays["theta"]))
+    assert crops.numpy() == pytest.approx(arrays["out_f64"], abs=1e-12)

@@ -61,3 +61,13 @@ def test_constant_target_is_refused() -> None:
     y[:, 2] = 20.0
     with pytest.raises(UserError, match=r"targets\.magnitude: all training values are 20"):
         TargetSchema.fit(CONFIGS, y, {})
+
+
+def test_a_clip_of_zero_is_taken_from_the_data() -> None:
+    config = {"bulge_to_total": TargetConfig(transform="logit", clip=0)}
+    y = np.array([0.0, 0.004, 0.5, 0.98, 1.0])
+    target = TargetSchema.fit(config, y[:, None], {}).targets[0]
+    assert (target.clip_low, target.clip_high) == pytest.approx((0.002, 0.99))
+    assert target.physical(target.standardise(y)) == pytest.approx([0.002, 0.004, 0.5, 0.98, 0.99])
+    with pytest.raises(UserError, match=r"targets\.bulge_to_total\.clip: .* all values are 0, or all are 1; give a clip"):
+        TargetSchema.fit(config, np.zeros((3, 1)), {})

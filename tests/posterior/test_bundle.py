@@ -59,10 +59,11 @@ def test_damaged_file_is_named(saved: Path, name: str) -> None:
         load_bundle(str(saved))
 
 
-def test_newer_format_is_refused(saved: Path) -> None:
-    description = json.loads((saved / "bundle.json").read_text()) | {"format_version": 2}
+@pytest.mark.parametrize(("version", "remedy"), [(1, "train or import it again"), (3, "upgrade gampen_ray")])
+def test_another_format_is_refused(saved: Path, version: int, remedy: str) -> None:
+    description = json.loads((saved / "bundle.json").read_text()) | {"format_version": version}
     (saved / "bundle.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=r"bundle: .* has format_version 2, this gampen_ray reads up to 1; upgrade gampen_ray"):
+    with pytest.raises(UserError, match=rf"bundle: .* has format_version {version}, this gampen_ray reads 2; {remedy}"):
         load_bundle(str(saved))
 
 

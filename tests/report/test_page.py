@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import html.parser
 import json
 import re
 import shutil
@@ -12,13 +11,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from scipy.stats import norm
 
 from gampen_ray.errors import UserError
-from gampen_ray.model.targets import Target, TargetSchema
-from gampen_ray.report.page import Example, ReportData, render
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.report.page import ReportData, render
+from tests.report.report_cases import Page, make_data
 
-LEVELS = (0.6827, 0.9545, 0.9973)
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -27,140 +25,6 @@ HOSTILE = (
     "{{ 7 * 7 }}",
     "$\\frac{a$",
 )
-
-
-def make_data(num_galaxies: int = 1200, num_targets: int = 3, num_examples: int = 6, size: int = 64) -> ReportData:
-    """Galaxies whose posteriors are exact Gaussians in transformed space, over-confident by a fifth before calibration."""
-    rng = np.random.default_rng(0)
-    targets = TargetSchema(
-        (
-            _target("bulge_to_total", "", "logit", 0.0, 1.2),
-            _target("effective_radius_arcsec", "arcsec", "log", 0.3, 0.6),
-            _target("flux", "ADU", "log", 6.5, 1.3),
-        )[:num_targets]
-    )
-    sigma_D = np.array([0.4, 0.12, 0.08])[:num_targets]
-    mean_ND = rng.normal(size=(num_galaxies, num_targets))
-    z_ND = mean_ND + rng.normal(size=mean_ND.shape) * sigma_D
-    truth_ND = targets.physical(z_ND)
-    median_ND = targets.physical(mean_ND)
-    lo68_ND, hi68_ND = targets.physical(mean_ND - sigma_D), targets.physical(mean_ND + sigma_D)
-    radius_N = truth_ND[:, min(1, num_targets - 1)]
-    crop_scale_N = np.clip(0.25 + 0.22 * np.log1p(radius_N) + rng.normal(size=num_galaxies) * 0.02, 0.2, 1.1)
-    examples = []
-    for i in range(num_examples):
-        curves, truth, interval = {}, {}, {}
-        for d, target in enumerate(targets):
-            z = np.linspace(mean_ND[i, d] - 5 * sigma_D[d], mean_ND[i, d] + 5 * sigma_D[d], 400)
-            y = target.physical(z)
-            curves[target.name] = (y, norm.pdf(z, mean_ND[i, d], sigma_D[d]) / np.gradient(y, z))
-            truth[target.name] = float(truth_ND[i, d])
-            interval[target.name] = (float(lo68_ND[i, d]), float(hi68_ND[i, d]))
-        image = _galaxy(rng, size, radius_pixels=2 + 1.5 * float(radius_N[i]))
-        half = 0.5 * size * crop_scale_N[i]
-        corners = (size - 1) / 2 + half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
-        inner = slice(max(0, round(size / 2 - half)), round(size / 2 + half))
-        examples.append(
-            Example(
-                object_id=1_000_000 + i,
-                image_HW=image,
-                crop_HW=image[inner, inner],
-                crop_corners=corners,
-                curves=curves,
-                truth=truth,
-                interval=interval,
-            )
-        )
-    epochs = np.arange(1, 41)
-    return ReportData(
-        title="GaMPEN compact network on simulated KiDS galaxies",
-        targets=targets,
-        object_id_N=np.arange(num_galaxies) + 1_000_000,
-        truth_ND=truth_ND,
-        median_ND=median_ND,
-        lo68_ND=lo68_ND,
-        hi68_ND=hi68_ND,
-        coverage={
-            "uncalibrated": _coverage(targets.names, (z_ND - mean_ND) / (0.8 * sigma_D)),
-            "calibrated": _coverage(targets.names, (z_ND - mean_ND) / sigma_D),
-        },
-        accuracy={target.name: _accuracy(target, truth_ND[:, d], median_ND[:, d]) for d, target in enumerate(targets)},
-        crop_scale_N=crop_scale_N,
-        examples=examples,
-        history=[
-            {
-                "epoch": int(epoch),
-                "train_loss": float(3 * np.exp(-epoch / 6) - 1.5 - epoch / 80),
-                "val_loss": float(3 * np.exp(-epoch / 6) - 1.4 - epoch / 100 + 0.05 * rng.normal()),
-                "learning_rate": float(1e-3 * (1 + np.cos(np.pi * epoch / 40))),
-            }
-            for epoch in epochs
-        ],
-        facts={
-            "dataset": "simulated kids-r, 12,000 galaxies, seed 0",
-            "dataset fingerprint": "sha256:" + "9f86d081884c7d659a2feaa0c55ad015" * 2,
-            "network": "compact, full covariance, 212,345 parameters",
-            "Monte Carlo passes": "32",
-            "versions": "gampen_ray 0.1.0, torch 2.9.1, ray 2.60.0",
-            "date": "2026-01-31",
-        },
-    )
-
-
-def _target(name: str, unit: str, transform, location: float, scale: float) -> Target:
-    return Target(name=name, unit=unit, transform=transform, clip=0.01, location=location, scale=scale, low=0.0, high=1.0)
-
-
-def _galaxy(rng: np.random.Generator, size: int, radius_pixels: float) -> np.ndarray:
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    radius = np.hypot(x * np.cos(0.5) + y * np.sin(0.5), 1.6 * (y * np.cos(0.5) - x * np.sin(0.5)))
-    return (40 * np.exp(-1.68 * radius / radius_pixels) + rng.normal(size=(size, size))).astype(np.float32)
-
-
-def _coverage(names: tuple[str, ...], pull_ND: np.ndarray) -> list[dict]:
-    rows = []
-    for level in LEVELS:
-        shares = {name: float((np.abs(pull_ND[:, d]) < norm.ppf((1 + level) / 2)).mean()) for d, name in enumerate(names)}
-        shares["joint"] = min(1.0, float(np.mean(list(shares.values()))))
-        for name, share in shares.items():
-            error = float(np.sqrt(share * (1 - share) / len(pull_ND)))
-            rows.append({"target": name, "level": level, "coverage": share, "error": error})
-    return rows
-
-
-def _accuracy(target: Target, truth_N: np.ndarray, median_N: np.ndarray) -> dict:
-    error_N = median_N - truth_N
-    return {
-        "unit": target.unit,
-        "median_absolute_relative_error": float(np.median(np.abs(error_N / truth_N))),
-        "mean_absolute_error": float(np.abs(error_N).mean()),
-        "bias": float(error_N.mean()),
-        "rmse": float(np.sqrt((error_N**2).mean())),
-    }
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of the page: elements with attributes, and the text of each."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def values(self) -> list[float]:
-        return [float(attributes["value"]) for tag, attributes in self.elements if tag == "data"]
-
-    @property
-    def plots(self) -> list[dict]:
-        return [attributes for tag, attributes in self.elements if tag == "svg"]
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +75,8 @@ def test_summary_names_the_worst_coverage(data):
 
 def test_every_figure_has_alternative_text(text):
     plots = Page(text).plots
-    # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, crop, loss, learning rate
-    assert len(plots) == 6 * 5 + 3 + 3 + 4 + 3
+    # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, 3 rotations, crop, loss, learning rate
+    assert len(plots) == 6 * 5 + 3 + 3 + 4 + 3 + 3
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
 
 
@@ -290,10 +154,17 @@ def test_names_that_no_font_or_xml_holds_are_drawn():
 def test_missing_parts_are_said_to_be_missing(data):
     page = render(
         dataclasses.replace(
-            data, crop_scale_N=None, history=[], examples=[], facts={}, coverage={"uncalibrated": [], "calibrated": []}
+            data,
+            crop_scale_N=None,
+            history=[],
+            examples=[],
+            rotation=None,
+            facts={},
+            coverage={"uncalibrated": [], "calibrated": []},
         )
     )
-    for sentence in ("has no spatial transformer", "No training history", "No coverage was measured", "None were recorded"):
+    missing = ("No coverage was measured", "has no spatial transformer", "No cutout was turned", "No training history")
+    for sentence in (*missing, "None were recorded"):
         assert sentence in page
     assert len(Page(page).plots) == 6
 
@@ -301,8 +172,8 @@ def test_missing_parts_are_said_to_be_missing(data):
 def test_one_target_and_one_galaxy():
     page = render(make_data(num_galaxies=1, num_targets=1, num_examples=1))
     assert "1 target for" in page and "1 galaxy, compared" in " ".join(page.split())
-    # 2 images + 1 curve, prediction, residual, 2 coverages, crop, loss, learning rate
-    assert len(Page(page).plots) == 3 + 1 + 1 + 2 + 3
+    # 2 images + 1 curve, prediction, residual, 2 coverages, rotation, crop, loss, learning rate
+    assert len(Page(page).plots) == 3 + 1 + 1 + 2 + 1 + 3
 
 
 def test_density_without_finite_values_at_the_ends():

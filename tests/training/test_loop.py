@@ -41,7 +41,11 @@ def train(worker: LocalWorker, **optimizer: object) -> tuple[Plan, list[dict[str
     return trained, fit(worker, trained)
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"name": "sgd", "learning_rate": 0.02, "nesterov": True}], ids=["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [{}, {"augment": "rotations"}, {"name": "sgd", "learning_rate": 0.02, "nesterov": True}],
+    ids=["adamw", "rotations", "sgd"],
+)
 def test_loss_falls_far_below_that_of_the_prior(optimizer: dict) -> None:
     trained, history = train(LocalWorker(splits(), 32), epochs=8, **optimizer)
     # With mean 0 and unit covariance the loss is D / 2 = 1.

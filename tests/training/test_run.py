@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from gampen_ray.config import TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import Run, execute, prepare
+from gampen_ray.training.run import execute, prepare
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -20,19 +19,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return dataset(str(tmp_path_factory.mktemp("data") / "d"), {"train": 160, "val": 60})
 
 
-def local_worker(run: Run) -> LocalWorker:
-    splits = {}
-    for split in ("train", "val"):
-        tables = [shards.read_shard(uri, run.columns) for uri in shards.shard_uris(run.config.dataset, split)]
-        values = np.concatenate([np.stack([t[name].to_numpy() for name in run.targets.names], axis=1) for t in tables])
-        images = np.concatenate([shards.images(table) for table in tables])
-        splits[split] = (torch.from_numpy(images), torch.from_numpy(run.targets.standardise(values)).float())
-    return LocalWorker(splits, run.config.optimizer.batch_size)
-
-
 def trained(config: TrainConfig) -> Path:
     run = prepare(config)
-    execute(local_worker(run), run, run.num_train // config.optimizer.batch_size)
+    execute(LocalWorker.read(run), run, run.info.num_rows["train"] // config.optimizer.batch_size)
     return Path(config.output)
 
 

@@ -1,0 +1,107 @@
+"""The header of a resampled image: world coordinates follow the pixels through an affine map.
+
+Pixel coordinates are (x, y), zero at the centre of the first pixel, but for FITS cards, which count from one.
+"""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+
+__all__ = ["mapped_header"]
+
+_CELESTIAL = re.compile(
+    # Axes, matrices and SIP polynomials; all of the alternate systems. PVi_m, in the sky's plane, stay.
+    r"(WCSAXES|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CNAME|CRDER|CSYER)\d*[A-Z]?|(PC|CD)\d{6}"
+    r"|(PC|CD)\d+_\d+[A-Z]?|(PV|PS)\d+_\d+[A-Z]|[AB]P?_(ORDER|DMAX|\d+_\d+)"
+    r"|LONPOLE[A-Z]?|LATPOLE[A-Z]?|(WCSNAME|RADESYS|EQUINOX)[A-Z]"
+    # Lookup tables and other distortions; IRAF's coordinates.
+    r"|(CPDIS|CQDIS|D2IMDIS|CPERR|CQERR|D2IMERR|DP|DQ|D2IM)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR"
+    r"|LTV\d|LTM\d_\d|WAT\d_\d{3}|WCSDIM|WAXMAP\d\d"
+)
+_STALE = re.compile(r"CHECKSUM|DATASUM|ZHECKSUM|ZDATASUM|DATAMIN|DATAMAX|BLANK|BSCALE|BZERO")
+_TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR")
+# Projections with a fourth part in CTYPE: only SIP is understood.
+_OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
+
+
+def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:
+    """Return a header for the image whose pixel p' lies at the pixel p = matrix p' + offset of the header's image.
+
+    The celestial WCS of the first two axes is carried through, exactly: the linear part becomes a CD matrix in degrees, and
+    SIP polynomials are polynomials of the same order in the new pixels. A WCS that is not celestial, is damaged or has
+    distortions other than SIP is left out, which a HISTORY card says; so are alternate systems, silently. Cards that tell
+    of the old pixel values (checksums, extrema, integer scaling) are left out, all others are kept.
+
+    Parameters
+    ----------
+    header
+        Header of the image, without structural cards.
+    matrix_22, offset_2
+        Invertible affine map of (x, y) in zero-based pixels.
+    """
+    mapped = fits.Header(
+        [card for card in header.cards if not (_CELESTIAL.fullmatch(card.keyword) or _STALE.fullmatch(card.keyword))]
+    )
+    if "CTYPE1" not in header:
+        return mapped
+    try:
+        mapped.extend(_mapped_wcs(header, matrix_22, offset_2))
+    except Exception as error:
+        # A damaged coordinate system does not make the pixels unusable.
+        mapped.add_history(f"WCS left out: {' '.join(str(error).split())[:200]}")
+    return mapped
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _mapped_wcs(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> list[tuple[str, str | float]]:
+    if any(_TABLES.fullmatch(name) for name in header) or _OTHER_DISTORTION.fullmatch(str(header["CTYPE1"]).strip()):
+        raise ValueError("it has distortions other than SIP")
+    wcs = WCS(header, naxis=2)
+    if not wcs.has_celestial:
+        raise ValueError("its first two axes are not celestial")
+    # Settles units (degrees), the matrix (from PC, CD or CROTA) and the poles.
+    wcs.wcs.set()
+    crpix_2 = np.linalg.solve(matrix_22, wcs.wcs.crpix - 1 - offset_2) + 1
+    cd_22 = wcs.pixel_scale_matrix @ matrix_22
+    cards: list[tuple[str, str | float]] = [("WCSAXES", 2)]
+    for axis in (0, 1):
+        values = {"CTYPE": header[f"CTYPE{axis + 1}"], "CUNIT": str(wcs.wcs.cunit[axis]), "CRVAL": wcs.wcs.crval[axis]}
+        cards += [(f"{name}{axis + 1}", value) for name, value in (values | {"CRPIX": crpix_2[axis]}).items()]
+    cards += [(f"CD{i + 1}_{j + 1}", cd_22[i, j]) for i in (0, 1) for j in (0, 1)]
+    cards += [("LONPOLE", wcs.wcs.lonpole), ("LATPOLE", wcs.wcs.latpole)]
+    if wcs.sip is not None:
+        for names, polynomials in ((("A", "B"), (wcs.sip.a, wcs.sip.b)), (("AP", "BP"), (wcs.sip.ap, wcs.sip.bp))):
+            if polynomials[0] is not None:
+                cards += _sip_cards(names, polynomials, matrix_22)
+    return cards
+
+
+def _sip_cards(
+    names: tuple[str, str], polynomials: tuple[np.ndarray, np.ndarray], matrix_22: np.ndarray
+) -> Iterator[tuple[str, float]]:
+    # With u = matrix u', the map u + f(u) of SIP is matrix (u' + matrix^-1 f(matrix u')): again one of SIP, of the same order.
+    order = max(len(polynomial) for polynomial in polynomials) - 1
+    substituted = np.zeros((2, order + 1, order + 1))
+    for axis, polynomial in enumerate(polynomials):
+        substituted[axis, : len(polynomial), : len(polynomial)] = _substituted(polynomial, matrix_22)
+    for name, polynomial in zip(names, np.tensordot(np.linalg.inv(matrix_22), substituted, 1), strict=True):
+        yield f"{name}_ORDER", order
+        for i, j in np.argwhere(polynomial):
+            yield f"{name}_{i}_{j}", polynomial[i, j]
+
+
+def _substituted(polynomial: np.ndarray, matrix_22: np.ndarray) -> np.ndarray:
+    # The coefficients of f(matrix u), where polynomial[i, j] is that of u_x^i u_y^j in f(u).
+    result = np.zeros_like(polynomial)
+    power = np.polynomial.polynomial.polypow
+    for i, j in np.argwhere(polynomial):
+        # A homogeneous polynomial of degree i + j, by ascending powers of u_y.
+        terms = np.polynomial.polynomial.polymul(power(matrix_22[0], i), power(matrix_22[1], j))
+        for k, term in enumerate(terms):
+            result[i + j - k, k] += polynomial[i, j] * term
+    return result

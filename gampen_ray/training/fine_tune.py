@@ -1,0 +1,179 @@
+"""Fine-tuning: what a run takes over from the bundle it starts from, and which blocks of the network are trained how fast.
+
+Shape legend: N galaxies, C bands, H x W pixels, D targets.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from gampen_ray.config import FineTuneConfig, ImagesConfig, NetworkConfig, TrainConfig
+from gampen_ray.config.parts import default_targets
+from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.errors import UserError
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
+
+_HEAD = "head"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run takes over from the bundle it starts from, beside the weights.
+
+    Parameters
+    ----------
+    uri, digest, provenance
+        Where the bundle lies, the fingerprint of its content, and its own provenance.
+    network
+        Architecture, with the dropout rate asked for.
+    images
+        Preprocessing of cutouts, to whose zero point and pixel scale those of the dataset are converted.
+    targets
+        Schema where the head is kept; None: it is fitted on the new dataset.
+    """
+
+    uri: str
+    digest: str
+    provenance: dict[str, Any]
+    network: NetworkConfig
+    images: ImagePreprocessing
+    targets: TargetSchema | None
+
+    @classmethod
+    def read(cls, config: TrainConfig, info: DatasetInfo) -> "Start":
+        """Read the bundle that a config names, and check it against config and dataset.
+
+        Raises
+        ------
+        UserError
+            If there is no bundle, the config contradicts it, or the dataset has other bands or other units of kept targets.
+        """
+        uri = config.fine_tune.bundle
+        bundle = load_bundle(uri)
+        return cls(
+            uri=uri,
+            digest=bundle_digest(uri),
+            provenance=bundle.provenance,
+            network=_network(config, bundle),
+            images=_images(config, bundle, info),
+            targets=_targets(config, bundle, info) if config.fine_tune.head == "keep" else None,
+        )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """URI, digest and provenance, for the provenance of the new bundle."""
+        return {"uri": self.uri, "digest": self.digest, "provenance": self.provenance}
+
+
+def blocks(network: Network) -> dict[str, list[nn.Module]]:
+    """Return the layers of a network by block, in order from the input to the output.
+
+    The blocks are ``spatial_transformer``; ``block1``, ``block2``, ..., each with its max pool at the end; ``classifier``, the
+    fully connected layers behind the convolutions; and ``head``, the output layer. A block without weights is left out.
+    """
+    layers = [*network.stem, *network.tail]
+    pooled = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d))
+    found: dict[str, list[nn.Module]] = {}
+    if network.transformer is not None:
+        found["spatial_transformer"] = [network.transformer]
+    number = 1
+    for layer in layers[:pooled]:
+        found.setdefault(f"block{number}", []).append(layer)
+        number += isinstance(layer, nn.MaxPool2d)
+    found |= {"classifier": layers[pooled:-1], _HEAD: layers[-1:]}
+    return {name: block for name, block in found.items() if any(True for _ in _parameters(block))}
+
+
+def parameter_groups(network: Network, learning_rate: float, decay: float) -> list[dict[str, Any]]:
+    """Return an optimiser's parameter groups: the weights that train, by block, from the output to the input.
+
+    Parameters
+    ----------
+    network
+        Its parameters that require no gradient are left out.
+    learning_rate
+        Peak learning rate of the last block.
+    decay
+        Factor on the learning rate from a block to the one in front of it.
+    """
+    groups = []
+    for behind, block in enumerate(reversed(blocks(network).values())):
+        if trained := [parameter for parameter in _parameters(block) if parameter.requires_grad]:
+            groups.append({"params": trained, "lr": learning_rate * decay**behind})
+    return groups
+
+
+def start_from(network: Network, bundle: Bundle, config: FineTuneConfig) -> None:
+    """Give a new network the bundle's weights, but for a head that is replaced, and freeze blocks, in place.
+
+    Raises
+    ------
+    UserError
+        If a block to freeze is not there or has new weights, or none is left to be trained.
+    """
+    found = blocks(network)
+    for (name, block), source in zip(found.items(), blocks(bundle.network).values(), strict=True):
+        if name != _HEAD or config.head == "keep":
+            for layer, trained in zip(block, source, strict=True):
+                layer.load_state_dict(trained.state_dict())
+    valid = [name for name in found if name != _HEAD or config.head == "keep"]
+    for name in config.freeze:
+        if name not in valid:
+            raise UserError(f"fine_tune.freeze: {name!r} is no block that can be frozen; give some of {', '.join(valid)}")
+        for layer in found[name]:
+            layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"fine_tune.freeze: {', '.join(config.freeze)} are all blocks; leave one of them out to be trained")
+
+
+def _network(config: TrainConfig, bundle: Bundle) -> NetworkConfig:
+    rate = config.fine_tune.dropout_rate
+    backbone = bundle.config.backbone if rate is None else dataclasses.replace(bundle.config.backbone, dropout_rate=rate)
+    network = dataclasses.replace(bundle.config, backbone=backbone)
+    if config.network not in (NetworkConfig(), network):
+        raise UserError(f"network: is another than that of fine_tune.bundle, {config.fine_tune.bundle}; leave network out")
+    return network
+
+
+def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePreprocessing:
+    """Return the bundle's preprocessing with the names of the dataset's bands, and its units where the bundle's are unknown."""
+    images = bundle.images
+    stored = ImagesConfig(size=images.size, softening=images.softening, channels=images.channels)
+    if config.images not in (ImagesConfig(), stored):
+        raise UserError(
+            f"images: size {config.images.size}, softening {config.images.softening:g}, channels {config.images.channels}, but "
+            f"fine_tune.bundle has {stored.size}, {stored.softening:g}, {stored.channels}; leave images out"
+        )
+    if len(info.bands) != len(images.bands):
+        raise UserError(
+            f"dataset: {config.dataset} has {len(info.bands)} bands, fine_tune.bundle takes {len(images.bands)} "
+            f"({', '.join(images.bands)}); give a dataset with as many"
+        )
+    unknown = [name for name in ("zero_point_mag", "pixel_scale_arcsec") if getattr(images, name) is None]
+    return dataclasses.replace(images, bands=info.bands, **{name: getattr(info, name) for name in unknown})
+
+
+def _targets(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> TargetSchema:
+    transforms = {target.name: target.transform for target in bundle.targets}
+    if config.targets != default_targets() and {name: t.transform for name, t in config.targets.items()} != transforms:
+        raise UserError(
+            f"targets: {', '.join(config.targets)} and their transforms are not those of fine_tune.bundle "
+            f"({', '.join(transforms)}); leave targets out, or give fine_tune.head 'replace'"
+        )
+    for target in bundle.targets:
+        unit = info.target_units.get(target.name, "")
+        if unit and target.unit and unit != target.unit:
+            raise UserError(
+                f"targets.{target.name}: the dataset's unit is {unit!r}, that of fine_tune.bundle {target.unit!r}; convert the "
+                "column, or give fine_tune.head 'replace'"
+            )
+    return bundle.targets
+
+
+def _parameters(block: Iterable[nn.Module]) -> Iterable[nn.Parameter]:
+    return (parameter for layer in block for parameter in layer.parameters())

@@ -1,0 +1,98 @@
+"""Crops through Ray: folders, interruption, and what the output may hold."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+
+from gampen_ray.config import CropConfig
+from gampen_ray.engine import crop as engine
+from gampen_ray.engine.crop import crop
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.posterior.crops import Cropper
+from tests.networks import bundle, galaxies
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CropConfig:
+    """A GaMPEN folder: seven good files, one of them in a folder of its own, and three bad ones."""
+    bundle().save(str(tmp_path / "model"))
+    folder = tmp_path / "images" / "cutouts"
+    (folder / "deep").mkdir(parents=True)
+    for i, image in enumerate(galaxies(7)["image"]):
+        fits.PrimaryHDU(image[0]).writeto(folder / ("deep" if i == 6 else "") / f"g{i}.fits")
+    (folder / "h.fits").write_text("no image")
+    (folder / "n.fits").write_bytes((folder / "g1.fits").read_bytes()[:4000])
+    fits.PrimaryHDU(np.full((20, 20), np.nan, np.float32)).writeto(folder / "nan.fits")
+    (tmp_path / "images" / "info.csv").write_text("file_name\ng0.fits\n")
+    paths = {name: str(tmp_path / folder) for name, folder in (("bundle", "model"), ("images", "images"), ("output", "out"))}
+    return CropConfig(**paths, batch_size=4)
+
+
+def _written(output: str) -> dict[str, int]:
+    return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in Path(output).rglob("*.fits")}
+
+
+def test_every_file_has_a_crop_of_its_name_or_a_reason(config: CropConfig) -> None:
+    manifest = crop(config)
+    assert (manifest["num_crops"], manifest["num_quarantined"]) == (7, 3)
+    names = [f"cutouts/g{i}.fits" for i in range(6)] + ["cutouts/deep/g6.fits"]
+    assert set(_written(config.output)) == set(names)
+    digest = manifest["inputs"]["bundle"]
+    contents = [(Path(config.images) / name).read_bytes() for name in names]
+    for name, expected in zip(names, Cropper(load_bundle(config.bundle), digest)(names, contents), strict=True):
+        assert isinstance(expected, bytes)
+        with fits.open(Path(config.output) / name) as there:
+            assert there[0].header["GRBUNDLE"] == digest
+            np.testing.assert_allclose(there[0].data, fits.HDUList.fromstring(expected)[0].data, rtol=1e-4, atol=1e-4)
+    reasons = {row["object_id"]: row for row in pq.read_table(f"{config.output}/quarantine").to_pylist()}
+    assert reasons.keys() == {"h", "n", "nan"}
+    assert reasons["h"]["source"] == f"{config.images}/cutouts/h.fits"
+    assert reasons["nan"]["reason"] == "all pixels are NaN or infinite"
+    assert "truncated" in reasons["n"]["reason"]
+
+
+def test_interrupted_job_goes_on_and_a_finished_one_is_left(config: CropConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = crop(config)
+    # As a run leaves it that was killed in its second batch, of g3, g4, g5 and h.
+    (Path(config.output) / "manifest.json").unlink()
+    (Path(config.output) / "cutouts" / "g4.fits").unlink()
+    before = _written(config.output)
+    assert crop(config)["num_crops"] == whole["num_crops"]
+    after = _written(config.output)
+    again = {name for name in after if after[name] != before.get(name)}
+    assert again == {"cutouts/g3.fits", "cutouts/g4.fits", "cutouts/g5.fits"}
+    monkeypatch.setattr(engine, "_crop_all", None)
+    assert crop(config)["num_quarantined"] == 3
+    assert _written(config.output) == after
+    with pytest.raises(UserError, match=r"another crop_size \(0, not 30\); nothing was changed: give a new folder"):
+        crop(dataclasses.replace(config, crop_size=30))
+    (Path(config.images) / "new.fits").write_text("")
+    with pytest.raises(UserError, match="holds a run on another images; nothing was changed"):
+        crop(config)
+
+
+def test_mistakes_are_refused_before_anything_is_written(config: CropConfig) -> None:
+    for changes, message in (
+        ({"images": f"{config.images}/none"}, "images: no folder"),
+        ({"pattern": "*.jpg"}, r"images: none of the 11 files below .* matches the pattern '\*.jpg'"),
+        ({"output": f"{config.images}/crops"}, "output: .* lies in the folder of the images"),
+        ({"output": config.bundle}, "already holds other files"),
+        ({"bundle": config.images}, "bundle: .* holds no bundle.json"),
+        ({"crop_size": 1}, "crop_size: a crop of 1 pixel"),
+    ):
+        with pytest.raises(UserError, match=message):
+            crop(dataclasses.replace(config, **changes))
+    assert not Path(config.output).exists()
+
+
+def test_nothing_usable_is_one_error_and_leaves_nothing(config: CropConfig) -> None:
+    with pytest.raises(UserError, match=r"none of the 10 files .*\(9 files\), here for cutouts/deep/g6.fits: no HDU 3"):
+        crop(dataclasses.replace(config, hdu=3))
+    assert not [path for path in Path(config.output).rglob("*") if path.is_file()]
