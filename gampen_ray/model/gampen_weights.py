@@ -48,10 +48,10 @@ def read_state_dict(data: bytes, uri: str) -> dict[str, torch.Tensor]:
     """
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
+        # torch's own message advises to execute what the file holds.
         raise UserError(
-            f"model: {uri} is no state dict, the tensors by name that torch.save(model.state_dict(), ...) writes: {reason}"
+            f"model: {uri} is no state dict; give the undamaged file of tensors that torch.save(model.state_dict(), ...) wrote"
         ) from None
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise UserError(f"model: {uri} holds {type(content).__name__}, not a state dict; give the file of the weights alone")
