@@ -49,7 +49,8 @@ class Progress:
         text = f"{self._what}: {self._done:,}/{self._total:,} {self._unit}"
         if self._done:
             rate = self._done / max(elapsed, 1e-9)
-            text += f", {rate:,.1f}/s, {max(self._total - self._done, 0) / rate:,.0f} s left"
+            speed = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
+            text += f", {speed}, {max(self._total - self._done, 0) / rate:,.0f} s left"
         text += f" | {note}" if note else ""
         if self._terminal:
             sys.stderr.write("\r\x1b[K" + text)
