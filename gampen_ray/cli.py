@@ -90,6 +90,8 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     path = namespace.pop("config")
     if path and verb.positional and not path.endswith(".toml"):
+        if namespace[verb.positional] is not None:
+            raise UserError(f"{verb.positional}: given twice, {path} and {namespace[verb.positional]}; give one")
         namespace[verb.positional], path = path, None
     values = settings.load_toml(storage.read_bytes(path), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
@@ -117,8 +119,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
             allow_abbrev=False,
         )
-        positional = f"{verb.positional.upper()} | CONFIG.toml" if verb.positional else "CONFIG.toml"
-        sub.add_argument("config", nargs="?", metavar=positional, help="TOML file with the fields below")
+        metavar, meaning = "CONFIG.toml", "TOML file with the fields below"
+        if verb.positional:
+            metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
+        sub.add_argument("config", nargs="?", metavar=metavar, help=meaning)
         for field, annotation, default, description in _leaves(verb.config):
             spellings = dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}"])
             shown = "required" if default is PydanticUndefined else f"default: {_shown(default)}"

@@ -55,7 +55,7 @@ def check_output(output: str, config: Any, inputs: Mapping[str, str]) -> bool:
     for name in {**there["inputs"], **wanted["inputs"]}:
         if there["inputs"].get(name) != wanted["inputs"].get(name):
             raise UserError(f"output: {output} holds a run on another {name}; nothing was changed: give a new folder")
-    if difference := _first_difference(there["config"], wanted["config"]):
+    if difference := first_difference(there["config"], wanted["config"]):
         raise UserError(f"output: {output} holds a run with another {difference}; nothing was changed: give a new folder")
     return True
 
@@ -71,12 +71,12 @@ def _description(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:
     return {"config": fields, "inputs": dict(inputs)}
 
 
-def _first_difference(there: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
+def first_difference(there: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
     """Return the dotted name of the first field that differs and its values, empty if none does."""
     for key in {**there, **wanted}:
         a, b = there.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            if difference := _first_difference(a, b, f"{prefix}{key}."):
+            if difference := first_difference(a, b, f"{prefix}{key}."):
                 return difference
         elif a != b:
             return f"{prefix}{key} ({a!r}, not {b!r})"

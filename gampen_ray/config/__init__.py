@@ -16,6 +16,7 @@ from gampen_ray.config.parts import (
     Split,
     SplitConfig,
     TargetConfig,
+    Transform,
     gampen_vgg16,
 )
 from gampen_ray.config.verbs import (
@@ -53,5 +54,6 @@ __all__ = [
     "SplitTablesConfig",
     "TargetConfig",
     "TrainConfig",
+    "Transform",
     "gampen_vgg16",
 ]

@@ -8,6 +8,7 @@ import pydantic
 T = TypeVar("T")
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
+Transform = Literal["identity", "log", "logit"]
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -27,7 +28,7 @@ def default(cls: type[T]) -> T:
 class TargetConfig:
     """How one target column is modelled."""
 
-    transform: Literal["identity", "log", "logit"] = "identity"
+    transform: Transform = "identity"
     """Map from physical values to the real line: identity, log (positive values) or logit (values in [0, 1])."""
     clip: float = pydantic.Field(default=0.01, ge=0, lt=0.5)
     """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed. 0: to half-way between

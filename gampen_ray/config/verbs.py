@@ -61,7 +61,9 @@ class IngestConfig:
     pattern: str = "*.fits*"
     """Without a catalogue: which files below `images` are taken."""
     targets: tuple[str, ...] = ()
-    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test."""
+    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test. GaMPEN's
+    labels are understood: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
+    effective_radius_arcsec, ln_total_flux_adus: flux)."""
     hdu: int | None = None
     """Index of the image HDU; left out: the first one that holds an image."""
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"

@@ -7,19 +7,19 @@ file is tested against are the original's.
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit
 
+from gampen_ray.config import Transform
 from gampen_ray.errors import UserError
 
-__all__ = ["GAMPEN_ZERO_POINT_MAG", "Label", "expit_custom", "label_of", "logit_custom", "logit_limits", "magnitude"]
+__all__ = ["GAMPEN_ZERO_POINT_MAG", "Label", "expit_custom", "label_of", "logit_custom", "logit_limits", "magnitude", "snap"]
 
 GAMPEN_ZERO_POINT_MAG = 27.0
 """Zero point that GaMPEN has built in: that of HSC coadds."""
 
-_PREFIXES = {"log": "ln_", "logit": "custom_logit_"}
+_PREFIXES: dict[Transform, str] = {"log": "ln_", "logit": "custom_logit_"}
 # GaMPEN's name of a physical quantity: ours, and its unit.
 _QUANTITIES = {
     "bt": ("bulge_to_total", ""),
@@ -50,7 +50,7 @@ class Label:
     quantity: str
     target: str
     unit: str
-    transform: Literal["identity", "log", "logit"]
+    transform: Transform
 
     @classmethod
     def parse(cls, column: str) -> "Label":
@@ -59,7 +59,7 @@ class Label:
             if column.startswith(prefix) and column != prefix:
                 quantity = column.removeprefix(prefix)
                 target, unit = _QUANTITIES.get(quantity, (quantity, ""))
-                return cls(column=column, quantity=quantity, target=target, unit=unit, transform=transform)  # type: ignore
+                return cls(column=column, quantity=quantity, target=target, unit=unit, transform=transform)
         return cls(column=column, quantity=column, target=column, unit="", transform="identity")
 
     def physical(self, values: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class Label:
         return expit(values) if self.transform == "logit" else values
 
 
-def label_of(target: str, transform: Literal["identity", "log", "logit"]) -> Label:
+def label_of(target: str, transform: Transform) -> Label:
     """Return GaMPEN's label of one of our targets."""
     quantities = {ours: theirs for theirs, (ours, _) in _QUANTITIES.items()}
     return Label.parse(_PREFIXES.get(transform, "") + quantities.get(target, target))

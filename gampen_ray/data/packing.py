@@ -22,7 +22,7 @@ from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
 from gampen_ray.settings import to_dict
 
-__all__ = ["file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
+__all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
 
 # Bookkeeping columns of the plan, beside those of the catalogue.
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
@@ -30,6 +30,10 @@ _READ_AHEAD = 32
 _READ_THREADS = 8
 # Settings that change where or how fast the dataset is made, but no galaxy.
 _NO_CONTENT = ("images", "output", "catalog", "galaxies_per_shard", "resources")
+
+
+class NoFilesError(UserError):
+    """A folder that is not there, or holds none of the files asked for."""
 
 
 def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
@@ -273,16 +277,16 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
 
 
 def matching_files(images: str, pattern: str) -> list[str]:
-    """Return the absolute URIs of the files below a folder that match a pattern, sorted; a UserError if there are none."""
+    """Return the absolute URIs of the files below a folder that match a pattern, sorted; a `NoFilesError` if there are none."""
     if not storage.exists(images):
-        raise UserError(f"images: no folder {images}")
+        raise NoFilesError(f"images: no folder {images}")
     root = storage.absolute(images)
     uris = storage.list_files(images)
     # A pattern without "/" is for the name alone, as in find.
     names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
     matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
     if not matching:
-        raise UserError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
+        raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
     return matching
 
 

@@ -11,14 +11,13 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import gampen_folder, packing, shards, validation
+from gampen_ray.data import packing, shards, validation
 from gampen_ray.errors import UserError
 
 __all__ = ["Source", "Unit", "open_source", "shard_units"]
 
 # Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
 _UNIT_BYTES = 32 << 20
-_FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,16 +103,22 @@ def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) 
     UserError
         If there is neither a complete dataset nor a FITS file.
     """
-    if storage.exists(storage.join(dataset, shards.DATASET_JSON)) or not _holds_fits(dataset):
+    if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
         info = shards.read_dataset_info(dataset)
         image_bytes = 4 * int(np.prod(info.image_shape))
         uris = shards.shard_uris(dataset, split)
         units = [unit for index, uri in enumerate(uris) for unit in shard_units(uri, index, image_bytes)]
         return Source(info=info, ingest=None), units
+    ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
+    try:
+        rows, info = packing.plan(ingest)
+    except packing.NoFilesError:
+        raise UserError(
+            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({ingest.pattern}); "
+            "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
+        ) from None
     if split:
         raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
-    ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
-    rows, info = packing.plan(ingest)
     step = max(1, _UNIT_BYTES // (4 * len(bands) * size**2))
     parts = [(start, rows.slice(start, step)) for start in range(0, len(rows), step)]
     units = [Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.to_bytes(part)) for start, part in parts]
@@ -131,12 +136,6 @@ def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
             units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(rows[start:stop])))
             start = stop
     return units
-
-
-def _holds_fits(folder: str) -> bool:
-    if gampen_folder.is_gampen_folder(folder):
-        return True
-    return any(uri.lower().endswith(_FITS_SUFFIXES) for uri in storage.list_files(folder))
 
 
 def _filled(ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -105,12 +105,8 @@ def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) ->
         )
     if info.bands != expected:
         logger.warning("the bundle was trained on the bands %s, the dataset has %s", ", ".join(expected), ", ".join(info.bands))
-    for name in ("zero_point_mag", "pixel_scale_arcsec"):
-        trained, given = getattr(bundle.images, name), getattr(info, name)
-        if given is None and trained is not None:
-            logger.warning("%s of the dataset is unknown; taken to be %g, as in training", name, trained)
-        elif given != trained and trained is not None:
-            logger.info("cutouts are converted from %s %g to %g, as in training", name, given, trained)
+    for line in bundle.images.conversions(zero_point_mag=info.zero_point_mag, pixel_scale_arcsec=info.pixel_scale_arcsec):
+        logger.info(line)
 
 
 def _predicted(config: InferConfig, bundle: Bundle, source: Source, units: list[Unit], workers: Workers) -> Iterator[int]:

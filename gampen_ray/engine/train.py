@@ -83,6 +83,8 @@ def train(config: TrainConfig) -> Bundle:
                     "lower resources.num_workers or add galaxies"
                 )
         claim_output(config.output, owner, run.inputs)
+        for line in run.images.conversions(**run.units):
+            logger.info(line)
         _fit(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)

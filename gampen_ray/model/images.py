@@ -116,6 +116,17 @@ class ImagePreprocessing:
                 images_NCHW = F.interpolate(images_NCHW.float(), sides, mode="bilinear", antialias=True)
         return images_NCHW if factor == 1.0 else images_NCHW * factor
 
+    def conversions(self, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> list[str]:
+        """Return what `match` does to cutouts of this zero point and pixel scale, or takes for granted, a line each."""
+        lines = []
+        for name, given in (("zero_point_mag", zero_point_mag), ("pixel_scale_arcsec", pixel_scale_arcsec)):
+            trained = getattr(self, name)
+            if trained is not None and given is None:
+                lines.append(f"{name} of the cutouts is unknown; taken to be {trained:g}, as in training")
+            elif trained is not None and given != trained:
+                lines.append(f"cutouts are converted from {name} {given:g} to {trained:g}, as in training")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return dataclasses.asdict(self) | {"bands": list(self.bands)}

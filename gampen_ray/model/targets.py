@@ -5,16 +5,14 @@ Shape legend: N galaxies, D targets.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
-from gampen_ray.config import TargetConfig
+from gampen_ray.config import TargetConfig, Transform
 from gampen_ray.data.gampen_labels import logit_limits
 from gampen_ray.errors import UserError
-
-Transform = Literal["identity", "log", "logit"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -43,14 +43,15 @@ def import_gampen(config: ImportGampenConfig) -> Bundle:
         If the file is no state dict of a GaMPEN network, does not fit the targets or the cutout size (the first key at fault is
         named), the CSV lacks a label, or the output holds something else.
     """
-    config = _settled(config)
+    config = settled(config)
+    assert config.dropout_rate is not None
     weights, table = storage.read_bytes(config.model), catalogs.read_catalog(config.scaling)
     targets = _targets(config, table)
     network, architecture, channels = network_from_state_dict(
         read_state_dict(weights, config.model),
         num_targets=len(targets),
         cutout_size=config.cutout_size,
-        dropout_rate=config.dropout_rate or 0.0,
+        dropout_rate=config.dropout_rate,
     )
     if len(config.bands) not in (1, channels):
         raise UserError(
@@ -85,8 +86,8 @@ def import_gampen(config: ImportGampenConfig) -> Bundle:
     return bundle
 
 
-def _settled(config: ImportGampenConfig) -> ImportGampenConfig:
-    """Return the config with absolute URIs and the preset's values where none are given."""
+def settled(config: ImportGampenConfig) -> ImportGampenConfig:
+    """Return the config with absolute URIs, and the preset's values where none are given; a UserError where one is missing."""
     if config.preset:
         size, rate = _PRESETS[config.preset]
         band = config.preset.removeprefix("sim_")[0]

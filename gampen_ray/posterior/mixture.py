@@ -217,6 +217,10 @@ class Mixture:
         """Return the mixture means in standardised space, N x D."""
         return self.mean_NKD.mean(1).cpu().numpy()
 
+    def standardised_std(self) -> np.ndarray:
+        """Return the mixture standard deviations in standardised space, N x D, by the law of total variance."""
+        return (self._sigma_NKD.square().mean(1) + self.mean_NKD.var(1, correction=0)).sqrt().cpu().numpy()
+
     def standardised_sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
         """Return ``n`` joint draws a galaxy in standardised space, N x n x D."""
         generator = np.random.default_rng(seed)

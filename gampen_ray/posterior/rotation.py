@@ -88,14 +88,8 @@ def rotation_stability(
     """
     if num_angles < 2:
         raise UserError(f"num_angles: {num_angles} turns nothing; give at least 2")
-    predict = functools.partial(
-        bundle.predict,
-        num_passes=num_passes,
-        seed=seed,
-        batch_size=batch_size,
-        zero_point_mag=zero_point_mag,
-        pixel_scale_arcsec=pixel_scale_arcsec,
-    )
+    units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
+    predict = functools.partial(bundle.predict, num_passes=num_passes, seed=seed, batch_size=batch_size, **units)
     unturned = predict(images_NCHW)
     angle_A = np.arange(num_angles) * 360 / num_angles
     image_NCHW = np.asarray(images_NCHW, dtype=np.float32)
@@ -110,12 +104,6 @@ def rotation_stability(
         angle_A=angle_A,
         median_NAD=by_galaxy(mixture.quantile(0.5)),
         mean_NAD=by_galaxy(mixture.standardised_mean()),
-        std_NAD=by_galaxy(_standardised_std(mixture)),
+        std_NAD=by_galaxy(mixture.standardised_std()),
         interval_N2D=unturned.standardised_quantile(interval_levels()[:2]),
     )
-
-
-def _standardised_std(mixture: Mixture) -> np.ndarray:
-    """Return posterior standard deviations in standardised space, N x D, by the law of total variance."""
-    variance_NKD = mixture.scale_tril_NKDD.square().sum(-1)
-    return (variance_NKD.mean(1) + mixture.mean_NKD.var(1, correction=0)).sqrt().cpu().numpy()

@@ -17,6 +17,8 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
+from gampen_ray.provenance import first_difference
+from gampen_ray.settings import to_dict
 
 _HEAD = "head"
 
@@ -136,7 +138,8 @@ def _network(config: TrainConfig, bundle: Bundle) -> NetworkConfig:
     backbone = bundle.config.backbone if rate is None else dataclasses.replace(bundle.config.backbone, dropout_rate=rate)
     network = dataclasses.replace(bundle.config, backbone=backbone)
     if config.network not in (NetworkConfig(), network):
-        raise UserError(f"network: is another than that of fine_tune.bundle, {config.fine_tune.bundle}; leave network out")
+        difference = first_difference(to_dict(config.network), to_dict(network))
+        raise UserError(f"network.{difference} in fine_tune.bundle, {config.fine_tune.bundle}; leave network out")
     return network
 
 

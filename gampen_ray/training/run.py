@@ -71,8 +71,12 @@ class Run:
 
     def network_inputs(self, cutouts_NCHW: torch.Tensor) -> torch.Tensor:
         """Return network inputs, N x channels x size x size, from cutouts of the dataset."""
-        units = {"zero_point_mag": self.info.zero_point_mag, "pixel_scale_arcsec": self.info.pixel_scale_arcsec}
-        return self.images(self.images.match(cutouts_NCHW, **units))
+        return self.images(self.images.match(cutouts_NCHW, **self.units))
+
+    @property
+    def units(self) -> dict[str, float | None]:
+        """Zero point and pixel scale of the dataset's cutouts."""
+        return {"zero_point_mag": self.info.zero_point_mag, "pixel_scale_arcsec": self.info.pixel_scale_arcsec}
 
 
 def prepare(config: TrainConfig) -> Run:

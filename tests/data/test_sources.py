@@ -60,8 +60,8 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
     ("files", "split", "match"),
     [
         (["g.fits"], "test", "split: test, but .* holds FITS files without splits"),
-        (["part-0.parquet"], "", "is not complete: no dataset.json"),
-        ([], "", "is not complete: no dataset.json"),
+        (["part-0.parquet"], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
+        ([], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, files: list[str], split: str, match: str) -> None:

@@ -181,6 +181,17 @@ def test_cutouts_in_training_units_stay_as_they_are(zero_point_mag: float | None
     assert images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec) is x
 
 
+def test_conversions_are_told_and_what_is_unknown_too() -> None:
+    images = ImagePreprocessing(bands=("r",), size=8, softening=1.0, channels=1, zero_point_mag=27.0, pixel_scale_arcsec=0.2)
+    assert images.conversions(zero_point_mag=27.0, pixel_scale_arcsec=0.2) == []
+    assert images.conversions(zero_point_mag=None, pixel_scale_arcsec=0.4) == [
+        "zero_point_mag of the cutouts is unknown; taken to be 27, as in training",
+        "cutouts are converted from pixel_scale_arcsec 0.4 to 0.2, as in training",
+    ]
+    ignorant = ImagePreprocessing(bands=("r",), size=8, softening=1.0, channels=1)
+    assert ignorant.conversions(zero_point_mag=30.0, pixel_scale_arcsec=None) == []
+
+
 @needs_parity
 def test_the_stretch_is_that_of_gampen_where_its_own_is_accurate() -> None:
     arrays = golden("arsinh.npz")

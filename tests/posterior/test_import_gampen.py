@@ -8,7 +8,7 @@ import torch
 from gampen_ray import cli
 from gampen_ray.config import ImportGampenConfig
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.import_gampen import _settled, import_gampen
+from gampen_ray.posterior.import_gampen import import_gampen, settled
 
 LABELS = ("custom_logit_bt", "ln_R_e_asec", "ln_total_flux_adus")
 
@@ -36,14 +36,14 @@ def files(root: Path, **columns: list[object]) -> dict[str, str]:
     ],
 )
 def test_presets_are_the_published_models(preset: str, size: int, rate: float, band: str) -> None:
-    config = _settled(ImportGampenConfig(model="m", scaling="s", output="o", preset=preset))  # type: ignore[arg-type]
+    config = settled(ImportGampenConfig(model="m", scaling="s", output="o", preset=preset))  # type: ignore[arg-type]
     assert (config.cutout_size, config.dropout_rate, config.bands) == (size, rate, (band,))
     assert (config.targets, config.pixel_scale_arcsec, config.zero_point_mag) == (LABELS, 0.168, 27.0)
 
 
 def test_what_is_given_wins_over_the_preset() -> None:
     given = {"targets": ("ln_R_e_asec",), "cutout_size": 240, "dropout_rate": 0.0, "zero_point_mag": 0.0, "bands": ("x",)}
-    config = _settled(ImportGampenConfig(model="m", scaling="s", output="o", preset="g_0_025", **given))
+    config = settled(ImportGampenConfig(model="m", scaling="s", output="o", preset="g_0_025", **given))
     assert {name: getattr(config, name) for name in given} == given
 
 
@@ -79,5 +79,7 @@ def test_the_model_needs_no_flag(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert config == ImportGampenConfig(**paths, preset="r_025_050")  # type: ignore[arg-type]
     (tmp_path / "job.toml").write_text(f'model = "{paths["model"]}"\n')
     assert cli.parse(["import-gampen", str(tmp_path / "job.toml"), *flags])[1] == config
+    assert cli.main(["import-gampen", paths["model"], *flags, "--model", "other.pt"]) == 2
+    assert "error: model: given twice" in capsys.readouterr().err
     assert cli.main(["import-gampen", paths["model"], *flags]) == 2
     assert "error: model: fc_loc.2.bias is missing" in capsys.readouterr().err

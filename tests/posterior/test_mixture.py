@@ -324,3 +324,10 @@ class TestScaled:
     def test_not_positive(self):
         with pytest.raises(ValueError, match="must hold 1 positive numbers"):
             mixture("log").scaled(np.array([0.0]))
+
+
+def test_standardised_std_is_that_of_draws():
+    made = mixture("log", "logit", num_galaxies=5)
+    draws = made.standardised_sample(200_000, seed=0)
+    np.testing.assert_allclose(made.standardised_std(), draws.std(1), rtol=0.01)
+    np.testing.assert_allclose(made.standardised_mean(), draws.mean(1), atol=0.01)
