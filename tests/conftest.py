@@ -3,8 +3,11 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.s3_server import BUCKET, s3_environment, s3_server
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,8 +22,32 @@ def package_logger() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
+def storage_environment() -> Iterator[dict[str, str]]:
+    """Variables of the S3 server, set before Ray starts, as its workers inherit them; the server itself may start later."""
+    environment = s3_environment()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(storage_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of the bucket of a real S3 server, which runs until the last test is done."""
+    with s3_server(tmp_path_factory.mktemp("s3"), storage_environment):
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture
+def s3_folder(s3_bucket: str, tmp_path: Path) -> str:
+    """URI of a folder in that bucket for one test."""
+    return f"{s3_bucket}/{tmp_path.name}"
+
+
+@pytest.fixture(scope="session")
+def ray_local(storage_environment: dict[str, str]) -> Iterator[None]:
     """One local Ray with two CPUs for all tests that need it; code under test finds it running and keeps it."""
+    del storage_environment
     import ray
 
     from gampen_ray.engine.session import ray_session

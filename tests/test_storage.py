@@ -1,6 +1,5 @@
-"""Local files, and the same on an S3-compatible server where the environment names one."""
+"""Local files, and the same on an S3-compatible server."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,7 @@ from gampen_ray.errors import UserError
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path)
-    if "GAMPEN_RAY_TEST_S3" not in os.environ:
-        pytest.skip("GAMPEN_RAY_TEST_S3 is not set (a URI prefix that may be written, with AWS_* for its server)")
-    return storage.join(os.environ["GAMPEN_RAY_TEST_S3"], tmp_path.name)
+    return request.getfixturevalue("s3_folder")
 
 
 def test_bytes_come_back_and_are_replaced(root: str) -> None:
