@@ -41,7 +41,7 @@ def posteriors() -> Mixture:
     rng = np.random.default_rng(0)
     mean = rng.normal(0, 1, (NUM_GALAXIES, 1, 3)) + rng.normal(0, 0.2, (NUM_GALAXIES, NUM_PASSES, 3))
     tril = np.tril(rng.normal(0, 0.1, (NUM_GALAXIES, NUM_PASSES, 3, 3)), -1) + 0.3 * np.eye(3)
-    fields = {"unit": "", "clip": 0.01, "low": 0.0, "high": 1.0}
+    fields = {"unit": "", "clip_low": 0.01, "clip_high": 0.99, "low": 0.0, "high": 1.0}
     targets = TargetSchema(
         (
             Target(name="bulge_to_total", transform="logit", location=0.0, scale=1.8, **fields),

@@ -81,8 +81,18 @@ class ImagePreprocessing:
             pixel_scale_arcsec=pixel_scale_arcsec,
         )
 
+    @property
+    def repeats_a_band(self) -> bool:
+        """Whether all channels of the network's input hold the same band."""
+        return self.channels != len(self.bands)
+
     def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return network inputs, N x channels x size x size float32, from cutouts in flux units.
+        """Return network inputs, N x channels x size x size float32, from cutouts in flux units; see `stretched`."""
+        x = self.stretched(images_NCHW)
+        return x.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
+
+    def stretched(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return network inputs before a band is repeated, N x C x size x size float32, from cutouts in flux units.
 
         Raises
         ------
@@ -94,8 +104,9 @@ class ImagePreprocessing:
                 f"images: shape {tuple(images_NCHW.shape)} does not fit; give (galaxies, {len(self.bands)}, height, width) "
                 f"with the bands {', '.join(self.bands)}"
             )
-        x = torch.asinh(resize(images_NCHW.float(), self.size) / self.softening)
-        return x.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
+        return torch.asinh(resize(images_NCHW.float(), self.size) / self.softening).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def match(
         self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None

@@ -15,8 +15,8 @@ from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_ma
 class Network(nn.Module):
     """Map preprocessed images (N x C x H x W) to raw likelihood outputs (N x P).
 
-    All layers from the first dropout on form the `tail`; what precedes it is deterministic and is computed once for all Monte
-    Carlo passes.
+    All layers from the first dropout on form the `tail`, and the output layer in any case; what precedes them is deterministic
+    and computed once for all Monte Carlo passes.
 
     Parameters
     ----------
@@ -34,15 +34,19 @@ class Network(nn.Module):
         self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size)
         side = size if self.transformer is None else self.transformer.output_size
         layers = backbone(config.backbone, channels, side, num_outputs(config.likelihood, num_targets))
-        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers))
+        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers) - 1)
         self.stem = nn.Sequential(*layers[:first])
         self.tail = nn.Sequential(*layers[first:])
 
+    def crop(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the spatial transformer's crops and their affine maps (N x 2 x 3)."""
+        if self.transformer is None:
+            return x_NCHW, identity_map(len(x_NCHW), x_NCHW.device)
+        return self.transformer(x_NCHW)
+
     def prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the activations before the first dropout and the affine maps of the crops (N x 2 x 3)."""
-        if self.transformer is None:
-            return self.stem(x_NCHW), identity_map(len(x_NCHW), x_NCHW.device)
-        crops_NCHW, theta_N23 = self.transformer(x_NCHW)
+        crops_NCHW, theta_N23 = self.crop(x_NCHW)
         return self.stem(crops_NCHW), theta_N23
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:

@@ -17,40 +17,15 @@ from gampen_ray import storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
-from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.mc_dropout import ThinnedNetworks
-from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.predictor import Predictor
 from gampen_ray.provenance import RUN_FILE
 from gampen_ray.settings import build, to_dict
 
 FORMAT_VERSION = 2
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Posteriors of N galaxies with what was learned on the way.
-
-    Parameters
-    ----------
-    mixture
-        Posterior, calibrated if the bundle says so.
-    usable_N
-        False where the network's output is not a proper Gaussian (pixels near the limits of float32); the mixture is then a
-        placeholder.
-    affine_N23
-        Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
-    crop_scale_N
-        Side of each learned crop over the side of the network's input.
-    """
-
-    mixture: Mixture
-    usable_N: np.ndarray
-    affine_N23: np.ndarray
-    crop_scale_N: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +64,7 @@ class Bundle:
         *,
         num_passes: int = 32,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: int = 0,
         zero_point_mag: float | None = None,
         pixel_scale_arcsec: float | None = None,
     ) -> Mixture:
@@ -104,7 +79,7 @@ class Bundle:
         seed
             Seed of the dropout masks.
         batch_size
-            Galaxies per forward pass; changes no result.
+            Galaxies per forward pass, which changes no result; 0: as many as keep the processor's caches busy.
         zero_point_mag, pixel_scale_arcsec
             Of the cutouts, which are converted to those of the training cutouts; None: the same.
 
@@ -114,17 +89,20 @@ class Bundle:
             If the images have the wrong bands or non-finite pixels, or are too bright for the network.
         """
         predictor = Predictor(
-            self, num_passes=num_passes, seed=seed, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec
+            self,
+            num_passes=num_passes,
+            seed=seed,
+            batch_size=batch_size,
+            zero_point_mag=zero_point_mag,
+            pixel_scale_arcsec=pixel_scale_arcsec,
         )
-        starts = range(0, max(1, len(images_NCHW)), batch_size)
-        predictions = [predictor(images_NCHW[i : i + batch_size]) for i in starts]
-        usable_N = np.concatenate([prediction.usable_N for prediction in predictions])
-        if not usable_N.all():
+        prediction = predictor(images_NCHW)
+        if not prediction.usable_N.all():
             raise UserError(
-                f"images: {(~usable_N).sum()} give no finite posterior, the first is number {np.argmin(usable_N)}; "
-                "mask or remove their extreme pixels"
+                f"images: {(~prediction.usable_N).sum()} give no finite posterior, the first is number "
+                f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
-        return Mixture.concatenate([prediction.mixture for prediction in predictions])
+        return prediction.mixture
 
     def save(self, uri: str) -> None:
         """Write the bundle to a folder or s3:// URI; the checksums come last."""
@@ -144,60 +122,6 @@ class Bundle:
         files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
-
-
-class Predictor:
-    """Maps batches of cutouts to posteriors with one set of thinned networks.
-
-    Parameters
-    ----------
-    bundle
-        Trained model.
-    num_passes, seed
-        Number of dropout masks and their seed.
-    device
-        Where the network runs.
-    zero_point_mag, pixel_scale_arcsec
-        Of the cutouts to predict, which are converted to those of the training cutouts; None: the same.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        num_passes: int,
-        seed: int,
-        device: str | torch.device = "cpu",
-        zero_point_mag: float | None = None,
-        pixel_scale_arcsec: float | None = None,
-    ) -> None:
-        self._bundle, self._device = bundle, torch.device(device)
-        self._units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
-        network = bundle.network.to(self._device)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._thinned = ThinnedNetworks(network, num_passes, seed)
-
-    def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
-        """Return cutouts in the flux units and pixel scale of the training cutouts."""
-        return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
-
-    def __call__(self, images_NCHW: np.ndarray) -> Prediction:
-        """Return the posteriors of a batch of cutouts; see `Bundle.predict`."""
-        if not np.isfinite(images_NCHW).all():
-            bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
-            raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
-        x_NCHW = self._bundle.images(self.match(images_NCHW))
-        outputs_NKP, affine_N23 = self._thinned(x_NCHW)
-        mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(self._bundle.targets))
-        usable_N = proper(mean_NKD, scale_tril_NKDD)
-        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, torch.eye(len(self._bundle.targets), dtype=torch.float64)
-        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets)
-        return Prediction(
-            mixture=mixture.scaled(self._bundle.calibration_scale_D),
-            usable_N=usable_N.numpy(),
-            affine_N23=affine_N23.cpu().numpy(),
-            crop_scale_N=crop_scale(affine_N23).cpu().numpy(),
-        )
 
 
 def load_bundle(uri: str) -> Bundle:

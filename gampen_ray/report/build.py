@@ -16,7 +16,8 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
-from gampen_ray.posterior.bundle import Bundle, Predictor
+from gampen_ray.posterior.bundle import Bundle
+from gampen_ray.posterior.predictor import Predictor
 from gampen_ray.posterior.rotation import RotationStability, rotation_stability
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged

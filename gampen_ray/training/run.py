@@ -209,7 +209,7 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
     """Return the uncalibrated posteriors of the validation split, and its true values (N x D, physical)."""
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
-    outputs, targets = zip(*((thinned(run.network_inputs(x))[0], y) for x, y in worker.batches("val", 0)), strict=True)
+    outputs, targets = zip(*((thinned(run.network_inputs(x)).outputs_NKP, y) for x, y in worker.batches("val", 0)), strict=True)
     outputs_NKP, z_ND = worker.gather(torch.cat(outputs)), worker.gather(torch.cat(targets))
     mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(run.targets))
     return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().cpu().numpy())

@@ -17,8 +17,9 @@ from gampen_ray.config import NetworkConfig
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.errors import UserError
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.bundle import Bundle, Predictor
+from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.crops import Cropper, pixel_map
+from gampen_ray.posterior.predictor import Predictor
 from tests.networks import NETWORK, SIZE, bundle
 
 RNG = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gampen_ray.errors import UserError
+from gampen_ray.model.network import Network
 from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.rotation import RotationStability, rotation_stability
 from tests.networks import SIZE, bundle, galaxies
@@ -14,19 +15,24 @@ from tests.networks import SIZE, bundle, galaxies
 SIGMA = 0.5
 
 
-class Reads(nn.Module):
-    """A network whose first mean is a function of the image; the other is 0, and both have the standard deviation `SIGMA`."""
+class Reading(nn.Module):
+    """A layer whose first output is a function of the image."""
 
     def __init__(self, function) -> None:
         super().__init__()
         self.function = function
-        self.tail = nn.Identity()
 
-    def prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean_N = self.function(x_NCHW)
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
         outputs_NP = torch.zeros(len(x_NCHW), 5)
-        outputs_NP[:, 0], outputs_NP[:, 2:4] = mean_N, 2 * math.log(SIGMA)
-        return outputs_NP, torch.eye(2, 3).repeat(len(x_NCHW), 1, 1)
+        outputs_NP[:, 0], outputs_NP[:, 2:4] = self.function(x_NCHW), 2 * math.log(SIGMA)
+        return outputs_NP
+
+
+def reads(function) -> Network:
+    """A network whose first mean is a function of the image; the other is 0, and both have the standard deviation `SIGMA`."""
+    network = bundle().network
+    network.transformer, network.stem, network.tail = None, nn.Sequential(Reading(function)), nn.Sequential(nn.Identity())
+    return network
 
 
 def reading(function) -> Bundle:
@@ -34,7 +40,7 @@ def reading(function) -> Bundle:
     model = bundle()
     # asinh(x) = x to float32 for small pixels
     images = dataclasses.replace(model.images, softening=1.0)
-    return dataclasses.replace(model, network=Reads(function), images=images, calibration_scale_D=np.ones(2))
+    return dataclasses.replace(model, network=reads(function), images=images, calibration_scale_D=np.ones(2))
 
 
 def ramp(count: int = 3) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""From cutouts to posteriors on one device: batches sized to its memory, arithmetic suited to it.
+
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from gampen_ray.errors import UserError
+from gampen_ray.model.likelihood import gaussian
+from gampen_ray.model.spatial_transformer import crop_scale
+from gampen_ray.posterior.mc_dropout import ThinnedNetworks
+from gampen_ray.posterior.mixture import Mixture, proper
+
+if TYPE_CHECKING:
+    from gampen_ray.posterior.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16"]
+# What the activations of a batch may take: on a CPU such that layers stay near the cache, on a GPU half of what is free.
+_CPU_BYTES = 64 << 20
+_MAX_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Posteriors of N galaxies with what was learned on the way.
+
+    Parameters
+    ----------
+    mixture
+        Posterior, calibrated if the bundle says so.
+    usable_N
+        False where the network's output is not a proper Gaussian (pixels near the limits of float32); the mixture is then a
+        placeholder.
+    affine_N23
+        Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
+    crop_scale_N
+        Side of each learned crop over the side of the network's input.
+    """
+
+    mixture: Mixture
+    usable_N: np.ndarray
+    affine_N23: np.ndarray
+    crop_scale_N: np.ndarray
+
+    @staticmethod
+    def concatenate(parts: list["Prediction"]) -> "Prediction":
+        """Return the predictions of all galaxies."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("usable_N", "affine_N23", "crop_scale_N")
+        }
+        return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
+
+
+class Predictor:
+    """Maps cutouts to posteriors with one set of thinned networks.
+
+    Parameters
+    ----------
+    bundle
+        Trained model.
+    num_passes, seed
+        Number of dropout masks and their seed.
+    device
+        Where the network runs.
+    precision
+        Of the network behind the spatial transformer; ``auto``: bfloat16 on a GPU that has it, float32 elsewhere.
+    batch_size
+        Galaxies per forward pass; 0: as many as fit the device. Halved for good where memory runs out. Changes no result.
+    zero_point_mag, pixel_scale_arcsec
+        Of the cutouts to predict, which are converted to those of the training cutouts; None: the same.
+    """
+
+    def __init__(
+        self,
+        bundle: "Bundle",
+        *,
+        num_passes: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        batch_size: int = 0,
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> None:
+        self._bundle, self._device = bundle, torch.device(device)
+        self._units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
+        gpu = self._device.type == "cuda"
+        if precision == "auto":
+            precision = "bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32"
+        self._thinned = ThinnedNetworks(
+            bundle.network,
+            num_passes,
+            seed,
+            device=self._device,
+            dtype=getattr(torch, precision),
+            repeated_band=bundle.images.repeats_a_band,
+        )
+        self.batch_size = batch_size or _batch_size(self._thinned, bundle, self._device)
+
+    def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
+        """Return cutouts in the flux units and pixel scale of the training cutouts."""
+        return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
+
+    def __call__(self, images_NCHW: np.ndarray) -> Prediction:
+        """Return the posteriors of one cutout or more; see `gampen_ray.posterior.bundle.Bundle.predict`.
+
+        Raises
+        ------
+        UserError
+            If a cutout has pixels that are not finite.
+        """
+        if not np.isfinite(images_NCHW).all():
+            bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
+            raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
+        parts: list[Prediction] = []
+        start = 0
+        while start < max(1, len(images_NCHW)):
+            try:
+                parts.append(self._batch(images_NCHW[start : start + self.batch_size]))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                logger.warning("the device is out of memory: batches of %s galaxies from here on", self.batch_size)
+            else:
+                start += self.batch_size
+        return Prediction.concatenate(parts)
+
+    def _batch(self, images_NCHW: np.ndarray) -> Prediction:
+        passes = self._thinned(self._bundle.images.stretched(self.match(images_NCHW)))
+        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.cpu().double(), len(self._bundle.targets))
+        usable_N = proper(mean_NKD, scale_tril_NKDD)
+        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, torch.eye(len(self._bundle.targets), dtype=torch.float64)
+        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets)
+        return Prediction(
+            mixture=mixture.scaled(self._bundle.calibration_scale_D),
+            usable_N=usable_N.numpy(),
+            affine_N23=passes.affine_N23.cpu().numpy(),
+            crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
+        )
+
+
+def _batch_size(thinned: ThinnedNetworks, bundle: "Bundle", device: torch.device) -> int:
+    """Return how many galaxies' activations fit a device."""
+    budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_BYTES
+    image = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=device)
+    return int(np.clip(budget // thinned.activation_bytes(bundle.images.stretched(image)), 1, _MAX_BATCH))
