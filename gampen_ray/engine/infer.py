@@ -27,7 +27,7 @@ from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, Predictor, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_parts, catalog_table
+from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_parts, catalog_table, write_part
 from gampen_ray.posterior.gampen_catalog import FOLDER, SUMMARY, gampen_summary, join_summaries, write_draws
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
@@ -203,7 +203,7 @@ def _write_unit(
         store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
         mode_centred=config.mode_centred,
     )
-    _write(storage.join(config.output, CATALOG, name), table)
+    write_part(storage.join(config.output, CATALOG, name), table)
     return {"num_rows": [len(rows)]}
 
 
@@ -220,12 +220,6 @@ def _summary_part(output: str, unit: str = "") -> str:
 
 def _tensor(column: pa.ChunkedArray) -> torch.Tensor:
     return torch.from_numpy(column.combine_chunks().to_numpy_ndarray().copy())
-
-
-def _write(uri: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    storage.write_bytes_atomic(uri, sink.getvalue())
 
 
 def _counts(output: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a l
 import enum
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +130,22 @@ def catalog_table(
     return pa.table(list(columns.values()), schema=schema)
 
 
+def write_part(uri: str, table: pa.Table) -> None:
+    """Write one file of a catalogue, whole or not at all.
+
+    Floats are stored byte by byte before compression (BYTE_STREAM_SPLIT), not in dictionaries: their values never repeat, and a
+    stored mixture takes two thirds of the space.
+    """
+    kinds = {item.name: item.type for item in table.schema}
+    lists = {name: f"{name}.list.element" for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)}
+    floats = [lists.get(name, name) for name, kind in kinds.items() if name in lists or pa.types.is_floating(kind)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats, write_page_checksum=True
+    )
+    storage.write_bytes_atomic(uri, sink.getvalue())
+
+
 def catalog_parts(output: str) -> Iterator[pa.Table]:
     """Yield the tables of a catalogue's files, in order; ``output`` is the folder that `infer` made."""
     for uri in storage.list_files(storage.join(output, CATALOG), ".parquet"):
@@ -136,28 +153,34 @@ def catalog_parts(output: str) -> Iterator[pa.Table]:
             yield pq.read_table(source)
 
 
-def mixture_from_catalog(table: pa.Table, targets: TargetSchema) -> Mixture:
-    """Return the posteriors stored in a catalogue (float32 accuracy).
+def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
+    """Return the posteriors stored in a catalogue (float32 accuracy), whichever program read it.
+
+    Parameters
+    ----------
+    table
+        Rows of the catalogue as a pyarrow, pandas or astropy table, or any mapping from column name to values: of DuckDB, what
+        ``to_arrow_table()``, ``df()`` and ``fetchnumpy()`` give. ``mixture_mean`` and ``mixture_scale_tril`` must be there.
+    targets
+        Targets of the model that made the catalogue: ``load_bundle(uri).targets``.
 
     Raises
     ------
     ValueError
-        If the catalogue holds no mixtures, or mixtures of another number of targets.
+        If the catalogue holds no mixtures, rows without one, or mixtures of another number of targets.
     """
-    if _MIXTURE_MEAN not in table.column_names:
-        raise ValueError("the catalogue holds no mixtures: run infer with --posterior mixture")
     dims = len(targets)
-    mean, tril = (_matrix(table[name]) for name in (_MIXTURE_MEAN, _MIXTURE_TRIL))
-    passes = mean.shape[1] // dims
     triangle = dims * (dims + 1) // 2
+    mean, tril = _matrix(table, _MIXTURE_MEAN, dims), _matrix(table, _MIXTURE_TRIL, triangle)
+    passes = mean.shape[1] // dims
     if (mean.shape[1], tril.shape[1]) != (passes * dims, passes * triangle):
         raise ValueError(
             f"stored means have {mean.shape[1]} and factors {tril.shape[1]} elements; not mixtures of {dims} targets"
         )
     rows, cols = np.tril_indices(dims)
-    scale_tril_NKDD = np.zeros((len(table), passes, dims, dims))
-    scale_tril_NKDD[:, :, rows, cols] = tril.reshape(len(table), passes, triangle)
-    mean_NKD = mean.reshape(len(table), passes, dims)
+    scale_tril_NKDD = np.zeros((len(mean), passes, dims, dims))
+    scale_tril_NKDD[:, :, rows, cols] = tril.reshape(len(mean), passes, triangle)
+    mean_NKD = mean.reshape(len(mean), passes, dims)
     return Mixture(torch.from_numpy(mean_NKD), torch.from_numpy(scale_tril_NKDD), targets)
 
 
@@ -182,6 +205,17 @@ def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat_NX.reshape(-1)), flat_NX.shape[1])
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat.astype(np.float64).reshape(len(column), column.type.list_size)
+def _matrix(table: Any, name: str, component: int) -> np.ndarray:
+    """Return a column of equally long lists as a float64 matrix; an empty one may not know their length: one ``component``."""
+    try:
+        column = table[name]
+    except KeyError:
+        raise ValueError(f"the table has no column {name}: run infer with --posterior mixture") from None
+    if np.ndim(column) == 2:
+        return np.asarray(column, dtype=np.float64)
+    lists = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([pa.array(column)])
+    if lists.null_count:
+        raise ValueError(f"{name}: {lists.null_count} of {len(lists)} rows hold no mixture; leave these rows out")
+    if len(lists) == 0:
+        return np.zeros((0, getattr(lists.type, "list_size", component)))
+    return lists.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(lists), -1)

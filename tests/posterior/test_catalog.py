@@ -1,10 +1,12 @@
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from gampen_ray.posterior.catalog import Flag, catalog_schema, catalog_table, mixture_from_catalog
+from gampen_ray.posterior.catalog import Flag, catalog_schema, catalog_table, mixture_from_catalog, write_part
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
 
@@ -37,7 +39,7 @@ def test_schema_does_not_depend_on_the_batch():
 
 def test_mixture_round_trip_through_parquet(tmp_path):
     m = mixture("logit", "log", "identity", num_galaxies=9, num_passes=5)
-    pq.write_table(build(m), tmp_path / "part.parquet")
+    write_part(f"{tmp_path}/part.parquet", build(m))
     back = mixture_from_catalog(pq.read_table(tmp_path / "part.parquet").slice(2, 4), m.targets)
     assert np.array_equal(back.mean_NKD.numpy(), m.mean_NKD[2:6].numpy().astype(np.float32))
     assert np.array_equal(back.scale_tril_NKDD.numpy(), m.scale_tril_NKDD[2:6].numpy().astype(np.float32))
@@ -55,7 +57,7 @@ def test_summaries_are_those_before_rounding():
 def test_astropy_reads_units_and_descriptions(tmp_path, kind):
     m = mixture("logit", "log", num_galaxies=6)
     ids = np.arange(6) if kind == "int64" else pa.array([f"J{i:04d}" for i in range(6)])
-    pq.write_table(build(m, object_id=ids), tmp_path / "part.parquet")
+    write_part(f"{tmp_path}/part.parquet", build(m, object_id=ids))
     table = Table.read(tmp_path / "part.parquet")
     assert str(table["ra"].unit) == "deg"
     assert str(table["log_1_median"].unit) == "arcsec"
@@ -101,9 +103,60 @@ def test_lengths_differ():
         catalog_table(pa.table({"object_id": [1]}), m, np.ones(20), np.zeros(20), store_mixture=False)
 
 
-def test_no_mixture_stored():
-    with pytest.raises(ValueError, match="--posterior mixture"):
-        mixture_from_catalog(build(mixture("log"), store_mixture=False), schema("log"))
+READERS = {
+    "pyarrow": pq.read_table,
+    "pandas": pd.read_parquet,
+    "pandas with Arrow types": lambda path: pd.read_parquet(path, dtype_backend="pyarrow"),
+    "astropy": Table.read,
+    "DuckDB to Arrow": lambda path: duckdb.sql(f"FROM '{path}'").to_arrow_table(),
+    "DuckDB to pandas": lambda path: duckdb.sql(f"FROM '{path}'").df(),
+    "DuckDB to NumPy": lambda path: duckdb.sql(f"FROM '{path}'").fetchnumpy(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("num_galaxies", [0, 12])
+def test_any_program_reads_the_mixture_back(tmp_path, reader, num_galaxies):
+    m = mixture("logit", "log", "identity", num_galaxies=12)[:num_galaxies]
+    write_part(f"{tmp_path}/part.parquet", build(m))
+    back = mixture_from_catalog(READERS[reader](tmp_path / "part.parquet"), m.targets)
+    assert len(back) == num_galaxies
+    if num_galaxies:
+        assert np.array_equal(back.mean_NKD.numpy(), m.mean_NKD.numpy().astype(np.float32))
+        np.testing.assert_allclose(back.quantile([0.1, 0.9]), m.quantile([0.1, 0.9]), rtol=1e-5)
+        np.testing.assert_allclose(back.sample(5, seed=1), m.sample(5, seed=1), rtol=1e-5)
+        np.testing.assert_allclose(back.log_prob(m.mean()), m.log_prob(m.mean()), rtol=1e-4)
+
+
+def test_duckdb_sees_plain_types(tmp_path):
+    m = mixture("log", num_galaxies=6)
+    write_part(f"{tmp_path}/part.parquet", build(m))
+    types = dict(duckdb.sql(f"SELECT column_name, column_type FROM (DESCRIBE FROM '{tmp_path}/part.parquet')").fetchall())
+    assert (types.pop("object_id"), types.pop("flags")) == ("BIGINT", "BIGINT")
+    assert {types.pop("mixture_mean"), types.pop("mixture_scale_tril")} == {"FLOAT[]"}
+    assert set(types.values()) == {"DOUBLE"}
+    ((count, median),) = duckdb.sql(f"SELECT count(*), max(log_0_median) FROM '{tmp_path}/part.parquet'").fetchall()
+    assert (count, median) == (6, m.quantile(0.5).max())
+
+
+def test_size_of_a_galaxy_on_disk(tmp_path):
+    m = mixture("logit", "log", "identity", num_galaxies=1000)
+    write_part(f"{tmp_path}/part.parquet", build(m))
+    numbers = 4 * 32 * (3 + 6) + 8 * 52
+    assert (tmp_path / "part.parquet").stat().st_size < 1000 * numbers
+
+
+def test_rows_without_a_mixture():
+    table = build(mixture("log")).to_pandas()
+    table.loc[3, "mixture_mean"] = None
+    with pytest.raises(ValueError, match="mixture_mean: 1 of 20 rows hold no mixture; leave these rows out"):
+        mixture_from_catalog(table, schema("log"))
+
+
+@pytest.mark.parametrize("kind", [lambda table: table, pa.Table.to_pandas, pa.Table.to_pydict])
+def test_no_mixture_stored(kind):
+    with pytest.raises(ValueError, match="the table has no column mixture_mean: run infer with --posterior mixture"):
+        mixture_from_catalog(kind(build(mixture("log"), store_mixture=False)), schema("log"))
 
 
 def test_mixture_of_another_number_of_targets():
