@@ -24,7 +24,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._done = 0
+        self._done = self._skipped = 0
         self._start = self._last = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
@@ -37,6 +37,11 @@ class Progress:
             sys.stderr.write("\n")
             sys.stderr.flush()
 
+    def skip(self, count: int) -> None:
+        """Add ``count`` units that were finished before; they do not count for the rate."""
+        self._done += count
+        self._skipped += count
+
     def advance(self, count: int, note: str = "", *, always: bool = False) -> None:
         """Add ``count`` finished units; ``note`` is shown behind the rate, ``always`` or when a line is due."""
         self._done += count
@@ -47,8 +52,8 @@ class Progress:
         self._last = time.monotonic()
         elapsed = self._last - self._start
         text = f"{self._what}: {self._done:,}/{self._total:,} {self._unit}"
-        if self._done:
-            rate = self._done / max(elapsed, 1e-9)
+        if self._done > self._skipped:
+            rate = (self._done - self._skipped) / max(elapsed, 1e-9)
             speed = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
             text += f", {speed}, {max(self._total - self._done, 0) / rate:,.0f} s left"
         text += f" | {note}" if note else ""

@@ -14,8 +14,8 @@ from gampen_ray.settings import to_dict
 
 RUN_FILE = "run.json"
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")
-# Where a job runs and where its output lies do not make it another run.
-_FREE_FIELDS = ("output", "resources")
+# Where a job runs, in what batches, and where its output lies do not make it another run.
+_FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers")
 
 
 def provenance() -> dict[str, Any]:

@@ -159,8 +159,13 @@ class InferConfig:
     """Monte Carlo dropout passes per galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
-    batch_size: int = pydantic.Field(default=256, ge=1)
-    """Galaxies per forward pass."""
+    batch_size: int = pydantic.Field(default=0, ge=0)
+    """Galaxies per forward pass, which changes no result. 0: as many as fit the device."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network behind the spatial transformer. auto: bfloat16 on a GPU that has it, else float32."""
+    galaxies_per_file: int = pydantic.Field(default=4096, ge=1)
+    """Galaxies per catalogue file at most, the unit of work that a killed job repeats; a file never spans two input shards, and
+    small inputs are cut finer."""
     posterior: Literal["summary", "mixture"] = "summary"
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
     mode_centred: bool = False
@@ -170,6 +175,10 @@ class InferConfig:
     the mixture is stored then in any case."""
     gampen_magnitudes: bool = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
+    estimate: bool = False
+    """Only measure: predict for 30 s, write nothing, and tell galaxies/s, hours, GPU-hours and size of the output."""
+    estimate_workers: int = pydantic.Field(default=0, ge=0)
+    """Workers of the cluster that the estimate is for; 0: those of this one."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
 

@@ -250,13 +250,30 @@ def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Seque
         For a file that is missing, damaged or of a newer version, or for a column that is not there.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
-        file = pq.ParquetFile(source, page_checksum_verification=True)
-        names = file.schema_arrow.names
-        require(uri, columns or (), names)
-        _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
+        file = _opened(uri, source)
+        require(uri, columns or (), file.schema_arrow.names)
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
+
+
+def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], num_rows: int) -> Iterator[tuple[pa.Table, int]]:
+    """Yield some row groups of a shard in pieces of ``num_rows`` rows, each with the bytes that a row takes in the file.
+
+    Columns that are not there are left out. Pages are verified as in `read_shard`.
+
+    Raises
+    ------
+    UserError
+        As `read_shard`.
+    """
+    with _damage_explained(uri), storage.open_input(uri) as source:
+        file = _opened(uri, source)
+        there = [name for name in columns if name in file.schema_arrow.names]
+        groups = [file.metadata.row_group(group) for group in row_groups]
+        compressed = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+        for batch in file.iter_batches(num_rows, row_groups, columns=there):
+            yield pa.Table.from_batches([batch]), round(compressed * len(batch) / sum(group.num_rows for group in groups))
 
 
 def images(table: pa.Table) -> np.ndarray:
@@ -281,6 +298,12 @@ def write_quarantine(uri: str, rows: Iterable[tuple[str, str, str]]) -> None:
     names = QUARANTINE_SCHEMA.names
     table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], QUARANTINE_SCHEMA)
     _write_parquet(uri, table, _ROW_GROUP_ROWS)
+
+
+def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:
+    file = pq.ParquetFile(source, page_checksum_verification=True)
+    _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
+    return file
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
 """What inference reads, in units of work: a dataset of cutout shards, or FITS cutouts as they lie in a folder.
 
 A unit of shards is a run of row groups of one of them; a unit of FITS files is a part of the plan of an ingest, which is read
-as an ingest would read it but not written. Shape legend: N galaxies, C bands, H x W pixels.
+as an ingest would read it but not written. Both are cut by rules that look at the input alone, so that every run of a job has
+the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +20,10 @@ from gampen_ray.errors import UserError
 
 __all__ = ["Source", "Unit", "open_source", "shard_units"]
 
-# Below Ray Data's block size, so that a unit is never cut; large enough to keep a device busy.
-_UNIT_BYTES = 32 << 20
+# A small input is cut finer than asked, so that all workers get their share and progress is seen.
+_MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
+_FOOTER_THREADS = 32
+_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,34 +65,46 @@ class Source:
     info: shards.DatasetInfo
     ingest: IngestConfig | None
 
-    def read(self, unit: Unit) -> dict[str, np.ndarray]:
-        """Return a unit's rows, N in all.
+    def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the number of bytes read.
 
-        Returns
-        -------
+        Yields
+        ------
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
             ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled`` and ``padded``.
         """
         if self.ingest is None:
-            table = shards.read_shard(unit.uri, row_groups=range(unit.start, unit.stop))
-            image_NCHW = shards.images(table).copy()
-            reason_N = validation.validate_rows({"image": image_NCHW})
-            image_NCHW[reason_N != ""] = 0.0
-            columns = {name: table[name] for name in table.column_names}
-            source_N = np.full(len(table), unit.uri)
-        else:
-            table = packing.from_bytes(unit.rows)
+            for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), _COLUMNS, num_rows):
+                yield _shard_rows(table, unit.uri), num_bytes
+            return
+        plan = packing.from_bytes(unit.rows)
+        for start in range(0, len(plan), num_rows):
+            table = plan.slice(start, num_rows)
             columns, source_N, reason_N = packing.read_rows(table, self.ingest, self.info)
-            columns["object_id"] = _filled(table["object_id"])
-            image_NCHW = columns["image"]
-        result = {name: np.asarray(columns[name]) for name in ("object_id", "ra", "dec") if name in columns}
-        for name in ("pixels_filled", "padded"):
-            result[name] = np.asarray(columns[name]) if name in columns else np.zeros(len(table), bool)
-        return result | {"image": image_NCHW, "reason": reason_N.astype(str), "source": source_N.astype(str)}
+            columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
+            yield _rows(columns, reason_N, source_N), columns["image"].nbytes
 
 
-def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) -> tuple[Source, list[Unit]]:
+def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
+    image_NCHW = shards.images(table)
+    reason_N = validation.validate_rows({"image": image_NCHW})
+    if (bad := reason_N != "").any():
+        image_NCHW = image_NCHW.copy()
+        image_NCHW[bad] = 0.0
+    columns = {name: table[name] for name in table.column_names} | {"image": image_NCHW}
+    return _rows(columns, reason_N, np.full(len(table), uri))
+
+
+def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
+    rows = {name: np.asarray(values) for name, values in columns.items()}
+    done_to_pixels = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
+    return done_to_pixels | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
+
+
+def open_source(
+    dataset: str, *, split: str, bands: tuple[str, ...], size: int, unit_rows: int = 4096
+) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
     Parameters
@@ -97,21 +115,25 @@ def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) 
         Of a dataset that has splits; empty: all rows.
     bands, size
         As the model takes them: FITS cutouts are read with these.
+    unit_rows
+        Rows of a unit at most, but for a row group that has more.
 
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a FITS file.
+        If there is neither a complete dataset nor a FITS file, or a shard is damaged.
     """
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
         info = shards.read_dataset_info(dataset)
-        image_bytes = 4 * int(np.prod(info.image_shape))
         uris = shards.shard_uris(dataset, split)
-        units = [unit for index, uri in enumerate(uris) for unit in shard_units(uri, index, image_bytes)]
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            groups = list(pool.map(shards.row_group_sizes, uris))
+        rows = _unit_rows(unit_rows, sum(map(sum, groups)))
+        units = [unit for i, uri in enumerate(uris) for unit in shard_units(uri, i, groups[i], rows)]
         return Source(info=info, ingest=None), units
     ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
     try:
-        rows, info = packing.plan(ingest)
+        plan, info = packing.plan(ingest)
     except packing.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({ingest.pattern}); "
@@ -119,23 +141,26 @@ def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) 
         ) from None
     if split:
         raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
-    step = max(1, _UNIT_BYTES // (4 * len(bands) * size**2))
-    parts = [(start, rows.slice(start, step)) for start in range(0, len(rows), step)]
+    step = _unit_rows(unit_rows, len(plan))
+    parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
     units = [Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.to_bytes(part)) for start, part in parts]
     return Source(info=info, ingest=ingest), units
 
 
-def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
-    """Return the units of shard number ``index``: runs of row groups of at most 32 MiB of pixels, but one at the least."""
-    rows = shards.row_group_sizes(uri)
+def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> list[Unit]:
+    """Return the units of shard number ``index``: runs of its row groups of at most ``unit_rows`` rows, but one group each."""
     units: list[Unit] = []
     start = 0
-    for stop in range(1, len(rows) + 1):
-        if stop == len(rows) or sum(rows[start : stop + 1]) * image_bytes > _UNIT_BYTES:
+    for stop in range(1, len(group_rows) + 1):
+        if stop == len(group_rows) or sum(group_rows[start : stop + 1]) > unit_rows:
             name = f"part-{index:06d}-{start:04d}.parquet"
-            units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(rows[start:stop])))
+            units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(group_rows[start:stop])))
             start = stop
     return units
+
+
+def _unit_rows(asked: int, total: int) -> int:
+    return min(asked, max(_MIN_UNIT_ROWS, total // _MIN_UNITS))
 
 
 def _filled(ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -57,7 +57,9 @@ def _without_batch_norm(layers: list[nn.Module]) -> list[nn.Module]:
     kept: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, nn.BatchNorm2d):
-            kept[-1] = fuse_conv_bn_eval(kept[-1], layer)
+            convolution = kept[-1]
+            assert isinstance(convolution, nn.Conv2d)
+            kept[-1] = fuse_conv_bn_eval(convolution, layer)
         else:
             kept.append(layer)
     return kept

@@ -130,8 +130,8 @@ def catalog_table(
     return pa.table(list(columns.values()), schema=schema)
 
 
-def write_part(uri: str, table: pa.Table) -> None:
-    """Write one file of a catalogue, whole or not at all.
+def part_content(table: pa.Table) -> pa.Buffer:
+    """Return the content of one Parquet file of a catalogue.
 
     Floats are stored byte by byte before compression (BYTE_STREAM_SPLIT), not in dictionaries: their values never repeat, and a
     stored mixture takes two thirds of the space.
@@ -140,10 +140,9 @@ def write_part(uri: str, table: pa.Table) -> None:
     lists = {name: f"{name}.list.element" for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)}
     floats = [lists.get(name, name) for name, kind in kinds.items() if name in lists or pa.types.is_floating(kind)]
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", use_dictionary=False, use_byte_stream_split=floats, write_page_checksum=True
-    )
-    storage.write_bytes_atomic(uri, sink.getvalue())
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(table, sink, use_byte_stream_split=floats, **options)  # type: ignore[arg-type]
+    return sink.getvalue()
 
 
 def catalog_parts(output: str) -> Iterator[pa.Table]:

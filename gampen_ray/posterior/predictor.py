@@ -13,6 +13,7 @@ import torch
 from gampen_ray.errors import UserError
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.spatial_transformer import crop_scale
+from gampen_ray.posterior.catalog import Flag
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -42,19 +43,21 @@ class Prediction:
         Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
     crop_scale_N
         Side of each learned crop over the side of the network's input.
+    flags_N
+        Sums of `gampen_ray.posterior.catalog.Flag` values: those that the image decides.
     """
 
     mixture: Mixture
     usable_N: np.ndarray
     affine_N23: np.ndarray
     crop_scale_N: np.ndarray
+    flags_N: np.ndarray
 
     @staticmethod
     def concatenate(parts: list["Prediction"]) -> "Prediction":
         """Return the predictions of all galaxies."""
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("usable_N", "affine_N23", "crop_scale_N")
-        }
+        names = ("usable_N", "affine_N23", "crop_scale_N", "flags_N")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
 
 
@@ -135,16 +138,20 @@ class Predictor:
         return Prediction.concatenate(parts)
 
     def _batch(self, images_NCHW: np.ndarray) -> Prediction:
-        passes = self._thinned(self._bundle.images.stretched(self.match(images_NCHW)))
-        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.cpu().double(), len(self._bundle.targets))
+        matched_NCHW = self.match(images_NCHW)
+        passes = self._thinned(self._bundle.images.stretched(matched_NCHW))
+        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.double(), len(self._bundle.targets))
         usable_N = proper(mean_NKD, scale_tril_NKDD)
-        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, torch.eye(len(self._bundle.targets), dtype=torch.float64)
-        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets)
+        identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
+        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
+        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets).scaled(self._bundle.calibration_scale_D)
+        padded = min(matched_NCHW.shape[-2:]) < self._bundle.images.size
         return Prediction(
-            mixture=mixture.scaled(self._bundle.calibration_scale_D),
-            usable_N=usable_N.numpy(),
+            mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),
+            usable_N=usable_N.cpu().numpy(),
             affine_N23=passes.affine_N23.cpu().numpy(),
             crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
+            flags_N=np.full(len(images_NCHW), Flag.INPUT_PADDED.value if padded else 0),
         )
 
 

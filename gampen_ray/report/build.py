@@ -108,6 +108,11 @@ def _rotation(judged: Judged, image_NCHW: np.ndarray, num_angles: int | None) ->
     return rotation_stability(judged.bundle, image_NCHW, num_angles=num_angles, **_prediction_options(judged))
 
 
+def _speed(rates: dict[str, Any]) -> dict[str, str]:
+    # A run that found all of its work done has none.
+    return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
+
+
 def _num_parameters(bundle: Bundle) -> int:
     return sum(p.numel() for p in bundle.network.parameters())
 
@@ -185,7 +190,7 @@ def _facts(judged: Judged) -> dict[str, str]:
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),
-        "inference": f"{manifest['seconds']} s, start-up included",
+        **_speed(manifest["rates"]),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",
     }

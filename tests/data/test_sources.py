@@ -10,17 +10,35 @@ from gampen_ray.errors import UserError
 from tests.networks import SIZE, galaxies
 
 
-@pytest.mark.parametrize("image_bytes", [1, 1 << 20, 1 << 24, 1 << 30])
-def test_units_cover_every_row_group_once(image_bytes: int, tmp_path: Path) -> None:
-    columns = galaxies(600)
-    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE)
-    uri = shards.part_uri(str(tmp_path), shards.ALL, 7)
-    shards.write_shard(uri, columns, info)
-    units = shard_units(uri, 7, image_bytes)
+@pytest.mark.parametrize("unit_rows", [1, 256, 300, 512, 10**9])
+def test_units_cover_every_row_group_once(unit_rows: int) -> None:
+    groups = [256, 256, 88]
+    units = shard_units("part.parquet", 7, groups, unit_rows)
     assert [group for unit in units for group in range(unit.start, unit.stop)] == list(range(3))
-    assert sum(unit.num_rows for unit in units) == 600
+    assert [unit.num_rows for unit in units] == [sum(groups[unit.start : unit.stop]) for unit in units]
     assert len({unit.name for unit in units}) == len(units)
-    assert all(unit.num_rows * image_bytes <= 32 << 20 or unit.stop - unit.start == 1 for unit in units)
+    assert all(unit.num_rows <= unit_rows or unit.stop - unit.start == 1 for unit in units)
+
+
+@pytest.mark.parametrize("piece", [1, 100, 256, 1000])
+def test_shards_are_read_in_pieces_of_any_size(piece: int, tmp_path: Path) -> None:
+    columns = galaxies(600)
+    columns["image"][300] = np.nan
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 600})
+    shards.write_shard(shards.part_uri(str(tmp_path), shards.ALL, 0), columns | {"padded": np.arange(600) > 500}, info)
+    shards.write_dataset_info(str(tmp_path), info)
+    source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    assert [unit.num_rows for unit in units] == [256, 256, 88]
+    pieces = [rows for unit in units for rows, _ in source.read(unit, piece)]
+    assert max(len(rows["object_id"]) for rows in pieces) == min(piece, 256)
+    read = {name: np.concatenate([rows[name] for rows in pieces]) for name in pieces[0]}
+    assert np.array_equal(read["object_id"], columns["object_id"])
+    assert np.array_equal(read["padded"], np.arange(600) > 500)
+    assert not read["pixels_filled"].any()
+    assert np.flatnonzero(read["reason"] != "").tolist() == [300]
+    columns["image"][300] = 0
+    assert np.array_equal(read["image"], columns["image"])
+    assert sum(count for unit in units for _, count in source.read(unit, piece)) > 600 * SIZE**2 * 2
 
 
 def _folder(root: Path, count: int = 5) -> np.ndarray:
@@ -37,7 +55,7 @@ def test_fits_files_are_read_as_the_model_takes_them(tmp_path: Path) -> None:
     pixels = _folder(tmp_path / "cutouts")
     source, units = open_source(str(tmp_path / "cutouts"), split="", bands=("r",), size=SIZE)
     assert [(unit.name, unit.num_rows) for unit in units] == [("part-000000000.parquet", 6)]
-    rows = source.read(units[0])
+    ((rows, _),) = source.read(units[0], 100)
     assert rows["object_id"].tolist() == ["broken", "g0", "g1", "g2", "g3", "g4"]
     assert [reason != "" for reason in rows["reason"]] == [True] + [False] * 5
     assert np.array_equal(rows["image"][1:, 0], pixels[:, :SIZE, :SIZE])
@@ -50,7 +68,7 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
     rows = ["object_id,file_name,ra,dec", "7,g1.fits,10.5,0", ",g2.fits,11,0", "9,gone.fits,12,0"]
     (tmp_path / "info.csv").write_text("\n".join(rows) + "\n")
     source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
-    read = source.read(units[0])
+    ((read, _),) = source.read(units[0], 100)
     assert read["object_id"].tolist() == [7, 0, 9]
     assert [text[:22] for text in read["reason"]] == ["", "object_id is missing", "there is no such file"]
     assert read["ra"].tolist() == [10.5, 11, 12]

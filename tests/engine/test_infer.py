@@ -10,6 +10,7 @@ import pytest
 from gampen_ray import storage
 from gampen_ray.config import InferConfig, ResourcesConfig
 from gampen_ray.data import shards
+from gampen_ray.engine import estimate
 from gampen_ray.engine import infer as engine
 from gampen_ray.engine.infer import infer
 from gampen_ray.errors import UserError
@@ -57,6 +58,11 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
             a, b = a.flatten(), b.flatten()
         if pa.types.is_floating(a.type):
             np.testing.assert_allclose(a.to_numpy(False), b.to_numpy(False), rtol=1e-4, atol=1e-6, err_msg=name)
+    rates = manifest["rates"]
+    assert (rates["galaxies"], rates["workers"]) == (COUNT, 1)
+    assert rates["bytes_read"] > COUNT * SIZE**2 * 2
+    assert 0 < rates["device_utilisation"] <= 1
+    assert rates["passes_per_second"] == pytest.approx(4 * rates["galaxies_per_second"])
     # ... and is what the library predicts from the same images.
     expected = load_bundle(str(inputs / "model")).predict(galaxies(COUNT)["image"], num_passes=4)
     np.testing.assert_allclose(tables[0]["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
@@ -69,14 +75,14 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = config(inputs, tmp_path / "o")
-    real = engine._predicted
+    real = engine.predicted
 
-    def interrupted(config, bundle, info, units, workers):
-        yield from itertools.islice(real(config, bundle, info, units[:1], workers), 1)
+    def interrupted(config, bundle, source, units, workers):
+        yield from itertools.islice(real(config, bundle, source, units[:1], workers), 1)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "_predicted", interrupted)
+        patch.setattr(engine, "predicted", interrupted)
         infer(wanted)
     (first,) = (tmp_path / "o" / "catalog").iterdir()
     written = first.stat().st_mtime_ns
@@ -86,7 +92,7 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     assert infer(wanted)["num_galaxies"] == COUNT
     assert first.stat().st_mtime_ns == written
     assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
-    monkeypatch.setattr(engine, "_predicted", None)
+    monkeypatch.setattr(engine, "predicted", None)
     assert infer(wanted)["num_galaxies"] == COUNT
 
 
@@ -146,16 +152,37 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
 
 
 @pytest.mark.ray
-def test_large_cutouts_stay_in_one_block(ray_local: None, inputs: Path, tmp_path: Path) -> None:
-    side, count = 480, 100
-    image = np.random.default_rng(0).normal(size=(count, 1, side, side)).astype(np.float32)
-    info = shards.DatasetInfo(bands=("r",), cutout_size=side, num_rows={shards.ALL: count})
-    uri = shards.part_uri(str(tmp_path / "d"), shards.ALL, 0)
-    shards.write_shard(uri, {"object_id": np.arange(count), "image": image}, info)
-    shards.write_dataset_info(str(tmp_path / "d"), info)
-    assert max(shards.row_group_sizes(uri)) * side * side * 4 <= 16 << 20
-    assert infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))["num_galaxies"] == count
-    assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(count))
+def test_an_estimate_writes_nothing_and_scales(
+    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(estimate, "_SECONDS", 1.0)
+    caplog.set_level("INFO", "gampen_ray")
+    result = infer(config(inputs, tmp_path / "o", estimate=True, estimate_workers=64))
+    assert not (tmp_path / "o").exists()
+    measured, scaled = result["measured"], result["estimate"]
+    assert 0 < measured["galaxies"] <= COUNT
+    assert scaled["galaxies_per_second"] == pytest.approx(64 / measured["workers"] * measured["galaxies_per_second"])
+    written = infer(config(inputs, tmp_path / "o"))["rates"]["bytes_written"]
+    assert scaled["output_bytes"] == pytest.approx(written, rel=0.1)
+    assert f"estimate for {COUNT} galaxies and 64 workers: " in caplog.text
+
+
+@pytest.mark.parametrize(("workers", "gpus"), [(1, 0), (8, 1), (1000, 1)])
+def test_an_estimate_is_arithmetic(workers: int, gpus: int) -> None:
+    measured = {
+        "galaxies": 1000,
+        "galaxies_per_second": 50.0,
+        "workers": 2,
+        "gpus_per_worker": gpus,
+        "startup_seconds": 36.0,
+        "bytes_read": 4_000,
+        "bytes_written": 1_000,
+    }
+    result = estimate.extrapolate(measured, 10**9, workers)
+    hours = 10**9 / (25 * workers) / 3600 + 0.01
+    assert result["hours"] == pytest.approx(hours)
+    assert result["gpu_hours"] == pytest.approx(hours * workers * gpus)
+    assert (result["input_bytes"], result["output_bytes"]) == (4 * 10**9, 10**9)
 
 
 @pytest.mark.ray

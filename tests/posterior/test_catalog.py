@@ -6,9 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from gampen_ray.posterior.catalog import Flag, catalog_schema, catalog_table, mixture_from_catalog, write_part
+from gampen_ray.posterior.catalog import Flag, catalog_schema, catalog_table, mixture_from_catalog, part_content
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
+
+
+def write_part(path, table):
+    path.write_bytes(part_content(table))
 
 
 def build(m, store_mixture=True, **objects):
@@ -39,7 +43,7 @@ def test_schema_does_not_depend_on_the_batch():
 
 def test_mixture_round_trip_through_parquet(tmp_path):
     m = mixture("logit", "log", "identity", num_galaxies=9, num_passes=5)
-    write_part(f"{tmp_path}/part.parquet", build(m))
+    write_part(tmp_path / "part.parquet", build(m))
     back = mixture_from_catalog(pq.read_table(tmp_path / "part.parquet").slice(2, 4), m.targets)
     assert np.array_equal(back.mean_NKD.numpy(), m.mean_NKD[2:6].numpy().astype(np.float32))
     assert np.array_equal(back.scale_tril_NKDD.numpy(), m.scale_tril_NKDD[2:6].numpy().astype(np.float32))
@@ -57,7 +61,7 @@ def test_summaries_are_those_before_rounding():
 def test_astropy_reads_units_and_descriptions(tmp_path, kind):
     m = mixture("logit", "log", num_galaxies=6)
     ids = np.arange(6) if kind == "int64" else pa.array([f"J{i:04d}" for i in range(6)])
-    write_part(f"{tmp_path}/part.parquet", build(m, object_id=ids))
+    write_part(tmp_path / "part.parquet", build(m, object_id=ids))
     table = Table.read(tmp_path / "part.parquet")
     assert str(table["ra"].unit) == "deg"
     assert str(table["log_1_median"].unit) == "arcsec"
@@ -118,7 +122,7 @@ READERS = {
 @pytest.mark.parametrize("num_galaxies", [0, 12])
 def test_any_program_reads_the_mixture_back(tmp_path, reader, num_galaxies):
     m = mixture("logit", "log", "identity", num_galaxies=12)[:num_galaxies]
-    write_part(f"{tmp_path}/part.parquet", build(m))
+    write_part(tmp_path / "part.parquet", build(m))
     back = mixture_from_catalog(READERS[reader](tmp_path / "part.parquet"), m.targets)
     assert len(back) == num_galaxies
     if num_galaxies:
@@ -130,7 +134,7 @@ def test_any_program_reads_the_mixture_back(tmp_path, reader, num_galaxies):
 
 def test_duckdb_sees_plain_types(tmp_path):
     m = mixture("log", num_galaxies=6)
-    write_part(f"{tmp_path}/part.parquet", build(m))
+    write_part(tmp_path / "part.parquet", build(m))
     types = dict(duckdb.sql(f"SELECT column_name, column_type FROM (DESCRIBE FROM '{tmp_path}/part.parquet')").fetchall())
     assert (types.pop("object_id"), types.pop("flags")) == ("BIGINT", "BIGINT")
     assert {types.pop("mixture_mean"), types.pop("mixture_scale_tril")} == {"FLOAT[]"}
@@ -141,7 +145,7 @@ def test_duckdb_sees_plain_types(tmp_path):
 
 def test_size_of_a_galaxy_on_disk(tmp_path):
     m = mixture("logit", "log", "identity", num_galaxies=1000)
-    write_part(f"{tmp_path}/part.parquet", build(m))
+    write_part(tmp_path / "part.parquet", build(m))
     numbers = 4 * 32 * (3 + 6) + 8 * 52
     assert (tmp_path / "part.parquet").stat().st_size < 1000 * numbers
 
