@@ -69,7 +69,7 @@ class Source:
             ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled`` and ``padded``.
         """
         if self.ingest is None:
-            table = shards.read_shard(unit.uri, row_groups=range(unit.start, unit.stop))
+            table = shards.read_shard(unit.uri, row_groups=range(unit.start, unit.stop), info=self.info)
             image_NCHW = shards.images(table).copy()
             reason_N = validation.validate_rows({"image": image_NCHW})
             image_NCHW[reason_N != ""] = 0.0
@@ -107,7 +107,7 @@ def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) 
         info = shards.read_dataset_info(dataset)
         image_bytes = 4 * int(np.prod(info.image_shape))
         uris = shards.shard_uris(dataset, split)
-        units = [unit for index, uri in enumerate(uris) for unit in shard_units(uri, index, image_bytes)]
+        units = [unit for index, uri in enumerate(uris) for unit in shard_units(uri, index, info, image_bytes)]
         return Source(info=info, ingest=None), units
     ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
     try:
@@ -125,9 +125,9 @@ def open_source(dataset: str, *, split: str, bands: tuple[str, ...], size: int) 
     return Source(info=info, ingest=ingest), units
 
 
-def shard_units(uri: str, index: int, image_bytes: int) -> list[Unit]:
+def shard_units(uri: str, index: int, info: shards.DatasetInfo, image_bytes: int) -> list[Unit]:
     """Return the units of shard number ``index``: runs of row groups of at most 32 MiB of pixels, but one at the least."""
-    rows = shards.row_group_sizes(uri)
+    rows = shards.row_group_sizes(uri, info)
     units: list[Unit] = []
     start = 0
     for stop in range(1, len(rows) + 1):

@@ -16,7 +16,7 @@ def test_units_cover_every_row_group_once(image_bytes: int, tmp_path: Path) -> N
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE)
     uri = shards.part_uri(str(tmp_path), shards.ALL, 7)
     shards.write_shard(uri, columns, info)
-    units = shard_units(uri, 7, image_bytes)
+    units = shard_units(uri, 7, info, image_bytes)
     assert [group for unit in units for group in range(unit.start, unit.stop)] == list(range(3))
     assert sum(unit.num_rows for unit in units) == 600
     assert len({unit.name for unit in units}) == len(units)
