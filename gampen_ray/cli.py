@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__, config, settings, storage
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 for a mistake of the user's, told in one line on standard error; 1 for any other failure.
+        0; 2 for a mistake of the user's and 1 for storage that fails, each told in one line on standard error; 1 for any
+        other failure.
     """
     _log_to_stderr()
     try:
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"gampen-ray: error: {error}\n")
         return 2
+    except StorageError as error:
+        sys.stderr.write(f"gampen-ray: error: {error}\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("gampen-ray: interrupted; the same command goes on where this one stopped\n")
         return 1

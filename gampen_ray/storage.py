@@ -1,13 +1,17 @@
 """Files by URI: a local path or ``s3://bucket/prefix``.
 
 A URI is a ``str``. The endpoint, region and credentials of S3 come from the usual ``AWS_*`` environment variables
-(``AWS_ENDPOINT_URL`` for a server other than Amazon's).
+(``AWS_ENDPOINT_URL`` for a server other than Amazon's). A request that meets a reset or refused connection, a server that is
+silent for 3 s or busy (503), is sent up to 5 times, with random pauses of up to 1, 2, 4 and 8 s: a server that is gone is
+reported after half a minute at most.
 """
 
 import contextlib
 import functools
 import json
 import os
+import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +20,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 
 __all__ = [
     "absolute",
     "copy",
     "delete",
     "exists",
+    "explained",
     "filesystem",
     "join",
     "list_files",
@@ -36,6 +41,18 @@ __all__ = [
 ]
 
 _S3 = "s3://"
+_AGAIN = "give the same command again: what is finished stays"
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_ATTEMPTS = 5
+# How pyarrow calls what may pass, and what asks for other credentials.
+_PASSING = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
+    r"|HTTP status 5\d\d"
+)
+_REFUSED = re.compile(
+    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|REQUEST_EXPIRED|INVALID_CLIENT_TOKEN_ID)"
+    r"|ExpiredToken|InvalidToken|HTTP status 40[13]"
+)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -63,7 +80,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
             raise UserError(f"{uri}: names no bucket; write s3://bucket/prefix")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
-        return _s3_filesystem(endpoint, region, os.environ.get("AWS_ACCESS_KEY_ID", "")), path
+        return _s3_filesystem(endpoint, region, tuple(os.environ.get(name, "") for name in _CREDENTIALS)), path
     if not uri or "://" in uri:
         raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix")
     # Symbolic links stay: they may lead elsewhere on another machine.
@@ -73,14 +90,14 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 def exists(uri: str) -> bool:
     """Return whether a file or a folder is there."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def size(uri: str) -> int | None:
     """Return the size of a file, bytes; None if there is no such file."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.get_file_info(path).size
 
 
@@ -90,7 +107,7 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
     A folder that is not there has no files.
     """
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     prefix = _S3 if uri.startswith(_S3) else ""
     return sorted(
@@ -103,13 +120,13 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
 def open_input(uri: str) -> pa.NativeFile:
     """Open a file for reading at any position."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         return fs.open_input_file(path)
 
 
 def read_bytes(uri: str) -> bytes:
     """Return the content of a file."""
-    with _explained(uri), open_input(uri) as file:
+    with explained(uri), open_input(uri) as file:
         return file.read()
 
 
@@ -125,20 +142,29 @@ def read_json(uri: str) -> Any:
 
 def write_bytes_atomic(uri: str, data: bytes | memoryview | pa.Buffer) -> None:
     """Write a file whole or not at all, replacing the one that is there; parent folders are made."""
-    with open_output(uri) as stream:
-        stream.write(data)
+    fs, path = filesystem(uri)
+    with explained(uri):
+        if uri.startswith(_S3):
+            _put(fs, path, data)
+        else:
+            with _replaced_local(Path(path)) as file:
+                file.write(data)
 
 
 @contextlib.contextmanager
 def open_output(uri: str) -> Iterator[Any]:
-    """Open a file for writing bytes from its start; it replaces the one that is there when the block ends without an error."""
+    """Open a file for writing bytes from its start; it replaces the one that is there when the block ends without an error.
+
+    Until then what is written for S3 is in a temporary local file.
+    """
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         if uri.startswith(_S3):
-            stream = fs.open_output_stream(path)
-            # An object appears when its upload is complete, which only closing the stream makes it.
-            yield stream
-            stream.close()
+            with tempfile.NamedTemporaryFile() as file:
+                yield file
+                file.flush()
+                with pa.memory_map(file.name) as content:
+                    _put(fs, path, content.read_buffer())
         else:
             with _replaced_local(Path(path)) as file:
                 yield file
@@ -152,7 +178,7 @@ def write_json(uri: str, value: Any) -> None:
 def copy(source: str, destination: str) -> None:
     """Copy a file, or all files of a folder; each arrives whole or not at all."""
     fs, path = filesystem(source)
-    with _explained(source):
+    with explained(source):
         kind = fs.get_file_info(path).type
     if kind == pafs.FileType.NotFound:
         raise UserError(f"{source}: no such file or folder")
@@ -167,7 +193,7 @@ def copy(source: str, destination: str) -> None:
 def delete(uri: str) -> None:
     """Delete a file, or a folder with all that is in it; nothing happens where there is none."""
     fs, path = filesystem(uri)
-    with _explained(uri):
+    with explained(uri):
         kind = fs.get_file_info(path).type
         if kind == pafs.FileType.File:
             fs.delete_file(path)
@@ -175,18 +201,74 @@ def delete(uri: str) -> None:
             fs.delete_dir(path)
 
 
+@contextlib.contextmanager
+def explained(uri: str, otherwise: str = "") -> Iterator[None]:
+    """Turn the errors of a file system into a `UserError` or a `StorageError` that names the URI.
+
+    Parameters
+    ----------
+    uri
+        What is read or written.
+    otherwise
+        What an error means that comes neither from the disk nor from the server, such as ``"damaged: "``.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file or folder") from None
+    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"{uri}: {error.strerror or error}") from None
+    except OSError as error:
+        text = " ".join(str(error).split())
+        if "AWS Error" in text:
+            raise _s3_error(uri, text) from None
+        if error.errno is not None:
+            raise StorageError(f"{uri}: {os.strerror(error.errno)}; make room or mend it, and {_AGAIN}") from None
+        # pyarrow's own complaints, such as a folder where a file is asked.
+        raise UserError(f"{uri}: {otherwise}{text}") from None
+
+
+def _s3_error(uri: str, text: str) -> UserError | StorageError:
+    text = text.partition("; Details:")[0]
+    if _PASSING.search(text):
+        return StorageError(
+            f"{uri}: the server fails, {_ATTEMPTS} times in a row: {text}; check AWS_ENDPOINT_URL and the network, and {_AGAIN}"
+        )
+    if "NO_SUCH_BUCKET" in text:
+        return UserError(f"{uri}: there is no such bucket; make it, or check its name and AWS_ENDPOINT_URL")
+    if _REFUSED.search(text):
+        return UserError(
+            f"{uri}: the server refuses the credentials: {text}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
+            "temporary ones, AWS_SESSION_TOKEN"
+        )
+    return UserError(f"{uri}: {text}; check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the AWS credentials")
+
+
 @functools.lru_cache(maxsize=8)
-def _s3_filesystem(endpoint: str, region: str, access_key: str) -> pafs.FileSystem:
-    # The access key only tells cached connections apart: pyarrow reads the credentials itself.
-    del access_key
+def _s3_filesystem(endpoint: str, region: str, credentials: tuple[str, ...]) -> pafs.FileSystem:
+    # The credentials only tell cached connections apart: pyarrow reads them itself.
+    del credentials
     options: dict[str, Any] = {}
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
+        if scheme not in ("", "http", "https"):
+            raise UserError(
+                f"AWS_ENDPOINT_URL: {endpoint} has the scheme {scheme}; write http://host:port or https://host:port"
+            )
         # Servers other than Amazon's accept any region, but pyarrow would ask Amazon for the bucket's.
         options = {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https", "region": "us-east-1"}
     if region:
         options["region"] = region
-    return pafs.S3FileSystem(**options)
+    retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+    # A small file is one request, sent when the stream is closed.
+    return pafs.S3FileSystem(**options, retry_strategy=retries, connect_timeout=3, allow_delayed_open=True)
+
+
+def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -> None:
+    # In one piece: a stream that an exception leaves open is closed by its destructor, and what it has got becomes the object.
+    stream = fs.open_output_stream(path)
+    stream.write(data)
+    stream.close()
 
 
 @contextlib.contextmanager
@@ -201,21 +283,3 @@ def _replaced_local(path: Path) -> Iterator[Any]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{uri}: no such file or folder") from None
-    except (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"{uri}: {error.strerror or error}") from None
-    except OSError as error:
-        if uri.startswith(_S3):
-            hint = "check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the AWS credentials"
-            raise UserError(f"{uri}: {error}; {hint}") from None
-        if error.errno is not None:
-            raise
-        # pyarrow's own complaints, such as a folder where a file is asked.
-        raise UserError(f"{uri}: {error}") from None

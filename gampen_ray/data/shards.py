@@ -52,6 +52,9 @@ QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string(
 DATASET_JSON = "dataset.json"
 """Name of the file that declares a dataset complete."""
 _METADATA_KEY = b"gampen_ray"
+# What a shard's metadata and dataset.json must agree on: pixels mean the same in the whole dataset.
+_SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux_unit")
+_STRANGER = "take this file out of the dataset, or make the dataset again"
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
 _ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
 
@@ -228,30 +231,48 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     _write_parquet(uri, table, _row_group_rows(image_NCHW), use_byte_stream_split=["image.list.element"])
 
 
-def row_group_sizes(uri: str) -> list[int]:
-    """Return the number of rows of each row group of a shard.
+def row_group_sizes(uri: str, info: DatasetInfo | None = None) -> list[int]:
+    """Return the number of rows of each row group of a shard; see `read_shard` for ``info``.
 
     Raises
     ------
     UserError
-        For a file that is missing or damaged.
+        For a file that is missing, damaged or of another schema.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
-        metadata = pq.ParquetFile(source).metadata
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        file = pq.ParquetFile(source)
+        if info:
+            _check_schema(uri, file.schema_arrow, info)
+        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
-def read_shard(uri: str, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None) -> pa.Table:
+def read_shard(
+    uri: str,
+    columns: Sequence[str] | None = None,
+    row_groups: Sequence[int] | None = None,
+    info: DatasetInfo | None = None,
+) -> pa.Table:
     """Return a shard, or some of its columns or row groups, with page checksums verified.
+
+    Parameters
+    ----------
+    uri
+        The file.
+    columns, row_groups
+        Which; left out: all.
+    info
+        The dataset that the shard belongs to; left out: its schema is not compared.
 
     Raises
     ------
     UserError
-        For a file that is missing, damaged or of a newer version, or for a column that is not there.
+        For a file that is missing, damaged, of a newer version or of another schema, or for a column that is not there.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
         file = _opened(uri, source)
         require(uri, columns or (), file.schema_arrow.names)
+        if info:
+            _check_schema(uri, file.schema_arrow, info)
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
@@ -308,10 +329,12 @@ def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:
 
 @contextlib.contextmanager
 def _damage_explained(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: damaged or not Parquet: {error}") from None
+    damaged = "damaged or not Parquet: "
+    with storage.explained(uri, damaged):
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{uri}: {damaged}{error}") from None
 
 
 # --- details -------------------------------------------------------------------------------------------------------------
@@ -335,6 +358,27 @@ def _check_version(uri: str, version: int) -> None:
         raise UserError(
             f"{uri}: format version {version}, this gampen_ray reads up to {FORMAT_VERSION}; install a newer gampen_ray"
         )
+
+
+def _check_schema(uri: str, schema: pa.Schema, info: DatasetInfo) -> None:
+    require(uri, ["object_id", "image", *info.target_units], schema.names)
+    types = {name: schema.field(name).type for name in schema.names}
+    image = types["image"]
+    kind = (image.value_type, tuple(image.shape)) if isinstance(image, pa.FixedShapeTensorType) else (image, ())
+    if kind != (pa.float32(), info.image_shape):
+        there, shape = f"{kind[0]} {list(kind[1])}", list(info.image_shape)
+        raise UserError(
+            f"{uri}: column image is {there}, but {DATASET_JSON} says float {shape} (bands, size, size); {_STRANGER}"
+        )
+    if types["object_id"] not in (pa.int64(), pa.string()):
+        raise UserError(f"{uri}: column object_id is {types['object_id']}, neither int64 nor string; {_STRANGER}")
+    for name in info.target_units:
+        if types[name] != pa.float64():
+            raise UserError(f"{uri}: target column {name} is {types[name]}, not float64 (double); {_STRANGER}")
+    told, wanted = schema_info(schema), _schema_info(info) | {"bands": list(info.bands)}
+    for name in _SHARED:
+        if told.get(name, wanted[name]) != wanted[name]:
+            raise UserError(f"{uri}: {name} is {told[name]!r}, but {DATASET_JSON} says {wanted[name]!r}; {_STRANGER}")
 
 
 def require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:

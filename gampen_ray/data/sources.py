@@ -127,7 +127,7 @@ def open_source(
         info = shards.read_dataset_info(dataset)
         uris = shards.shard_uris(dataset, split)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            groups = list(pool.map(shards.row_group_sizes, uris))
+            groups = list(pool.map(lambda uri: shards.row_group_sizes(uri, info), uris))
         rows = _unit_rows(unit_rows, sum(map(sum, groups)))
         units = [unit for i, uri in enumerate(uris) for unit in shard_units(uri, i, groups[i], rows)]
         return Source(info=info, ingest=None), units

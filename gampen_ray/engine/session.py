@@ -11,7 +11,7 @@ import ray.data
 import ray.exceptions
 import ray.train
 
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 
 # Read by Ray when it starts and by the workers that inherit it; a user's own setting wins.
 _ENVIRONMENT = {
@@ -21,7 +21,9 @@ _ENVIRONMENT = {
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
-_USER_ERROR = re.compile(rf"^{UserError.__module__}\.{UserError.__qualname__}: (.+)$", re.MULTILINE)
+_RAISED = {
+    kind: re.compile(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", re.MULTILINE) for kind in (UserError, StorageError)
+}
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -34,7 +36,7 @@ def ray_session() -> Iterator[None]:
 
     Raises
     ------
-    UserError
+    UserError, StorageError
         If a task raised one.
     """
     started = not ray.is_initialized()
@@ -44,8 +46,9 @@ def ray_session() -> Iterator[None]:
         yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         # What a task or worker raised arrives as the text of its traceback.
-        if found := _USER_ERROR.search(str(error)):
-            raise UserError(found[1]) from None
+        for kind, pattern in _RAISED.items():
+            if found := pattern.search(str(error)):
+                raise kind(found[1]) from None
         raise
     finally:
         if started:

@@ -46,7 +46,7 @@ class LocalWorker:
         for split in ("train", "val"):
             uris = shards.shard_uris(run.config.dataset, split)
             images_NCHW = [shards.images(shards.read_shard(uri, ["image"])) for uri in uris]
-            targets_ND = run.targets.standardise(target_values(run.config.dataset, split, run.targets.names))
+            targets_ND = run.targets.standardise(target_values(run.config.dataset, split, run.targets.names, run.info))
             splits[split] = torch.from_numpy(np.concatenate(images_NCHW)), torch.from_numpy(targets_ND).float()
         return cls(splits, run.config.optimizer.batch_size)
 

@@ -93,7 +93,7 @@ def prepare(config: TrainConfig) -> Run:
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
-    first_shard = shards.read_shard(shards.shard_uris(config.dataset, "train")[0])
+    first_shard = shards.read_shard(shards.shard_uris(config.dataset, "train")[0], info=info)
     targets = _targets(config, info, start.targets if start else None, first_shard.column_names)
     if start:
         network, images = start.network, start.images
@@ -128,19 +128,19 @@ def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema |
             raise UserError(f"targets.{name}: {config.dataset} has no such column; name one of its columns: {there}")
     split = "train"
     try:
-        values_ND = target_values(config.dataset, split, names)
+        values_ND = target_values(config.dataset, split, names, info)
         targets = kept or TargetSchema.fit(config.targets, values_ND, info.target_units)
         targets.standardise(values_ND)
         split = "val"
-        targets.standardise(target_values(config.dataset, split, names))
+        targets.standardise(target_values(config.dataset, split, names, info))
     except UserError as error:
         raise UserError(f"dataset: {config.dataset}, split {split!r}: {error}") from None
     return targets
 
 
-def target_values(dataset: str, split: str, names: Sequence[str]) -> np.ndarray:
+def target_values(dataset: str, split: str, names: Sequence[str], info: shards.DatasetInfo) -> np.ndarray:
     """Return the physical target values of a split, N x D."""
-    tables = [shards.read_shard(uri, list(names)) for uri in shards.shard_uris(dataset, split)]
+    tables = [shards.read_shard(uri, list(names), info=info) for uri in shards.shard_uris(dataset, split)]
     return np.concatenate([np.stack([table[name].to_numpy() for name in names], axis=1) for table in tables])
 
 
