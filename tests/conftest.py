@@ -8,6 +8,8 @@ import pytest
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The hats libraries: compiling takes ten seconds, what is compiled none.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, Predictor, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, Flag, catalog_parts, catalog_table, write_part
 from gampen_ray.posterior.gampen_catalog import FOLDER, SUMMARY, gampen_summary, join_summaries, write_draws
+from gampen_ray.posterior.hats_catalog import check_hats, write_hats
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.progress import Progress
@@ -60,6 +61,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     bundle = load_bundle(config.bundle)
     source, units = open_source(config.dataset, split=config.split, bands=bundle.images.bands, size=bundle.images.size)
     _check_fit(config, bundle, source.info)
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, units)
     inputs = {"bundle": bundle_digest(config.bundle), "dataset": source.info.fingerprint}
     claim_output(config.output, config, inputs)
     manifest_uri = storage.join(config.output, MANIFEST)
@@ -87,6 +90,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     }
     if config.catalog_format == "gampen":
         _write_gampen(config, bundle.targets)
+    if config.catalog_format == "hats":
+        manifest["num_in_hats"] = write_hats(config.output, manifest["num_galaxies"])
     if manifest["num_galaxies"] + manifest["num_quarantined"] != sum(unit.num_rows for unit in units):
         raise RuntimeError(f"{config.output} holds {_counts(config.output)}, the dataset {sum(u.num_rows for u in units)} rows")
     storage.write_json(manifest_uri, manifest)
