@@ -11,6 +11,8 @@ from tests.s3_server import BUCKET, s3_environment, s3_server
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The hats libraries: compiling takes ten seconds, what is compiled none.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -170,9 +170,10 @@ class InferConfig:
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
     mode_centred: bool = False
     """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
-    catalog_format: Literal["parquet", "gampen"] = "parquet"
-    """gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and gampen/summary.csv with GaMPEN's columns;
-    the mixture is stored then in any case."""
+    catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
+    """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
+    `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
+    gampen/summary.csv with GaMPEN's columns; the mixture is stored then in any case."""
     gampen_magnitudes: bool = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False

@@ -25,6 +25,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, catalog_parts
 from gampen_ray.posterior.gampen_catalog import FOLDER, SUMMARY, join_summaries, write_draws
+from gampen_ray.posterior.hats_catalog import check_hats, write_hats
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, provenance
@@ -60,6 +61,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         unit_rows=config.galaxies_per_file,
     )
     _check_fit(config, bundle, source.info)
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, units)
     if config.estimate:
         return estimate(config, bundle, source, units)
     inputs = {"bundle": bundle_digest(config.bundle), "dataset": source.info.fingerprint}
@@ -74,6 +77,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     counts = _counts(config.output)
     if sum(counts.values()) != sum(unit.num_rows for unit in units):
         raise RuntimeError(f"{config.output} holds {counts}, the dataset {sum(unit.num_rows for unit in units)} rows")
+    if config.catalog_format == "hats":
+        counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
     manifest = {
         **counts,
         "rates": rates,
@@ -85,7 +90,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     }
     storage.write_json(manifest_uri, manifest)
     storage.delete(summary_part(config.output))
-    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, *counts.values())
+    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, counts["num_galaxies"], counts["num_quarantined"])
     return manifest
 
 

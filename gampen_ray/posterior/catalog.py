@@ -5,7 +5,7 @@ Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a l
 
 import enum
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,19 @@ def catalog_schema(
             _MIXTURE_TRIL: f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows",
         }
         columns += [(Column(name, "", texts[name]), pa.list_(pa.float32(), size)) for name, size in sizes.items()]
-    fields = [field(column, kind) for column, kind in columns]
-    return pa.schema(fields, metadata={"table_meta_yaml": _astropy_yaml(fields)})
+    return described([field(column, kind) for column, kind in columns])
+
+
+def described(fields: Iterable[pa.Field]) -> pa.Schema:
+    """Return a schema whose metadata repeats the fields' units and descriptions in astropy's form (astropy.io.misc.parquet)."""
+    empty = Table()
+    for item in fields:
+        # The element type of a fixed-size list; astropy reads the types themselves from Parquet's schema.
+        kind = getattr(item.type, "value_type", item.type)
+        dtype = "U1" if kind == pa.string() else kind.to_pandas_dtype()
+        unit, description = (item.metadata[key].decode() for key in (b"unit", b"description"))
+        empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description)
+    return pa.schema(fields, metadata={"table_meta_yaml": "\n".join(get_yaml_from_table(empty))})
 
 
 def catalog_table(
@@ -140,8 +151,8 @@ def part_content(table: pa.Table) -> pa.Buffer:
     lists = {name: f"{name}.list.element" for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)}
     floats = [lists.get(name, name) for name, kind in kinds.items() if name in lists or pa.types.is_floating(kind)]
     sink = pa.BufferOutputStream()
-    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
-    pq.write_table(table, sink, use_byte_stream_split=floats, **options)  # type: ignore[arg-type]
+    encoding: dict[str, Any] = {"use_dictionary": False, "use_byte_stream_split": floats}
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **encoding)
     return sink.getvalue()
 
 
@@ -181,18 +192,6 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
     scale_tril_NKDD[:, :, rows, cols] = tril.reshape(len(mean), passes, triangle)
     mean_NKD = mean.reshape(len(mean), passes, dims)
     return Mixture(torch.from_numpy(mean_NKD), torch.from_numpy(scale_tril_NKDD), targets)
-
-
-def _astropy_yaml(fields: list[pa.Field]) -> str:
-    """Units and descriptions in the form in which astropy stores them in Parquet (astropy.io.misc.parquet)."""
-    empty = Table()
-    for item in fields:
-        # The element type of a fixed-size list; astropy reads the types themselves from Parquet's schema.
-        kind = getattr(item.type, "value_type", item.type)
-        dtype = "U1" if kind == pa.string() else kind.to_pandas_dtype()
-        unit, description = (item.metadata[key].decode() for key in (b"unit", b"description"))
-        empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description)
-    return "\n".join(get_yaml_from_table(empty))
 
 
 def _null_if_nan(column: pa.ChunkedArray) -> pa.Array:
