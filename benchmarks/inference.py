@@ -1,0 +1,236 @@
+"""What inference costs, as ratios measured in one run; prints JSON.
+
+    python benchmarks/inference.py WORK [SECTION ...]
+
+WORK is a folder for inputs and outputs. Sections, all of them where none is named:
+
+pipeline    galaxies/s of `infer` over those of a bare loop on batches in memory, in as many processes with as many threads;
+            two minutes or more, start-up excluded and told
+passes      cost of K = 32 passes over that of one, by where the dropout is; cost of the masks themselves
+actors      galaxies/s against the number of actors
+memory      peak memory of driver and workers for 20,000 galaxies and for ten times as many
+million     one million cutouts of 32 x 32 pixels in one job
+precision   time to a posterior summary as precise as that of 1,000 passes of which one draw each is kept
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mc_precision import equal_precision
+from parts import DEVICE, SMALL, blobs, cutouts, model, save
+from torch.utils.flop_counter import FlopCounterMode
+
+from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
+from gampen_ray.engine.infer import infer
+from gampen_ray.posterior.bundle import Bundle, load_bundle
+from gampen_ray.posterior.mc_dropout import ThinnedNetworks
+from gampen_ray.posterior.predictor import Predictor
+
+NUM_PASSES = 32
+LOOP_SECONDS = 20.0
+PIPELINES = {"compact_64px": (NetworkConfig(), 64, 120_000, 2_500), "vgg16_143px": (gampen_vgg16(), 143, 56, 4)}
+"""Network, side of the cutouts (pixels), galaxies, and galaxies per shard."""
+
+
+def main(work: str, *sections: str) -> None:
+    """Measure and print."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    known = {
+        "pipeline": pipeline,
+        "passes": passes,
+        "actors": actors,
+        "memory": memory,
+        "million": million,
+        "precision": precision,
+    }
+    result = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"}
+    for name in sections or known:
+        result[name] = known[name](Path(work) / name)
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+# --- sections ------------------------------------------------------------------------------------------------------------
+
+
+def pipeline(work: Path) -> dict[str, Any]:
+    """Compare the whole job with the model alone."""
+    result = {}
+    for name, (config, size, count, per_shard) in PIPELINES.items():
+        save(model(config, size), work / name / "model")
+        rows = cutouts(work / name / "data", size, count, per_shard)
+        before = bare_loop(work / name / "model", rows)
+        rates = run(work / name, "output")["rates"]
+        loop = (before + bare_loop(work / name / "model", rows)) / 2
+        result[name] = {
+            "ratio": rates["galaxies_per_second"] / loop,
+            "pipeline_galaxies_per_second": rates["galaxies_per_second"],
+            "bare_loop_galaxies_per_second": loop,
+            **{key: rates[key] for key in ("seconds", "startup_seconds", "device_utilisation")},
+            "tflop_per_second": rates["galaxies_per_second"] * flops(load_bundle(str(work / name / "model"))) / 1e12,
+        }
+    return result
+
+
+def passes(work: Path) -> dict[str, Any]:
+    """Compare K passes with one, and a pass with masks with one without."""
+    del work
+    result = {}
+    for name, (base, size, _, _) in PIPELINES.items():
+        count = 4 if size > 100 else 256
+        for placement in ("every_conv", "last_block", "classifier"):
+            backbone = dataclasses.replace(base.backbone, dropout_placement=placement)
+            bundle = model(dataclasses.replace(base, backbone=backbone), size)
+            image_NCHW = torch.from_numpy(blobs(count, size)).to(DEVICE)
+            x_NCHW = bundle.images.stretched(image_NCHW)
+            seconds = {k: forward_seconds(bundle, x_NCHW, k) for k in (1, NUM_PASSES)}
+            no_masks = dataclasses.replace(backbone, dropout_rate=1e-12)
+            bare = forward_seconds(model(dataclasses.replace(base, backbone=no_masks), size), x_NCHW, NUM_PASSES)
+            result[f"{name}, {placement}"] = {
+                "cost_of_32_over_one": seconds[NUM_PASSES] / seconds[1],
+                "masks_share_of_forward": 1 - bare / seconds[NUM_PASSES],
+                "ms_per_galaxy": 1e3 * seconds[NUM_PASSES] / count,
+            }
+    return result
+
+
+def actors(work: Path) -> dict[str, Any]:
+    """Run the same job with one actor and with two."""
+    config, size, _, per_shard = PIPELINES["compact_64px"]
+    save(model(config, size), work / "model")
+    cutouts(work / "data", size, 40_000, per_shard)
+    rates = {count: run(work, f"output-{count}", actors=count)["rates"]["galaxies_per_second"] for count in (1, 2)}
+    return {"galaxies_per_second": rates, "two_over_one": rates[2] / rates[1]}
+
+
+def memory(work: Path) -> dict[str, Any]:
+    """Compare the memory of a job with that of one of ten times the rows."""
+    save(model(SMALL, 32), work / "model")
+    peaks = {}
+    for count in (20_000, 200_000):
+        cutouts(work / f"data-{count}", 32, count, 2_000)
+        with peak_memory() as peak:
+            run(work, f"output-{count}", data=f"data-{count}", passes=4)
+        peaks[count] = dict(peak)
+    growth = {who: peaks[200_000][who] / peaks[20_000][who] - 1 for who in peaks[20_000]}
+    return {"peak_mib": peaks, "growth": growth}
+
+
+def million(work: Path) -> dict[str, Any]:
+    """Run a million cutouts through in one job."""
+    save(model(SMALL, 32), work / "model")
+    cutouts(work / "data", 32, 1_000_000, 10_000)
+    with peak_memory() as peak:
+        manifest = run(work, "output", passes=8)
+    return {"num_galaxies": manifest["num_galaxies"], "passes": 8, **manifest["rates"], "peak_mib": dict(peak)}
+
+
+def precision(work: Path) -> dict[str, Any]:
+    """Compare K Gaussians with 1,000 draws, one of each pass of a plain loop, at equal scatter of the 68 % bounds."""
+    del work
+    return {f"epistemic share {share}": equal_precision(share) for share in (0.1, 0.3)}
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------
+
+
+def run(work: Path, output: str, *, data: str = "data", actors: int = 0, passes: int = NUM_PASSES) -> dict[str, Any]:
+    """Run `infer` into a new folder and return its manifest."""
+    return infer(
+        InferConfig(
+            bundle=str(work / "model"),
+            dataset=str(work / data),
+            output=str(work / f"{output}-{time.time_ns()}"),
+            num_passes=passes,
+            resources=ResourcesConfig(num_workers=actors),
+        )
+    )
+
+
+def bare_loop(bundle: Path, image_NCHW: np.ndarray) -> float:
+    """Return galaxies/s of the model alone on images in memory: a process for each GPU, or for each core of the CPU."""
+    count = torch.cuda.device_count() or os.cpu_count() or 1
+    with concurrent.futures.ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        return sum(pool.map(_loop, [str(bundle)] * count, [image_NCHW] * count, range(count)))
+
+
+def _loop(bundle: str, image_NCHW: np.ndarray, index: int) -> float:
+    torch.set_num_threads(1)
+    device = f"cuda:{index}" if DEVICE == "cuda" else "cpu"
+    predict = Predictor(load_bundle(bundle), num_passes=NUM_PASSES, seed=0, device=device)
+    predict(image_NCHW[: predict.batch_size])
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < LOOP_SECONDS:
+        predict(image_NCHW)
+        done += len(image_NCHW)
+    return done / (time.perf_counter() - began)
+
+
+def forward_seconds(bundle: Bundle, x_NCHW: torch.Tensor, num_passes: int) -> float:
+    """Return the shortest of three times of all passes, seconds."""
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    thinned = ThinnedNetworks(
+        bundle.network, num_passes, 0, device=torch.device(DEVICE), dtype=dtype, repeated_band=bundle.images.repeats_a_band
+    )
+    thinned(x_NCHW)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        thinned(x_NCHW).outputs_NKP.cpu()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def flops(bundle: Bundle) -> int:
+    """Return the floating-point operations of all passes for one galaxy, counted."""
+    thinned = ThinnedNetworks(bundle.network, NUM_PASSES, 0, repeated_band=bundle.images.repeats_a_band)
+    size = bundle.images.size
+    with FlopCounterMode(display=False) as counter:
+        thinned(torch.zeros(1, 1, size, size))
+    return counter.get_total_flops()
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """Yield the peak memory (proportional set size, MiB) of this process and of its largest inference actor meanwhile."""
+    peak, stop = {"driver": 0.0, "largest_actor": 0.0, "largest_writer": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            for folder in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    name = (folder / "cmdline").read_bytes()
+                    who = "driver" if folder.name == str(os.getpid()) else ""
+                    if name.startswith(b"ray::"):
+                        who = "largest_actor" if b"MapWorker" in name else "largest_writer"
+                    if who:
+                        lines = (folder / "smaps_rollup").read_text().splitlines()
+                        mib = next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
+                        peak[who] = max(peak[who], mib)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""Models and cutouts that benchmarks share."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gampen_ray.config import NetworkConfig, TargetConfig
+from gampen_ray.data import shards
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bundle import Bundle
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SMALL = dataclasses.replace(
+    NetworkConfig(), spatial_transformer=dataclasses.replace(NetworkConfig().spatial_transformer, output_size=20, downsample=1)
+)
+"""The compact network for cutouts of 32 pixels."""
+
+
+def model(config: NetworkConfig, size: int) -> Bundle:
+    """Return an untrained model of the demo's targets, its network's input three copies of a band where it is GaMPEN's."""
+    names = ("bulge_to_total", "effective_radius_arcsec", "flux")
+    values_ND = np.random.default_rng(0).uniform(0.1, 0.9, (1000, 3))
+    targets = TargetSchema.fit({name: TargetConfig(transform="log") for name in names}, values_ND, {})
+    channels = 3 if len(config.backbone.plan) > 10 else 1
+    torch.manual_seed(0)
+    return Bundle(
+        network=Network(config, channels=channels, size=size, num_targets=3).eval(),
+        config=config,
+        targets=targets,
+        images=ImagePreprocessing(bands=("r",), size=size, softening=1.0, channels=channels),
+        calibration_scale_D=np.ones(3),
+        metrics={},
+        provenance={"date": "", "train": {}},
+    )
+
+
+def save(bundle: Bundle, folder: Path) -> None:
+    """Save a bundle where there is none."""
+    if not folder.exists():
+        bundle.save(str(folder))
+
+
+def blobs(count: int, size: int) -> np.ndarray:
+    """Return round galaxies with noise, N x 1 x size x size."""
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    width_N11 = rng.uniform(0.05, 0.15, (count, 1, 1)) * size
+    image_NHW = rng.lognormal(2, 1, (count, 1, 1)) * np.exp(-(x**2 + y**2) / 2 / width_N11**2)
+    return (image_NHW + rng.normal(0, 0.3, (count, size, size)))[:, None].astype(np.float32)
+
+
+def cutouts(folder: Path, size: int, count: int, per_shard: int) -> np.ndarray:
+    """Write a dataset where there is none; all shards hold the same images under other ids. Return the images of one."""
+    image_NCHW = blobs(per_shard, size)
+    if not (folder / shards.DATASET_JSON).exists():
+        info = shards.DatasetInfo(bands=("r",), cutout_size=size, num_rows={shards.ALL: count}, fingerprint=f"{size}-{count}")
+        for part, start in enumerate(range(0, count, per_shard)):
+            columns = {"object_id": start + np.arange(per_shard), "image": image_NCHW}
+            shards.write_shard(shards.part_uri(str(folder), shards.ALL, part), columns, info)
+        shards.write_dataset_info(str(folder), info)
+    return image_NCHW

@@ -1,0 +1,202 @@
+"""Kill an inference again and again, and hold what comes out against an uninterrupted one; prints JSON.
+
+``python -m tests.engine.killing --galaxies 20000 --shards 40 --kills driver,actor,node,actor,driver``: on a real S3 server and
+a cluster of three nodes. Each kill is a SIGKILL at a random moment of the job; after a driver's the command is given again.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
+
+from gampen_ray import storage
+from gampen_ray.data import shards
+from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE
+from tests.networks import bundle, galaxies
+from tests.s3_server import BUCKET, s3_server
+
+_BAD_EVERY = 97
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+    # A dead node is noticed in seconds, a slow one is left alone.
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+}
+_NODE = {"num_cpus": 1, "object_store_memory": 150 << 20}
+
+
+def main() -> None:
+    """Run and print what was seen."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--galaxies", type=int, default=20_000)
+    parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--passes", type=int, default=400)
+    parser.add_argument("--kills", default="driver,actor,node,actor,driver")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    os.environ |= _ENVIRONMENT
+    # Paths of sockets must be short.
+    with tempfile.TemporaryDirectory(prefix="kill", dir="/tmp") as folder:
+        (Path(folder) / "ray").mkdir()
+        os.environ["RAY_TMPDIR"] = folder
+        with s3_server(Path(folder) / "s3") as environment:
+            os.environ |= environment
+            inputs = _inputs(arguments.galaxies, arguments.shards)
+            cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
+            nodes = [cluster.add_node(**_NODE) for _ in range(2)]
+            try:
+                result = _Killer(cluster, nodes, inputs, arguments.passes, np.random.default_rng(arguments.seed)).run(
+                    arguments.kills.split(",")
+                )
+            finally:
+                cluster.shutdown()
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _inputs(count: int, num_shards: int) -> str:
+    """Upload a model and galaxies, some of them unusable, and return their folder."""
+    root = f"s3://{BUCKET}/kill"
+    bundle().save(f"{root}/model")
+    columns = galaxies(count)
+    columns["image"][::_BAD_EVERY, 0, 0, 0] = np.nan
+    info = shards.DatasetInfo(
+        bands=("r",), cutout_size=columns["image"].shape[-1], num_rows={shards.ALL: count}, fingerprint="f"
+    )
+    for part, rows in enumerate(np.array_split(np.arange(count), num_shards)):
+        shards.write_shard(shards.part_uri(f"{root}/data", shards.ALL, part), {k: v[rows] for k, v in columns.items()}, info)
+    shards.write_dataset_info(f"{root}/data", info)
+    return root
+
+
+class _Killer:
+    def __init__(self, cluster: Cluster, nodes: list, root: str, passes: int, rng: np.random.Generator) -> None:
+        self._cluster, self._nodes, self._root, self._passes, self._rng = cluster, nodes, root, passes, rng
+
+    def run(self, kills: list[str]) -> dict:
+        """Predict once undisturbed and once with kills; return what was seen."""
+        began = time.monotonic()
+        assert self._start("whole").wait() == 0
+        whole_seconds = time.monotonic() - began
+        num_files = len(self._files("whole"))
+        # At random fractions of the work, in order.
+        marks = np.sort(self._rng.uniform(0.05, 0.9, len(kills))) * num_files
+        driver, killed = self._start("killed"), []
+        written: dict[str, int] = {}
+        for kind, mark in zip(kills, marks, strict=True):
+            while len(self._files("killed")) < mark and driver.poll() is None:
+                time.sleep(0.2)
+            time.sleep(self._rng.uniform(0, 1))
+            assert driver.poll() is None, f"the job ended before the {kind} was killed; give more galaxies or passes"
+            written |= self._written("killed")
+            self._kill(kind, driver)
+            killed.append({"kind": kind, "files_before": len(written)})
+            if kind == "driver":
+                assert driver.wait() == -signal.SIGKILL
+                driver = self._start("killed")
+        assert driver.wait() == 0
+        rewritten = [name for name, when in self._written("killed").items() if written.get(name, when) != when]
+        again = subprocess.run(self._command("killed"), capture_output=True, text=True, check=True)
+        return {
+            "kills": killed,
+            "files": num_files,
+            "seconds_undisturbed": round(whole_seconds, 1),
+            "finished_files_written_again": len(rewritten),
+            "same_command_says_complete": "is complete; nothing to do" in again.stderr,
+            **self._compare(),
+        }
+
+    def _kill(self, kind: str, driver: subprocess.Popen) -> None:
+        if kind == "driver":
+            driver.kill()
+        elif kind == "actor":
+            os.kill(int(self._rng.choice(self._actors(driver))), signal.SIGKILL)
+        else:
+            self._cluster.remove_node(self._nodes.pop(int(self._rng.integers(len(self._nodes)))), allow_graceful=False)
+            self._nodes.append(self._cluster.add_node(**_NODE))
+
+    def _actors(self, driver: subprocess.Popen) -> list[int]:
+        """Wait for inference actors of this cluster and return their process ids."""
+        while True:
+            assert driver.poll() is None, "the job ended before an actor was killed; give more galaxies or passes"
+            found = []
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
+                    raylet = Path("/proc", parent[1], "cmdline").read_text() if parent else ""
+                except OSError:
+                    continue
+                if name.startswith("ray::") and "MapWorker" in name and self._cluster.address in raylet:
+                    found.append(int(folder.name))
+            if found:
+                return found
+            time.sleep(0.1)
+
+    def _command(self, output: str) -> list[str]:
+        fields = {"bundle": "model", "dataset": "data", "output": output}
+        flags = [f"--{name}={self._root}/{value}" for name, value in fields.items()]
+        settings = [f"--num-passes={self._passes}", "--resources.num-workers=2", "--resources.cpus-per-worker=0.4"]
+        return [sys.executable, "-m", "gampen_ray", "infer", *flags, *settings]
+
+    def _start(self, output: str) -> subprocess.Popen:
+        return subprocess.Popen(self._command(output), env=os.environ | {"RAY_ADDRESS": self._cluster.address})
+
+    def _files(self, output: str) -> list[str]:
+        return storage.list_files(f"{self._root}/{output}/{CATALOG}", ".parquet")
+
+    def _written(self, output: str) -> dict[str, int]:
+        """When each catalogue file was written."""
+        uris = self._files(output)
+        fs, _ = storage.filesystem(self._root)
+        return {
+            uri: info.mtime_ns
+            for uri, info in zip(uris, fs.get_file_info([u.removeprefix("s3://") for u in uris]), strict=True)
+        }
+
+    def _compare(self) -> dict:
+        whole, killed = (self._table(output, CATALOG) for output in ("whole", "killed"))
+        quarantined = [self._table(output, QUARANTINE)["object_id"].to_pylist() for output in ("whole", "killed")]
+        ids = killed["object_id"].to_pylist() + [int(name) for name in quarantined[1]]
+        floats = [field.name for field in killed.schema if pa.types.is_floating(field.type) and field.name not in ("ra", "dec")]
+        differences = [
+            np.max(np.abs(killed[name].to_numpy() - whole[name].to_numpy()) / (np.abs(whole[name].to_numpy()) + 1e-6))
+            for name in floats
+        ]
+        manifest = storage.read_json(f"{self._root}/killed/{MANIFEST}")
+        return {
+            "ids": len(set(ids)),
+            "duplicates": sum(count - 1 for count in Counter(ids).values()),
+            "in_catalogue": manifest["num_galaxies"],
+            "in_quarantine": manifest["num_quarantined"],
+            "same_quarantine": quarantined[0] == quarantined[1],
+            "same_ids": whole["object_id"].to_pylist() == killed["object_id"].to_pylist(),
+            "largest_relative_difference": float(max(differences)),
+        }
+
+    def _table(self, output: str, folder: str) -> pa.Table:
+        tables = []
+        for uri in storage.list_files(f"{self._root}/{output}/{folder}", ".parquet"):
+            with storage.open_input(uri) as source:
+                tables.append(pq.read_table(source))
+        return pa.concat_tables(tables).sort_by("object_id")
+
+
+if __name__ == "__main__":
+    main()
