@@ -260,14 +260,14 @@ def _s3_filesystem(endpoint: str, region: str, credentials: tuple[str, ...]) -> 
     if region:
         options["region"] = region
     retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
-    # A small file is one request, sent when the stream is closed.
-    return pafs.S3FileSystem(**options, retry_strategy=retries, connect_timeout=3, allow_delayed_open=True)
+    return pafs.S3FileSystem(**options, retry_strategy=retries, connect_timeout=3)
 
 
 def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -> None:
     # In one piece: a stream that an exception leaves open is closed by its destructor, and what it has got becomes the object.
+    content = pa.py_buffer(data)
     stream = fs.open_output_stream(path)
-    stream.write(data)
+    stream.write(content)
     stream.close()
 
 

@@ -1,11 +1,18 @@
 """Local files, and the same on an S3-compatible server."""
 
+import gc
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from gampen_ray import storage
-from gampen_ray.errors import UserError
+from gampen_ray.cli import main
+from gampen_ray.errors import StorageError, UserError
+from tests.faulty_proxy import faulty_proxy
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -73,13 +80,21 @@ def test_json_comes_back(root: str) -> None:
         storage.write_json(uri, float("nan"))
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    uri = str(tmp_path / "a.bin")
+def test_a_failed_write_leaves_the_old_file_and_no_other(root: str) -> None:
+    uri = storage.join(root, "a.bin")
     storage.write_bytes_atomic(uri, b"old")
     with pytest.raises(TypeError):
         storage.write_bytes_atomic(uri, "text is not bytes")  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    with pytest.raises(ZeroDivisionError), storage.open_output(uri) as stream:
+        stream.write(b"half")
+        raise ZeroDivisionError
+    # A stream that is left open would be closed now, and its half object be there.
+    gc.collect()
+    assert storage.list_files(root) == [storage.absolute(uri)]
     assert storage.read_bytes(uri) == b"old"
+    with storage.open_output(uri) as stream:
+        pass
+    assert storage.read_bytes(uri) == b""
 
 
 def test_folder_and_file_mixed_up(tmp_path: Path) -> None:
@@ -113,3 +128,108 @@ def test_unknown_schemes_are_refused(uri: str) -> None:
 def test_s3_without_a_bucket_is_refused() -> None:
     with pytest.raises(UserError, match="names no bucket"):
         storage.filesystem("s3://")
+
+
+def _through(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, attempts: int | None = None) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
+    if attempts:
+        monkeypatch.setattr(storage, "_ATTEMPTS", attempts)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", ["reset", "cut", "slow down"])
+def test_passing_faults_are_not_noticed(
+    fault: str, s3_folder: str, storage_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, data = storage.join(s3_folder, "a.bin"), np.random.default_rng(0).bytes(1 << 20)
+    storage.write_bytes_atomic(uri, data)
+    with faulty_proxy(storage_environment, fault, 2) as (environment, connections):
+        _through(environment, monkeypatch)
+        assert storage.read_bytes(uri) == data
+        storage.write_bytes_atomic(storage.join(s3_folder, "b.bin"), data)
+        assert len(storage.list_files(s3_folder)) == 2
+    assert connections[:3] == [fault, fault, "through"]
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize(
+    ("fault", "attempts", "told"),
+    [("reset", 2, "NETWORK_CONNECTION"), ("slow down", 2, "503"), ("silent", 1, "too slow|Timeout")],
+)
+def test_lasting_faults_are_storage_errors(
+    fault: str, attempts: int, told: str, s3_folder: str, storage_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = storage.join(s3_folder, "a.bin")
+    storage.write_bytes_atomic(uri, b"x" * 10_000)
+    with faulty_proxy(storage_environment, fault, None) as (environment, connections):
+        _through(environment, monkeypatch, attempts)
+        with pytest.raises(StorageError, match=rf"a.bin: the server fails, {attempts} times in a row: .*({told})"):
+            storage.read_bytes(uri)
+        assert connections == [fault] * attempts
+    _through(storage_environment, monkeypatch)
+    assert storage.size(uri) == 10_000
+
+
+@pytest.mark.s3
+def test_a_server_that_goes_away_while_a_file_is_read_does_not_damage_it(
+    s3_folder: str, storage_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = storage.join(s3_folder, "a.bin")
+    storage.write_bytes_atomic(uri, b"x" * 100_000)
+    with faulty_proxy(storage_environment, "cut", None) as (environment, _):
+        _through(environment, monkeypatch, attempts=2)
+        with pytest.raises(StorageError, match=r"a.bin: the server fails"):
+            storage.read_bytes(uri)
+
+
+@pytest.mark.s3
+def test_what_only_the_user_can_mend_on_a_server(s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="s3://nowhere/a: there is no such bucket; make it"):
+        storage.write_bytes_atomic("s3://nowhere/a", b"")
+    with pytest.raises(UserError, match="s3://nowhere/a: no such file"):
+        storage.read_bytes("s3://nowhere/a")
+    assert not storage.exists("s3://nowhere/a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    for call in (storage.exists, storage.read_bytes, storage.list_files):
+        with pytest.raises(UserError, match=r"the server refuses the credentials: .*; check AWS_ACCESS_KEY_ID"):
+            call(s3_folder)
+    # Without keys pyarrow would also ask the machine for its own.
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(UserError, match="the server refuses the credentials"):
+        storage.write_bytes_atomic(storage.join(s3_folder, "a"), b"")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "error", "match"),
+    [
+        ("http://127.0.0.1:1", StorageError, "the server fails, 1 times in a row: .*check AWS_ENDPOINT_URL"),
+        ("http://127.0.0.1:port", UserError, "not a valid URI; check the bucket, AWS_ENDPOINT_URL"),
+        ("ftp://127.0.0.1:1", UserError, "AWS_ENDPOINT_URL: ftp://127.0.0.1:1 has the scheme ftp; write http://host:port"),
+    ],
+)
+def test_wrong_endpoints(endpoint: str, error: type[Exception], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "key")
+    _through({"AWS_ENDPOINT_URL": endpoint}, monkeypatch, attempts=1)
+    with pytest.raises(error, match=match):
+        storage.read_bytes("s3://galaxies/a")
+
+
+def test_a_full_disk_stops_a_job_in_one_line_and_damages_nothing(tmp_path: Path) -> None:
+    pd.DataFrame({"object_id": range(500), "bt_g": np.linspace(0, 1, 500)}).to_csv(tmp_path / "info.csv", index=False)
+    limited = (
+        "import resource, sys; from gampen_ray.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    job = [sys.executable, "-c", limited, "split", "--images", str(tmp_path)]
+    ended = subprocess.run(job, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert [line for line in ended.stderr.splitlines() if "error" in line] == ended.stderr.splitlines()[-1:]
+    assert "File too large; make room" in ended.stderr
+    names = [path.name for path in (tmp_path / "splits").iterdir()]
+    assert 0 < len(names) < 42
+    assert not [name for name in names if name.startswith(".")]
+    assert main(job[3:]) == 0
+    assert len(list((tmp_path / "splits").iterdir())) == 42

@@ -1,5 +1,6 @@
 """Cutout shards come back as they were written, through gampen_ray, plain pyarrow and pandas."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from gampen_ray import storage
 from gampen_ray.data import shards, validation
 from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
 
 INFO = DatasetInfo(
@@ -121,6 +123,70 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     path.write_text("not Parquet")
     with pytest.raises(UserError, match=r"a.parquet: damaged or not Parquet"):
         shards.read_shard(str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"image": np.zeros((5, 2, 5, 5), np.float32)},
+            r"column image is float \[2, 5, 5\], but dataset.json says float \[2, 6, 6\]",
+        ),
+        (
+            {"image": np.zeros((5, 1, 6, 6), np.float32)},
+            r"column image is float \[1, 6, 6\], but dataset.json says float \[2, 6, 6\]",
+        ),
+        ({"image": np.zeros((5, 2, 6, 6))}, r"column image is double \[2, 6, 6\], but"),
+        ({"image": None}, r"no column 'image'; there: object_id, ra, flux, field"),
+        ({"image": list("abcde")}, r"column image is string \[\], but"),
+        ({"object_id": np.arange(5) / 2}, r"column object_id is double, neither int64 nor string"),
+        ({"flux": list("abcde")}, r"target column flux is string, not float64 \(double\)"),
+        ({"flux": None}, r"no column 'flux'"),
+    ],
+)
+def test_a_shard_of_another_schema_is_refused(changes: dict, match: str, tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path)
+    stranger = shards.part_uri(dataset, "train", 1)
+    arrays = {name: values for name, values in (_columns() | changes).items() if values is not None}
+    if isinstance(image := arrays.get("image"), np.ndarray):
+        arrays["image"] = pa.FixedShapeTensorArray.from_numpy_ndarray(image)
+    pq.write_table(pa.table({name: pa.array(v) if isinstance(v, list) else v for name, v in arrays.items()}), stranger)
+    for call in (shards.read_shard, shards.row_group_sizes):
+        with pytest.raises(UserError, match=rf"part-000001.parquet: {match}"):
+            call(stranger, info=INFO)
+    with pytest.raises(UserError, match=match):
+        validation.validate_dataset(dataset)
+    with pytest.raises(UserError, match=match):
+        open_source(dataset, split="train", bands=INFO.bands, size=6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"bands": ("g", "i")}, r"bands is \['g', 'i'\], but dataset.json says \['g', 'r'\]; take this file out"),
+        ({"zero_point_mag": None}, r"zero_point_mag is None, but dataset.json says 27.0"),
+        ({"pixel_scale_arcsec": 0.1}, r"pixel_scale_arcsec is 0.1, but dataset.json says 0.2"),
+        ({"flux_unit": "nmgy"}, r"flux_unit is 'nmgy', but dataset.json says ''"),
+    ],
+)
+def test_a_shard_whose_pixels_mean_something_else_is_refused(fields: dict, match: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.parquet")
+    shards.write_shard(uri, _columns(), dataclasses.replace(INFO, **fields))
+    with pytest.raises(UserError, match=rf"a.parquet: {match}"):
+        shards.read_shard(uri, ["object_id"], info=INFO)
+    # Where the metadata are lost, the columns alone are compared.
+    pq.write_table(pq.read_table(uri).replace_schema_metadata(None), uri)
+    assert len(shards.read_shard(uri, info=INFO)) == 5
+
+
+@pytest.mark.parametrize("kept", [0, 3, 5000, -1])
+def test_a_truncated_shard_is_damaged(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    shards.write_shard(str(path), _columns(600), INFO)
+    path.write_bytes(path.read_bytes()[:kept])
+    for call in (shards.read_shard, shards.row_group_sizes):
+        with pytest.raises(UserError, match=r"a.parquet: damaged or not Parquet: [^\n]*$"):
+            call(str(path), info=INFO)
 
 
 def test_dataset_info_round_trip(tmp_path: Path) -> None:
