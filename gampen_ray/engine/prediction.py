@@ -27,7 +27,8 @@ from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, QUARANTINE, Flag, catalog_table, part_content
+from gampen_ray.posterior.catalog import CATALOG, QUARANTINE, catalog_table, part_content
+from gampen_ray.posterior.flags import Flag
 from gampen_ray.posterior.gampen_catalog import FOLDER, gampen_summary
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.predictor import Prediction, Predictor

@@ -118,14 +118,20 @@ class ImagePreprocessing:
         factor = 1.0
         if self.zero_point_mag is not None and zero_point_mag is not None:
             factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
-        if self.pixel_scale_arcsec is not None and pixel_scale_arcsec is not None:
-            zoom = pixel_scale_arcsec / self.pixel_scale_arcsec
-            if abs(zoom - 1) > _SAME_PIXEL_SCALE:
-                height, width = images_NCHW.shape[-2:]
-                sides = max(1, round(height * zoom)), max(1, round(width * zoom))
-                factor *= height * width / (sides[0] * sides[1])
-                images_NCHW = F.interpolate(images_NCHW.float(), sides, mode="bilinear", antialias=True)
+        zoom = self.zoom(pixel_scale_arcsec)
+        if zoom != 1.0:
+            height, width = images_NCHW.shape[-2:]
+            sides = max(1, round(height * zoom)), max(1, round(width * zoom))
+            factor *= height * width / (sides[0] * sides[1])
+            images_NCHW = F.interpolate(images_NCHW.float(), sides, mode="bilinear", antialias=True)
         return images_NCHW if factor == 1.0 else images_NCHW * factor
+
+    def zoom(self, pixel_scale_arcsec: float | None) -> float:
+        """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""
+        if self.pixel_scale_arcsec is None or pixel_scale_arcsec is None:
+            return 1.0
+        zoom = pixel_scale_arcsec / self.pixel_scale_arcsec
+        return zoom if abs(zoom - 1) > _SAME_PIXEL_SCALE else 1.0
 
     def conversions(self, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> list[str]:
         """Return what `match` does to cutouts of this zero point and pixel scale, or takes for granted, a line each."""

@@ -1,7 +1,8 @@
 """The model bundle: everything prediction needs, in one directory, loaded without executing pickled code.
 
-``bundle.json`` (format version, network config, targets, images, calibration, metrics, provenance), ``weights.safetensors`` and
-``SHA256SUMS``. Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+``bundle.json`` (format version, network config, targets, images, calibration, metrics, provenance), ``weights.safetensors``,
+``novelty.safetensors`` (unless imported from GaMPEN) and ``SHA256SUMS``.
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 """
 
 import dataclasses
@@ -20,12 +21,14 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.novelty import Novelty
 from gampen_ray.posterior.predictor import Predictor
 from gampen_ray.provenance import RUN_FILE
 from gampen_ray.settings import build, to_dict
 
 FORMAT_VERSION = 2
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
+_NOVELTY = "novelty.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Bundle:
         Figures of merit on the validation split, plain values.
     provenance
         Versions, git revision, dataset fingerprint, date and training config, plain values.
+    novelty
+        Tells unusual images; None in a bundle without training images (imported, or made before this was stored).
     """
 
     network: Network
@@ -57,6 +62,7 @@ class Bundle:
     calibration_scale_D: np.ndarray
     metrics: dict[str, Any]
     provenance: dict[str, Any]
+    novelty: Novelty | None = None
 
     def predict(
         self,
@@ -112,6 +118,7 @@ class Bundle:
             "targets": self.targets.to_dict(),
             "images": self.images.to_dict(),
             "calibration": {"scale": [float(s) for s in self.calibration_scale_D]},
+            "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
             "metrics": self.metrics,
             "provenance": self.provenance,
         }
@@ -119,6 +126,8 @@ class Bundle:
             _DESCRIPTION: json.dumps(description, indent=2).encode(),
             _WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
         }
+        if self.novelty:
+            files[_NOVELTY] = safetensors.torch.save(self.novelty.to_tensors())
         files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
@@ -145,6 +154,11 @@ def load_bundle(uri: str) -> Bundle:
         raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
     _verify_checksums(uri, files)
     description = json.loads(files[_DESCRIPTION])
+    novelty = None
+    if description.get("novelty"):
+        files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
+        _verify_checksums(uri, files)
+        novelty = Novelty.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
     config = build(NetworkConfig, description["network"])
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
@@ -160,6 +174,7 @@ def load_bundle(uri: str) -> Bundle:
         calibration_scale_D=np.asarray(description["calibration"]["scale"]),
         metrics=description["metrics"],
         provenance=description["provenance"],
+        novelty=novelty,
     )
 
 
@@ -195,8 +210,8 @@ def _verify_checksums(uri: str, files: dict[str, bytes]) -> None:
     expected = dict(
         line.split("  ", 1)[::-1] for line in files[CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
     )
-    for name in (_DESCRIPTION, _WEIGHTS):
-        if expected.get(name) != hashlib.sha256(files[name]).hexdigest():
+    for name, data in files.items():
+        if name != CHECKSUMS and expected.get(name) != hashlib.sha256(data).hexdigest():
             raise UserError(
                 f"bundle: {uri}/{name} does not match its checksum in {CHECKSUMS}: it is damaged; copy the bundle again"
             )

@@ -3,7 +3,6 @@
 Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
 """
 
-import enum
 import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from astropy.table.meta import get_yaml_from_table
 
 from gampen_ray import storage
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.flags import Flag, posterior_flags
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import Column, field, summarise, summary_columns
 
@@ -25,15 +25,6 @@ CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
 """What the output folder of an inference holds."""
 
 _MIXTURE_MEAN, _MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
-
-
-class Flag(enum.IntFlag):
-    """Bits of the catalogue's ``flags``."""
-
-    INPUT_PADDED = 1
-    """The cutout is smaller than the network's input and was zero-padded."""
-    PIXELS_FILLED = 2
-    """Non-finite pixels were filled when the cutout was ingested."""
 
 
 @functools.cache
@@ -108,7 +99,7 @@ def catalog_table(
     crop_scale_N
         Side of the crop over the side of the input.
     flags_N
-        Sums of `Flag` values.
+        Sums of the `Flag` values of the images; those of the posteriors are added.
     store_mixture
         Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
     mode_centred
@@ -125,12 +116,14 @@ def catalog_table(
     ids = objects["object_id"]
     id_type = pa.int64() if pa.types.is_integer(ids.type) else pa.string()
     unknown = pa.nulls(len(objects), pa.float64())
+    summary = summarise(mixture, mode_centred=mode_centred)
+    flags_N = np.asarray(flags_N, dtype=np.int64) | posterior_flags(summary, mixture.targets)
     columns = {
         "object_id": ids.cast(id_type),
         **{name: _null_if_nan(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
-        **summarise(mixture, mode_centred=mode_centred),
+        **summary,
         "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
-        "flags": np.asarray(flags_N, dtype=np.int64),
+        "flags": flags_N,
     }
     if store_mixture:
         rows, cols = np.tril_indices(len(mixture.targets))

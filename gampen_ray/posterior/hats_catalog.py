@@ -95,6 +95,7 @@ def write_hats(output: str, num_rows: int) -> int:
     if any(len(table) for uri in parts for table in PartReader(1).tables([uri], ["ra", "dec"])):
         if not is_valid_collection(folder):
             _convert(output, parts, num_rows)
+        shutil.rmtree(_scratch(output), ignore_errors=True)
         count = TableProperties.read_from_dir(folder / _GALAXIES).total_rows or 0
     if count < num_rows:
         logger.warning("%d of %d galaxies have no position: they are in %s/ alone", num_rows - count, num_rows, CATALOG)
@@ -163,7 +164,6 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
     )
     with _quiet(), client:
         pipeline_with_client(arguments, client)
-    shutil.rmtree(scratch)
 
 
 def _plan(scratch: Path, parts: list[str], parts_a_list: int, schema: pa.Schema) -> tuple[list[Path], Path]:

@@ -105,7 +105,8 @@ class ThinnedNetworks:
         self._tail(0, activations)
         for hook in hooks:
             hook.remove()
-        return activations.nbytes + max(sizes)
+        # What all passes share is also looked at in float32.
+        return activations.nbytes + max(*sizes, 4 * activations.numel())
 
     def _prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         crops_NCHW, theta_N23 = self._network.crop(x_NCHW)

@@ -13,9 +13,10 @@ import torch
 from gampen_ray.errors import UserError
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.spatial_transformer import crop_scale
-from gampen_ray.posterior.catalog import Flag
+from gampen_ray.posterior.flags import Flag, image_flags
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.posterior.novelty import features
 
 if TYPE_CHECKING:
     from gampen_ray.posterior.bundle import Bundle
@@ -44,7 +45,7 @@ class Prediction:
     crop_scale_N
         Side of each learned crop over the side of the network's input.
     flags_N
-        Sums of `gampen_ray.posterior.catalog.Flag` values: those that the image decides.
+        Sums of `gampen_ray.posterior.flags.Flag` values: those that the image decides.
     """
 
     mixture: Mixture
@@ -145,13 +146,20 @@ class Predictor:
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
         mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets).scaled(self._bundle.calibration_scale_D)
+        affine_N23 = passes.affine_N23.cpu().numpy()
+        flags_N = image_flags(
+            affine_N23,
+            features(passes.activations),
+            self._bundle.novelty,
+            resampled=self._bundle.images.zoom(self._units["pixel_scale_arcsec"]) != 1,
+        )
         padded = min(matched_NCHW.shape[-2:]) < self._bundle.images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),
             usable_N=usable_N.cpu().numpy(),
-            affine_N23=passes.affine_N23.cpu().numpy(),
+            affine_N23=affine_N23,
             crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
-            flags_N=np.full(len(images_NCHW), Flag.INPUT_PADDED.value if padded else 0),
+            flags_N=flags_N | (Flag.INPUT_PADDED.value if padded else 0),
         )
 
 

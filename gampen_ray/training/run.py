@@ -24,6 +24,7 @@ from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage, fit_scale
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.novelty import Novelty, features
 from gampen_ray.provenance import provenance
 from gampen_ray.settings import to_dict
 from gampen_ray.training.fine_tune import Start, start_from
@@ -31,6 +32,8 @@ from gampen_ray.training.loop import Plan, Worker, fit
 
 BUNDLE, HISTORY = "bundle", "history.json"
 _SAMPLE_IMAGES = 2_000
+# Of each split and worker.
+_NOVELTY_IMAGES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +186,7 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
     )
     history = fit(worker, plan)
     mixture, truths_ND = validation_posterior(worker, run, network)
+    novelty = fit_novelty(worker, run, network)
     if worker.rank != 0:
         return
     scale_D, metrics = calibrate(mixture, truths_ND)
@@ -199,6 +203,7 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
             "train": to_dict(config),
             **({"fine_tuned_from": run.start.origin} if run.start else {}),
         },
+        novelty=novelty,
     )
     # An early validation loss may be infinite, which JSON does not know.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
@@ -213,6 +218,24 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     outputs_NKP, z_ND = worker.gather(torch.cat(outputs)), worker.gather(torch.cat(targets))
     mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(run.targets))
     return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().cpu().numpy())
+
+
+def fit_novelty(worker: Worker, run: Run, network: Network) -> Novelty:
+    """Return what tells unusual images, from a sample of the training split; its threshold is that of the validation split."""
+    network.eval()
+
+    @torch.inference_mode()
+    def sample(split: str) -> np.ndarray:
+        parts, count = [], 0
+        for cutouts_NCHW, _ in worker.batches(split, 0):
+            parts.append(features(network.prefix(run.network_inputs(cutouts_NCHW))[0]))
+            count += len(parts[-1])
+            if count >= _NOVELTY_IMAGES:
+                break
+        return worker.gather(torch.from_numpy(np.concatenate(parts))).numpy()
+
+    held_out_MF = sample("val")
+    return Novelty.fit(sample("train"), held_out_MF)
 
 
 def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

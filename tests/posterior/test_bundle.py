@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import torch
 
 import gampen_ray
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.posterior.bundle import Bundle, load_bundle
+from gampen_ray.posterior.novelty import Novelty
 from tests.networks import bundle, galaxies
 
 
@@ -50,8 +53,36 @@ def test_batch_size_changes_no_posterior(saved: Path) -> None:
         np.testing.assert_allclose(getattr(one, name)(), getattr(all_, name)(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "bundle.json"])
+def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
+    assert load_bundle(str(saved)).novelty is None
+    novelty, images = with_novelty().novelty, np.random.default_rng(1).normal(size=(5, 3))
+    assert novelty
+    with_novelty().save(str(saved))
+    back = load_bundle(str(saved)).novelty
+    assert back
+    assert back.threshold == novelty.threshold
+    assert np.array_equal(back.distance(images), novelty.distance(images))
+    description = json.loads((saved / "bundle.json").read_text())
+    assert description["novelty"] == {"threshold": novelty.threshold}
+    # As bundles were before there was such a thing.
+    del description["novelty"]
+    content = json.dumps(description).encode()
+    (saved / "bundle.json").write_bytes(content)
+    (saved / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(content).hexdigest()}  bundle.json\n"
+        f"{hashlib.sha256((saved / 'weights.safetensors').read_bytes()).hexdigest()}  weights.safetensors\n"
+    )
+    assert load_bundle(str(saved)).novelty is None
+
+
+def with_novelty() -> Bundle:
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    return dataclasses.replace(bundle(), novelty=Novelty.fit(rows, rows))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "bundle.json", "novelty.safetensors"])
 def test_damaged_file_is_named(saved: Path, name: str) -> None:
+    with_novelty().save(str(saved))
     data = bytearray((saved / name).read_bytes())
     data[-2] ^= 1
     (saved / name).write_bytes(data)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gampen_ray.config import TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.posterior.novelty import features
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
@@ -42,6 +44,19 @@ def test_every_likelihood_and_transformer_makes_a_bundle_that_predicts(
     coverage = {(row["target"], row["level"]): row["coverage"] for row in bundle.metrics["coverage"]["calibrated"]}
     # Calibrated on these very galaxies.
     assert coverage["flux", 0.6827] == pytest.approx(0.6827, abs=0.12)
+
+
+def test_bundle_tells_unusual_images(data: str, tmp_path: Path) -> None:
+    bundle = load_bundle(str(trained(train_config(data, str(tmp_path / "run"), epochs=4))))
+    assert bundle.novelty
+    images = galaxies(300, seed=5)["image"]
+
+    def unusual(cutouts: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return bundle.novelty.unusual(features(bundle.network.prefix(bundle.images(torch.from_numpy(cutouts)))[0]))
+
+    assert unusual(images).mean() < 0.1
+    assert unusual(1000 * images).all()
 
 
 def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:

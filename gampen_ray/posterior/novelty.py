@@ -1,0 +1,108 @@
+"""Images unlike those of the training: a Mahalanobis distance in the space of the network's features.
+
+Lee et al. (2018, NeurIPS 31, "A simple unified framework for detecting out-of-distribution samples"), with one class.
+Shape legend: N images, M held-out images, F features, C channels, H x W pixels of a feature map.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+__all__ = ["Novelty", "features"]
+
+_QUANTILE = 0.999
+# Least variance of standardised features in any direction: two images, or many that are the same, span but a line.
+_FLOOR = 1e-6
+
+
+def features(activations: torch.Tensor) -> np.ndarray:
+    """Return the features of images: asinh of the mean and of the standard deviation of each channel's map, N x 2C float64.
+
+    Parameters
+    ----------
+    activations
+        What `gampen_ray.model.network.Network.prefix` returns: N x C x H x W, or N x C where it ends behind the convolutions.
+    """
+    maps = activations if activations.ndim == 4 else activations[..., None, None]
+    std_NC, mean_NC = torch.std_mean(maps.float(), dim=(2, 3), correction=0)
+    return torch.asinh(torch.cat([mean_NC, std_NC], dim=1).double()).cpu().numpy()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Novelty:
+    """The features of the training images, and how far from them is far.
+
+    Parameters
+    ----------
+    location_F
+        Mean.
+    whitening_FF
+        Matrix that takes features less their mean to unit covariance.
+    threshold
+        Distance beyond which an image is unusual.
+    """
+
+    location_F: np.ndarray
+    whitening_FF: np.ndarray
+    threshold: float
+
+    @classmethod
+    def fit(cls, features_NF: np.ndarray, held_out_MF: np.ndarray) -> "Novelty":
+        """Learn mean and shrunk covariance from training images, and the threshold from images that were held out.
+
+        The threshold is the 99.9 % quantile of the distances of the latter: of fewer than a thousand, nearly the largest.
+
+        Raises
+        ------
+        ValueError
+            If a feature is not finite.
+        """
+        if not (np.isfinite(features_NF).all() and np.isfinite(held_out_MF).all()):
+            raise ValueError("features of the training images are not finite")
+        location_F, scale_F = features_NF.mean(axis=0), features_NF.std(axis=0)
+        # A channel that is dead in all training images.
+        scale_F = np.where(scale_F > 0, scale_F, 1.0)
+        covariance_FF = shrunk_covariance((features_NF - location_F) / scale_F) + _FLOOR * np.eye(len(scale_F))
+        whitening_FF = np.linalg.inv(np.linalg.cholesky(covariance_FF)) / scale_F
+        threshold = np.quantile(_length(held_out_MF - location_F, whitening_FF), _QUANTILE)
+        return cls(location_F=location_F, whitening_FF=whitening_FF, threshold=float(threshold))
+
+    def distance(self, features_NF: np.ndarray) -> np.ndarray:
+        """Return the Mahalanobis distances of images to the training images, N."""
+        return _length(features_NF - self.location_F, self.whitening_FF)
+
+    def unusual(self, features_NF: np.ndarray) -> np.ndarray:
+        """Return whether each image is farther than the threshold or, its features not being finite, beyond measure, N."""
+        return ~(self.distance(features_NF) <= self.threshold)
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the arrays for a safetensors file; `threshold` is stored beside them."""
+        return {"location": torch.from_numpy(self.location_F), "whitening": torch.from_numpy(self.whitening_FF)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], threshold: float) -> "Novelty":
+        """Rebuild from `to_tensors`' arrays."""
+        return cls(location_F=tensors["location"].numpy(), whitening_FF=tensors["whitening"].numpy(), threshold=threshold)
+
+
+def shrunk_covariance(centred_NF: np.ndarray) -> np.ndarray:
+    """Return the covariance of centred rows, drawn towards a multiple of the identity.
+
+    The weight is the one of least expected squared error (Ledoit & Wolf 2004, J. Multivar. Anal. 88, 365, Lemmas 3.2 to 3.4 and
+    equation 14), which makes the result positive definite for fewer rows than columns, too.
+    """
+    count, size = centred_NF.shape
+    covariance_FF = centred_NF.T @ centred_NF / count
+    target_FF = np.trace(covariance_FF) / size * np.eye(size)
+    spread = ((covariance_FF - target_FF) ** 2).sum()
+    # Mean squared distance of the rows' outer products from their mean, over the number of rows.
+    error = (((centred_NF**2).sum(axis=1) ** 2).mean() - (covariance_FF**2).sum()) / count
+    weight = min(error / spread, 1.0) if spread > 0 else 1.0
+    return weight * target_FF + (1 - weight) * covariance_FF
+
+
+def _length(offset_NF: np.ndarray, whitening_FF: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return np.linalg.norm(offset_NF @ whitening_FF.T, axis=1)
