@@ -18,7 +18,7 @@ _FLOOR = 1e-6
 
 
 def features(activations: torch.Tensor) -> np.ndarray:
-    """Return the features of images: asinh of the mean and of the standard deviation of each channel's map, N x 2C float64.
+    """Return the features of images: asinh of the mean, standard deviation and maximum of each channel's map, N x 3C float64.
 
     Parameters
     ----------
@@ -26,8 +26,9 @@ def features(activations: torch.Tensor) -> np.ndarray:
         What `gampen_ray.model.network.Network.prefix` returns: N x C x H x W, or N x C where it ends behind the convolutions.
     """
     maps_NCX = activations.double().reshape(*activations.shape[:2], -1)
-    mean_NC, std_NC = maps_NCX.mean(2), maps_NCX.std(2, correction=0)
-    return torch.asinh(torch.cat([mean_NC, std_NC], dim=1)).cpu().numpy()
+    # Without the maximum, an empty sky passes for a faint galaxy.
+    moments = maps_NCX.mean(2), maps_NCX.std(2, correction=0), maps_NCX.amax(2)
+    return torch.asinh(torch.cat(moments, dim=1)).cpu().numpy()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
