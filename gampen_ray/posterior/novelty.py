@@ -18,16 +18,18 @@ _FLOOR = 1e-6
 
 
 def features(activations: torch.Tensor) -> np.ndarray:
-    """Return the features of images: asinh of the mean and of the standard deviation of each channel's map, N x 2C float64.
+    """Return the features of images: asinh of the mean, standard deviation and maximum of each channel's map, N x 3C float64.
 
     Parameters
     ----------
     activations
         What `gampen_ray.model.network.Network.prefix` returns: N x C x H x W, or N x C where it ends behind the convolutions.
     """
-    maps = activations if activations.ndim == 4 else activations[..., None, None]
-    std_NC, mean_NC = torch.std_mean(maps.float(), dim=(2, 3), correction=0)
-    return torch.asinh(torch.cat([mean_NC, std_NC], dim=1).double()).cpu().numpy()
+    maps = activations.float() if activations.ndim == 4 else activations.float()[..., None, None]
+    std_NC, mean_NC = torch.std_mean(maps, dim=(2, 3), correction=0)
+    # Without the maximum, an empty sky passes for a faint galaxy.
+    moments = torch.cat([mean_NC, std_NC, maps.amax((2, 3))], dim=1)
+    return torch.asinh(moments.double()).cpu().numpy()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
