@@ -53,7 +53,8 @@ def test_from_cutouts_to_a_report(s3_folder: str, capsys: pytest.CaptureFixture[
 
     config = train_config(data, run, epochs=1, batch_size=16)
     storage.write_bytes_atomic(toml, to_toml(config).encode())
-    _run("train", toml)
+    # A second worker would only take its time to start.
+    _run("train", toml, **{"resources.num_workers": 1})
     _run("infer", bundle=run, dataset=data, split="test", output=catalog, num_passes=4, posterior="mixture")
     found = pd.concat([part.to_pandas() for part in catalog_parts(catalog)]).sort_values("object_id")
     rows = found["object_id"].to_numpy().astype(int)
