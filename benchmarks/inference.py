@@ -141,7 +141,7 @@ def million(work: Path) -> dict[str, Any]:
 def precision(work: Path) -> dict[str, Any]:
     """Compare K Gaussians with 1,000 draws, one of each pass of a plain loop, at equal scatter of the 68 % bounds."""
     del work
-    return {f"epistemic share {share}": equal_precision(share) for share in (0.1, 0.3)}
+    return equal_precision((0.1, 0.3))
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------------
