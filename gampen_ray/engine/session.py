@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _RAISED = {
     kind: re.compile(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", re.MULTILINE) for kind in (UserError, StorageError)
@@ -61,8 +63,6 @@ def _start() -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _no_stderr():
             ray.init(
                 address="local",
