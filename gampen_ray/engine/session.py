@@ -26,6 +26,8 @@ _ENVIRONMENT = {
 _RAISED = {
     kind: re.compile(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", re.MULTILINE) for kind in (UserError, StorageError)
 }
+# What Ray itself could not read or write, such as a checkpoint on a full disk.
+_STORAGE_FAILED = re.compile(r"^OSError: (\[Errno \d+\] .+|.*AWS Error .+)$", re.MULTILINE)
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 
@@ -51,6 +53,8 @@ def ray_session() -> Iterator[None]:
         for kind, pattern in _RAISED.items():
             if found := pattern.search(str(error)):
                 raise kind(found[1]) from None
+        if found := _STORAGE_FAILED.search(str(error)):
+            raise StorageError(f"{found[1]}; mend it, and give the same command again: what is finished stays") from None
         raise
     finally:
         if started:
