@@ -1,12 +1,16 @@
 """Where a result comes from: program versions, and the run that owns an output folder."""
 
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gampen_ray import storage
 from gampen_ray.errors import UserError
@@ -26,6 +30,27 @@ def provenance() -> dict[str, Any]:
         "git_revision": _git_revision(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
     }
+
+
+def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequence[str]) -> str:
+    """Return a hash of settings and columns that is the same on every machine.
+
+    Parameters
+    ----------
+    settings
+        Plain values, as JSON knows them.
+    *columns
+        Numbers or strings, such as the ids.
+    """
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    for column in columns:
+        values = np.asarray(column)
+        if values.dtype.kind in "OUS":
+            digest.update("\0".join(str(value) for value in values).encode())
+        else:
+            little_endian = values.astype(values.dtype.newbyteorder("<"))
+            digest.update(little_endian.dtype.str.encode() + little_endian.tobytes())
+    return digest.hexdigest()
 
 
 def check_output(output: str, config: Any, inputs: Mapping[str, str]) -> bool:

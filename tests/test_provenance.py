@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gampen_ray import provenance
@@ -62,3 +63,13 @@ def test_provenance_names_versions_and_date() -> None:
     assert found["gampen_ray"] == "0.1.0"
     assert found["torch"].startswith("2.")
     assert found["date"].endswith("+00:00")
+
+
+def test_fingerprint_depends_on_content_alone() -> None:
+    first = provenance.content_fingerprint({"a": 1, "b": 2}, np.arange(5), ["x", "y"])
+    assert first == provenance.content_fingerprint(
+        {"b": 2, "a": 1}, np.arange(5).astype(">i8"), np.array(["x", "y"], dtype=object)
+    )
+    assert first != provenance.content_fingerprint({"a": 1, "b": 3}, np.arange(5), ["x", "y"])
+    assert first != provenance.content_fingerprint({"a": 1, "b": 2}, np.arange(5), ["xy", ""])
+    assert first != provenance.content_fingerprint({"a": 1, "b": 2}, np.arange(5) + 1, ["x", "y"])

@@ -20,6 +20,7 @@ from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
 from gampen_ray.settings import to_dict
 
 __all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
@@ -79,7 +80,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=shards.content_fingerprint(
+        fingerprint=content_fingerprint(
             settings,
             _texts(ids),
             names,

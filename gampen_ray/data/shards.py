@@ -8,7 +8,6 @@ Shape legend: N galaxies, C bands, H x W pixels.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +27,6 @@ __all__ = [
     "QUARANTINE_SCHEMA",
     "SPLITS",
     "DatasetInfo",
-    "content_fingerprint",
     "images",
     "part_uri",
     "read_dataset_info",
@@ -172,27 +170,6 @@ def shard_uris(dataset: str, split: str = "") -> list[str]:
         what = f"no shards of split {split!r}" if split else "no shards"
         raise UserError(f"dataset {dataset} has {what}; there: {', '.join(there) or 'nothing'}")
     return chosen
-
-
-def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequence[str]) -> str:
-    """Return a hash of settings and columns that is the same on every machine.
-
-    Parameters
-    ----------
-    settings
-        Plain values, as JSON knows them.
-    *columns
-        Numbers or strings, such as the ids.
-    """
-    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-    for column in columns:
-        values = np.asarray(column)
-        if values.dtype.kind in "OUS":
-            digest.update("\0".join(str(value) for value in values).encode())
-        else:
-            little_endian = values.astype(values.dtype.newbyteorder("<"))
-            digest.update(little_endian.dtype.str.encode() + little_endian.tobytes())
-    return digest.hexdigest()
 
 
 # --- shards --------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import MANIFEST
 from gampen_ray.posterior.crops import Cropper
 from gampen_ray.progress import Progress
-from gampen_ray.provenance import RUN_FILE, claim_output, provenance
+from gampen_ray.provenance import RUN_FILE, claim_output, content_fingerprint, provenance
 from gampen_ray.settings import to_dict
 
 __all__ = ["crop"]
@@ -58,7 +58,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
     if f"{config.output}/".startswith(f"{config.images}/"):
         raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
     names = [_below(config.images, uri) for uri in matching_files(config.images, config.pattern)]
-    inputs["images"] = shards.content_fingerprint({}, names)
+    inputs["images"] = content_fingerprint({}, names)
     claim_output(config.output, config, inputs)
     manifest_uri = storage.join(config.output, MANIFEST)
     if storage.exists(manifest_uri):

@@ -10,8 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from gampen_ray import storage
 from gampen_ray.config import InferConfig
 from gampen_ray.data import shards
@@ -137,11 +135,6 @@ def _write_gampen(config: InferConfig, targets: TargetSchema) -> None:
 def _counts(output: str) -> dict[str, int]:
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
         return {
-            name: sum(pool.map(_num_rows, storage.list_files(storage.join(output, folder), ".parquet")))
+            name: sum(map(sum, pool.map(shards.row_group_sizes, storage.list_files(storage.join(output, folder), ".parquet"))))
             for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE))
         }
-
-
-def _num_rows(uri: str) -> int:
-    with storage.open_input(uri) as source:
-        return pq.read_metadata(source).num_rows

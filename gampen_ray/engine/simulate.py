@@ -17,7 +17,7 @@ from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine.session import ray_session
 from gampen_ray.progress import Progress
-from gampen_ray.provenance import claim_output
+from gampen_ray.provenance import claim_output, content_fingerprint
 from gampen_ray.settings import to_dict
 
 __all__ = ["simulate"]
@@ -73,7 +73,7 @@ def dataset_info(config: SimulateConfig) -> shards.DatasetInfo:
         flux_unit=survey.flux_unit,
         survey=survey.name,
         target_units=dict(zip(TARGETS, ("", "arcsec", survey.flux_unit), strict=True)),
-        fingerprint=shards.content_fingerprint(content, np.arange(config.num_galaxies)),
+        fingerprint=content_fingerprint(content, np.arange(config.num_galaxies)),
         source=settings,
     )
 

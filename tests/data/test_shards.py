@@ -264,11 +264,3 @@ def test_validate_dataset(tmp_path: Path) -> None:
     assert validation.validate_dataset(dataset) == [
         (str(LARGE_ID + 1), storage.absolute(shards.part_uri(dataset, "train", 1)), "all pixels have the same value 0")
     ]
-
-
-def test_fingerprint_depends_on_content_alone() -> None:
-    first = shards.content_fingerprint({"a": 1, "b": 2}, np.arange(5), ["x", "y"])
-    assert first == shards.content_fingerprint({"b": 2, "a": 1}, np.arange(5).astype(">i8"), np.array(["x", "y"], dtype=object))
-    assert first != shards.content_fingerprint({"a": 1, "b": 3}, np.arange(5), ["x", "y"])
-    assert first != shards.content_fingerprint({"a": 1, "b": 2}, np.arange(5), ["xy", ""])
-    assert first != shards.content_fingerprint({"a": 1, "b": 2}, np.arange(5) + 1, ["x", "y"])
