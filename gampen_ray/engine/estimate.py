@@ -38,7 +38,8 @@ def estimate(config: InferConfig, bundle: Bundle, source: Source, units: list[Un
     if not measured["galaxies"]:
         raise UserError(f"estimate: no galaxy of {config.dataset} was predicted in {_SECONDS:g} s; give smaller --num-passes")
     result = extrapolate(measured, total, config.estimate_workers or workers.count)
-    logger.info("measured: %s with %s workers", rates.text(), workers.count)
+    speed = measured["galaxies_per_second"]
+    logger.info("measured with %s workers: %.4g galaxies/s, %s", workers.count, speed, rates.text())
     logger.info(
         "estimate for %s galaxies and %s workers: %.3g galaxies/s, %.3g hours, %.3g GPU-hours, catalogue of %.3g GB",
         f"{total:,}",

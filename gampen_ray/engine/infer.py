@@ -97,18 +97,20 @@ def _predict_all(config: InferConfig, bundle: Bundle, source: Source, units: lis
     there = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join(config.output, CATALOG), ".parquet")}
     todo = [unit for unit in units if unit.name not in there]
     began = time.time()
-    with Progress("infer", sum(unit.num_rows for unit in units), "galaxies") as progress:
-        progress.skip(sum(unit.num_rows for unit in units if unit.name in there))
-        if not todo:
-            return {}
-        with ray_session():
-            workers = inference_workers(config, len(todo))
-            rates = Rates(began, config.num_passes, workers)
-            for result in predicted(config, bundle, source, todo, workers):
-                rates.add(result)
-                progress.advance(result.num_rows, rates.text())
-    logger.info("rates: %s", rates.text())
-    return rates.to_dict()
+    if not todo:
+        return {}
+    progress = Progress("infer", sum(unit.num_rows for unit in units), "galaxies")
+    progress.skip(sum(unit.num_rows for unit in units if unit.name in there))
+    with progress, ray_session():
+        workers = inference_workers(config, len(todo))
+        rates = Rates(began, config.num_passes, workers)
+        for result in predicted(config, bundle, source, todo, workers):
+            rates.add(result)
+            progress.advance(result.num_rows, rates.text())
+    measured = rates.to_dict()
+    speed = measured["galaxies_per_second"]
+    logger.info("without %.0f s of start-up: %.4g galaxies/s, %s", measured["startup_seconds"], speed, rates.text())
+    return measured
 
 
 def _check_fit(config: InferConfig, bundle: Bundle, info: shards.DatasetInfo) -> None:

@@ -51,9 +51,10 @@ class Rates:
         }
 
     def text(self) -> str:
-        """Return the rates for a log line."""
+        """Return the rates beside that of galaxies for a log line."""
         rates = self.to_dict()
+        megabytes = rates["bytes_read"] / rates["seconds"] / 1e6
         return (
-            f"{rates['galaxies_per_second']:,.4g} galaxies/s, {rates['passes_per_second']:,.4g} passes/s, "
-            f"{rates['bytes_read'] / rates['seconds'] / 1e6:,.3g} MB/s read, devices {rates['device_utilisation']:.0%} busy"
+            f"{rates['passes_per_second']:,.0f} passes/s, {megabytes:,.2g} MB/s read, "
+            f"devices {rates['device_utilisation']:.0%} busy"
         )
