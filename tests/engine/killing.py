@@ -156,7 +156,9 @@ class _Killer:
         return [sys.executable, "-m", "gampen_ray", "infer", *flags, *settings]
 
     def _start(self, output: str) -> subprocess.Popen:
-        return subprocess.Popen(self._command(output), env=os.environ | {"RAY_ADDRESS": self._cluster.address})
+        environment = os.environ | {"RAY_ADDRESS": self._cluster.address}
+        # What Ray says of dead nodes is not part of the JSON.
+        return subprocess.Popen(self._command(output), env=environment, stdout=sys.stderr)
 
     def _files(self, output: str) -> list[str]:
         return storage.list_files(f"{self._root}/{output}/{CATALOG}", ".parquet")

@@ -1,0 +1,27 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+@pytest.mark.slow
+def test_every_row_comes_out_once_whatever_is_killed(tmp_path: Path) -> None:
+    size = ["--galaxies=1200", "--shards=6", "--passes=1500"]
+    command = [sys.executable, "-m", "tests.engine.killing", *size, "--kills=driver,actor,node"]
+    log = tmp_path / "log"
+    with log.open("wb") as errors:
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=errors, timeout=280)
+    assert done.returncode == 0, log.read_text()[-3000:]
+    seen = json.loads(done.stdout)
+    assert [kill["kind"] for kill in seen["kills"]] == ["driver", "actor", "node"]
+    assert (seen["ids"], seen["duplicates"]) == (1200, 0)
+    assert (seen["in_catalogue"], seen["in_quarantine"]) == (1187, 13)
+    assert seen["same_ids"]
+    assert seen["same_quarantine"]
+    assert seen["largest_relative_difference"] < 1e-4
+    assert seen["finished_files_written_again"] == 0
+    assert seen["same_command_says_complete"]
