@@ -3,7 +3,7 @@
 A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, whole or not at all. Its quarantine file comes
 first, so the presence of the catalogue's says that the unit is done; a unit that is predicted twice, as after a lost node, is
 written twice with the same content.
-Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
+Shape legend: N galaxies, K passes, D targets.
 """
 
 import dataclasses
@@ -197,10 +197,9 @@ class _Predict:
         flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
         columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows}
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
-        mixture = prediction.mixture
-        return pa.table(
-            columns | {"mean": _tensor_array(mixture.mean_NKD), "scale_tril": _tensor_array(mixture.scale_tril_NKDD)}
-        )
+        columns["mean"] = _tensor_array(prediction.mixture.mean_NKD)
+        columns["scale_tril"] = _tensor_array(prediction.mixture.scale_tril_NKDD)
+        return pa.table(columns)
 
     def _count(self, **amounts: float) -> None:
         amounts["passes"] = amounts["galaxies"] * self._num_passes

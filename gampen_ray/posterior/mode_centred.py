@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtr
-from scipy.stats import gaussian_kde
 
 if TYPE_CHECKING:
     from gampen_ray.posterior.mixture import Mixture
@@ -85,6 +84,9 @@ def interval_of_draws(draws_S: np.ndarray, levels: Sequence[float], num_grid: in
     draws_S = np.asarray(draws_S, dtype=np.float64)
     if draws_S.size < 2 or not np.isfinite(draws_S).all() or not np.ptp(draws_S) > 0:
         raise ValueError(f"{draws_S.size} draws that are all equal, not finite or fewer than two have no kernel density")
+    # Takes most of a second to import, which every inference worker would spend.
+    from scipy.stats import gaussian_kde
+
     kernel = gaussian_kde(draws_S)
     x_G = np.linspace(draws_S.min(), draws_S.max(), num_grid)
     width = float(np.sqrt(kernel.covariance[0, 0]))
