@@ -43,6 +43,8 @@ _MARGIN_ARCSEC = 10.0
 # Memory of the rows that a thread works on at once, and of one partition: within what LSDB's authors advise for the latter.
 _BYTES = 2**29
 _MAX_THREADS = 4
+# The default of hats, 15, makes files 4 % smaller in twelve times the time.
+_WRITING = {"compression_level": 3}
 # Cells of 12 square arcmin: smaller ones are never needed to keep a partition's size.
 _HIGHEST_ORDER = 10
 
@@ -63,8 +65,8 @@ def check_hats(dataset: str, units: list[Unit]) -> None:
         missing = [name for name in ("ra", "dec") if name not in columns]
         if missing:
             raise UserError(
-                f"catalog_format: hats needs positions, but {dataset} has no column {' nor '.join(missing)}; "
-                "add it (ICRS, degrees) and ingest again, or leave catalog_format out"
+                f"catalog_format: hats needs positions, but {dataset} lacks the columns {', '.join(missing)}; "
+                "add them (ICRS, degrees) and ingest again, or leave catalog_format out"
             )
 
 
@@ -151,8 +153,9 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
         pixel_threshold=rows,
         highest_healpix_order=_HIGHEST_ORDER,
         sort_columns="object_id",
+        write_table_kwargs=dict(_WRITING),
     )
-    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True)
+    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True, write_table_kwargs=dict(_WRITING))
     logger.info("writing %s", storage.join(output, FOLDER))
     client = Client(
         processes=False,

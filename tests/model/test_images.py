@@ -211,3 +211,13 @@ def test_crop_stretch_and_repeat_are_those_of_gampen(size: int) -> None:
     inputs = images(torch.from_numpy(arrays[f"item_{size}_raw"])[None, None])[0]
     assert torch.equal(inputs[0], inputs[1]) and torch.equal(inputs[0], inputs[2])
     assert inputs[0].numpy() == pytest.approx(arrays[f"item_{size}_channel0"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "zoom"), [(0.2, 0.2, 1.0), (0.2, 0.2005, 1.0), (0.2, 0.3, 1.5), (0.2, None, 1.0), (None, 0.2, 1.0)]
+)
+def test_zoom_tells_whether_cutouts_are_resampled(trained: float | None, given: float | None, zoom: float) -> None:
+    preprocessing = ImagePreprocessing(bands=("r",), size=20, softening=1.0, channels=1, pixel_scale_arcsec=trained)
+    assert preprocessing.zoom(given) == pytest.approx(zoom, rel=1e-12)
+    side = preprocessing.match(torch.ones(1, 1, 20, 20), zero_point_mag=None, pixel_scale_arcsec=given).shape[-1]
+    assert side == round(20 * zoom)

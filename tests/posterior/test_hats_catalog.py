@@ -136,7 +136,9 @@ def test_no_galaxy_has_a_position(tmp_path: Path, caplog) -> None:
 def test_dataset_without_positions_is_refused(tmp_path: Path) -> None:
     root = dataset(str(tmp_path / "data"), {shards.ALL: 5})
     _, units = open_source(root, split="", bands=("r",), size=20)
-    with pytest.raises(UserError, match=r"catalog_format: hats needs positions, but .*/data has no column ra nor dec; add it"):
+    with pytest.raises(
+        UserError, match=r"catalog_format: hats needs positions, but .*/data lacks the columns ra, dec; add them"
+    ):
         check_hats(root, units)
 
 
