@@ -109,6 +109,7 @@ def predicted(
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     for first in range(0, len(units), _UNITS_PER_EXECUTION):
         some = units[first : first + _UNITS_PER_EXECUTION]
+        writers = min(len(some), workers.count * (_WRITERS_PER_GPU if workers.gpus else 1))
         written = (
             ray.data.from_items([dataclasses.asdict(unit) for unit in some], override_num_blocks=len(some))
             .map_batches(
@@ -132,7 +133,7 @@ def predicted(
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=_CPUS_PER_WRITE,
-                compute=ray.data.TaskPoolStrategy(size=workers.count * (_WRITERS_PER_GPU if workers.gpus else 1)),
+                compute=ray.data.TaskPoolStrategy(size=writers),
             )
         )
         yield from (UnitResult(**row) for row in written.iter_rows())
