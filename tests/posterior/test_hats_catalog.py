@@ -49,6 +49,8 @@ def output(tmp_path_factory) -> str:
             pa.table({"object_id": ids, "ra": ra, "dec": dec}), m, np.ones(PART), np.zeros(PART), store_mixture=True
         )
         write_part(f"{root}/catalog/part-{part}.parquet", table)
+    # As of a unit whose rows are all in quarantine.
+    write_part(f"{root}/catalog/part-.parquet", table[:0])
     assert write_hats(root, PARTS * PART) == PARTS * PART - NO_POSITION
     return root
 
