@@ -78,19 +78,19 @@ def train_config(dataset_uri: str, output: str, **optimizer: object) -> TrainCon
     )
 
 
-def bundle() -> Bundle:
+def bundle(config: NetworkConfig = NETWORK) -> Bundle:
     """Return an untrained model of `galaxies`."""
     columns = galaxies(200)
     targets = TargetSchema.fit(TARGETS, np.stack([columns[name] for name in TARGETS], axis=1), {"flux": "Jy"})
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), columns["image"])
     torch.manual_seed(0)
-    network = Network(NETWORK, channels=1, size=SIZE, num_targets=2)
+    network = Network(config, channels=1, size=SIZE, num_targets=2)
     for parameter in network.parameters():
         # So that neither the crops nor the outputs are those of an untrained network.
         parameter.data += 0.05 * torch.randn(parameter.shape)
     return Bundle(
         network=network.eval(),
-        config=NETWORK,
+        config=config,
         targets=targets,
         images=images,
         calibration_scale_D=np.array([1.2, 0.8]),

@@ -25,7 +25,7 @@ from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.catalog import CATALOG, described
+from gampen_ray.posterior.catalog import CATALOG, catalog_parts, described
 
 __all__ = ["FOLDER", "check_hats", "write_hats"]
 
@@ -139,9 +139,8 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
     scratch = _scratch(output)
     shutil.rmtree(scratch, ignore_errors=True)
     storage.delete(storage.join(output, FOLDER))
-    with storage.open_input(parts[0]) as source:
-        sample = pq.read_table(source)
-    rows = max(1, int(_BYTES / max(1, sample.nbytes / max(1, len(sample)))))
+    sample = next(table for table in catalog_parts(output) if len(table))
+    rows = max(1, _BYTES * len(sample) // sample.nbytes)
     lists, schema_file = _plan(scratch, parts, max(1, rows * len(parts) // num_rows), sample.schema)
     arguments = CollectionArguments(
         output_path=_path(output), output_artifact_name=FOLDER, tmp_dir=scratch, progress_bar=False

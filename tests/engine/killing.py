@@ -5,6 +5,7 @@ a cluster of three nodes. Each kill is a SIGKILL at a random moment of the job; 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -24,10 +25,12 @@ from ray.cluster_utils import Cluster
 from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE
-from tests.networks import bundle, galaxies
+from tests.networks import NETWORK, bundle, galaxies
 from tests.s3_server import BUCKET, s3_server
 
 _BAD_EVERY = 97
+# Slow enough that the actors, and not the writers, have most of the work.
+_NETWORK = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, plan=(64, "M", 128, "M")))
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -46,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--galaxies", type=int, default=20_000)
     parser.add_argument("--shards", type=int, default=40)
-    parser.add_argument("--passes", type=int, default=400)
+    parser.add_argument("--passes", type=int, default=32)
     parser.add_argument("--kills", default="driver,actor,node,actor,driver")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -73,7 +76,7 @@ def main() -> None:
 def _inputs(count: int, num_shards: int) -> str:
     """Upload a model and galaxies, some of them unusable, and return their folder."""
     root = f"s3://{BUCKET}/kill"
-    bundle().save(f"{root}/model")
+    bundle(_NETWORK).save(f"{root}/model")
     columns = galaxies(count)
     columns["image"][::_BAD_EVERY, 0, 0, 0] = np.nan
     info = shards.DatasetInfo(

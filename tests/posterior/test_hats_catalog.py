@@ -50,6 +50,8 @@ def output(tmp_path_factory) -> str:
             pa.table({"object_id": ids, "ra": ra, "dec": dec}), m, np.ones(PART), np.zeros(PART), store_mixture=True
         )
         storage.write_bytes_atomic(f"{root}/catalog/part-{part}.parquet", part_content(table))
+    # As of a unit whose rows are all in quarantine.
+    storage.write_bytes_atomic(f"{root}/catalog/part-.parquet", part_content(table[:0]))
     assert write_hats(root, PARTS * PART) == PARTS * PART - NO_POSITION
     return root
 
