@@ -1,4 +1,4 @@
-"""The workers' side of `infer`: actors that read and predict units, tasks that summarise and write them.
+"""The workers' side of `infer`: actors that read and predict units, and what summarises and writes them.
 
 A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, whole or not at all. Its quarantine file comes
 first, so the presence of the catalogue's says that the unit is done; a unit that is predicted twice, as after a lost node, is
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from gampen_ray.posterior.predictor import Prediction, Predictor
 __all__ = ["UnitResult", "inference_workers", "predicted", "summary_part"]
 
 _CPUS_PER_WRITE = 0.25
-# A summary takes 0.2 ms of a core: less than a prediction on a core, more than one on a fast device.
+# A summary takes 0.2 ms of a core: little beside a prediction on a core, but not beside one on a fast device.
 _WRITERS_PER_GPU = 4
 # One unit is read while another is on the device, and a third waits.
 _UNITS_AT_ONCE, _UNITS_AHEAD = 2, 3
@@ -109,46 +109,53 @@ def predicted(
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     for first in range(0, len(units), _UNITS_PER_EXECUTION):
         some = units[first : first + _UNITS_PER_EXECUTION]
-        writers = min(len(some), workers.count * (_WRITERS_PER_GPU if workers.gpus else 1))
-        written = (
-            ray.data.from_items([dataclasses.asdict(unit) for unit in some], override_num_blocks=len(some))
-            .map_batches(
-                _Predict,
-                fn_constructor_args=(config, workers, source, seconds),
-                batch_size=1,
-                batch_format="pyarrow",
-                num_cpus=workers.cpus,
-                num_gpus=workers.gpus,
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=1,
-                    max_size=workers.count,
-                    initial_size=workers.count,
-                    max_tasks_in_flight_per_actor=_UNITS_AHEAD,
-                    max_concurrent_calls_per_actor=_UNITS_AT_ONCE,
-                    enable_true_multi_threading=True,
-                ),
-            )
-            .map_batches(
+        units_done = ray.data.from_items(
+            [dataclasses.asdict(unit) for unit in some], override_num_blocks=len(some)
+        ).map_batches(
+            _Predict,
+            # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
+            fn_constructor_args=(config, workers, source, seconds, None if workers.gpus else write),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=workers.count,
+                initial_size=workers.count,
+                max_tasks_in_flight_per_actor=_UNITS_AHEAD,
+                max_concurrent_calls_per_actor=_UNITS_AT_ONCE,
+                enable_true_multi_threading=True,
+            ),
+        )
+        if workers.gpus:
+            units_done = units_done.map_batches(
                 write,
                 batch_size=1,
                 batch_format="pyarrow",
                 num_cpus=_CPUS_PER_WRITE,
-                compute=ray.data.TaskPoolStrategy(size=writers),
+                compute=ray.data.TaskPoolStrategy(size=min(len(some), workers.count * _WRITERS_PER_GPU)),
             )
-        )
-        yield from (UnitResult(**row) for row in written.iter_rows())
+        yield from (UnitResult(**row) for row in units_done.iter_rows())
 
 
 class _Predict:
-    """An inference actor: reads a unit piece by piece and gives its posteriors.
+    """An inference actor: reads a unit piece by piece, and gives its posteriors or what ``write`` makes of them.
 
-    Ray calls it from several threads: while one waits for storage and decodes, another has the device.
+    Ray calls it from several threads: while one waits for storage, decodes or summarises, another has the device.
     """
 
-    def __init__(self, config: InferConfig, workers: Workers, source: Source, seconds: float | None) -> None:
+    def __init__(
+        self,
+        config: InferConfig,
+        workers: Workers,
+        source: Source,
+        seconds: float | None,
+        write: Callable[[pa.Table], pa.Table] | None,
+    ) -> None:
         torch.set_num_threads(workers.threads)
         torch.backends.cudnn.benchmark = True
-        self._source, self._num_passes = source, config.num_passes
+        self._source, self._num_passes, self._write = source, config.num_passes, write
         self._predict = Predictor(
             load_bundle(config.bundle),
             num_passes=config.num_passes,
@@ -189,7 +196,10 @@ class _Predict:
         told = {"bytes_read": bytes_read, "start": start, "stop": time.time(), "device_seconds": device_seconds}
         # One row, which Ray Data never cuts.
         rows = packing.to_bytes(pa.concat_tables(parts)) if parts else b""
-        return pa.table({"name": [unit.name], "rows": pa.array([rows], pa.large_binary()), **{k: [v] for k, v in told.items()}})
+        result = pa.table(
+            {"name": [unit.name], "rows": pa.array([rows], pa.large_binary()), **{k: [v] for k, v in told.items()}}
+        )
+        return self._write(result) if self._write else result
 
     def _table(self, rows: dict[str, np.ndarray], prediction: Prediction) -> pa.Table:
         """Return what is known of some rows but their pixels."""

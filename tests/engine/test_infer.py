@@ -32,7 +32,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
     base = InferConfig(
-        bundle=str(inputs / "model"), dataset=str(inputs / "data"), output=str(output), num_passes=4, posterior="mixture"
+        bundle=str(inputs / "model"),
+        dataset=str(inputs / "data"),
+        output=str(output),
+        num_passes=4,
+        posterior="mixture",
+        # A second actor would only take its time to start.
+        resources=ResourcesConfig(num_workers=1),
     )
     return dataclasses.replace(base, **fields)
 

@@ -10,7 +10,7 @@ import pytest
 @pytest.mark.s3
 @pytest.mark.slow
 def test_every_row_comes_out_once_whatever_is_killed(tmp_path: Path) -> None:
-    size = ["--galaxies=1200", "--shards=6", "--passes=200"]
+    size = ["--galaxies=1200", "--shards=24", "--passes=100"]
     command = [sys.executable, "-m", "tests.engine.killing", *size, "--kills=driver,actor,node"]
     log = tmp_path / "log"
     with log.open("wb") as errors:
