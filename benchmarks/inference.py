@@ -59,6 +59,7 @@ def main(work: str, *sections: str) -> None:
     result = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"}
     for name in sections or known:
         result[name] = known[name](Path(work) / name)
+        logging.info("%s: %s", name, result[name])
     json.dump(result, sys.stdout, indent=2)
     sys.stdout.write("\n")
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray.data
@@ -20,7 +21,7 @@ _ENVIRONMENT = {
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs.
+    # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 _RAISED = {
@@ -64,19 +65,17 @@ def ray_session() -> Iterator[None]:
 def _start() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        with _no_stderr():
-            ray.init(
-                address="local",
-                # At least two logical CPUs: reading and computing must be able to run side by side.
-                num_cpus=max(2, os.cpu_count() or 1),
-                object_store_memory=_LOCAL_OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {
+            "address": "local",
+            # At least two logical CPUs: reading and computing must be able to run side by side.
+            "num_cpus": max(2, os.cpu_count() or 1),
+            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    with _no_stderr():
+        ray.init(**options)
     # Errors come as exceptions; Ray Data would log each of them besides.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()

@@ -24,7 +24,9 @@ from ray.cluster_utils import Cluster
 
 from gampen_ray import storage
 from gampen_ray.data import shards
+from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE
+from gampen_ray.posterior.summary import summary_columns
 from tests.networks import NETWORK, bundle, galaxies
 from tests.s3_server import BUCKET, s3_server
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=32)
     parser.add_argument("--kills", default="driver,actor,node,actor,driver")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", choices=("job", "library"), default="job", help="what the result is held against")
     arguments = parser.parse_args()
     os.environ |= _ENVIRONMENT
     # Paths of sockets must be short.
@@ -61,12 +64,13 @@ def main() -> None:
         with s3_server(Path(folder) / "s3") as environment:
             os.environ |= environment
             inputs = _inputs(arguments.galaxies, arguments.shards)
+            reference = None if arguments.reference == "job" else _predicted(inputs, arguments.galaxies, arguments.passes)
             cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
             nodes = [cluster.add_node(**_NODE) for _ in range(2)]
             try:
-                result = _Killer(cluster, nodes, inputs, arguments.passes, np.random.default_rng(arguments.seed)).run(
-                    arguments.kills.split(",")
-                )
+                rng = np.random.default_rng(arguments.seed)
+                killer = _Killer(cluster, nodes, inputs, arguments.passes, rng)
+                result = killer.run(arguments.kills.split(","), arguments.shards, reference)
             finally:
                 cluster.shutdown()
     json.dump(result, sys.stdout, indent=2)
@@ -88,16 +92,23 @@ def _inputs(count: int, num_shards: int) -> str:
     return root
 
 
+def _predicted(root: str, count: int, passes: int) -> pa.Table:
+    """Return the summaries of the usable galaxies without Ray and its files."""
+    columns = galaxies(count)
+    usable = np.arange(count) % _BAD_EVERY != 0
+    posterior = load_bundle(f"{root}/model").predict(columns["image"][usable], num_passes=passes)
+    return posterior.to_table().append_column("object_id", pa.array(columns["object_id"][usable]))
+
+
 class _Killer:
     def __init__(self, cluster: Cluster, nodes: list, root: str, passes: int, rng: np.random.Generator) -> None:
         self._cluster, self._nodes, self._root, self._passes, self._rng = cluster, nodes, root, passes, rng
 
-    def run(self, kills: list[str]) -> dict:
-        """Predict once undisturbed and once with kills; return what was seen."""
-        began = time.monotonic()
-        assert self._start("whole").wait() == 0
-        whole_seconds = time.monotonic() - began
-        num_files = len(self._files("whole"))
+    def run(self, kills: list[str], num_files: int, reference: pa.Table | None) -> dict:
+        """Predict with kills, and without where there is no reference; return what was seen."""
+        if reference is None:
+            assert self._start("whole").wait() == 0
+            reference = self._table("whole", CATALOG)
         # At random fractions of the work, in order.
         marks = np.sort(self._rng.uniform(0.05, 0.9, len(kills))) * num_files
         driver, killed = self._start("killed"), []
@@ -118,11 +129,10 @@ class _Killer:
         again = subprocess.run(self._command("killed"), capture_output=True, text=True, check=True)
         return {
             "kills": killed,
-            "files": num_files,
-            "seconds_undisturbed": round(whole_seconds, 1),
+            "files": len(self._files("killed")),
             "finished_files_written_again": len(rewritten),
             "same_command_says_complete": "is complete; nothing to do" in again.stderr,
-            **self._compare(),
+            **self._compare(reference),
         }
 
     def _kill(self, kind: str, driver: subprocess.Popen) -> None:
@@ -175,14 +185,13 @@ class _Killer:
             for uri, info in zip(uris, fs.get_file_info([u.removeprefix("s3://") for u in uris]), strict=True)
         }
 
-    def _compare(self) -> dict:
-        whole, killed = (self._table(output, CATALOG) for output in ("whole", "killed"))
-        quarantined = [self._table(output, QUARANTINE)["object_id"].to_pylist() for output in ("whole", "killed")]
-        ids = killed["object_id"].to_pylist() + [int(name) for name in quarantined[1]]
-        floats = [field.name for field in killed.schema if pa.types.is_floating(field.type) and field.name not in ("ra", "dec")]
+    def _compare(self, wanted: pa.Table) -> dict:
+        got = self._table("killed", CATALOG)
+        ids = got["object_id"].to_pylist() + [int(name) for name in self._table("killed", QUARANTINE)["object_id"].to_pylist()]
+        names = [column.name for column in summary_columns(load_bundle(f"{self._root}/model").targets)]
         differences = [
-            np.max(np.abs(killed[name].to_numpy() - whole[name].to_numpy()) / (np.abs(whole[name].to_numpy()) + 1e-6))
-            for name in floats
+            np.max(np.abs(got[name].to_numpy() - wanted[name].to_numpy()) / (np.abs(wanted[name].to_numpy()) + 1e-6))
+            for name in names
         ]
         manifest = storage.read_json(f"{self._root}/killed/{MANIFEST}")
         return {
@@ -190,8 +199,7 @@ class _Killer:
             "duplicates": sum(count - 1 for count in Counter(ids).values()),
             "in_catalogue": manifest["num_galaxies"],
             "in_quarantine": manifest["num_quarantined"],
-            "same_quarantine": quarantined[0] == quarantined[1],
-            "same_ids": whole["object_id"].to_pylist() == killed["object_id"].to_pylist(),
+            "same_ids": wanted["object_id"].to_pylist() == got["object_id"].to_pylist(),
             "largest_relative_difference": float(max(differences)),
         }
 
