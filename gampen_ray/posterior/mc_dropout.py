@@ -92,8 +92,8 @@ class ThinnedNetworks:
         return Passes(outputs_NKP=torch.stack(outputs, dim=1), affine_N23=theta_N23, activations=activations)
 
     @torch.inference_mode()
-    def activation_bytes(self, x_NCHW: torch.Tensor) -> int:
-        """Return the memory that the activations of preprocessed images take at most, bytes."""
+    def prepare(self, x_NCHW: torch.Tensor) -> int:
+        """Draw all masks, and return the memory that the activations of these preprocessed images take at most, bytes."""
         sizes: list[int] = []
 
         def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -102,7 +102,11 @@ class ThinnedNetworks:
         layers = [layer for layer in self._network.modules() if not list(layer.children())]
         hooks = [layer.register_forward_hook(measure) for layer in layers]
         activations, _ = self._prefix(x_NCHW)
-        self._tail(0, activations)
+        x = activations
+        for step, (rate, layer) in enumerate(self._steps):
+            for k in range(self._num_passes if rate else 0):
+                self._positions(k, step, rate, x)
+            x = layer(x.float() if step == len(self._steps) - 1 else x)
         for hook in hooks:
             hook.remove()
         # What all passes share is also looked at in float32.

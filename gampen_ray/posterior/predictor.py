@@ -106,7 +106,10 @@ class Predictor:
             dtype=getattr(torch, precision),
             repeated_band=bundle.images.repeats_a_band,
         )
-        self.batch_size = batch_size or _batch_size(self._thinned, bundle, self._device)
+        image_NCHW = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=self._device)
+        num_bytes = self._thinned.prepare(bundle.images.stretched(image_NCHW))
+        budget = torch.cuda.mem_get_info(self._device)[0] // 2 if gpu else _CPU_BYTES
+        self.batch_size = batch_size or int(np.clip(budget // num_bytes, 1, _MAX_BATCH))
 
     def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
@@ -161,10 +164,3 @@ class Predictor:
             crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
             flags_N=flags_N | (Flag.INPUT_PADDED.value if padded else 0),
         )
-
-
-def _batch_size(thinned: ThinnedNetworks, bundle: "Bundle", device: torch.device) -> int:
-    """Return how many galaxies' activations fit a device."""
-    budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_BYTES
-    image = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=device)
-    return int(np.clip(budget // thinned.activation_bytes(bundle.images.stretched(image)), 1, _MAX_BATCH))

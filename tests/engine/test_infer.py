@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import lsdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -113,8 +114,8 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 40})
     shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
     shards.write_dataset_info(str(tmp_path / "d"), info)
-    manifest = infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"), posterior="summary"))
-    assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (37, 3)
+    manifest = infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"), posterior="summary", catalog_format="hats"))
+    assert [manifest[f"num_{name}"] for name in ("galaxies", "quarantined", "in_hats")] == [37, 3, 37]
     quarantine = pq.read_table(tmp_path / "o" / "quarantine").sort_by("object_id").to_pylist()
     assert [row["object_id"] for row in quarantine] == ["J0003", "J0005", "J0007"]
     assert "400 of 400 pixels are not finite" in quarantine[0]["reason"]
@@ -125,6 +126,8 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
     assert set(table["object_id"].to_pylist()) == {f"J{i:04d}" for i in range(40)} - {"J0003", "J0005", "J0007"}
     assert table["ra"].to_pylist() == [float(name[1:]) for name in table["object_id"].to_pylist()]
     assert "mixture_mean" not in table.column_names
+    found = lsdb.open_catalog(tmp_path / "o" / "hats").cone_search(10, -1, 5400).compute()
+    assert sorted(found["object_id"]) == ["J0009", "J0010", "J0011"]
 
 
 @pytest.mark.ray
