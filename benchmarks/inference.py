@@ -87,23 +87,28 @@ def pipeline(work: Path) -> dict[str, Any]:
 
 
 def passes(work: Path) -> dict[str, Any]:
-    """Compare K passes with one, and a pass with masks with one without."""
+    """Compare K passes with one, and a pass with masks with one without, in turns."""
     del work
     result = {}
     for name, (base, size, _, _) in PIPELINES.items():
         count = 4 if size > 100 else 256
         for placement in ("every_conv", "last_block", "classifier"):
             backbone = dataclasses.replace(base.backbone, dropout_placement=placement)
-            bundle = model(dataclasses.replace(base, backbone=backbone), size)
-            image_NCHW = torch.from_numpy(blobs(count, size)).to(DEVICE)
-            x_NCHW = bundle.images.stretched(image_NCHW)
-            seconds = {k: forward_seconds(bundle, x_NCHW, k) for k in (1, NUM_PASSES)}
-            no_masks = dataclasses.replace(backbone, dropout_rate=1e-12)
-            bare = forward_seconds(model(dataclasses.replace(base, backbone=no_masks), size), x_NCHW, NUM_PASSES)
+            config = dataclasses.replace(base, backbone=backbone)
+            no_masks = dataclasses.replace(base, backbone=dataclasses.replace(backbone, dropout_rate=1e-12))
+            x_NCHW = torch.from_numpy(blobs(count, size)).to(DEVICE)
+            seconds = shortest(
+                {
+                    "one": thinned(model(config, size), 1),
+                    "all": thinned(model(config, size), NUM_PASSES),
+                    "bare": thinned(model(no_masks, size), NUM_PASSES),
+                },
+                x_NCHW,
+            )
             result[f"{name}, {placement}"] = {
-                "cost_of_32_over_one": seconds[NUM_PASSES] / seconds[1],
-                "masks_share_of_forward": 1 - bare / seconds[NUM_PASSES],
-                "ms_per_galaxy": 1e3 * seconds[NUM_PASSES] / count,
+                "cost_of_32_over_one": seconds["all"] / seconds["one"],
+                "masks_share_of_forward": 1 - seconds["bare"] / seconds["all"],
+                "ms_per_galaxy": 1e3 * seconds["all"] / count,
             }
     return result
 
@@ -180,27 +185,30 @@ def _loop(bundle: str, image_NCHW: np.ndarray, index: int) -> float:
     return done / (time.perf_counter() - began)
 
 
-def forward_seconds(bundle: Bundle, x_NCHW: torch.Tensor, num_passes: int) -> float:
-    """Return the shortest of three times of all passes, seconds."""
+def thinned(bundle: Bundle, num_passes: int) -> ThinnedNetworks:
+    """Return what a predictor on this device has inside."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    thinned = ThinnedNetworks(
-        bundle.network, num_passes, 0, device=torch.device(DEVICE), dtype=dtype, repeated_band=bundle.images.repeats_a_band
-    )
-    thinned(x_NCHW)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        thinned(x_NCHW).outputs_NKP.cpu()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    device, band = torch.device(DEVICE), bundle.images.repeats_a_band
+    return ThinnedNetworks(bundle.network, num_passes, 0, device=device, dtype=dtype, repeated_band=band)
+
+
+def shortest(networks: dict[str, ThinnedNetworks], x_NCHW: torch.Tensor) -> dict[str, float]:
+    """Return the shortest of several times of each, measured in turns, seconds."""
+    times: dict[str, list[float]] = {name: [] for name in networks}
+    rounds = 3 if x_NCHW.shape[-1] > 100 else 9
+    for _ in range(rounds):
+        for name, network in networks.items():
+            began = time.perf_counter()
+            network(x_NCHW).outputs_NKP.cpu()
+            times[name].append(time.perf_counter() - began)
+    return {name: min(values[1:]) for name, values in times.items()}
 
 
 def flops(bundle: Bundle) -> int:
     """Return the floating-point operations of all passes for one galaxy, counted."""
-    thinned = ThinnedNetworks(bundle.network, NUM_PASSES, 0, repeated_band=bundle.images.repeats_a_band)
     size = bundle.images.size
     with FlopCounterMode(display=False) as counter:
-        thinned(torch.zeros(1, 1, size, size))
+        thinned(bundle, NUM_PASSES)(torch.zeros(1, 1, size, size, device=DEVICE))
     return counter.get_total_flops()
 
 
