@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.s3_server import BUCKET, s3_environment, s3_server
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# This process has the cores to itself while it computes.
+torch.set_num_threads(os.cpu_count() or 1)
 # The hats libraries: compiling takes ten seconds, what is compiled none.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 

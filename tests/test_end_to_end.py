@@ -148,7 +148,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 @pytest.mark.parametrize("verb", ["simulate", "train"])
 def test_ctrl_c_leaves_no_process_behind(verb: str, ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     arguments = ["--num-galaxies", "1000000"]
-    config = train_config(str(tmp_path / "data"), str(tmp_path / "d"), epochs=60)
+    config = train_config(str(tmp_path / "data"), str(tmp_path / "d"), epochs=20)
     if verb == "train":
         dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
         (tmp_path / "train.toml").write_text(to_toml(config))
@@ -182,9 +182,9 @@ def test_ctrl_c_leaves_no_process_behind(verb: str, ray_local: None, tmp_path: P
         with caplog.at_level(logging.INFO, logger="gampen_ray"):
             train(config)
         history = json.loads((tmp_path / "d" / "history.json").read_text())
-        assert [row["epoch"] for row in history] == list(range(1, 61))
+        assert [row["epoch"] for row in history] == list(range(1, 21))
         # What was shown begins behind the interruption.
-        assert "train: 1/60" not in caplog.text
+        assert "train: 1/20" not in caplog.text
 
 
 def marked(mark: str) -> list[str]:
