@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test kill lint setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# Kills the driver, an actor and a node of an inference; `python -m tests.engine.killing` does it at length.
+kill: setup
+	$(BIN)/python -m pytest -m kill $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ from tests.s3_server import BUCKET, s3_server
 
 _BAD_EVERY = 97
 # Slow enough that the actors, and not the writers, have most of the work.
-_NETWORK = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, plan=(64, "M", 128, "M")))
+SLOW_NETWORK = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, plan=(64, "M", 128, "M")))
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -83,7 +83,7 @@ def main() -> None:
 def _inputs(count: int, num_shards: int) -> str:
     """Upload a model and galaxies, some of them unusable, and return their folder."""
     root = f"s3://{BUCKET}/kill"
-    bundle(_NETWORK).save(f"{root}/model")
+    bundle(SLOW_NETWORK).save(f"{root}/model")
     columns = galaxies(count)
     columns["image"][::_BAD_EVERY, 0, 0, 0] = np.nan
     info = shards.DatasetInfo(
@@ -102,6 +102,21 @@ def _predicted(root: str, count: int, passes: int) -> pa.Table:
     torch.set_num_threads(os.cpu_count() or 1)
     posterior = load_bundle(f"{root}/model").predict(columns["image"][usable], num_passes=passes)
     return posterior.to_table().append_column("object_id", pa.array(columns["object_id"][usable]))
+
+
+def inference_actors(address: str) -> list[int]:
+    """Return the process ids of the inference actors of a cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
+            raylet = Path("/proc", parent[1], "cmdline").read_text() if parent else ""
+        except OSError:
+            continue
+        if name.startswith("ray::") and "MapWorker" in name and address in raylet:
+            found.append(int(folder.name))
+    return found
 
 
 class _Killer:
@@ -150,21 +165,10 @@ class _Killer:
 
     def _actors(self, driver: subprocess.Popen) -> list[int]:
         """Wait for inference actors of this cluster and return their process ids."""
-        while True:
+        while not (found := inference_actors(self._cluster.address)):
             assert driver.poll() is None, "the job ended before an actor was killed; give more galaxies or passes"
-            found = []
-            for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    name = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    parent = re.search(r"PPid:\s+(\d+)", (folder / "status").read_text())
-                    raylet = Path("/proc", parent[1], "cmdline").read_text() if parent else ""
-                except OSError:
-                    continue
-                if name.startswith("ray::") and "MapWorker" in name and self._cluster.address in raylet:
-                    found.append(int(folder.name))
-            if found:
-                return found
             time.sleep(0.1)
+        return found
 
     def _command(self, output: str) -> list[str]:
         fields = {"bundle": "model", "dataset": "data", "output": output}

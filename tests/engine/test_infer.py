@@ -1,5 +1,9 @@
 import dataclasses
 import itertools
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import lsdb
@@ -7,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from gampen_ray import storage
 from gampen_ray.config import InferConfig, ResourcesConfig
@@ -18,6 +23,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.posterior.catalog import Flag, mixture_from_catalog
 from gampen_ray.report.evaluate import load_judged
+from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
 
 COUNT = 150
@@ -104,6 +110,29 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
 
 
 @pytest.mark.ray
+def test_a_killed_actor_costs_nothing_but_time(ray_local: None, tmp_path: Path) -> None:
+    bundle(SLOW_NETWORK).save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {shards.ALL: 300}, rows_per_shard=25)
+    killed = []
+
+    def kill() -> None:
+        while not list(tmp_path.glob("o/catalog/*.parquet")):
+            time.sleep(0.05)
+        killed.extend(inference_actors(ray.get_runtime_context().gcs_address))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    assert infer(config(tmp_path, tmp_path / "o", num_passes=60))["num_galaxies"] == 300
+    killer.join(1)
+    assert len(killed) == 1
+    table = catalog(tmp_path / "o")
+    assert table["object_id"].to_pylist() == list(range(300))
+    expected = load_bundle(str(tmp_path / "model")).predict(galaxies(300)["image"], num_passes=60)
+    np.testing.assert_allclose(table["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
+
+
+@pytest.mark.ray
 def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: Path, tmp_path: Path) -> None:
     columns = galaxies(40)
     columns["image"][3] = np.nan
@@ -132,19 +161,16 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
 
 @pytest.mark.ray
 def test_flags_tell_what_was_done_to_the_pixels(ray_local: None, inputs: Path, tmp_path: Path) -> None:
-    for name, size in (("small", SIZE - 4), ("fits", SIZE)):
-        columns = galaxies(4)
-        columns["image"] = columns["image"][:, :, :size, :size]
-        columns["pixels_filled"] = np.array([False, True, False, True])
-        columns["padded"] = np.array([False, False, True, True])
-        info = shards.DatasetInfo(bands=("r",), cutout_size=size, num_rows={shards.ALL: 4})
-        shards.write_shard(shards.part_uri(str(tmp_path / name), shards.ALL, 0), columns, info)
-        shards.write_dataset_info(str(tmp_path / name), info)
-        infer(config(inputs, tmp_path / f"{name}-out", dataset=str(tmp_path / name)))
+    columns = galaxies(4)
+    columns["pixels_filled"] = np.array([False, True, False, True])
+    columns["padded"] = np.array([False, False, True, True])
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 4})
+    shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
+    shards.write_dataset_info(str(tmp_path / "d"), info)
+    infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
     filled, padded = Flag.PIXELS_FILLED.value, Flag.INPUT_PADDED.value
-    fits, small = (catalog(tmp_path / name)["flags"].to_numpy() & (filled | padded) for name in ("fits-out", "small-out"))
-    assert fits.tolist() == [0, filled, padded, filled | padded]
-    assert small.tolist() == [padded, filled | padded, padded, filled | padded]
+    flags = catalog(tmp_path / "o")["flags"].to_numpy() & (filled | padded)
+    assert flags.tolist() == [0, filled, padded, filled | padded]
 
 
 @pytest.mark.ray

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.slow
+@pytest.mark.kill
 def test_every_row_comes_out_once_whatever_is_killed(tmp_path: Path) -> None:
     size = ["--galaxies=800", "--shards=16", "--passes=100"]
     command = [sys.executable, "-m", "tests.engine.killing", *size, "--kills=actor,driver,node", "--reference=library"]

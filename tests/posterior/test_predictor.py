@@ -1,10 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from gampen_ray.posterior.flags import Flag
 from gampen_ray.posterior.predictor import Predictor
-from tests.networks import bundle, galaxies
+from tests.networks import SIZE, bundle, galaxies
 
 
 def test_batches_are_sized_to_the_device_and_change_no_result() -> None:
@@ -14,6 +17,21 @@ def test_batches_are_sized_to_the_device_and_change_no_result() -> None:
     small = Predictor(bundle(), num_passes=3, seed=0, batch_size=7)
     np.testing.assert_allclose(small(images).mixture.mean(), automatic(images).mixture.mean(), rtol=1e-4)
     np.testing.assert_allclose(small(images).crop_scale_N, automatic(images).crop_scale_N, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [SIZE - 4, SIZE, SIZE + 4])
+def test_a_cutout_smaller_than_the_input_is_flagged(size: int) -> None:
+    image_NCHW = np.ones((2, 1, size, size), np.float32)
+    flags_N = Predictor(bundle(), num_passes=1, seed=0)(image_NCHW).flags_N
+    assert (flags_N & Flag.INPUT_PADDED != 0).tolist() == [size < SIZE] * 2
+
+
+@pytest.mark.parametrize(("scale", "resampled"), [(None, False), (0.2, False), (0.4, True)])
+def test_a_cutout_of_another_pixel_scale_is_flagged(scale: float | None, resampled: bool) -> None:
+    model = bundle()
+    model = dataclasses.replace(model, images=dataclasses.replace(model.images, pixel_scale_arcsec=0.2))
+    predict = Predictor(model, num_passes=1, seed=0, pixel_scale_arcsec=scale)
+    assert (predict(galaxies(1)["image"]).flags_N & Flag.RESAMPLED != 0).tolist() == [resampled]
 
 
 class MemoryFor(nn.Module):
