@@ -15,6 +15,8 @@ from gampen_ray.posterior.bundle import Bundle
 logger = logging.getLogger(__name__)
 
 _SECONDS = 30.0
+# More than the fastest device ends in that time.
+_UNITS_PER_WORKER = 400
 
 
 def estimate(config: InferConfig, bundle: Bundle, source: Source, units: list[Unit]) -> dict[str, Any]:
@@ -29,10 +31,11 @@ def estimate(config: InferConfig, bundle: Bundle, source: Source, units: list[Un
     with ray_session():
         workers = inference_workers(config, len(units))
         rates = Rates(began, config.num_passes, workers)
-        for result in predicted(config, bundle, source, units, workers, seconds=_SECONDS):
-            if not result.num_rows:
-                break
-            rates.add(result)
+        some = units[: _UNITS_PER_WORKER * workers.count]
+        for result in predicted(config, bundle, source, some, workers, seconds=_SECONDS):
+            # What comes when the time is over is empty.
+            if result.num_rows:
+                rates.add(result)
     total = sum(unit.num_rows for unit in units)
     measured = rates.to_dict()
     if not measured["galaxies"]:

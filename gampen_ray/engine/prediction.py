@@ -183,10 +183,11 @@ class _Predict:
         unit = Unit(**item)
         start, device_seconds, bytes_read = time.time(), 0.0, 0
         parts = []
-        for rows, num_bytes in self._source.read(unit, self._predict.batch_size):
+        pieces = () if self._over() else self._source.read(unit, self._predict.batch_size)
+        for rows, num_bytes in pieces:
             with self._device:
                 began = time.monotonic()
-                if self._deadline is not None and began > self._deadline:
+                if self._over():
                     break
                 prediction = self._predict(rows["image"])
                 seconds = time.monotonic() - began
@@ -200,6 +201,9 @@ class _Predict:
             {"name": [unit.name], "rows": pa.array([rows], pa.large_binary()), **{k: [v] for k, v in told.items()}}
         )
         return self._write(result) if self._write else result
+
+    def _over(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     def _table(self, rows: dict[str, np.ndarray], prediction: Prediction) -> pa.Table:
         """Return what is known of some rows but their pixels."""
