@@ -150,10 +150,11 @@ class Predictor:
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
         mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets).scaled(self._bundle.calibration_scale_D)
         affine_N23 = passes.affine_N23.cpu().numpy()
+        novelty = self._bundle.novelty
         flags_N = image_flags(
             affine_N23,
-            features(passes.activations),
-            self._bundle.novelty,
+            features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
+            novelty,
             resampled=self._bundle.images.zoom(self._units["pixel_scale_arcsec"]) != 1,
         )
         padded = min(matched_NCHW.shape[-2:]) < self._bundle.images.size
