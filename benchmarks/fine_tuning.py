@@ -67,7 +67,7 @@ def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, 
     )
     if not Path(config.output, BUNDLE, CHECKSUMS).exists():
         run = prepare(config)
-        execute(LocalWorker.read(run), run, NUM_ROWS["train"] // OPTIMIZER.batch_size)
+        execute(LocalWorker.read(run), run)
     metrics = load_bundle(config.output).metrics
     history = storage.read_json(f"{config.output}/{HISTORY}")
     logger.info("%s, learning rate %g, seed %d: validation loss %.4f", name, learning_rate, seed, metrics["val_loss"])

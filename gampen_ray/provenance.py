@@ -19,7 +19,7 @@ from gampen_ray.settings import to_dict
 RUN_FILE = "run.json"
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")
 # Where a job runs, in what batches, and where its output lies do not make it another run.
-_FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers")
+_FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers", "checkpoint_steps", "mlflow")
 
 
 def provenance() -> dict[str, Any]:
@@ -88,7 +88,7 @@ def check_output(output: str, config: Any, inputs: Mapping[str, str]) -> bool:
 def claim_output(output: str, config: Any, inputs: Mapping[str, str]) -> None:
     """Do as `check_output`, and write ``run.json`` into a folder that is free."""
     if not check_output(output, config, inputs):
-        storage.write_json(storage.join(output, RUN_FILE), _description(config, inputs))
+        storage.write_json(storage.join(output, RUN_FILE), _description(config, inputs) | {"provenance": provenance()})
 
 
 def _description(config: Any, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -87,6 +87,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.normpath(Path(uri).expanduser().absolute())
 
 
+def is_local(uri: str) -> bool:
+    """Return whether the URI is a local path."""
+    return not uri.startswith(_S3)
+
+
 def exists(uri: str) -> bool:
     """Return whether a file or a folder is there."""
     fs, path = filesystem(uri)

@@ -189,9 +189,26 @@ class OptimizerConfig:
     batch_norm_fraction: float = pydantic.Field(default=0.6, ge=0, le=1)
     """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
     prediction, so that the predicted covariance does not include the noise of the batches."""
+    sync_batch_norm: bool | None = None
+    """Whether the batch's statistics are those of all workers together; left out: on GPUs."""
     augment: Literal["none", "symmetries", "rotations"] = "symmetries"
     """What happens to the training images: nothing, random flips and 90-degree rotations, or flips and rotations by any angle
     with zero-filled corners (GaMPEN)."""
+    beta: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """beta-NLL (Seitzer et al. 2022): each galaxy's loss is weighted by its predicted variance to this power, so that hard
+    galaxies are not given up early; 0: the likelihood itself."""
+    mse_warmup_fraction: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Share of the epochs, the first ones, in which only the means are trained, on squared errors."""
+    accumulate: int = pydantic.Field(default=1, ge=1)
+    """A worker computes its share of a batch in so many parts, to save memory; changes no result without batch statistics."""
+    ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Each step, the weights that are validated and kept become this times themselves plus the rest times the trained ones;
+    0: they are the trained ones."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the convolutions (autocast); the spatial transformer, the output layer and the loss are float32. auto: bfloat16 on a
+    GPU that has it, else float32."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps on GPUs."""
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum > 0:
@@ -218,6 +235,15 @@ class ResourcesConfig:
     """CPUs reserved per worker; 0: an equal share that leaves room for reading and writing."""
     use_gpu: bool | None = None
     """Whether each worker takes a GPU; left out: if the cluster has one."""
+    min_workers: int = pydantic.Field(default=0, ge=0)
+    """`train` only: go on with any number of workers from this one to num_workers while nodes come and go; 0: always
+    num_workers."""
+    gpus_per_worker: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """`tune` only: share of a GPU that a trial takes, so that several trials use one."""
+
+    def __post_init__(self) -> None:
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}, more than num_workers, {self.num_workers}; raise num_workers")
 
 
 @config_class

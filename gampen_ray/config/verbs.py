@@ -139,6 +139,11 @@ class TrainConfig:
     """Post-hoc calibration."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of initial weights, shuffling, augmentation and dropout."""
+    checkpoint_steps: int = pydantic.Field(default=0, ge=0)
+    """Optimiser steps from one checkpoint to the next, beside that at the end of each epoch; 0: that alone."""
+    mlflow: str = ""
+    """MLflow tracking URI, such as sqlite:///mlflow.db or a server's (needs `pip install "gampen_ray[mlflow]"`); empty: metrics
+    go to tensorboard/ in the run folder alone."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
 

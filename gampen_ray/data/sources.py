@@ -18,7 +18,7 @@ from gampen_ray.config import IngestConfig
 from gampen_ray.data import packing, shards, validation
 from gampen_ray.errors import UserError
 
-__all__ = ["Source", "Unit", "open_source", "shard_units"]
+__all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
 # A small input is cut finer than asked, so that all workers get their share and progress is seen.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
@@ -125,12 +125,7 @@ def open_source(
     """
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
         info = shards.read_dataset_info(dataset)
-        uris = shards.shard_uris(dataset, split)
-        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            groups = list(pool.map(lambda uri: shards.row_group_sizes(uri, info), uris))
-        rows = _unit_rows(unit_rows, sum(map(sum, groups)))
-        units = [unit for i, uri in enumerate(uris) for unit in shard_units(uri, i, groups[i], rows)]
-        return Source(info=info, ingest=None), units
+        return Source(info=info, ingest=None), dataset_units(dataset, split, info, unit_rows)
     ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
     try:
         plan, info = packing.plan(ingest)
@@ -145,6 +140,15 @@ def open_source(
     parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
     units = [Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.to_bytes(part)) for start, part in parts]
     return Source(info=info, ingest=ingest), units
+
+
+def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:
+    """Return the units of a dataset of shards, or of one of its splits, in order; see `open_source`."""
+    uris = shards.shard_uris(dataset, split)
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        groups = list(pool.map(lambda uri: shards.row_group_sizes(uri, info), uris))
+    rows = _unit_rows(unit_rows, sum(map(sum, groups)))
+    return [unit for i, uri in enumerate(uris) for unit in shard_units(uri, i, groups[i], rows)]
 
 
 def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> list[Unit]:

@@ -1,7 +1,4 @@
-"""The `train` verb: Ray Data shards feed Ray Train workers, which run `gampen_ray.training`.
-
-Shape legend: N galaxies, C bands, H x W pixels, D targets.
-"""
+"""The `train` verb: Ray Data shards feed Ray Train workers, which run `gampen_ray.training`."""
 
 import contextlib
 import dataclasses
@@ -9,19 +6,16 @@ import io
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import pyarrow.fs
 import ray
-import ray.data
 import ray.train
 import ray.train.torch
 import torch
-from ray.data.iterator import DataIterator
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from ray.util.queue import Empty, Queue
@@ -29,23 +23,25 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
-from gampen_ray.data import shards
+from gampen_ray.engine.feed import fed
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import check_output, claim_output
-from gampen_ray.training.loop import Batch, State
-from gampen_ray.training.run import BUNDLE, Run, execute, prepare
+from gampen_ray.training.batches import Batch, Pass, chunks_of, stream
+from gampen_ray.training.loop import State, T
+from gampen_ray.training.run import BUNDLE, Run, execute, prepare, trained_bundle
+from gampen_ray.training.tracking import tracking
 
 logger = logging.getLogger(__name__)
 
-_RAY_RUN, _STATE = "checkpoints", "state.pt"
-# Rows shuffled together by each worker.
-_SHUFFLE_ROWS = 4096
-# A dataset is kept decoded in the object store if it fills at most this share of it.
-_CACHE_SHARE = 0.4
+_RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
+# From one line of progress to the next.
+_PROGRESS_S = 5.0
+# Of workers, each from the last checkpoint on.
+_MAX_FAILURES = 3
 
 
 def train(config: TrainConfig) -> Bundle:
@@ -70,10 +66,10 @@ def train(config: TrainConfig) -> Bundle:
         return load_bundle(config.output)
     with ray_session():
         workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
-        if config.optimizer.batch_size % workers.count:
+        if config.optimizer.batch_size < workers.count:
             raise UserError(
-                f"optimizer.batch_size: {config.optimizer.batch_size} is no multiple of {workers.count} workers; "
-                f"give {config.optimizer.batch_size // workers.count * workers.count or workers.count}"
+                f"optimizer.batch_size: {config.optimizer.batch_size} gives not every one of {workers.count} workers a galaxy; "
+                "raise it or lower resources.num_workers"
             )
         for split in ("train", "val"):
             rows = run.info.num_rows[split]
@@ -98,51 +94,36 @@ def _fit(run: Run, workers: Workers) -> None:
     config = run.config
     messages = Queue(actor_options={"num_cpus": 0})
     filesystem, path = storage.filesystem(config.output)
+    local = storage.is_local(config.output)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"run": run, "workers": workers, "messages": messages},
-        datasets={split: _dataset(run, split) for split in ("train", "val")},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=bool(workers.gpus), resources_per_worker=_resources_per_worker(workers)
+            num_workers=(config.resources.min_workers, workers.count) if config.resources.min_workers else workers.count,
+            use_gpu=bool(workers.gpus),
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": float(workers.gpus)} if workers.gpus else {}),
         ),
         run_config=RunConfig(
             name=_RAY_RUN,
             storage_path=path,
-            storage_filesystem=None if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else filesystem,
+            storage_filesystem=None if local else filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=2, controller_failure_limit=2),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=2),
         ),
     )
     mistakes: list[str] = []
-    with _keyboard_interrupt(), _shown(messages, config.optimizer.epochs, mistakes):
+    with _keyboard_interrupt(), _shown(messages, run, workers.count, mistakes):
         trainer.fit()
     if mistakes:
         raise UserError(mistakes[0])
 
 
-def _dataset(run: Run, split: str) -> ray.data.Dataset:
-    config = run.config
-    uris = shards.shard_uris(config.dataset, split)
-    if split == "train":
-        # Each worker shuffles a window of rows; so that a window is a mixture, the shards come in random order.
-        np.random.default_rng(config.seed).shuffle(uris)
-    filesystem, _ = storage.filesystem(config.dataset)
-    paths = [storage.filesystem(uri)[1] for uri in uris]
-    dataset = ray.data.read_parquet(paths, filesystem=filesystem).select_columns(run.columns)
-    rows = run.info.num_rows[split]
-    image_bytes = 4 * run.info.cutout_size**2 * len(run.images.bands)
-    store = ray.cluster_resources().get("object_store_memory", 0)
-    return dataset.materialize() if rows * image_bytes < _CACHE_SHARE * store else dataset
-
-
 def _train_worker(job: dict[str, Any]) -> None:
-    run, workers = job["run"], job["workers"]
-    torch.set_num_threads(workers.threads)
-    worker = RayWorker(run, workers.count, job["messages"])
-    rows = run.info.num_rows["train"] // workers.count
+    torch.set_num_threads(job["workers"].threads)
+    torch.backends.cudnn.benchmark = True
     try:
-        execute(worker, run, max(1, rows // worker.batch_size))
+        execute(RayWorker(job["run"], job["messages"]), job["run"])
     except UserError as error:
         # Every worker comes here at once. Returned, not raised: Ray Train would try the same again.
         job["messages"].put({"mistake": str(error)})
@@ -155,55 +136,59 @@ class RayWorker:
     ----------
     run
         What is trained.
-    world_size
-        Number of workers.
     messages
-        Where worker 0 puts each epoch's metrics for the driver to show.
+        Where worker 0 puts what the driver shows.
     """
 
-    def __init__(self, run: Run, world_size: int, messages: Queue) -> None:
-        self.rank = ray.train.get_context().get_world_rank()
+    def __init__(self, run: Run, messages: Queue) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.batch_size = min(run.config.optimizer.batch_size, run.info.num_rows["train"]) // world_size
-        self._run, self._world_size, self._messages = run, world_size, messages
+        self.orders = run.orders(self.rank, self.world_size)
+        self._run, self._messages, self._shown = run, messages, time.monotonic()
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network in DistributedDataParallel if there are several workers."""
         return prepare_model(network)
 
-    def batches(self, split: str, epoch: int) -> Iterator[Batch]:
-        """Yield this worker's share of the split; see `gampen_ray.training.loop.Worker.batches`."""
-        shard = ray.train.get_dataset_shard(split)
-        assert isinstance(shard, DataIterator)
-        training = split == "train"
-        for batch in shard.iter_torch_batches(
-            batch_size=self.batch_size,
-            drop_last=training,
-            local_shuffle_buffer_size=_SHUFFLE_ROWS if training else None,
-            local_shuffle_seed=self._run.config.seed + epoch if training else None,
-            device=self.device,
-        ):
-            values_ND = np.stack([batch[name].cpu().numpy() for name in self._run.targets.names], axis=1)
-            targets_ND = torch.from_numpy(self._run.targets.standardise(values_ND)).float()
-            yield batch["image"], targets_ND.to(self.device)
+    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
+        return stream(
+            passes, self.orders, fed(self._run, chunks_of(passes, self.orders), gpu=self.device.type == "cuda"), self.device
+        )
 
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of all workers, concatenated along the first axis."""
-        if self._world_size == 1:
-            return values
-        gathered: list[Any] = [None] * self._world_size
-        torch.distributed.all_gather_object(gathered, values.cpu())
-        return torch.cat(gathered).to(values.device)
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all workers, in the order of their ranks."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give tensors the values that they have on worker 0."""
+        for tensor in tensors if self.world_size > 1 else ():
+            torch.distributed.broadcast(tensor, 0)
+
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+        """Tell the driver how far the run is, now and then (worker 0)."""
+        if self.rank == 0 and time.monotonic() - self._shown > _PROGRESS_S:
+            self._shown = time.monotonic()
+            self._messages.put({"epoch": epoch, "galaxies": galaxies, "loss": float(loss.mean())})
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Write a checkpoint (worker 0) and tell the driver."""
+        """Write a checkpoint (worker 0) and tell the driver.
+
+        It holds the state, and the best network so far as a bundle, which is neither calibrated nor evaluated.
+        """
         with TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                torch.save(state, Path(folder, _STATE))
+                torch.save({key: value for key, value in state.items() if key != "best_network"}, Path(folder, _STATE))
+                trained_bundle(self._run, state["best_network"]).save(str(Path(folder, _BEST)))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
-        if self.rank == 0:
+        if self.rank == 0 and metrics:
             self._messages.put(metrics)
 
     def restore(self) -> State | None:
@@ -212,19 +197,20 @@ class RayWorker:
         if checkpoint is None:
             return None
         with checkpoint.as_directory() as folder:
-            return torch.load(io.BytesIO(Path(folder, _STATE).read_bytes()), map_location="cpu", weights_only=True)
-
-
-def _resources_per_worker(workers: Workers) -> dict[str, float]:
-    resources = {"CPU": workers.cpus}
-    return resources | {"GPU": float(workers.gpus)} if workers.gpus else resources
+            state = torch.load(io.BytesIO(Path(folder, _STATE).read_bytes()), map_location="cpu", weights_only=True)
+            best = load_bundle(str(Path(folder, _BEST))).network.state_dict()
+        if self.rank == 0:
+            order = self.orders["train"]
+            seen = len(state["history"]) * order.rows_per_epoch + state["step"] * order.rows_per_batch
+            self._messages.put({"restored": seen})
+        return state | {"best_network": best}
 
 
 @contextlib.contextmanager
-def _shown(messages: Queue, epochs: int, mistakes: list[str]) -> Iterator[None]:
-    """Show the epochs that worker 0 reports while the driver waits for the end of the training; collect the user's mistakes."""
+def _shown(messages: Queue, run: Run, num_workers: int, mistakes: list[str]) -> Iterator[None]:
+    """Show what worker 0 tells while the driver waits for the end of the training; collect the user's mistakes."""
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(messages, epochs, mistakes, done), daemon=True)
+    thread = threading.Thread(target=_show, args=(messages, run, num_workers, mistakes, done), daemon=True)
     thread.start()
     try:
         yield
@@ -234,23 +220,36 @@ def _shown(messages: Queue, epochs: int, mistakes: list[str]) -> Iterator[None]:
         messages.shutdown()
 
 
-def _show(messages: Queue, epochs: int, mistakes: list[str], done: threading.Event) -> None:
-    with Progress("train", epochs, "epochs") as progress:
+def _show(messages: Queue, run: Run, num_workers: int, mistakes: list[str], done: threading.Event) -> None:
+    epochs, per_epoch = run.config.optimizer.epochs, run.orders(0, num_workers)["train"].rows_per_epoch
+    with Progress("train", epochs * per_epoch, "galaxies") as progress, tracking(run) as track:
         shown = 0
         while True:
             last = done.wait(0.5)
             try:
-                metrics = messages.get_nowait()
+                told = messages.get_nowait()
             except Empty:
                 if last:
                     return
                 continue
-            if "mistake" in metrics:
-                mistakes.append(metrics["mistake"])
+            if "mistake" in told:
+                mistakes.append(told["mistake"])
                 continue
-            note = f"loss {metrics['train_loss']:.3f}, validation {metrics['val_loss']:.3f}, "
-            progress.advance(int(metrics["epoch"]) - shown, note + f"{metrics['galaxies_per_s']:,.0f} galaxies/s", always=True)
-            shown = int(metrics["epoch"])
+            if "restored" in told:
+                # Also behind a worker's death: what came after its last checkpoint is done again.
+                progress.skip(told["restored"] - shown)
+                shown = told["restored"]
+                continue
+            finished = "val_loss" in told
+            galaxies = int(told["epoch"]) * per_epoch if finished else told["galaxies"]
+            note = f"epoch {told['epoch']}/{epochs}, "
+            if finished:
+                track(told)
+                note += f"loss {told['train_loss']:.3f}, validation {told['val_loss']:.3f}"
+            else:
+                note += f"loss {told['loss']:.3f}"
+            progress.advance(galaxies - shown, note, always=True)
+            shown = galaxies
 
 
 @contextlib.contextmanager

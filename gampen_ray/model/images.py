@@ -171,22 +171,20 @@ def sky_sigma(images_NCHW: np.ndarray) -> float:
     return float(1.4826 * np.median(np.median(deviation, axis=1)))
 
 
-def random_symmetry(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Apply to each image one of the eight flips and 90-degree rotations of the square, drawn uniformly."""
-    draws_3N = torch.rand(3, len(images_NCHW), generator=generator, device=generator.device).to(images_NCHW.device) < 0.5
+def random_symmetry(images_NCHW: torch.Tensor, draws_3N: torch.Tensor) -> torch.Tensor:
+    """Apply to each image one of the eight flips and 90-degree rotations of the square, by draws from [0, 1)."""
     for draw_N, transform in zip(
-        draws_3N, (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)), strict=True
+        draws_3N < 0.5, (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)), strict=True
     ):
         images_NCHW = torch.where(draw_N[:, None, None, None], transform(images_NCHW), images_NCHW)
     return images_NCHW
 
 
-def random_rotation(images_NCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Flip each square image along either axis, both or none and turn it by any angle, drawn uniformly; corners become zero.
+def random_rotation(images_NCHW: torch.Tensor, draws_3N: torch.Tensor) -> torch.Tensor:
+    """Flip each square image along either axis, both or none and turn it by any angle, by draws from [0, 1); corners become 0.
 
     Bilinear, as GaMPEN is trained: what is left of white noise is two thirds of its standard deviation.
     """
-    draws_3N = torch.rand(3, len(images_NCHW), generator=generator, device=generator.device).to(images_NCHW)
     flip_x_N, flip_y_N = 1 - 2 * (draws_3N[:2] < 0.5).to(images_NCHW)
     cos_N, sin_N = torch.cos(2 * math.pi * draws_3N[2]), torch.sin(2 * math.pi * draws_3N[2])
     zero_N = torch.zeros_like(cos_N)
@@ -195,12 +193,12 @@ def random_rotation(images_NCHW: torch.Tensor, generator: torch.Generator) -> to
     return crop_images(images_NCHW, torch.stack(theta_N6, dim=1).view(-1, 2, 3))
 
 
-AUGMENTATIONS: Mapping[str, Callable[[torch.Tensor, torch.Generator], torch.Tensor]] = {
-    "none": lambda images_NCHW, generator: images_NCHW,
+AUGMENTATIONS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "none": lambda images_NCHW, draws_3N: images_NCHW,
     "symmetries": random_symmetry,
     "rotations": random_rotation,
 }
-"""What `OptimizerConfig.augment` does to preprocessed images."""
+"""What `OptimizerConfig.augment` does to preprocessed images, by three uniform draws for each."""
 
 
 def rotate(images_NCHW: np.ndarray, angle: float) -> np.ndarray:

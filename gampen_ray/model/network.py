@@ -42,7 +42,8 @@ class Network(nn.Module):
         """Return the spatial transformer's crops and their affine maps (N x 2 x 3)."""
         if self.transformer is None:
             return x_NCHW, identity_map(len(x_NCHW), x_NCHW.device)
-        return self.transformer(x_NCHW)
+        with torch.autocast(x_NCHW.device.type, enabled=False):
+            return self.transformer(x_NCHW)
 
     def prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the activations before the first dropout and the affine maps of the crops (N x 2 x 3)."""
@@ -50,5 +51,11 @@ class Network(nn.Module):
         return self.stem(crops_NCHW), theta_N23
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return raw outputs, N x P."""
-        return self.tail(self.prefix(x_NCHW)[0])
+        """Return raw outputs, N x P; under autocast, transformer and output layer keep the precision of their weights."""
+        x, _ = self.prefix(x_NCHW)
+        *hidden, output = self.tail
+        for layer in hidden:
+            x = layer(x)
+        assert isinstance(output, nn.Linear)
+        with torch.autocast(x.device.type, enabled=False):
+            return output(x.to(output.weight.dtype))

@@ -1,18 +1,17 @@
-"""The local twin of a Ray worker: one process, arrays in memory.
-
-Shape legend: N galaxies, C bands, H x W pixels, D targets.
-"""
+"""The local twin of a Ray worker: one process, whole units in memory."""
 
 import copy
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
-from gampen_ray.data import shards
-from gampen_ray.training.loop import Batch, State
-from gampen_ray.training.run import Run, target_values
+from gampen_ray.data.sources import Unit
+from gampen_ray.training.batches import Batch, Pass, Rows, chunks_of, stream
+from gampen_ray.training.loop import State, T
+from gampen_ray.training.order import Order
+from gampen_ray.training.run import Run, read_unit
 
 
 class LocalWorker:
@@ -20,10 +19,10 @@ class LocalWorker:
 
     Parameters
     ----------
-    splits
-        For ``train`` and ``val``: cutouts (N x C x H x W, flux units) and standardised targets (N x D).
-    batch_size
-        Galaxies per batch.
+    orders
+        Of the splits ``train`` and ``val``.
+    read
+        Returns the rows of a unit as stored.
     device
         Where the network lives.
     state
@@ -31,44 +30,42 @@ class LocalWorker:
     """
 
     rank = 0
+    world_size = 1
 
     def __init__(
-        self, splits: dict[str, Batch], batch_size: int, *, device: str | torch.device = "cpu", state: State | None = None
+        self,
+        orders: dict[str, Order],
+        read: Callable[[Unit], Rows],
+        *,
+        device: str | torch.device = "cpu",
+        state: State | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self.state = state
-        self._splits, self._batch_size = splits, batch_size
+        self.device, self.orders, self.state = torch.device(device), orders, state
+        self._read = read
 
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
-        """Return a worker with a run's whole dataset in memory."""
-        splits = {}
-        for split in ("train", "val"):
-            uris = shards.shard_uris(run.config.dataset, split)
-            images_NCHW = [shards.images(shards.read_shard(uri, ["image"])) for uri in uris]
-            targets_ND = run.targets.standardise(target_values(run.config.dataset, split, run.targets.names, run.info))
-            splits[split] = torch.from_numpy(np.concatenate(images_NCHW)), torch.from_numpy(targets_ND).float()
-        return cls(splits, run.config.optimizer.batch_size)
+        """Return a worker for a run; what it has read once stays in memory."""
+        return cls(run.orders(), functools.cache(functools.partial(read_unit, run)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""
         return network
 
-    def batches(self, split: str, epoch: int) -> Iterator[Batch]:
-        """Yield batches; the train split shuffled by the epoch, without an incomplete last batch if there is a full one."""
-        x, y = self._splits[split]
-        order = np.arange(len(y))
-        stop = len(y)
-        if split == "train":
-            order = np.random.default_rng(epoch).permutation(order)
-            stop -= stop % self._batch_size if stop >= self._batch_size else 0
-        for start in range(0, stop, self._batch_size):
-            rows = torch.from_numpy(order[start : start + self._batch_size])
-            yield x[rows].to(self.device), y[rows].to(self.device)
+    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of batches for each pass."""
+        chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(passes, self.orders))
+        return stream(passes, self.orders, chunks, self.device)
 
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values themselves."""
-        return values
+    def gather(self, value: T) -> list[T]:
+        """Return the value alone."""
+        return [value]
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave them as they are."""
+
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+        """Show nothing."""
 
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Keep the state."""

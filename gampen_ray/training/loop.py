@@ -3,28 +3,38 @@
 Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import AUGMENTATIONS
-from gampen_ray.model.likelihood import negative_log_likelihood
+from gampen_ray.model.likelihood import negative_log_likelihood, training_loss
 from gampen_ray.model.network import Network
+from gampen_ray.training.batches import Batch, Pass
 from gampen_ray.training.fine_tune import parameter_groups
+from gampen_ray.training.order import Order
+from gampen_ray.training.sync_batch_norm import synchronise
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+T = TypeVar("T")
 Inputs = Callable[[torch.Tensor], torch.Tensor]
 """From cutouts (N x C x H x W, flux units) to network inputs."""
 State = dict[str, Any]
+# Steps after which the losses are looked at: on a GPU a look waits for all work that is under way.
+_CHECK_STEPS = 50
+_KEPT = ("history", "step", "losses", "seconds", "waited", "best_loss", "best_network")
+_NAMED = 10
 
 
 class Worker(Protocol):
@@ -32,26 +42,35 @@ class Worker(Protocol):
 
     rank: int
     """Number of this worker, from 0."""
+    world_size: int
+    """Number of workers."""
     device: torch.device
     """Where the network lives."""
+    orders: dict[str, Order]
+    """What this worker gets of the splits ``train`` and ``val``, and when."""
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network as it is called in training: gradients are averaged over workers."""
         ...
 
-    def batches(self, split: str, epoch: int) -> Iterator[Batch]:
-        """Yield this worker's batches on its device: cutouts (N x C x H x W, flux units), standardised targets (N x D).
-
-        The train split comes shuffled by the epoch, in equally many batches on every worker.
-        """
+    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of this worker's batches for each pass; they are read ahead."""
         ...
 
-    def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the values of all workers, concatenated along the first axis."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all workers, in the order of their ranks."""
+        ...
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give tensors the values that they have on worker 0."""
+        ...
+
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+        """Hear after each step how far the run is: galaxies seen by all workers in all epochs, mean loss of this batch."""
         ...
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Publish an epoch's metrics and keep its state for `restore`; called by every worker."""
+        """Publish the metrics of an epoch (none between epochs) and keep the state for `restore`; called by every worker."""
         ...
 
     def restore(self) -> State | None:
@@ -63,140 +82,255 @@ class Worker(Protocol):
 class Plan:
     """What is trained, equal on all workers: the weights of ``network`` that require a gradient.
 
-    ``learning_rate_decay`` is the factor on the learning rate from a block of the network to the one in front of it.
+    ``learning_rate_decay`` is the factor on the learning rate from a block of the network to the one in front of it;
+    ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
     """
 
     network: Network
     images: Inputs
     optimizer: OptimizerConfig
-    steps_per_epoch: int
     seed: int
     learning_rate_decay: float = 1.0
+    report_steps: int = 0
 
 
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     """Train ``plan.network`` in place, to its weights of least validation loss.
 
-    After each epoch metrics and state are reported; a restored state goes on behind its last epoch. All randomness depends on
-    (seed, epoch, worker), so a resumed run equals an unbroken one.
+    After each epoch, and every ``plan.report_steps`` steps, the state is reported; a restored state goes on behind it. Order
+    and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an unbroken one, and
+    but for dropout and batch statistics that are not synchronised also one of another number of workers.
 
     Returns
     -------
     list of dict
-        Per epoch: epoch, train_loss, val_loss (negative log-likelihood in standardised target space, without constant),
-        learning_rate (the highest of the blocks), galaxies_per_s, data_wait_fraction.
+        Per epoch: epoch, train_loss (see `gampen_ray.model.likelihood.training_loss`), val_loss (negative log-likelihood in
+        standardised target space, without constant), learning_rate (the highest of the blocks), galaxies_per_s,
+        data_wait_fraction.
 
     Raises
     ------
     UserError
-        If the training loss is no longer finite, or the validation loss never was.
+        If a loss of the training is not finite, which names the galaxies, or the validation loss never was.
     """
-    # channels_last is the faster layout on CPUs (1.3 to 1.8 times in the compact network) and on tensor cores.
-    network = plan.network.to(worker.device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = worker.wrap(network)
-    optimizer = make_optimizer(plan)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _learning_rate_factor(plan))
-    history: list[dict[str, float]] = []
-    best = (math.inf, copy.deepcopy(network.state_dict()))
-    state = worker.restore()
-    if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        history, best = state["history"], (state["best_loss"], state["best_network"])
-    for epoch in range(len(history) + 1, plan.optimizer.epochs + 1):
-        metrics = _train_epoch(worker, plan, model, optimizer, schedule, epoch)
-        metrics["val_loss"] = evaluate(worker, model, plan.images)
-        history.append({"epoch": epoch, **metrics})
-        if metrics["val_loss"] < best[0]:
-            best = (metrics["val_loss"], copy.deepcopy(network.state_dict()))
-        worker.report(
-            history[-1],
-            {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "history": history,
-                "best_loss": best[0],
-                "best_network": best[1],
-            },
-        )
-    if not math.isfinite(best[0]):
+    fitting = _Fitting(worker, plan)
+    fitting.restore()
+    stream = worker.stream(fitting.passes())
+    for train in stream:
+        fitting.train(train)
+        # Only now: the next pass begins where this one ends.
+        fitting.validate(next(stream))
+    if not math.isfinite(fitting.best_loss):
         raise UserError(
             f"optimizer.learning_rate: {plan.optimizer.learning_rate:g} is too high, no validation loss is finite; lower it"
         )
-    network.load_state_dict(best[1])
-    return history
+    plan.network.load_state_dict(fitting.best_network)
+    return fitting.history
+
+
+def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
+    """Return the batches of a single pass over a split."""
+    return next(worker.stream([Pass(split)]))
 
 
 @torch.inference_mode()
-def evaluate(worker: Worker, model: nn.Module, images: Inputs) -> float:
-    """Return the mean validation loss over all workers, without dropout.
+def evaluate(worker: Worker, network: nn.Module, images: Inputs, batches: Iterable[Batch]) -> float:
+    """Return the mean loss of the batches of all workers, without dropout.
 
     Parameters
     ----------
     worker
         This worker's view of the world.
-    model
-        The network as wrapped by the worker, which makes the running statistics of all workers those of worker 0.
+    network
+        Maps network inputs to raw outputs, N x P; the same on all workers.
     images
         Preprocessing of cutouts.
+    batches
+        This worker's galaxies.
     """
-    model.eval()
-    losses = [negative_log_likelihood(model(images(x)), y) for x, y in worker.batches("val", 0)]
-    return float(worker.gather(torch.cat(losses)).double().mean())
+    network.eval()
+    losses = torch.cat(
+        [negative_log_likelihood(network(images(b.cutout_NCHW)).float(), b.target_ND).double().cpu() for b in batches]
+    )
+    sums = worker.gather((float(losses.sum()), len(losses)))
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
 
-def _train_epoch(
-    worker: Worker,
-    plan: Plan,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    epoch: int,
-) -> dict[str, float]:
-    seed = int(np.random.SeedSequence([plan.seed, epoch, worker.rank]).generate_state(1)[0])
-    torch.manual_seed(seed)  # dropout
-    generator = torch.Generator().manual_seed(seed)
-    model.train()
-    running_statistics = epoch > plan.optimizer.batch_norm_fraction * plan.optimizer.epochs
-    for layer in model.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (running_statistics or not layer.weight.requires_grad):
-            layer.eval()
-    losses: list[torch.Tensor] = []
-    galaxies, waited, start = 0, 0.0, time.perf_counter()
-    batches = worker.batches("train", epoch)
-    while True:
-        asked = time.perf_counter()
-        batch = next(batches, None)
-        waited += time.perf_counter() - asked
-        if batch is None:
-            break
-        x, y = batch
-        x = plan.images(x)
-        x = AUGMENTATIONS[plan.optimizer.augment](x, generator)
-        loss = negative_log_likelihood(model(x), y).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if plan.optimizer.clip_norm:
-            nn.utils.clip_grad_norm_(model.parameters(), plan.optimizer.clip_norm)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.detach())
-        galaxies += len(y)
-    train_loss = float(worker.gather(torch.stack(losses)).double().mean())
-    if not math.isfinite(train_loss):
-        rate = f"{plan.optimizer.learning_rate:g}"
-        raise UserError(f"optimizer.learning_rate: {rate} is too high, the loss of epoch {epoch} is not finite; lower it")
-    elapsed = time.perf_counter() - start
-    total = int(worker.gather(torch.tensor([galaxies], device=worker.device)).sum())
-    return {
-        "train_loss": train_loss,
-        "learning_rate": float(max(schedule.get_last_lr())),
-        "galaxies_per_s": total / elapsed,
-        "data_wait_fraction": waited / elapsed,
-    }
+class _Fitting:
+    """The state of a run, and what changes it."""
+
+    def __init__(self, worker: Worker, plan: Plan) -> None:
+        self.worker, self.plan, self.config = worker, plan, plan.optimizer
+        # channels_last is the faster layout on CPUs (1.3 to 1.8 times in the compact network) and on tensor cores.
+        self.network = plan.network.to(worker.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.steps_per_epoch = worker.orders["train"].num_steps
+        self.optimizer = make_optimizer(plan)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _learning_rate_factor(plan, self.steps_per_epoch))
+        decay = self.config.ema_decay
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        )
+        self.model = worker.wrap(_prepared(self.network, self.config, worker))
+        self.autocast = worker.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if self.config.precision != "auto":
+            self.autocast = self.config.precision == "bfloat16"
+        self.history: list[dict[str, float]] = []
+        self.best_loss, self.best_network = math.inf, copy.deepcopy(self.network.state_dict())
+        # Of the epoch under way: steps done, mean losses of those that were looked at, seconds, and those of waiting for data.
+        self.step, self.losses, self.seconds, self.waited = 0, [], 0.0, 0.0
+        # Identifiers and losses of the galaxies of each step since then.
+        self.unseen: list[tuple[np.ndarray, torch.Tensor]] = []
+
+    # --- the state that survives ---------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return all that a run goes on from; randomness is a function of the seed and the step."""
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            **{name: getattr(self, name) for name in _KEPT},
+        }
+
+    def restore(self) -> None:
+        """Go on from the last reported state, if there is one."""
+        state = self.worker.restore()
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for name in _KEPT:
+            setattr(self, name, state[name])
+
+    def passes(self) -> list[Pass]:
+        """Return what is left to be read: the training split and the validation split for each epoch."""
+        first = len(self.history) + 1
+        return [
+            one
+            for epoch in range(first, self.config.epochs + 1)
+            for one in (Pass("train", epoch, self.step if epoch == first else 0), Pass("val"))
+        ]
+
+    # --- one epoch -----------------------------------------------------------------------------------------------------
+
+    def train(self, batches: Iterator[Batch]) -> None:
+        """Train on what is left of an epoch."""
+        epoch = len(self.history) + 1
+        self._set_modes(epoch)
+        start = time.perf_counter()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                break
+            self._step(epoch, batch)
+            if self.plan.report_steps and self.step % self.plan.report_steps == 0 and self.step < self.steps_per_epoch:
+                self._check(epoch)
+                self.seconds += time.perf_counter() - start
+                start = time.perf_counter()
+                self.worker.report({}, self.state())
+        self._check(epoch)
+        self.seconds += time.perf_counter() - start
+
+    def validate(self, batches: Iterator[Batch]) -> None:
+        """End an epoch: validate, and report."""
+        metrics = {
+            "epoch": len(self.history) + 1,
+            "train_loss": sum(self.losses) / len(self.losses),
+            "learning_rate": float(max(self.schedule.get_last_lr())),
+            "galaxies_per_s": self.worker.orders["train"].rows_per_epoch / self.seconds,
+            "data_wait_fraction": self.waited / self.seconds,
+        }
+        kept = self.average.module if self.average else self.network
+        # Running statistics of the batches differ between workers: those of worker 0 count.
+        self.worker.broadcast(kept.buffers())
+        metrics["val_loss"] = evaluate(self.worker, kept, self.plan.images, batches)
+        self.history.append(metrics)
+        if metrics["val_loss"] < self.best_loss:
+            self.best_loss, self.best_network = metrics["val_loss"], copy.deepcopy(kept.state_dict())
+        self.step, self.losses, self.seconds, self.waited = 0, [], 0.0, 0.0
+        self.worker.report(metrics, self.state())
+
+    def _set_modes(self, epoch: int) -> None:
+        self.model.train()
+        running_statistics = epoch > self.config.batch_norm_fraction * self.config.epochs
+        for layer in self.model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (running_statistics or not layer.weight.requires_grad):
+                layer.eval()
+
+    def _step(self, epoch: int, batch: Batch) -> None:
+        shared, own = np.random.SeedSequence([self.plan.seed, epoch, self.step]).generate_state(2)
+        torch.manual_seed(int(own) + self.worker.rank)  # dropout
+        draws_3B = torch.rand(3, batch.total, generator=torch.Generator().manual_seed(int(shared)))
+        draws_3N = draws_3B[:, batch.position_N].to(self.worker.device)
+        x = AUGMENTATIONS[self.config.augment](self.plan.images(batch.cutout_NCHW), draws_3N)
+        mean_only = epoch <= self.config.mse_warmup_fraction * self.config.epochs
+        # Workers may have a galaxy more or less than others, but all must have as many parts.
+        parts = min(self.config.accumulate, batch.total // self.worker.world_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for number, (x_part, y_part) in enumerate(
+            zip(x.tensor_split(parts), batch.target_ND.tensor_split(parts), strict=True), start=1
+        ):
+            with self._gradients_kept(number < parts):
+                with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.autocast):
+                    outputs = self.model(x_part)
+                loss_N = training_loss(outputs.float(), y_part, beta=self.config.beta, mean_only=mean_only)
+                # The mean over the batch, once gradients are averaged over workers.
+                (loss_N.sum() * self.worker.world_size / batch.total).backward()
+                losses.append(loss_N.detach())
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        self.step += 1
+        self.unseen.append((batch.object_id_N, torch.cat(losses)))
+        seen = ((epoch - 1) * self.steps_per_epoch + self.step) * batch.total
+        self.worker.progress(epoch, seen, self.unseen[-1][1])
+        if len(self.unseen) == _CHECK_STEPS:
+            self._check(epoch)
+
+    def _gradients_kept(self, kept: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which gradients are summed up on the worker alone, if they are kept there."""
+        return self.model.no_sync() if kept and isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _check(self, epoch: int) -> None:
+        """See that the losses since the last look are finite, on all workers; all of them raise if one is not."""
+        if not self.unseen:
+            return
+        sums = torch.stack([loss_N.double().sum() for _, loss_N in self.unseen]).cpu()
+        total = self.worker.orders["train"].rows_per_batch
+        means = torch.stack(self.worker.gather(sums)).sum(0) / total
+        if not means.isfinite().all():
+            bad = int((~means.isfinite()).nonzero()[0])
+            object_id_N, loss_N = self.unseen[bad]
+            bad_N = ~loss_N.isfinite().cpu().numpy()
+            ids = [str(name) for found in self.worker.gather(object_id_N[bad_N]) for name in found]
+            named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+            step = self.step - len(self.unseen) + bad + 1
+            raise UserError(
+                f"optimizer.learning_rate: {self.config.learning_rate:g} is too high or the data is bad: the loss of epoch "
+                f"{epoch}, step {step} is not finite for {len(ids)} of {total} galaxies; lower it, or look at object_id {named}"
+            )
+        self.losses += means.tolist()
+        self.unseen = []
+
+
+def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn.Module:
+    """Return the network with batch statistics of all workers, and compiled, if so configured."""
+    gpu = worker.device.type == "cuda"
+    synchronised = gpu if config.sync_batch_norm is None else config.sync_batch_norm
+    if synchronised and worker.world_size > 1:
+        network = synchronise(network)
+    return torch.compile(network) if config.compile else network  # type: ignore[return-value]
 
 
 def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
@@ -208,9 +342,9 @@ def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, weight_decay=config.weight_decay, momentum=config.momentum, nesterov=config.nesterov)
 
 
-def _learning_rate_factor(plan: Plan):
+def _learning_rate_factor(plan: Plan, steps_per_epoch: int) -> Callable[[int], float]:
     """Return the factor on the peak learning rate at a step: linear warm-up, then cosine to zero or constant."""
-    total = plan.optimizer.epochs * plan.steps_per_epoch
+    total = plan.optimizer.epochs * steps_per_epoch
     warmup = plan.optimizer.warmup_fraction * total
 
     def factor(step: int) -> float:

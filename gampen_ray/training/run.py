@@ -4,6 +4,7 @@ Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from gampen_ray import storage
 from gampen_ray.config import NetworkConfig, TrainConfig
 from gampen_ray.data import shards
+from gampen_ray.data.sources import Unit, dataset_units
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
@@ -27,13 +29,17 @@ from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.novelty import Novelty, features
 from gampen_ray.provenance import provenance
 from gampen_ray.settings import to_dict
+from gampen_ray.training.batches import Rows
 from gampen_ray.training.fine_tune import Start, start_from
-from gampen_ray.training.loop import Plan, Worker, fit
+from gampen_ray.training.loop import Plan, Worker, fit, one_pass
+from gampen_ray.training.order import Order
 
 BUNDLE, HISTORY = "bundle", "history.json"
 _SAMPLE_IMAGES = 2_000
 # Of each split and worker.
 _NOVELTY_IMAGES = 10_000
+# What is read at once: enough to make a shuffle of it worth while, little enough to keep 16 of them and some more in memory.
+_CHUNK_ROWS, CHUNK_BYTES = 1024, 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,8 @@ class Run:
         Fitted on the training split, or taken over from the bundle to start from.
     start
         What fine-tuning starts from; None: random weights.
+    splits
+        Units of ``train`` and ``val``.
     """
 
     config: TrainConfig
@@ -60,11 +68,21 @@ class Run:
     targets: TargetSchema
     images: ImagePreprocessing
     start: Start | None
+    splits: dict[str, tuple[Unit, ...]]
 
-    @property
-    def columns(self) -> list[str]:
-        """Columns that training reads."""
-        return ["image", *self.targets.names]
+    def orders(self, rank: int = 0, world_size: int = 1) -> dict[str, Order]:
+        """Return what a worker gets of each split, and when."""
+        seeds = {"train": self.config.seed, "val": None}
+        return {
+            split: Order(
+                units=self.splits[split],
+                batch_size=self.config.optimizer.batch_size,
+                seed=seed,
+                rank=rank,
+                world_size=world_size,
+            )
+            for split, seed in seeds.items()
+        }
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -109,7 +127,16 @@ def prepare(config: TrainConfig) -> Run:
             zero_point_mag=info.zero_point_mag,
             pixel_scale_arcsec=info.pixel_scale_arcsec,
         )
-    run = Run(config=config, info=info, network=network, targets=targets, images=images, start=start)
+    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
+    run = Run(
+        config=config,
+        info=info,
+        network=network,
+        targets=targets,
+        images=images,
+        start=start,
+        splits={split: tuple(dataset_units(config.dataset, split, info, chunk_rows)) for split in ("train", "val")},
+    )
     dropout = [layer for layer in build_network(run).modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
     if not dropout and config.calibration.num_passes > 1:
         rate = "fine_tune.dropout_rate" if start else "network.backbone.dropout_rate"
@@ -162,7 +189,25 @@ def build_network(run: Run) -> Network:
     return network
 
 
-def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
+def read_unit(run: Run, unit: Unit) -> Rows:
+    """Return the galaxies of a unit as training takes them, in the order in which they are stored.
+
+    Raises
+    ------
+    UserError
+        For a damaged or missing shard.
+    """
+    columns = ["object_id", "image", *run.targets.names]
+    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop))
+    values_ND = np.stack([table[name].to_numpy() for name in run.targets.names], axis=1)
+    return Rows(
+        object_id_N=table["object_id"].to_numpy(),
+        cutout_NCHW=shards.images(table),
+        target_ND=run.targets.standardise(values_ND).astype(np.float32),
+    )
+
+
+def execute(worker: Worker, run: Run) -> Bundle | None:
     """Train, calibrate, and let worker 0 write history and bundle into the run folder.
 
     Parameters
@@ -171,8 +216,11 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
         This worker's view of the world.
     run
         What is trained.
-    steps_per_epoch
-        Optimiser steps in an epoch.
+
+    Returns
+    -------
+    Bundle or None
+        The bundle, on worker 0.
     """
     config = run.config
     network = build_network(run)
@@ -180,44 +228,59 @@ def execute(worker: Worker, run: Run, steps_per_epoch: int) -> None:
         network=network,
         images=run.network_inputs,
         optimizer=config.optimizer,
-        steps_per_epoch=steps_per_epoch,
         seed=config.seed,
         learning_rate_decay=config.fine_tune.learning_rate_decay,
+        report_steps=config.checkpoint_steps,
     )
     history = fit(worker, plan)
-    mixture, truths_ND = validation_posterior(worker, run, network)
-    novelty = fit_novelty(worker, run, network)
+    bundle = trained_bundle(run, network.state_dict())
+    mixture, truths_ND = validation_posterior(worker, run, bundle.network)
+    novelty = fit_novelty(worker, run, bundle.network)
     if worker.rank != 0:
-        return
+        return None
     scale_D, metrics = calibrate(mixture, truths_ND)
-    bundle = Bundle(
-        network=network.cpu(),
-        config=run.network,
-        targets=run.targets,
-        images=run.images,
+    bundle = dataclasses.replace(
+        bundle,
+        network=bundle.network.cpu(),
         calibration_scale_D=scale_D if config.calibration.enabled else np.ones_like(scale_D),
         metrics={"val_loss": min(row["val_loss"] for row in history), "fitted_scale": scale_D.tolist(), **metrics},
-        provenance={
-            **provenance(),
-            "dataset_fingerprint": run.info.fingerprint,
-            "train": to_dict(config),
-            **({"fine_tuned_from": run.start.origin} if run.start else {}),
-        },
         novelty=novelty,
     )
     # An early validation loss may be infinite, which JSON does not know.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
     storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
+    return bundle
+
+
+def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
+    """Return a bundle of weights as they are trained, on their device: neither calibrated nor evaluated."""
+    with torch.device("meta"):
+        network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
+    network.load_state_dict(weights, assign=True)
+    return Bundle(
+        network=network.eval(),
+        config=run.network,
+        targets=run.targets,
+        images=run.images,
+        calibration_scale_D=np.ones(len(run.targets)),
+        metrics={},
+        provenance={
+            **provenance(),
+            "dataset_fingerprint": run.info.fingerprint,
+            "train": to_dict(run.config),
+            **({"fine_tuned_from": run.start.origin} if run.start else {}),
+        },
+    )
 
 
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
     """Return the uncalibrated posteriors of the validation split, and its true values (N x D, physical)."""
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
-    outputs, targets = zip(*((thinned(run.network_inputs(x)).outputs_NKP, y) for x, y in worker.batches("val", 0)), strict=True)
-    outputs_NKP, z_ND = worker.gather(torch.cat(outputs)), worker.gather(torch.cat(targets))
-    mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double().cpu(), len(run.targets))
-    return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().cpu().numpy())
+    own = [(thinned(run.network_inputs(b.cutout_NCHW)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_pass(worker, "val")]
+    outputs_NKP, z_ND = (torch.cat(parts) for parts in zip(*itertools.chain(*worker.gather(own)), strict=True))
+    mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double(), len(run.targets))
+    return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().numpy())
 
 
 def fit_novelty(worker: Worker, run: Run, network: Network) -> Novelty:
@@ -227,12 +290,12 @@ def fit_novelty(worker: Worker, run: Run, network: Network) -> Novelty:
     @torch.inference_mode()
     def sample(split: str) -> np.ndarray:
         parts, count = [], 0
-        for cutouts_NCHW, _ in worker.batches(split, 0):
-            parts.append(features(network.prefix(run.network_inputs(cutouts_NCHW))[0]))
+        for batch in one_pass(worker, split):
+            parts.append(features(network.prefix(run.network_inputs(batch.cutout_NCHW))[0]))
             count += len(parts[-1])
             if count >= _NOVELTY_IMAGES:
                 break
-        return worker.gather(torch.from_numpy(np.concatenate(parts))).numpy()
+        return np.concatenate(worker.gather(np.concatenate(parts)))
 
     held_out_MF = sample("val")
     return Novelty.fit(sample("train"), held_out_MF)

@@ -78,9 +78,13 @@ def test_wrong_number_of_bands_is_named() -> None:
         images(torch.zeros(1, 2, 32, 32))
 
 
+def draws(count: int) -> torch.Tensor:
+    return torch.rand(3, count, generator=torch.Generator().manual_seed(0))
+
+
 def test_random_symmetry_draws_all_eight_elements_equally() -> None:
     image = torch.arange(9.0).view(1, 1, 3, 3)
-    out = random_symmetry(image.expand(8000, 1, 3, 3), torch.Generator().manual_seed(0))
+    out = random_symmetry(image.expand(8000, 1, 3, 3), draws(8000))
     elements, counts = torch.unique(out.flatten(1), dim=0, return_counts=True)
     assert len(elements) == 8
     # 5 sigma of a binomial with p = 1/8
@@ -134,7 +138,7 @@ def test_only_square_images_are_turned() -> None:
 def test_random_rotation_draws_flips_and_angles_evenly() -> None:
     # A spot to the right of the centre, with a fainter one beside it that tells a mirrored image.
     image = torch.from_numpy(spot(12, 0) + 0.5 * spot(12, 8)).expand(4000, 1, 41, 41)
-    out = random_rotation(image, torch.Generator().manual_seed(0))[:, 0].double().numpy()
+    out = random_rotation(image, draws(len(image)))[:, 0].double().numpy()
     y, x = np.mgrid[:41, :41] - 20.0
     bright_y, bright_x = np.array([np.unravel_index(turned.argmax(), turned.shape) for turned in out]).T - 20.0
     np.testing.assert_allclose(np.hypot(bright_x, bright_y), 12, atol=1)
@@ -147,7 +151,7 @@ def test_random_rotation_draws_flips_and_angles_evenly() -> None:
 
 
 def test_random_rotation_fills_the_corners_with_zeros() -> None:
-    out = random_rotation(torch.ones(500, 1, 21, 21), torch.Generator().manual_seed(0))
+    out = random_rotation(torch.ones(500, 1, 21, 21), draws(500))
     assert float(out[..., 0, 0].min()) == 0 and float(out[..., 0, 0].mean()) < 0.2
     torch.testing.assert_close(out[..., 4:17, 4:17], torch.ones(500, 1, 13, 13))
 

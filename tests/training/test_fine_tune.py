@@ -25,8 +25,8 @@ from gampen_ray.model.network import Network
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.training.fine_tune import blocks, parameter_groups
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import evaluate
-from gampen_ray.training.run import build_network, execute, prepare
+from gampen_ray.training.loop import evaluate, one_pass
+from gampen_ray.training.run import Run, build_network, execute, prepare
 from tests.networks import NETWORK, SIZE, TARGETS, bundle, dataset, galaxies
 
 CONCENTRATION = {"concentration": TargetConfig(transform="logit")}
@@ -64,8 +64,13 @@ def tuned(config: TrainConfig, worker: type[LocalWorker] = LocalWorker, state: d
     run = prepare(config)
     local = worker.read(run)
     local.state = state
-    execute(local, run, 160 // 32)
+    execute(local, run)
     return load_bundle(config.output)
+
+
+def val_loss(run: Run) -> float:
+    worker = LocalWorker.read(run)
+    return evaluate(worker, build_network(run), run.network_inputs, one_pass(worker, "val"))
 
 
 def unchanged_blocks(made: Network, given: Network) -> set[str]:
@@ -134,7 +139,7 @@ def test_learning_rates_reach_the_optimiser(data: str, start: str, tmp_path: Pat
     optimizer = OptimizerConfig(epochs=1, batch_size=32, schedule="constant", warmup_fraction=0.0, learning_rate=1e-3)
     run = prepare(config(data, start, str(tmp_path / "run"), learning_rate_decay=0.1, optimizer=optimizer))
     worker = LocalWorker.read(run)
-    execute(worker, run, 5)
+    execute(worker, run)
     assert worker.state is not None
     rates = [group["lr"] for group in worker.state["optimizer"]["param_groups"]]
     assert rates == pytest.approx([1e-3, 1e-4, 1e-5, 1e-6, 1e-7])
@@ -148,7 +153,7 @@ def test_a_kept_head_starts_at_the_loss_of_the_bundle(data: str, start: str) -> 
     with torch.no_grad():
         outputs = trained.network(trained.images(torch.from_numpy(columns["image"])))
     expected = float(negative_log_likelihood(outputs, torch.from_numpy(truths).float()).mean())
-    assert evaluate(LocalWorker.read(run), build_network(run), run.network_inputs) == pytest.approx(expected, rel=1e-5)
+    assert val_loss(run) == pytest.approx(expected, rel=1e-5)
     assert run.targets == trained.targets
 
 
@@ -222,7 +227,7 @@ def scaled(root: Path, factor: float, **info: object) -> str:
 def test_cutouts_are_converted_to_the_zero_point_of_the_bundle(data: str, start: str, tmp_path: Path) -> None:
     fainter = scaled(tmp_path / "fainter", 10.0, zero_point_mag=32.5)
     runs = [prepare(config(uri, start)) for uri in (data, fainter)]
-    losses = [evaluate(LocalWorker.read(run), build_network(run), run.network_inputs) for run in runs]
+    losses = [val_loss(run) for run in runs]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     made = tuned(config(fainter, start, str(tmp_path / "run")))
     assert (made.images.zero_point_mag, made.images.bands) == (30.0, ("i",))

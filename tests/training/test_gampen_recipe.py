@@ -29,7 +29,7 @@ def test_four_steps_give_the_losses_of_the_original() -> None:
     targets = torch.from_numpy(made.v(78, 12).reshape(4, 3))
     config = OptimizerConfig(name="sgd", learning_rate=1e-6, momentum=0.9, weight_decay=1e-4, nesterov=True)
     images: Any = None
-    optimizer = make_optimizer(Plan(network=network, images=images, optimizer=config, steps_per_epoch=1, seed=0))
+    optimizer = make_optimizer(Plan(network=network, images=images, optimizer=config, seed=0))
     losses = []
     for _ in range(4):
         loss = negative_log_likelihood(network(x), targets).mean()

@@ -1,0 +1,105 @@
+"""Ray Data behind a training worker: tasks anywhere in the cluster read chunks, which arrive in the order of need."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import pickle
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ExecutionResources
+
+from gampen_ray.data import shards
+from gampen_ray.training.batches import Rows
+from gampen_ray.training.order import Chunk
+from gampen_ray.training.run import CHUNK_BYTES, Run, read_unit
+
+_CPUS_PER_READ = 0.25
+# Tasks that read for one worker at a time: a core reads 20,000 cutouts of 64 pixels a second.
+_READS_PER_CPU_WORKER, _READS_PER_GPU_WORKER = 1, 8
+# A Ray Data execution keeps track of all its tasks; longer runs are cut into several.
+_TASKS_PER_EXECUTION = 4096
+# Of the object store, for what waits for its worker.
+_WAITING_BYTES = 16 * CHUNK_BYTES
+_NO_PROGRESS_TIMEOUT_S = 6 * 3600
+
+
+def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
+    """Yield lane and rows of chunks in order.
+
+    Each worker has a Ray Data execution of its own, which lasts over epochs: no worker waits for another's data, nothing is
+    started anew for an epoch, and the executor is an actor beside the worker, whose interpreter has no part in it.
+
+    Parameters
+    ----------
+    run
+        What is trained.
+    chunks
+        In the order of need.
+    gpu
+        Whether the worker has a GPU, which wants more data.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)
+    tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(run.info.image_shape)))
+    read = functools.partial(_read, run=ray.put(dataclasses.replace(run, splits={})))
+    while some := list(itertools.islice(tasks, _TASKS_PER_EXECUTION)):
+        dataset = ray.data.from_items([{"chunks": pickle.dumps(group)} for group in some], override_num_blocks=len(some))
+        (iterator,) = dataset.map_batches(
+            read,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=_CPUS_PER_READ,
+            compute=ray.data.TaskPoolStrategy(size=_READS_PER_GPU_WORKER if gpu else _READS_PER_CPU_WORKER),
+        ).streaming_split(1)
+        for block in iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):  # type: ignore[arg-type]
+            yield from _parts(block)
+
+
+def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:
+    """Yield chunks in groups of ``num_rows`` rows or few more: a task costs as much as reading hundreds of rows."""
+    group, count = [], 0
+    for chunk in chunks:
+        group.append(chunk)
+        count += chunk.stop - chunk.start
+        if count >= num_rows:
+            yield group
+            group, count = [], 0
+    if group:
+        yield group
+
+
+def _read(tasks: pa.Table, *, run: ray.ObjectRef) -> pa.Table:
+    chunks = [chunk for task in tasks["chunks"].to_pylist() for chunk in pickle.loads(task)]
+    read = functools.partial(read_unit, ray.get(run))
+    rows = Rows.concatenate([read(chunk.unit).take(chunk.rows) for chunk in chunks])
+    num_rows = [chunk.stop - chunk.start for chunk in chunks]
+    return pa.table(
+        {
+            "chunk": np.repeat(np.arange(len(chunks)), num_rows),
+            "lane": np.repeat([chunk.lane for chunk in chunks], num_rows),
+            "object_id": rows.object_id_N,
+            "image": pa.FixedShapeTensorArray.from_numpy_ndarray(rows.cutout_NCHW),
+            "target": pa.FixedShapeTensorArray.from_numpy_ndarray(rows.target_ND),
+        }
+    )
+
+
+def _parts(block: pa.Table) -> Iterator[tuple[int, Rows]]:
+    """Yield lane and rows of each chunk, or of the part of one that a block holds."""
+    lane_N = block["lane"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(block["chunk"].to_numpy())) + 1), len(lane_N)]
+    rows = Rows(
+        object_id_N=block["object_id"].to_numpy(),
+        cutout_NCHW=shards.images(block),
+        target_ND=block["target"].combine_chunks().to_numpy_ndarray(),
+    )
+    for start, stop in itertools.pairwise(edges):
+        yield int(lane_N[start]), rows.take(slice(start, stop))

@@ -1,0 +1,181 @@
+"""From chunks of rows to batches on a device, ahead of the computation.
+
+Shape legend: N galaxies, C bands, H x W pixels, D targets.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from gampen_ray.training.order import Chunk, Order
+
+T = TypeVar("T")
+# Batches that are ready before they are asked for.
+_AHEAD = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Galaxies of a unit.
+
+    Parameters
+    ----------
+    object_id_N
+        Identifiers, integers or strings.
+    cutout_NCHW
+        Flux units, float32.
+    target_ND
+        Standardised targets, float32.
+    """
+
+    object_id_N: np.ndarray
+    cutout_NCHW: np.ndarray
+    target_ND: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.object_id_N)
+
+    def take(self, rows: np.ndarray | slice) -> "Rows":
+        """Return some of the rows."""
+        return Rows(**{name: values[rows] for name, values in vars(self).items()})
+
+    @staticmethod
+    def concatenate(parts: list["Rows"]) -> "Rows":
+        """Return the rows of all parts."""
+        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One pass over a split: the train split shuffled by the epoch, from batch ``first_step`` on."""
+
+    split: str
+    epoch: int = 0
+    first_step: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A worker's share of a batch.
+
+    Parameters
+    ----------
+    object_id_N
+        Identifiers.
+    cutout_NCHW, target_ND
+        Flux units and standardised targets, on the worker's device.
+    position_N
+        Place of each galaxy in the batch of all workers.
+    total
+        Galaxies of the batch of all workers.
+    """
+
+    object_id_N: np.ndarray
+    cutout_NCHW: torch.Tensor
+    target_ND: torch.Tensor
+    position_N: torch.Tensor
+    total: int
+
+
+def stream(
+    passes: Sequence[Pass], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
+) -> Iterator[Iterator[Batch]]:
+    """Yield an iterator of this worker's batches for each pass; a thread makes them before they are asked for.
+
+    Parameters
+    ----------
+    passes
+        Passes over splits, one after another.
+    orders
+        This worker's order of each split.
+    chunks
+        Lane and rows of each of `chunks_of`; a chunk may come in several parts.
+    device
+        Where the batches are wanted.
+    """
+    numbered = (
+        (number, batch)
+        for number, one in enumerate(passes)
+        for batch in _batches(orders[one.split], one.first_step, chunks, device)
+    )
+    for _, batches in itertools.groupby(ahead(numbered), key=lambda item: item[0]):
+        yield (batch for _, batch in batches)
+
+
+def chunks_of(passes: Iterable[Pass], orders: Mapping[str, Order]) -> Iterator[Chunk]:
+    """Yield what passes over splits read, in the order in which it is needed."""
+    for one in passes:
+        yield from orders[one.split].chunks(one.epoch, one.first_step)
+
+
+def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], device: torch.device) -> Iterator[Batch]:
+    waiting: dict[int, deque[Rows]] = {lane: deque() for lane in order.lanes}
+    for step in range(first_step, order.num_steps):
+        parts = []
+        for lane in order.lanes:
+            start, stop = order.lane_part(lane, step)
+            while stop > start:
+                while not waiting[lane]:
+                    came, rows = next(chunks)
+                    waiting[came].append(rows)
+                rows = waiting[lane].popleft()
+                parts.append(rows.take(slice(0, stop - start)))
+                if len(rows) > stop - start:
+                    waiting[lane].appendleft(rows.take(slice(stop - start, None)))
+                start += len(parts[-1])
+        rows = Rows.concatenate(parts)
+        cutout_NCHW, target_ND = torch.from_numpy(rows.cutout_NCHW), torch.from_numpy(rows.target_ND)
+        if device.type == "cuda":
+            cutout_NCHW, target_ND = cutout_NCHW.pin_memory(), target_ND.pin_memory()
+        yield Batch(
+            object_id_N=rows.object_id_N,
+            cutout_NCHW=cutout_NCHW.to(device, non_blocking=True),
+            target_ND=target_ND.to(device, non_blocking=True),
+            position_N=torch.from_numpy(order.positions(step)),
+            total=order.rows_per_batch,
+        )
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the same items, made by a thread before they are asked for; what it raises is raised here."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,95 @@
+"""Where the metrics of a training go while it runs: TensorBoard, and MLflow if asked."""
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from gampen_ray import storage
+from gampen_ray.errors import UserError
+from gampen_ray.settings import to_dict
+from gampen_ray.training.run import Run
+
+TENSORBOARD = "tensorboard"
+"""Folder of the event files in a run folder."""
+_EXPERIMENT = "gampen_ray"
+Track = Callable[[dict[str, float]], None]
+"""Takes the metrics of an epoch, ``epoch`` among them."""
+
+
+def check_tracking(uri: str) -> None:
+    """See that MLflow is there if an MLflow URI is given.
+
+    Raises
+    ------
+    UserError
+        If it is not installed.
+    """
+    if uri and importlib.util.find_spec("mlflow") is None:
+        raise UserError(f'mlflow: {uri}, but MLflow is not installed; pip install "gampen_ray[mlflow]", or leave mlflow out')
+
+
+@contextlib.contextmanager
+def tracking(run: Run) -> Iterator[Track]:
+    """Yield a function that takes each epoch's metrics to the trackers."""
+    with contextlib.ExitStack() as stack:
+        tracks = [stack.enter_context(_tensorboard(run.config.output))]
+        if run.config.mlflow:
+            tracks.append(stack.enter_context(_mlflow(run)))
+
+        def track(metrics: dict[str, float]) -> None:
+            for one in tracks:
+                one(metrics)
+
+        yield track
+
+
+@contextlib.contextmanager
+def _tensorboard(output: str) -> Iterator[Track]:
+    """Write event files into the run folder; on S3 they are replaced by longer ones after each epoch."""
+    target = storage.join(output, TENSORBOARD)
+    with contextlib.ExitStack() as stack:
+        local = storage.is_local(target)
+        folder = target if local else stack.enter_context(TemporaryDirectory())
+        writer = stack.enter_context(SummaryWriter(folder))
+
+        def track(metrics: dict[str, float]) -> None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, int(metrics["epoch"]))
+            writer.flush()
+            for file in () if local else Path(folder).iterdir():
+                storage.write_bytes_atomic(storage.join(target, file.name), file.read_bytes())
+
+        yield track
+
+
+@contextlib.contextmanager
+def _mlflow(run: Run) -> Iterator[Track]:
+    """Log to the MLflow run of this run folder, which an interrupted training goes on with."""
+    import mlflow  # type: ignore[import-not-found]
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    output = run.config.output
+    mlflow.set_tracking_uri(run.config.mlflow)
+    mlflow.set_experiment(_EXPERIMENT)
+    found = mlflow.search_runs(filter_string=f"tags.output = '{output}'", output_format="list", max_results=1)
+    with mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=output, tags={"output": output}):
+        mlflow.log_params(dict(_flat(to_dict(run.config))) | {"dataset_fingerprint": run.info.fingerprint})
+
+        def track(metrics: dict[str, float]) -> None:
+            mlflow.log_metrics(metrics, step=int(metrics["epoch"]))
+
+        yield track
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
