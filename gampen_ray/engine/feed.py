@@ -31,8 +31,8 @@ _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
-    Each worker has a Ray Data execution of its own, which lasts over epochs: no worker waits for another's data, nothing is
-    started anew for an epoch, and the executor is an actor beside the worker, whose interpreter has no part in it.
+    Each worker has a Ray Data execution of its own, which lasts over epochs: no worker waits for another's data, and nothing is
+    started anew for an epoch. Beside a GPU its executor is an actor, as the worker's interpreter is busy with the GPU.
 
     Parameters
     ----------
@@ -51,14 +51,16 @@ def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, 
     tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(run.info.image_shape)))
     read = functools.partial(_read, run=ray.put(dataclasses.replace(run, splits={})))
     while some := list(itertools.islice(tasks, _TASKS_PER_EXECUTION)):
-        dataset = ray.data.from_items([{"chunks": pickle.dumps(group)} for group in some], override_num_blocks=len(some))
-        (iterator,) = dataset.map_batches(
+        dataset = ray.data.from_items(
+            [{"chunks": pickle.dumps(group)} for group in some], override_num_blocks=len(some)
+        ).map_batches(
             read,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_CPUS_PER_READ,
             compute=ray.data.TaskPoolStrategy(size=_READS_PER_GPU_WORKER if gpu else _READS_PER_CPU_WORKER),
-        ).streaming_split(1)
+        )
+        iterator = dataset.streaming_split(1)[0] if gpu else dataset.iterator()
         for block in iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):  # type: ignore[arg-type]
             yield from _parts(block)
 

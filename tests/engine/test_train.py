@@ -81,10 +81,10 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_batch_that_the_workers_cannot_share_is_refused(ray_local: None, tmp_path: Path) -> None:
+def test_more_workers_than_there_is_work_or_room_for_are_refused(ray_local: None, tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
-    config = train_config(data, str(tmp_path / "run"), batch_size=33)
-    with pytest.raises(UserError, match=r"optimizer\.batch_size: 33 is no multiple of 2 workers; give 32"):
+    config = train_config(data, str(tmp_path / "run"), batch_size=1)
+    with pytest.raises(UserError, match=r"optimizer\.batch_size: 1 gives not every one of 2 workers a galaxy; raise it"):
         train(config)
     assert not (tmp_path / "run").exists()
     lonely = dataset(str(tmp_path / "lonely"), {"train": 50, "val": 1})
