@@ -112,17 +112,17 @@ class TuneConfig(TrainConfig):
     """Study folder: holds trials.parquet, best.toml (which `train` takes as it is), bundle/ of the best trial and tune.html. An
     unfinished study with the same config goes on, and repeats no finished trial."""
     stage: Literal["search", "dropout-by-coverage"] = "search"
-    """search: trains trials. dropout-by-coverage: chooses the dropout rate of a trained bundle last, by its coverage: scans rates
-    without retraining, then retrains the shortlist, as GaMPEN's authors did."""
+    """search: trains trials. dropout-by-coverage: chooses the dropout rate last and by coverage, as GaMPEN's was: scans rates
+    of a trained bundle without training, then trains anew with each of the shortlist."""
     bundle: str = ""
     """Stage dropout-by-coverage only: model bundle (or the run folder that holds it) whose dropout is scanned."""
     search: Annotated[dict[str, SearchRange], pydantic.BeforeValidator(_ranges)] = dataclasses.field(default_factory=dict)
     """Ranges by field of the sections images, network, fine_tune and optimizer, such as network.backbone.dropout_rate. Empty:
     dropout, size and optimiser of the network (jobs/configs/tune.toml writes them out)."""
     objectives: tuple[Objective, ...] = ("val_loss",)
-    """What is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean |coverage - nominal|
-    of its posteriors at three levels before calibration; flops: of the posterior of one galaxy. With several there is no one
-    best: the trials which none betters in all are kept apart, and of them the one of least val_loss is called best."""
+    """What is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean |coverage -
+    nominal| of its posteriors at three levels before calibration; flops: of the posterior of one galaxy. Several: a Pareto
+    front, the trials which no other betters, of which the one of least val_loss is called best."""
     num_trials: int = pydantic.Field(default=20, ge=1)
     """Trials at most."""
     hours: float = pydantic.Field(default=0.0, ge=0)
@@ -135,7 +135,7 @@ class TuneConfig(TrainConfig):
     startup_trials: int = pydantic.Field(default=6, ge=1)
     """Trials drawn at random before the others' results guide the search (TPE; Bergstra et al. 2011)."""
     num_rates: int = pydantic.Field(default=12, ge=2)
-    """Stage dropout-by-coverage only: rates that are scanned, evenly in the logarithm from 1e-4 to 0.3 or as search gives them."""
+    """Stage dropout-by-coverage only: rates that are scanned, evenly in the logarithm from 1e-4 to 0.3, or as search says."""
     shortlist: int = pydantic.Field(default=2, ge=1)
     """Stage dropout-by-coverage only: rates that are trained anew, those of least calibration error in the scan."""
 
