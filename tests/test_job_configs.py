@@ -68,6 +68,6 @@ def test_fine_tuning_takes_over_all_that_the_bundle_brings() -> None:
 def test_tuning_writes_out_the_default_search() -> None:
     values = settings.load_toml((FOLDER / "tune.toml").read_bytes(), "tune.toml") | {"dataset": "d", "output": "o"}
     config = settings.build(TuneConfig, values)
-    assert config.search == default_search(fine_tuning=False)
+    assert config.search == default_search(config)
     assert config == TuneConfig(dataset="d", output="o", search=config.search)
     assert SearchSpace.of(config) == SearchSpace.of(TuneConfig(dataset="d", output="o"))

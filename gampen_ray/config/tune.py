@@ -75,35 +75,6 @@ class SearchRange:
                 raise ValueError(f"high {self.high:g} is not low {self.low:g} plus whole steps of {self.step:g}; change one")
 
 
-def default_search(fine_tuning: bool) -> dict[str, SearchRange]:
-    """Return what is searched where the config does not say: the network's size, its dropout and the optimiser.
-
-    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left.
-    """
-    optimizer = {
-        "optimizer.learning_rate": SearchRange(low=3e-4, high=1e-2, log=True),
-        "optimizer.weight_decay": SearchRange(low=1e-6, high=1e-2, log=True),
-        "optimizer.momentum": SearchRange(low=0.8, high=0.99, when={"optimizer.name": "sgd"}),
-    }
-    rate = SearchRange(low=1e-4, high=0.3, log=True)
-    if fine_tuning:
-        decay = SearchRange(low=0.4, high=1.0)
-        return {"fine_tune.dropout_rate": rate, "fine_tune.learning_rate_decay": decay, **optimizer}
-    plans = (
-        [24, 48, "M", 96],
-        [24, 48, "M", 64, 64, "M", 128],
-        [24, 48, "M", 64, 64, "M", 96, 96, "M", 128],
-    )
-    return {
-        DROPOUT_RATE: rate,
-        "network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier")),
-        "network.backbone.plan": SearchRange(choices=plans),
-        "network.backbone.width": SearchRange(low=0.5, high=2.0, log=True),
-        "network.backbone.block": SearchRange(choices=("plain", "residual")),
-        **optimizer,
-    }
-
-
 @config_class
 class TuneConfig(TrainConfig):
     """Search for the best training config (Ray Tune, Optuna); all fields of `train` are the base of every trial."""
@@ -163,3 +134,35 @@ class TuneConfig(TrainConfig):
             raise ValueError(
                 f"grace_epochs is {self.grace_epochs}, more than optimizer.epochs, {self.optimizer.epochs}; lower it"
             )
+
+
+def default_search(config: TuneConfig) -> dict[str, SearchRange]:
+    """Return what is searched where the config does not say: the network's size, its dropout and the optimiser.
+
+    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left; the stage dropout-by-coverage is
+    about the rate alone.
+    """
+    rate = SearchRange(low=1e-4, high=0.3, log=True)
+    if config.stage == "dropout-by-coverage":
+        return {DROPOUT_RATE: rate}
+    optimizer = {
+        "optimizer.learning_rate": SearchRange(low=3e-4, high=1e-2, log=True),
+        "optimizer.weight_decay": SearchRange(low=1e-6, high=1e-2, log=True),
+        "optimizer.momentum": SearchRange(low=0.8, high=0.99, when={"optimizer.name": "sgd"}),
+    }
+    if config.fine_tune.bundle:
+        decay = SearchRange(low=0.4, high=1.0)
+        return {"fine_tune.dropout_rate": rate, "fine_tune.learning_rate_decay": decay, **optimizer}
+    plans = (
+        [24, 48, "M", 96],
+        [24, 48, "M", 64, 64, "M", 128],
+        [24, 48, "M", 64, 64, "M", 96, 96, "M", 128],
+    )
+    return {
+        DROPOUT_RATE: rate,
+        "network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier")),
+        "network.backbone.plan": SearchRange(choices=plans),
+        "network.backbone.width": SearchRange(low=0.5, high=2.0, log=True),
+        "network.backbone.block": SearchRange(choices=("plain", "residual")),
+        **optimizer,
+    }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gampen_ray.config import SearchRange, TuneConfig
+from gampen_ray.config import TuneConfig, default_search
 from gampen_ray.config.tune import DROPOUT_RATE
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
@@ -26,7 +26,6 @@ from gampen_ray.training.run import Run, validation_posterior
 from gampen_ray.training.trials import calibration_error
 
 SCAN = "scan.json"
-_LOWEST, _HIGHEST = 1e-4, 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def rates(config: TuneConfig) -> np.ndarray:
     UserError
         If one of them drops nothing.
     """
-    given = config.search.get(DROPOUT_RATE, SearchRange(low=_LOWEST, high=_HIGHEST, log=True))
+    given = (config.search or default_search(config))[DROPOUT_RATE]
     if given.choices:
         values = np.array(sorted(given.choices), dtype=np.float64)
     else:

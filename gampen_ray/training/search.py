@@ -48,7 +48,7 @@ class SearchSpace:
             ends.
         """
         base = TrainConfig(**{name: getattr(config, name) for name in fields(TrainConfig)})
-        ranges = config.search or default_search(fine_tuning=bool(config.fine_tune.bundle))
+        ranges = config.search or default_search(config)
         for name, range_ in ranges.items():
             _check(name, range_, base)
         return cls(base, _in_order(ranges))

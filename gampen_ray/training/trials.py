@@ -20,7 +20,7 @@ from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.calibration import JOINT
 from gampen_ray.training.search import SearchSpace
 
-TRIALS = "trials.parquet"
+TRIALS, BEST = "trials.parquet", "best.toml"
 OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)
 State = Literal["complete", "stopped early", "failed"]
 

@@ -109,7 +109,7 @@ def test_space_survives_plain_pickle() -> None:
 
 def test_space_of_an_empty_search_is_the_default_and_asks_for_the_momentum_of_sgd_alone() -> None:
     space = SearchSpace.of(config(""))
-    assert set(space.ranges) == set(default_search(fine_tuning=False))
+    assert set(space.ranges) == set(default_search(config("")))
     assert {"network.backbone.width", "network.backbone.block"} < set(drawn(space, 1)[0])
     assert "optimizer.momentum" not in drawn(space, 1)[0]
     assert "optimizer.momentum" in drawn(SearchSpace.of(config("", optimizer={"name": "sgd"})), 1)[0]
