@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from mc_precision import equal_precision
 from parts import DEVICE, SMALL, blobs, cutouts, model, save
-from torch.utils.flop_counter import FlopCounterMode
 
 from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
 from gampen_ray.engine.infer import infer
+from gampen_ray.model.flops import inference_flops
 from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.predictor import Predictor
@@ -210,10 +210,11 @@ def shortest(networks: dict[str, ThinnedNetworks], x_NCHW: torch.Tensor) -> dict
 
 def flops(bundle: Bundle) -> int:
     """Return the floating-point operations of all passes for one galaxy, counted."""
-    size = bundle.images.size
-    with FlopCounterMode(display=False) as counter:
-        thinned(bundle, NUM_PASSES)(torch.zeros(1, 1, size, size, device=DEVICE))
-    return counter.get_total_flops()
+    images = bundle.images
+    channels = 1 if images.repeats_a_band else images.channels
+    return inference_flops(
+        bundle.config, channels=channels, size=images.size, num_targets=len(bundle.targets), num_passes=NUM_PASSES
+    )
 
 
 @contextlib.contextmanager

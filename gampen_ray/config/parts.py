@@ -83,19 +83,25 @@ class SpatialTransformerConfig:
 
 @config_class
 class BackboneConfig:
-    """A VGG-like convolutional network (Simonyan & Zisserman 2015) of any depth and width.
+    """A convolutional network of any depth and width: VGG-like (Simonyan & Zisserman 2015), or of residual blocks.
 
     The defaults make the compact network that trains in minutes on a CPU; `gampen_vgg16` is the published one.
     """
 
     plan: tuple[_Count | Literal["M"], ...] = (24, 48, "M", 64, 64, "M", 128)
-    """Layers in order: a number is a convolution of that many channels with ReLU, "M" a 2x2 max pool."""
+    """Layers in order: a number is a convolution (or residual block) of that many channels with ReLU, "M" a 2x2 max pool."""
+    width: float = pydantic.Field(default=1.0, gt=0)
+    """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: as they are."""
+    block: Literal["plain", "residual"] = "plain"
+    """What a number in the plan behind the first stands for: one 3x3 convolution, or a basic residual block of two with a
+    skip connection (He et al. 2016)."""
     stem_kernel: int = pydantic.Field(default=5, ge=1)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
     stem_stride: int = pydantic.Field(default=2, ge=1)
     """Stride of the first convolution, pixels."""
-    batch_norm: bool = True
-    """Batch normalisation after every convolution."""
+    normalisation: Literal["batch", "group", "none"] = "batch"
+    """After every convolution: batch normalisation, group normalisation (Wu & He 2018; groups of 8 channels, one group where
+    8 does not divide the width), or none (GaMPEN)."""
     pool_size: int = pydantic.Field(default=5, ge=1)
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
@@ -103,8 +109,9 @@ class BackboneConfig:
     dropout_rate: float = pydantic.Field(default=2e-3, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
     dropout_placement: Literal["every_conv", "last_block", "classifier"] = "last_block"
-    """Dropout before every convolution but the first and in the classifier (GaMPEN), before those of the last block and in the
-    classifier, or in the classifier alone; the fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
+    """Dropout before every convolution (or residual block) but the first and in the classifier (GaMPEN), before those behind
+    the last max pool (one at the plan's end aside) and in the classifier, or in the classifier alone; the fewer layers follow
+    the first dropout, the cheaper a Monte Carlo pass."""
 
 
 @config_class
@@ -129,7 +136,7 @@ def gampen_vgg16() -> NetworkConfig:
             plan=(64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
             stem_kernel=3,
             stem_stride=1,
-            batch_norm=False,
+            normalisation="none",
             pool_size=7,
             classifier=(4096, 4096),
             dropout_rate=2e-4,

@@ -10,17 +10,16 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gampen_ray.model.backbones import ResidualBlock
 from gampen_ray.model.network import Network
-
-_WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
 def folded(network: Network, *, repeated_band: bool = False) -> Network:
     """Return a copy of a network in evaluation mode that computes the same with less.
 
-    Batch normalisation is folded into the convolution in front of it; dropout's factor 1 / (1 - p) into the layer behind it, so
-    that a mask only has to zero activations; and where all input channels are copies of one band, the first kernels are summed
-    over the channels.
+    Batch normalisation is folded into the convolution in front of it (group normalisation, which depends on the image, stays);
+    dropout's factor 1 / (1 - p) into the layer behind it, so that a mask only has to zero activations; and where all input
+    channels are copies of one band, the first kernels are summed over the channels.
 
     Parameters
     ----------
@@ -41,8 +40,7 @@ def folded(network: Network, *, repeated_band: bool = False) -> Network:
         tail = [layer for layer in _without_batch_norm(list(result.tail)) if getattr(layer, "p", 1) > 0]
         for layer, behind in itertools.pairwise(tail):
             if isinstance(layer, nn.Dropout):
-                assert isinstance(behind, _WEIGHTED)
-                behind.weight.data /= 1 - layer.p
+                _scale_input(behind, 1 / (1 - layer.p))
         result.tail = nn.Sequential(*tail)
         if repeated_band:
             firsts = [result.stem[0]] if result.transformer is None else [result.stem[0], result.transformer.localisation[0]]
@@ -61,5 +59,21 @@ def _without_batch_norm(layers: list[nn.Module]) -> list[nn.Module]:
             assert isinstance(convolution, nn.Conv2d)
             kept[-1] = fuse_conv_bn_eval(convolution, layer)
         else:
+            if isinstance(layer, ResidualBlock):
+                layer.branch = nn.Sequential(*_without_batch_norm(list(layer.branch)))
+                layer.skip = nn.Sequential(*_without_batch_norm(list(layer.skip)))
             kept.append(layer)
     return kept
+
+
+def _scale_input(layer: nn.Module, factor: float) -> None:
+    """Make a layer compute what it would of ``factor`` times its input."""
+    if isinstance(layer, ResidualBlock):
+        _scale_input(layer.branch[0], factor)
+        if len(layer.skip):
+            _scale_input(layer.skip[0], factor)
+        else:
+            layer.skip_factor = factor
+    else:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        layer.weight.data *= factor

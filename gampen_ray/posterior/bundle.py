@@ -26,7 +26,7 @@ from gampen_ray.posterior.predictor import Predictor
 from gampen_ray.provenance import RUN_FILE
 from gampen_ray.settings import build, to_dict
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 _NOVELTY = "novelty.safetensors"
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gampen_ray.errors import UserError
+from gampen_ray.model.backbones import ResidualBlock
 from gampen_ray.model.folding import folded
 from gampen_ray.model.network import Network
 
@@ -96,17 +97,18 @@ class ThinnedNetworks:
         """Draw all masks, and return the memory that the activations of these preprocessed images take at most, bytes."""
         sizes: list[int] = []
 
-        def measure(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            sizes.append(inputs[0].nbytes + output.nbytes)
+        def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            # A residual block holds its input while the branch goes from one activation to the next.
+            sizes.append(inputs[0].nbytes + (2 if isinstance(layer, ResidualBlock) else 1) * output.nbytes)
 
-        layers = [layer for layer in self._network.modules() if not list(layer.children())]
+        layers = [layer for layer in self._network.modules() if isinstance(layer, ResidualBlock) or not list(layer.children())]
         hooks = [layer.register_forward_hook(measure) for layer in layers]
         activations, _ = self._prefix(x_NCHW)
         x = activations
         for step, (rate, layer) in enumerate(self._steps):
             for k in range(self._num_passes if rate else 0):
                 self._positions(k, step, rate, x)
-            x = layer(x.float() if step == len(self._steps) - 1 else x)
+            x = _channels_last(layer(x.float() if step == len(self._steps) - 1 else x))
         for hook in hooks:
             hook.remove()
         # What all passes share is also looked at in float32.
@@ -114,14 +116,14 @@ class ThinnedNetworks:
 
     def _prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         crops_NCHW, theta_N23 = self._network.crop(x_NCHW)
-        return self._network.stem(crops_NCHW.to(self._dtype)), theta_N23
+        return _channels_last(self._network.stem(crops_NCHW.to(self._dtype))), theta_N23
 
     def _tail(self, k: int, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of pass ``k``, N x P, from the activations before the first dropout."""
         for index, (rate, layer) in enumerate(self._steps):
             x = x.float() if index == len(self._steps) - 1 else x
             with _zeroed(x, self._positions(k, index, rate, x)) if rate else contextlib.nullcontext():
-                x = layer(x)
+                x = _channels_last(layer(x))
         return x.float()
 
     def _positions(self, k: int, step: int, rate: float, x: torch.Tensor) -> torch.Tensor:
@@ -154,6 +156,11 @@ def _zeroed(x: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
     flat.index_fill_(1, positions, 0.0)
     yield
     flat[:, positions] = values
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Return activations in the order of `_flat`; only group normalisation on a GPU leaves them in another."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:

@@ -5,15 +5,17 @@ import torch
 from torch import nn
 
 from gampen_ray.config import NetworkConfig, SpatialTransformerConfig
+from gampen_ray.model.backbones import ResidualBlock
 from gampen_ray.model.folding import folded
 from gampen_ray.model.network import Network
 from tests.networks import NETWORK, SIZE
 
 
-def network(channels: int = 1, *, batch_norm: bool = False, rate: float = 0.3, family: str = "scale") -> Network:
-    """A network with random weights, running statistics and crops."""
+def network(channels: int = 1, *, family: str = "scale", rate: float = 0.3, **fields: str) -> Network:
+    """A network with random weights, running statistics and crops; its last convolution does not change the width."""
     torch.manual_seed(0)
-    backbone = dataclasses.replace(NETWORK.backbone, batch_norm=batch_norm, dropout_rate=rate)
+    fields = {"normalisation": "none"} | fields
+    backbone = dataclasses.replace(NETWORK.backbone, plan=(8, "M", 16, 16, "M"), dropout_rate=rate, **fields)
     transformer = dataclasses.replace(NETWORK.spatial_transformer, family=family)
     config = dataclasses.replace(NETWORK, backbone=backbone, spatial_transformer=transformer)
     result = Network(config, channels=channels, size=SIZE, num_targets=2)
@@ -34,13 +36,18 @@ def unscaled(net: Network, x_NCHW: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_the_folded_network_computes_the_same(batch_norm: bool, rate: float) -> None:
-    net = network(batch_norm=batch_norm, rate=rate)
+@pytest.mark.parametrize("normalisation", ["batch", "group", "none"])
+@pytest.mark.parametrize("block", ["plain", "residual"])
+@pytest.mark.parametrize(("placement", "rate"), [("every_conv", 0.3), ("classifier", 0.3), ("every_conv", 0.0)])
+def test_the_folded_network_computes_the_same(normalisation: str, block: str, placement: str, rate: float) -> None:
+    net = network(normalisation=normalisation, block=block, rate=rate, dropout_placement=placement)
     small = folded(net)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in small.modules())
     assert any(isinstance(layer, nn.Dropout) for layer in small.modules()) == (rate > 0)
+    factors = [layer.skip_factor for layer in small.modules() if isinstance(layer, ResidualBlock)]
+    behind = 1 / (1 - rate) if placement == "every_conv" else 1.0
+    assert factors == ([1.0, behind] if block == "residual" else [])
+    assert all(layer.skip_factor == 1 for layer in net.modules() if isinstance(layer, ResidualBlock))
     torch.testing.assert_close(small(images()), unscaled(net, images()), rtol=1e-4, atol=1e-5)
 
 

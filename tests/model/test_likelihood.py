@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gampen_ray.model.likelihood import gaussian, negative_log_likelihood, num_outputs
+from gampen_ray.model.likelihood import gaussian, negative_log_likelihood, num_outputs, split_outputs, training_loss
 from tests.parity import golden, needs_parity
 
 
@@ -39,6 +39,75 @@ def test_gradient_matches_finite_differences() -> None:
     outputs = torch.randn(4, 9, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda o: negative_log_likelihood(o, targets), (outputs,))
+
+
+def random_case(family: str, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raw outputs (20 x P) that take a gradient, and targets (20 x D)."""
+    generator = torch.Generator().manual_seed(7)
+    outputs = torch.randn(20, num_outputs(family, d), generator=generator, dtype=torch.float64).requires_grad_()
+    return outputs, torch.randn(20, d, generator=generator, dtype=torch.float64)
+
+
+def gradient(loss_N: torch.Tensor, outputs_NP: torch.Tensor) -> torch.Tensor:
+    (result,) = torch.autograd.grad(loss_N.sum(), outputs_NP)
+    return result
+
+
+@pytest.mark.parametrize("family", ["mse", "diagonal", "full"])
+def test_beta_of_zero_is_the_likelihood(family: str) -> None:
+    outputs, targets = random_case(family)
+    plain, weighted = negative_log_likelihood(outputs, targets), training_loss(outputs, targets, beta=0.0)
+    assert torch.equal(plain, weighted)
+    assert torch.equal(gradient(plain, outputs), gradient(weighted, outputs))
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0])
+def test_beta_loss_of_the_diagonal_family_is_that_of_seitzer_et_al(beta: float) -> None:
+    outputs, targets = random_case("diagonal")
+    mean, variance = outputs[:, :3], outputs[:, 3:].exp()
+    # Equation 5, for each target.
+    oracle = (variance.detach() ** beta * (0.5 * variance.log() + (targets - mean) ** 2 / (2 * variance))).sum(-1)
+    loss = training_loss(outputs, targets, beta=beta)
+    torch.testing.assert_close(loss, oracle, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(loss, outputs), gradient(oracle, outputs), rtol=1e-12, atol=1e-12)
+
+
+def test_beta_of_one_gives_means_of_the_diagonal_family_the_gradient_of_the_squared_error() -> None:
+    outputs, targets = random_case("diagonal")
+    squared = gradient(0.5 * (targets - outputs[:, :3]).square().sum(-1), outputs)
+    got = gradient(training_loss(outputs, targets, beta=1.0), outputs)
+    torch.testing.assert_close(got[:, :3], squared[:, :3], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_gradients_of_the_full_family_are_the_documented_ones(beta: float) -> None:
+    outputs, targets = random_case("full")
+    mean, log_diagonal, lower = (x.detach() for x in split_outputs(outputs, 3))
+    whitened = (torch.linalg.inv(lower) @ (targets - mean).unsqueeze(-1)).squeeze(-1)
+    got = gradient(training_loss(outputs, targets, beta=beta), outputs)
+    of_mean = -(torch.linalg.inv(lower).mT @ (torch.exp((beta - 1) * log_diagonal) * whitened).unsqueeze(-1)).squeeze(-1)
+    of_diagonal = 0.5 * torch.exp(beta * log_diagonal) * (1 - whitened**2 * torch.exp(-log_diagonal))
+    torch.testing.assert_close(got[:, :6], torch.cat([of_mean, of_diagonal], dim=1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_mean_gradient_vanishes_at_the_true_distribution(beta: float) -> None:
+    outputs = torch.randn(1, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
+    mean, scale_tril = (x[0].detach() for x in gaussian(outputs, 3))
+    # Points mean +- sqrt(D) times the columns of the factor have exactly its mean and covariance.
+    offsets = 3**0.5 * torch.cat([scale_tril.T, -scale_tril.T])
+    loss = training_loss(outputs.expand(6, -1), mean + offsets, beta=beta).mean()
+    torch.testing.assert_close(gradient(loss, outputs), torch.zeros(1, 9, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["mse", "diagonal", "full"])
+def test_mean_only_is_half_the_squared_error(family: str) -> None:
+    outputs, targets = random_case(family)
+    loss = training_loss(outputs, targets, beta=0.5, mean_only=True)
+    torch.testing.assert_close(loss, 0.5 * (targets - outputs[:, :3]).square().sum(-1), rtol=1e-14, atol=0)
+    got = gradient(loss, outputs)
+    torch.testing.assert_close(got[:, :3], outputs[:, :3].detach() - targets)
+    assert not got[:, 3:].any()
 
 
 @needs_parity

@@ -14,10 +14,28 @@ def images(count: int) -> torch.Tensor:
     return torch.randn(count, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-def network(rate: float = 0.05, placement: str = "every_conv") -> Network:
+def network(rate: float = 0.05, placement: str = "every_conv", **fields: str) -> Network:
     torch.manual_seed(0)
-    backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=rate, dropout_placement=placement)
+    backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=rate, dropout_placement=placement, **fields)
     return Network(dataclasses.replace(NETWORK, backbone=backbone), channels=1, size=SIZE, num_targets=2)
+
+
+VARIANTS = [
+    {"block": block, "normalisation": normalisation}
+    for block in ("plain", "residual")
+    for normalisation in ("batch", "group", "none")
+]
+
+
+def variant(fields: dict[str, str], rate: float = 0.3) -> Network:
+    """A network with dropout before layers of every kind, its residual branches not zero."""
+    net = network(rate, plan=(8, "M", 16, 16, "M"), **fields).eval()
+    for value in net.state_dict().values():
+        value += 0.1 * torch.rand(value.shape) if value.is_floating_point() else 0
+    return net
+
+
+every_variant = pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: " ".join(fields.values()))
 
 
 def outputs(thinned: ThinnedNetworks, x_NCHW: torch.Tensor) -> torch.Tensor:
@@ -40,16 +58,25 @@ def test_masks_depend_on_seed_and_pass_alone() -> None:
     assert (first[:, 0] - first[:, 1]).abs().max() > 1e-3
 
 
-def test_thinned_network_equals_one_with_the_same_activations_zeroed() -> None:
-    net = network(rate=0.3, placement="classifier").eval()
-    thinned = ThinnedNetworks(net, 1, seed=0)
+@every_variant
+def test_thinned_networks_equal_ones_with_the_same_activations_zeroed(fields: dict[str, str]) -> None:
+    net = variant(fields)
+    thinned = ThinnedNetworks(net, 3, seed=0)
     got = outputs(thinned, images(3))
-    dropped = thinned._dropped[0, 0]
-    activations, _ = net.prefix(images(3))
-    mask = torch.ones(activations.shape[1])
-    mask[dropped] = 0
-    assert 0 < len(dropped) < len(mask)
-    torch.testing.assert_close(got[:, 0], net.tail[1:](activations * mask / 0.7), rtol=1e-5, atol=1e-6)
+    for k in range(3):
+        dropped = [thinned._dropped[key] for key in sorted(thinned._dropped) if key[0] == k]
+        x, _ = net.prefix(images(3))
+        for layer in net.tail:
+            if isinstance(layer, nn.Dropout):
+                # H x W x C, or C
+                mask = torch.ones(torch.movedim(x[0], 0, -1).shape)
+                mask.view(-1)[dropped.pop(0)] = 0
+                assert 0 < mask.mean() < 1
+                x = x * torch.movedim(mask, -1, 0) / 0.7
+            else:
+                x = layer(x)
+        assert not dropped
+        torch.testing.assert_close(got[:, k], x, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["every_conv", "last_block", "classifier"])
@@ -60,9 +87,10 @@ def test_memory_layout_changes_no_output(placement: str) -> None:
     torch.testing.assert_close(columns, rows, rtol=1e-4, atol=1e-5)
 
 
-def test_every_dropout_layer_changes_the_outputs() -> None:
-    net = network(0.3).to(memory_format=torch.channels_last)
-    plain = net.eval()(images(3))
+@every_variant
+def test_every_dropout_layer_changes_the_outputs(fields: dict[str, str]) -> None:
+    net = variant(fields).to(memory_format=torch.channels_last)
+    plain = net(images(3))
     layers = [layer for layer in net.tail if isinstance(layer, nn.Dropout)]
     for layer in layers:
         for other in layers:
@@ -94,20 +122,36 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_a_pass_leaves_no_trace_in_the_next_call() -> None:
-    thinned = ThinnedNetworks(network(0.3), 3, seed=0)
+@every_variant
+def test_a_pass_leaves_no_trace_in_the_next_call(fields: dict[str, str]) -> None:
+    net = variant(fields)
+    thinned = ThinnedNetworks(net, 3, seed=0)
     torch.testing.assert_close(outputs(thinned, images(4)), outputs(thinned, images(4)), rtol=0, atol=0)
-    one = outputs(ThinnedNetworks(network(0.3), 1, seed=0), images(4))
+    one = outputs(ThinnedNetworks(net, 1, seed=0), images(4))
     torch.testing.assert_close(outputs(thinned, images(4))[:, :1], one, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("placement", ["every_conv", "last_block", "classifier"])
-def test_bfloat16_gives_the_same_to_its_accuracy(placement: str) -> None:
-    exact = outputs(ThinnedNetworks(network(0.05, placement), 4, seed=0), images(50))
-    rounded = outputs(ThinnedNetworks(network(0.05, placement), 4, seed=0, dtype=torch.bfloat16), images(50))
+@pytest.mark.parametrize(
+    ("placement", "fields"),
+    [("every_conv", {}), ("last_block", {}), ("classifier", {}), ("every_conv", VARIANTS[3]), ("every_conv", VARIANTS[4])],
+)
+def test_bfloat16_gives_the_same_to_its_accuracy(placement: str, fields: dict[str, str]) -> None:
+    exact = outputs(ThinnedNetworks(network(0.05, placement, **fields), 4, seed=0), images(50))
+    rounded = outputs(ThinnedNetworks(network(0.05, placement, **fields), 4, seed=0, dtype=torch.bfloat16), images(50))
     assert rounded.dtype == torch.float32
     # 8 bits of mantissa in three layers.
     assert 0 < (rounded - exact).std() < 0.02 * exact.std()
+
+
+def test_memory_of_a_residual_block_counts_the_input_that_its_skip_holds() -> None:
+    backbone = dataclasses.replace(NETWORK.backbone, plan=(8, 16), block="residual", dropout_placement="classifier")
+    config = dataclasses.replace(
+        NETWORK, backbone=backbone, spatial_transformer=dataclasses.replace(NETWORK.spatial_transformer, family="none")
+    )
+    net = Network(config, channels=1, size=SIZE, num_targets=2)
+    got = ThinnedNetworks(net, 2, seed=0).prepare(images(1))
+    # The first dropout follows the hidden layer of 16; 8 channels go into the block, 16 through and out of it, of 4 bytes.
+    assert got == 4 * 16 + 4 * (8 + 2 * 16) * SIZE**2
 
 
 def test_the_deterministic_prefix_is_computed_once() -> None:

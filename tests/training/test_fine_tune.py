@@ -97,8 +97,12 @@ def network(config: NetworkConfig, channels: int = 1, size: int = 96) -> Network
             ),
             "block1 head",
         ),
+        (
+            dataclasses.replace(NetworkConfig(), backbone=dataclasses.replace(NetworkConfig().backbone, block="residual")),
+            "spatial_transformer block1 block2 block3 classifier head",
+        ),
     ],
-    ids=["compact", "gampen_vgg16", "smallest"],
+    ids=["compact", "gampen_vgg16", "smallest", "residual"],
 )
 def test_every_weight_is_in_one_block(config: NetworkConfig, names: str) -> None:
     with torch.device("meta"):
