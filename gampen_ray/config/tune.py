@@ -91,9 +91,9 @@ class TuneConfig(TrainConfig):
     """Ranges by field of the sections images, network, fine_tune and optimizer, such as network.backbone.dropout_rate. Empty:
     dropout, size and optimiser of the network (jobs/configs/tune.toml writes them out)."""
     objectives: tuple[Objective, ...] = ("val_loss",)
-    """What is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean |coverage -
-    nominal| of its posteriors at three levels before calibration; flops: of the posterior of one galaxy. Several: a Pareto
-    front, the trials which no other betters, of which the one of least val_loss is called best."""
+    """Stage search only: what is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean
+    |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
+    Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
     num_trials: int = pydantic.Field(default=20, ge=1)
     """Trials at most."""
     hours: float = pydantic.Field(default=0.0, ge=0)
@@ -109,6 +109,11 @@ class TuneConfig(TrainConfig):
     """Stage dropout-by-coverage only: rates that are scanned, evenly in the logarithm from 1e-4 to 0.3, or as search says."""
     shortlist: int = pydantic.Field(default=2, ge=1)
     """Stage dropout-by-coverage only: rates that are trained anew, those of least calibration error in the scan."""
+
+    @property
+    def judged_by(self) -> tuple[Objective, ...]:
+        """What makes a trial better than another in this stage."""
+        return ("calibration_error",) if self.stage == "dropout-by-coverage" else self.objectives
 
     def __post_init__(self) -> None:
         scans = self.stage == "dropout-by-coverage"

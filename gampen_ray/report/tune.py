@@ -67,8 +67,8 @@ def render(data: StudyData) -> str:
     config, rows = data.config, data.table.to_pylist()
     space = SearchSpace.of(config)
     counts = collections.Counter(row["state"] for row in rows)
-    number_of_best = best(data.table, config.objectives) if counts["complete"] else None
-    front = pareto_front(data.table, config.objectives) if len(config.objectives) > 1 else []
+    number_of_best = best(data.table, config.judged_by) if counts["complete"] else None
+    front = pareto_front(data.table, config.judged_by) if len(config.judged_by) > 1 else []
     return (
         environment()
         .get_template("tune.html.jinja")
@@ -80,10 +80,9 @@ def render(data: StudyData) -> str:
             hours=sum(row["seconds"] for row in rows) / 3600,
             names=figures.NAMES,
             figures=_figures(data, space),
-            wide_figure_width=figures.parallel_width(len(space.ranges)),
             scan=_scan(data),
             fields=list(space.ranges),
-            shown=_shown_trials(rows, config.objectives[0], front),
+            shown=_shown_trials(rows, config.judged_by[0], front),
             front=front,
             objectives=OBJECTIVES,
             failures=collections.Counter(row["reason"] for row in rows if row["state"] == "failed").most_common(),
@@ -97,11 +96,11 @@ def render(data: StudyData) -> str:
 
 def _figures(data: StudyData, space: SearchSpace) -> dict[str, Any]:
     """Return Optuna's plots of a search; none of a scan, in which few trials differ in one field alone."""
-    names = data.config.objectives
+    names = data.config.judged_by
     shown = figures.shortened(study(data.table, space, names))
     known = figures.known(shown)
     if data.scanned or len(known) < 2:
-        return {"history": [], "importances": [], "pareto": [], "parallel": None}
+        return {"history": [], "importances": [], "pareto": [], "parallel": None, "parallel_width": 0}
     enough = len(known) >= _MIN_TRIALS_FOR_IMPORTANCES
     return {
         "history": [Markup(figures.history(f"history{i}", shown, i, name)) for i, name in enumerate(names)],
@@ -113,6 +112,7 @@ def _figures(data: StudyData, space: SearchSpace) -> dict[str, Any]:
             for i, pair in enumerate(itertools.combinations(range(len(names)), 2))
         ],
         "parallel": Markup(figures.parallel("parallel", shown, names[0])),
+        "parallel_width": figures.parallel_width(len({name for trial in known for name in trial.params})),
     }
 
 
@@ -178,9 +178,9 @@ def _facts(config: TuneConfig) -> dict[str, str]:
         "dataset": config.dataset,
         "targets": ", ".join(config.targets) if not config.fine_tune.bundle else f"of {config.fine_tune.bundle}",
         **({"scanned bundle": config.bundle} if config.bundle else {}),
-        "objectives": ", ".join(config.objectives),
+        "objectives": ", ".join(config.judged_by),
         "epochs of a trial": str(config.optimizer.epochs),
-        "early stopping": "none" if config.bundle or len(config.objectives) > 1 else asha,
+        "early stopping": "none" if config.bundle or len(config.judged_by) > 1 else asha,
         "Monte Carlo passes": str(config.calibration.num_passes),
         "seed": str(config.seed),
     }

@@ -17,6 +17,7 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 from optuna.distributions import CategoricalDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
@@ -26,18 +27,15 @@ from optuna.visualization import matplotlib as plots
 from gampen_ray.report.axes import Axis, axes, figure
 from gampen_ray.report.figures import number
 from gampen_ray.report.svg import ACCENT, GROUND, INK, MUTED, RULE, TRUTH, styled, to_svg
+from gampen_ray.training.trials import empty_study
 
-NAMES = {
-    "val_loss": "Validation loss",
-    "calibration_error": "Calibration error",
-    "flops": "FLOPs per galaxy",
-}
+NAMES = {"val_loss": "Validation loss", "calibration_error": "Calibration error", "flops": "Operations per galaxy"}
 
 
 def shortened(study: optuna.Study) -> optuna.Study:
     """Return a study whose parameters have short names, and categories as `category` shows them."""
     short = {name: _short(name) for trial in study.trials for name in trial.params}
-    result = optuna.create_study(directions=study.directions)
+    result = empty_study(len(study.directions))
     for trial in study.trials:
         params, distributions = {}, {}
         for name, distribution in trial.distributions.items():
@@ -76,7 +74,7 @@ def history(key: str, study: optuna.Study, index: int, name: str) -> str:
         ax = plots.plot_optimization_history(study, target=_value(index), target_name=NAMES[name])
         trials = known(study)
         values = np.array([trial.values[index] for trial in trials])
-        _size(ax, 360, 250, left=_left(name))
+        fig = _size(ax, 360, 250, left=_left(name))
         stopped = [trial.user_attrs["state"] == "stopped early" for trial in trials]
         dots = ax.collections[0]
         dots.set(
@@ -88,7 +86,7 @@ def history(key: str, study: optuna.Study, index: int, name: str) -> str:
         Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, integer=True)
         Axis.of(values, pad=0.08).on_y(ax)
         ax.set_xlabel("Trial")
-        return to_svg(ax.figure, key, f"{NAMES[name]} of {len(trials)} trials; the least is {number(float(values.min()))}")
+        return to_svg(fig, key, f"{NAMES[name]} of {len(trials)} trials; the least is {number(float(values.min()))}")
 
 
 @styled
@@ -97,19 +95,21 @@ def importances(key: str, study: optuna.Study, index: int, name: str) -> str:
     with _optuna_plots():
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         ax = plots.plot_param_importances(study, evaluator, target=_value(index), target_name=NAMES[name])
-        _size(ax, 360, 60 + 26 * len(ax.patches), left=140, right=44)
-        for bar in ax.patches:
+        bars: list[Any] = list(ax.patches)
+        fig = _size(ax, 360, 60 + 26 * len(bars), left=140, right=44)
+        for bar in bars:
             bar.set(color=ACCENT)
         for text in ax.texts:
             text.set(color=MUTED, fontsize=11, x=text.get_position()[0] + 0.006)
         ax.grid(visible=False, axis="y")
-        ax.set_xlim(0, 1.02 * max(0.01, *(bar.get_width() for bar in ax.patches)))
+        ax.set_xlim(0, 1.02 * max(0.01, *(bar.get_width() for bar in bars)))
         ax.set_xlabel("Share of importance")
         ax.set_ylabel("")
         found = ", ".join(
-            f"{tick.get_text()} {text.get_text().strip()}" for tick, text in zip(ax.get_yticklabels(), ax.texts, strict=True)
+            f"{tick.get_text()} {text.get_text().strip()}".replace("\n", "")
+            for tick, text in zip(ax.get_yticklabels(), ax.texts, strict=True)
         )
-        return to_svg(ax.figure, key, f"Importance for {NAMES[name].lower()}, ascending: {found}")
+        return to_svg(fig, key, f"Importance for {NAMES[name].lower()}, ascending: {found}")
 
 
 @styled
@@ -120,32 +120,31 @@ def pareto(key: str, study: optuna.Study, pair: tuple[int, int], names: Sequence
         ax = plots.plot_pareto_front(
             study, targets=lambda trial: [trial.values[i] for i in pair], target_names=[NAMES[name] for name in shown]
         )
-        _size(ax, 360, 300, left=_left(shown[1]))
+        fig = _size(ax, 360, 300, left=_left(shown[1]))
         for dots in ax.collections:
             color = TRUTH if dots.get_label() == "Best Trial" else ACCENT
             dots.set(sizes=[38], facecolors=[color], edgecolors=[GROUND], linewidths=[0.8], zorder=3)
         for i, name, axis in zip(pair, shown, (ax.xaxis, ax.yaxis), strict=True):
             values = np.array([trial.values[i] for trial in known(study)])
             _ticks(axis, Axis.of(values, log=name == "flops", pad=0.06))
-        return to_svg(ax.figure, key, f"{NAMES[shown[1]]} against {NAMES[shown[0]].lower()} of {len(known(study))} trials")
+        return to_svg(fig, key, f"{NAMES[shown[1]]} against {NAMES[shown[0]].lower()} of {len(known(study))} trials")
 
 
 @styled
 def parallel(key: str, study: optuna.Study, name: str) -> str:
-    """Return each trial as a line through its values of all fields, darker the less its first objective; the best stands out."""
+    """Return each trial as a line through its values of all fields, stronger the less its first objective."""
     with _optuna_plots():
         ax = plots.plot_parallel_coordinate(study, target=_value(0), target_name=NAMES[name])
-        fig = ax.figure
-        next(axis for axis in fig.axes if axis.get_label() == "<colorbar>").remove()
-        columns = [axis for axis in fig.axes if axis is not ax]
-        _size(ax, parallel_width(len(columns)), 400, left=64, right=126, top=40, bottom=14)
+        next(axis for axis in ax.figure.axes if axis.get_label() == "<colorbar>").remove()
+        columns = [axis for axis in ax.figure.axes if axis is not ax]
+        fig = _size(ax, parallel_width(len(columns)), 400, left=64, right=126, top=40, bottom=14)
         (lines,) = (c for c in ax.collections if isinstance(c, LineCollection))
         # Best last, above the others.
         segments = sorted(lines.get_segments(), key=lambda segment: -segment[0, 1])
         shade = np.linspace(0.15, 0.9, len(segments))[:-1]
         lines.set_array(None)
-        lines.set(segments=segments, colors=[*((*to_rgb(ACCENT), alpha) for alpha in shade), TRUTH])
-        lines.set_linewidths([*[1.2] * len(shade), 2.4])
+        colors = [*((*to_rgb(ACCENT), alpha) for alpha in shade), TRUTH]
+        lines.set(segments=segments, colors=colors, linewidths=[*[1.2] * len(shade), 2.4])
         ax.spines[:].set_visible(False)
         ax.spines["left"].set(visible=True, color=MUTED)
         ax.grid(visible=False)
@@ -220,7 +219,7 @@ def known(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
 
 
-def _ticks(on: matplotlib.axis.Axis, axis: Axis) -> None:
+def _ticks(on: Any, axis: Axis) -> None:
     """Give an axis of one of Optuna's plots a range with round ticks; its scale is logarithmic if the range is."""
     limits, (positions, labels) = np.array([axis.low, axis.high]), axis.ticks()
     if axis.log:
@@ -231,9 +230,10 @@ def _ticks(on: matplotlib.axis.Axis, axis: Axis) -> None:
     on.set_ticks([], minor=True)
 
 
-def _size(ax: Axes, width: int, height: int, *, left: int = 58, right: int = 8, top: int = 10, bottom: int = 44) -> None:
-    """Give one of Optuna's plots a size in px with margins, and this module's look in place of its own."""
+def _size(ax: Axes, width: int, height: int, *, left: int = 58, right: int = 8, top: int = 10, bottom: int = 44) -> Figure:
+    """Give one of Optuna's plots a size in px with margins, and the page's look in place of its own; return its figure."""
     fig = ax.figure
+    assert isinstance(fig, Figure)
     fig.set_layout_engine("none")
     fig.set_size_inches(width / 72, height / 72)
     fig.set_facecolor("none")
@@ -252,12 +252,13 @@ def _size(ax: Axes, width: int, height: int, *, left: int = 58, right: int = 8, 
         if legend := axis.get_legend():
             legend.remove()
     ax.spines[["top", "right"]].set_visible(False)
+    return fig
 
 
 @contextlib.contextmanager
 def _optuna_plots() -> Iterator[None]:
     """Draw without a display, without warnings of what is experimental in Optuna, and close what was drawn."""
-    backend = matplotlib.get_backend()
+    backend, before = matplotlib.get_backend(), plt.get_fignums()
     plt.switch_backend("agg")
     try:
         with warnings.catch_warnings():
@@ -265,5 +266,6 @@ def _optuna_plots() -> Iterator[None]:
             warnings.filterwarnings("ignore", category=UserWarning, module="optuna")
             yield
     finally:
-        plt.close("all")
+        for drawn in set(plt.get_fignums()) - set(before):
+            plt.close(drawn)
         plt.switch_backend(backend)

@@ -82,18 +82,24 @@ class SearchSpace:
         """
         config = to_dict(self.base) | {"output": output}
         for name, value in values.items():
-            *sections, field = name.split(".")
-            functools.reduce(lambda table, section: table[section], sections, config)[field] = self._decoded(name, value)
+            section, _, field = name.rpartition(".")
+            _get(config, section)[field] = self._decoded(name, value)
         return build(TrainConfig, config)
 
     def _value(self, name: str, drawn: Mapping[str, Any]) -> Any:
-        if name in drawn:
-            return drawn[name]
-        return functools.reduce(lambda table, part: table.get(part), name.split("."), to_dict(self.base))
+        return drawn[name] if name in drawn else _get(to_dict(self.base), name)
 
     def _decoded(self, name: str, value: Any) -> Any:
         """Return a field's value from Optuna's."""
         return {_category(choice): choice for choice in self.ranges[name].choices}.get(value, value)
+
+
+def _get(table: dict[str, Any], name: str) -> Any:
+    """Return a value by its dotted name; None for one that is left out."""
+    *sections, field = name.split(".")
+    for section in sections:
+        table = table[section]
+    return table.get(field)
 
 
 def _in_order(ranges: Mapping[str, SearchRange]) -> dict[str, SearchRange]:
@@ -146,7 +152,7 @@ def _field(name: str, where: str) -> pydantic.fields.FieldInfo:
     cls: Any = TrainConfig
     parts = name.split(".")
     for i, part in enumerate(parts):
-        valid = fields(cls) if dataclasses.is_dataclass(cls) else {}
+        valid = fields(typing.cast(type, cls)) if dataclasses.is_dataclass(cls) else {}
         if part not in valid:
             if not valid:
                 raise UserError(f"{where}: {'.'.join(parts[:i])} has no fields of its own; search it itself")

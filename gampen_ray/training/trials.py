@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pyarrow as pa
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.study import StudyDirection
 
 from gampen_ray.config import Objective
 from gampen_ray.errors import UserError
@@ -49,7 +50,7 @@ def objectives(bundle: Bundle, num_passes: int) -> dict[str, float]:
         "flops": float(
             inference_flops(
                 bundle.config,
-                channels=bundle.images.channels,
+                channels=1 if bundle.images.repeats_a_band else bundle.images.channels,
                 size=bundle.images.size,
                 num_targets=len(bundle.targets),
                 num_passes=num_passes,
@@ -125,7 +126,7 @@ def study(table: pa.Table, space: SearchSpace, names: Sequence[Objective]) -> op
 
     A trial that was stopped counts with its last loss, as it did in the search, if the loss is the only objective.
     """
-    result = optuna.create_study(directions=["minimize"] * len(names))
+    result = empty_study(len(names))
     for row in table.to_pylist():
         params = {name: row[name] for name in space.ranges if row[name] is not None}
         values = [row[name] for name in names]
@@ -140,6 +141,16 @@ def study(table: pa.Table, space: SearchSpace, names: Sequence[Objective]) -> op
             )
         )
     return result
+
+
+def empty_study(num_objectives: int) -> optuna.Study:
+    """Return a study in memory without trials, and without Optuna's log line about it."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(directions=[StudyDirection.MINIMIZE] * num_objectives)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def pareto_front(table: pa.Table, names: Sequence[Objective]) -> list[int]:
