@@ -68,7 +68,8 @@ def render(data: StudyData) -> str:
     space = SearchSpace.of(config)
     counts = collections.Counter(row["state"] for row in rows)
     number_of_best = best(data.table, config.judged_by) if counts["complete"] else None
-    front = pareto_front(data.table, config.judged_by) if len(config.judged_by) > 1 else []
+    objective, *others = config.judged_by
+    front = pareto_front(data.table, config.judged_by) if others else []
     return (
         environment()
         .get_template("tune.html.jinja")
@@ -82,7 +83,7 @@ def render(data: StudyData) -> str:
             figures=_figures(data, space),
             scan=_scan(data),
             fields=list(space.ranges),
-            shown=_shown_trials(rows, config.judged_by[0], front),
+            shown=_shown_trials(rows, objective, front),
             front=front,
             objectives=OBJECTIVES,
             failures=collections.Counter(row["reason"] for row in rows if row["state"] == "failed").most_common(),

@@ -76,11 +76,8 @@ def history(key: str, study: optuna.Study, index: int, name: str) -> str:
         values = np.array([trial.values[index] for trial in trials])
         fig = _size(ax, 360, 250, left=_left(name))
         stopped = [trial.user_attrs["state"] == "stopped early" for trial in trials]
-        dots = ax.collections[0]
-        dots.set(
-            sizes=[34], facecolors=[GROUND if is_stopped else ACCENT for is_stopped in stopped], edgecolors=[ACCENT], zorder=3
-        )
-        dots.set_linewidths([1.3])
+        fills = [GROUND if is_stopped else ACCENT for is_stopped in stopped]
+        ax.collections[0].set(sizes=[34], facecolors=fills, edgecolors=[ACCENT], linewidths=[1.3], zorder=3)
         numbers = [trial.number for trial in trials]
         ax.plot(numbers, np.minimum.accumulate(values), color=TRUTH, linewidth=1.6, drawstyle="steps-post", zorder=2)
         Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, integer=True)
