@@ -84,7 +84,7 @@ class TuneConfig(TrainConfig):
     unfinished study with the same config goes on, and repeats no finished trial."""
     stage: Literal["search", "dropout-by-coverage"] = "search"
     """search: trains trials. dropout-by-coverage: chooses the dropout rate last and by coverage, as GaMPEN's was: scans rates
-    of a trained bundle without training, then trains anew with each of the shortlist."""
+    of a trained bundle without training, then trains anew with each of the shortlist, and all else as the bundle was."""
     bundle: str = ""
     """Stage dropout-by-coverage only: model bundle (or the run folder that holds it) whose dropout is scanned."""
     search: Annotated[dict[str, SearchRange], pydantic.BeforeValidator(_ranges)] = dataclasses.field(default_factory=dict)
@@ -99,8 +99,8 @@ class TuneConfig(TrainConfig):
     hours: float = pydantic.Field(default=0.0, ge=0)
     """Time after which no new trial starts, hours; 0: no limit."""
     grace_epochs: int = pydantic.Field(default=2, ge=1)
-    """Epochs that every trial gets before it may be stopped for a poor val_loss (ASHA; Li et al. 2020). With several objectives
-    none is stopped."""
+    """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
+    objective; else none is stopped."""
     reduction_factor: float = pydantic.Field(default=3.0, gt=1)
     """One of this many trials goes on from one decision to the next, that many times as many epochs later."""
     startup_trials: int = pydantic.Field(default=6, ge=1)
@@ -115,6 +115,11 @@ class TuneConfig(TrainConfig):
         """What makes a trial better than another in this stage."""
         return ("calibration_error",) if self.stage == "dropout-by-coverage" else self.objectives
 
+    @property
+    def stops_early(self) -> bool:
+        """Whether poor trials are stopped: the loss alone is known after each epoch."""
+        return self.judged_by == ("val_loss",)
+
     def __post_init__(self) -> None:
         scans = self.stage == "dropout-by-coverage"
         if scans and not self.bundle:
@@ -122,10 +127,6 @@ class TuneConfig(TrainConfig):
         if self.bundle and not scans:
             raise ValueError(
                 f"bundle is {self.bundle!r}, which stage search does not take; leave it out, or give fine_tune.bundle"
-            )
-        if scans and self.fine_tune.bundle:
-            raise ValueError(
-                f"fine_tune.bundle is {self.fine_tune.bundle!r}, and stage dropout-by-coverage trains anew; leave it out"
             )
         if scans and set(self.search) - {DROPOUT_RATE}:
             raise ValueError(
@@ -135,7 +136,7 @@ class TuneConfig(TrainConfig):
             raise ValueError(f"shortlist is {self.shortlist}, more than num_rates, {self.num_rates}; lower it")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives are {list(self.objectives)}; give at least one, and each once")
-        if not scans and len(self.objectives) == 1 and self.grace_epochs > self.optimizer.epochs:
+        if self.stops_early and self.grace_epochs > self.optimizer.epochs:
             raise ValueError(
                 f"grace_epochs is {self.grace_epochs}, more than optimizer.epochs, {self.optimizer.epochs}; lower it"
             )

@@ -181,7 +181,7 @@ def _facts(config: TuneConfig) -> dict[str, str]:
         **({"scanned bundle": config.bundle} if config.bundle else {}),
         "objectives": ", ".join(config.judged_by),
         "epochs of a trial": str(config.optimizer.epochs),
-        "early stopping": "none" if config.bundle or len(config.judged_by) > 1 else asha,
+        "early stopping": asha if config.stops_early else "none",
         "Monte Carlo passes": str(config.calibration.num_passes),
         "seed": str(config.seed),
     }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gampen_ray.config import TuneConfig, default_search
+from gampen_ray.config import TrainConfig, TuneConfig, default_search
 from gampen_ray.config.tune import DROPOUT_RATE
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
@@ -21,11 +21,13 @@ from gampen_ray.model.network import Network
 from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.evaluation import negative_log_density
+from gampen_ray.settings import build, fields, to_dict
 from gampen_ray.training.loop import Worker
 from gampen_ray.training.run import Run, validation_posterior
 from gampen_ray.training.trials import calibration_error
 
 SCAN = "scan.json"
+_OF_THE_STUDY = ("dataset", "output", "resources")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,28 +72,60 @@ def rates(config: TuneConfig) -> np.ndarray:
     return values
 
 
-def scanned_run(config: TuneConfig, bundle: Bundle) -> Run:
+def trained_config(config: TuneConfig, bundle: Bundle) -> TrainConfig:
+    """Return how the bundle was trained, with dataset, output and resources of the study.
+
+    Raises
+    ------
+    UserError
+        If that is unknown, or the study's config says something else.
+    """
+    if not bundle.provenance.get("train"):
+        raise UserError(
+            f"bundle: {config.bundle} does not say how it was trained, so that it cannot be trained anew; give another"
+        )
+    study = {name: to_dict(config)[name] for name in _OF_THE_STUDY}
+    trained = build(TrainConfig, bundle.provenance["train"] | study)
+    default = TrainConfig(dataset=config.dataset, output=config.output)
+    for name in fields(TrainConfig):
+        there, given = getattr(trained, name), getattr(config, name)
+        if name not in _OF_THE_STUDY and given not in (there, getattr(default, name)):
+            raise UserError(
+                f"{name}: is not that with which {config.bundle} was trained, and this stage keeps that; leave it out"
+            )
+    return trained
+
+
+def with_rate(trained: TrainConfig, rate: float, output: str) -> TrainConfig:
+    """Return the config of a training with another dropout rate, in another run folder."""
+    if trained.fine_tune.bundle:
+        changed: dict[str, Any] = {"fine_tune": dataclasses.replace(trained.fine_tune, dropout_rate=rate)}
+    else:
+        backbone = dataclasses.replace(trained.network.backbone, dropout_rate=rate)
+        changed = {"network": dataclasses.replace(trained.network, backbone=backbone)}
+    return dataclasses.replace(trained, output=output, **changed)
+
+
+def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     """Return the run whose validation posteriors a scan computes: the bundle's network and preprocessing on the config's data.
 
     Raises
     ------
     UserError
-        If the bundle's network cannot drop anything, or the dataset lacks the validation split, bands or a target.
+        If the bundle's network cannot drop anything, or the dataset lacks the validation split, a band or a target.
     """
     if not list(_dropout_layers(bundle.network)):
-        raise UserError(
-            f"bundle: {config.bundle} has no dropout layer; train one with dropout in its classifier or convolutions"
-        )
-    info = shards.read_dataset_info(config.dataset)
+        raise UserError("bundle: its network has no dropout layer; give one with dropout in its classifier or convolutions")
+    info = shards.read_dataset_info(trained.dataset)
     if not info.num_rows.get("val"):
-        raise UserError(f"dataset: {config.dataset} has no galaxies in split 'val'; make it with split.val above 0")
+        raise UserError(f"dataset: {trained.dataset} has no galaxies in split 'val'; make it with split.val above 0")
     missing = [name for name in bundle.targets.names if name not in info.target_units]
     if missing:
-        raise UserError(f"dataset: {config.dataset} lacks the bundle's target {missing[0]!r}; give the one it was trained on")
+        raise UserError(f"dataset: {trained.dataset} lacks the bundle's target {missing[0]!r}; give the one it was trained on")
     if len(info.bands) != len(bundle.images.bands):
         bands = f"bands {', '.join(info.bands)}, and the bundle was trained on {', '.join(bundle.images.bands)}"
-        raise UserError(f"dataset: {config.dataset} has {bands}; give a dataset with these")
-    return Run(config=config, info=info, network=bundle.config, targets=bundle.targets, images=bundle.images, start=None)
+        raise UserError(f"dataset: {trained.dataset} has {bands}; give a dataset with these")
+    return Run(config=trained, info=info, network=bundle.config, targets=bundle.targets, images=bundle.images, start=None)
 
 
 def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np.ndarray) -> Iterator[ScannedRate]:

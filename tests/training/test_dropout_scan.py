@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from torch import nn
 
-from gampen_ray.config import CalibrationConfig, SearchRange, TuneConfig
+from gampen_ray import settings
+from gampen_ray.config import FineTuneConfig, NetworkConfig, SearchRange, TuneConfig
 from gampen_ray.config.tune import DROPOUT_RATE
 from gampen_ray.errors import UserError
 from gampen_ray.model.network import Network
+from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.calibration import coverage
-from gampen_ray.training.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted
+from gampen_ray.training.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
 from gampen_ray.training.local import LocalWorker
-from tests.networks import NETWORK, bundle, dataset
+from tests.networks import NETWORK, bundle, dataset, train_config
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +23,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(data: str, **changes: object) -> TuneConfig:
-    base = {"stage": "dropout-by-coverage", "bundle": "b", "calibration": CalibrationConfig(num_passes=4), "seed": 3}
+    base = {"stage": "dropout-by-coverage", "bundle": "b"}
     return TuneConfig(dataset=data, output="o", **(base | changes))
 
 
+def trained_bundle() -> Bundle:
+    """Return an untrained bundle that says how it was trained: with 4 passes and seed 3, in another place."""
+    train = dataclasses.replace(train_config("elsewhere", "there"), seed=3)
+    return dataclasses.replace(bundle(), provenance={"train": settings.to_dict(train)})
+
+
 def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
-    model = bundle()
-    run = scanned_run(config(data), model)
+    model = trained_bundle()
+    run = scanned_run(trained_config(config(data), model), model)
     worker = LocalWorker.read(run)
     found = list(scan(worker, run, model.network, [0.05, 0.4]))
-    x, z = (torch_.numpy() for torch_ in next(worker.batches("val", 0)))
+    x, z = (np.concatenate(parts) for parts in zip(*worker.batches("val", 0), strict=True))
     truths_ND = model.targets.physical(z.astype(np.float64))
     for row in found:
         backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=row.rate)
@@ -66,12 +74,35 @@ def test_shortlist_has_the_rates_of_best_coverage_first() -> None:
     assert shortlisted(scanned, 3) == [0.1, 0.01, 0.001]
 
 
+def test_the_bundle_is_trained_anew_as_it_was(data: str) -> None:
+    model = trained_bundle()
+    trained = trained_config(config(data), model)
+    was = dataclasses.replace(train_config(data, "o"), seed=3)
+    assert trained == was
+    # What best.toml of the study that made the bundle says is no contradiction.
+    assert trained_config(config(data, network=was.network, optimizer=was.optimizer, targets=was.targets), model) == was
+    anew = with_rate(trained, 0.2, "o/1")
+    assert (anew.network.backbone.dropout_rate, anew.output) == (0.2, "o/1")
+    assert with_rate(anew, NETWORK.backbone.dropout_rate, "o") == trained
+    tuned = dataclasses.replace(was, network=NetworkConfig(), fine_tune=FineTuneConfig(bundle="b"))
+    assert with_rate(tuned, 0.2, "o") == dataclasses.replace(tuned, fine_tune=FineTuneConfig(bundle="b", dropout_rate=0.2))
+    with pytest.raises(UserError, match=r"^optimizer: is not that with which b was trained, and this stage keeps that; leave"):
+        trained_config(config(data, optimizer=dataclasses.replace(was.optimizer, epochs=7)), model)
+    with pytest.raises(UserError, match="bundle: b does not say how it was trained"):
+        trained_config(config(data), bundle())
+
+
 def test_what_cannot_be_scanned_is_told_before(data: str, tmp_path: Path) -> None:
     model = bundle()
     backbone = dataclasses.replace(NETWORK.backbone, classifier=(), dropout_placement="classifier")
-    with pytest.raises(UserError, match="bundle: b has no dropout layer; train one with"):
-        scanned_run(config(data), bundle(dataclasses.replace(NETWORK, backbone=backbone)))
-    with pytest.raises(UserError, match="has no galaxies in split 'val'"):
-        scanned_run(config(dataset(str(tmp_path / "t"), {"train": 20})), model)
-    with pytest.raises(UserError, match="lacks the bundle's target 'flux'; give the one it was trained on"):
-        scanned_run(config(dataset(str(tmp_path / "a"), {"all": 20, "val": 3})), model)
+    with pytest.raises(UserError, match="bundle: its network has no dropout layer; give one with"):
+        scanned_run(train_config(data, "o"), bundle(dataclasses.replace(NETWORK, backbone=backbone)))
+    for counts, message in [
+        ({"train": 20}, "has no galaxies in split 'val'"),
+        ({"all": 20, "val": 3}, "lacks the bundle's target 'flux'; give the one it was trained on"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            scanned_run(train_config(dataset(str(tmp_path / next(iter(counts))), counts), "o"), model)
+    two_bands = dataclasses.replace(model, images=dataclasses.replace(model.images, bands=("g", "r")))
+    with pytest.raises(UserError, match="has bands r, and the bundle was trained on g, r; give a dataset with these"):
+        scanned_run(train_config(data, "o"), two_bands)
