@@ -78,7 +78,7 @@ def render(data: StudyData) -> str:
             config=config,
             counts=counts,
             best=next((row for row in rows if row["number"] == number_of_best), None),
-            hours=sum(row["seconds"] for row in rows) / 3600,
+            minutes=sum(row["seconds"] for row in rows) / 60,
             names=figures.NAMES,
             figures=_figures(data, space),
             scan=_scan(data),
@@ -174,12 +174,13 @@ def _described(range_: SearchRange) -> str:
 
 
 def _facts(config: TuneConfig) -> dict[str, str]:
+    facts = {"dataset": config.dataset, "judged by": ", ".join(config.judged_by)}
+    if config.bundle:
+        # It brings all else.
+        return facts | {"scanned bundle": config.bundle}
     asha = f"from epoch {config.grace_epochs} on, one of {config.reduction_factor:g} goes on"
-    return {
-        "dataset": config.dataset,
-        "targets": ", ".join(config.targets) if not config.fine_tune.bundle else f"of {config.fine_tune.bundle}",
-        **({"scanned bundle": config.bundle} if config.bundle else {}),
-        "objectives": ", ".join(config.judged_by),
+    return facts | {
+        "targets": f"of {config.fine_tune.bundle}" if config.fine_tune.bundle else ", ".join(config.targets),
         "epochs of a trial": str(config.optimizer.epochs),
         "early stopping": asha if config.stops_early else "none",
         "Monte Carlo passes": str(config.calibration.num_passes),
