@@ -101,7 +101,7 @@ class BackboneConfig:
     """Stride of the first convolution, pixels."""
     normalisation: Literal["batch", "group", "none"] = "batch"
     """After every convolution: batch normalisation, group normalisation (Wu & He 2018; groups of 8 channels, one group where
-    8 does not divide the width), or none (GaMPEN)."""
+    8 does not divide the width), which scales each image by itself and so hides how bright it is, or none (GaMPEN)."""
     pool_size: int = pydantic.Field(default=5, ge=1)
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
