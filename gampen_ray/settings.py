@@ -82,7 +82,7 @@ def _explain(cls: type, error: Any) -> str:
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{name}: required; set it in the TOML file or give --{name}"
     if error["type"] == "value_error":
-        return f"{name}: {error['ctx']['error']}"
+        return f"{name}: {error['ctx']['error']}".removeprefix(": ")
     if where[-1] in ("int", "constrained-int") or where[-1].startswith("literal"):
         # One branch of a union: the others are as valid.
         name = ".".join(where[:-1])

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gampen_ray import settings
-from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig, gampen_vgg16
+from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig, TuneConfig, default_search, gampen_vgg16
+from gampen_ray.training.search import SearchSpace
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "configs"
 # Published with the models: side of the cutout (pixels), dropout rate, learning rate.
@@ -29,7 +30,7 @@ def load(name: str) -> TrainConfig:
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PUBLISHED, "fine_tune"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PUBLISHED, "fine_tune", "tune"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -62,3 +63,11 @@ def test_fine_tuning_takes_over_all_that_the_bundle_brings() -> None:
     config, untouched = load("fine_tune"), TrainConfig(dataset="d", output="o")
     assert (config.network, config.images, config.targets) == (untouched.network, untouched.images, untouched.targets)
     assert config.fine_tune.learning_rate_decay < 1
+
+
+def test_tuning_writes_out_the_default_search() -> None:
+    values = settings.load_toml((FOLDER / "tune.toml").read_bytes(), "tune.toml") | {"dataset": "d", "output": "o"}
+    config = settings.build(TuneConfig, values)
+    assert config.search == default_search(config)
+    assert config == TuneConfig(dataset="d", output="o", search=config.search)
+    assert SearchSpace.of(config) == SearchSpace.of(TuneConfig(dataset="d", output="o"))

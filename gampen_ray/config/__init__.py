@@ -19,6 +19,7 @@ from gampen_ray.config.parts import (
     Transform,
     gampen_vgg16,
 )
+from gampen_ray.config.tune import Objective, SearchRange, TuneConfig, default_search
 from gampen_ray.config.verbs import (
     CropConfig,
     DemoConfig,
@@ -44,9 +45,11 @@ __all__ = [
     "InferConfig",
     "IngestConfig",
     "NetworkConfig",
+    "Objective",
     "OptimizerConfig",
     "ReportConfig",
     "ResourcesConfig",
+    "SearchRange",
     "SimulateConfig",
     "SpatialTransformerConfig",
     "Split",
@@ -55,5 +58,7 @@ __all__ = [
     "TargetConfig",
     "TrainConfig",
     "Transform",
+    "TuneConfig",
+    "default_search",
     "gampen_vgg16",
 ]

@@ -16,7 +16,13 @@ _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False
 def config_class(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass that checks its values; field docstrings become help texts."""
     decorate: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)
-    return decorate(cls)
+    decorated = decorate(cls)
+    # pydantic reads the docstrings of a class's own fields alone.
+    for base in cls.__mro__[1:-1]:
+        for name, field in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            inherited = decorated.__pydantic_fields__[name]
+            inherited.description = inherited.description or field.description
+    return decorated
 
 
 def default(cls: type[T]) -> T:

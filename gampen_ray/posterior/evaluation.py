@@ -41,7 +41,7 @@ def evaluate(mixture: Mixture, scale_D: np.ndarray, truths_ND: np.ndarray, seed:
         "coverage": {
             name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed)] for name, version in versions.items()
         },
-        "negative_log_density": {name: _negative_log_density(version, truths_ND) for name, version in versions.items()},
+        "negative_log_density": {name: negative_log_density(version, truths_ND) for name, version in versions.items()},
     }
 
 
@@ -93,7 +93,7 @@ def format_table(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _negative_log_density(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, float]:
+def negative_log_density(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, float]:
     z_N1D = mixture.targets.standardise(truths_ND)[:, None, :]
     return {
         "physical": float(-mixture.log_prob(truths_ND).mean()),

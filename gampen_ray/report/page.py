@@ -116,39 +116,47 @@ class ReportData:
                     raise UserError(f"report: {name} of {target.name} holds values at or below 0, but its transform is log")
 
 
-def render(data: ReportData) -> str:
-    """Return the report as HTML: self-contained, without script, all text from the data escaped.
-
-    The same data give the same page, byte for byte.
-    """
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Return where the pages' templates are; all text they are given is escaped."""
+    result = jinja2.Environment(
         loader=jinja2.PackageLoader("gampen_ray.report", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["datum"] = _datum
-    return environment.get_template("page.html.jinja").render(
-        data=data,
-        palette=PALETTE,
-        mark=MARK,
-        num_galaxies=len(data.object_id_N),
-        headlines=[_headline(target, data.accuracy[target.name]) for target in data.targets],
-        worst=_worst_coverage(data.coverage),
-        examples=[_example(f"example{i}", example, data.targets) for i, example in enumerate(data.examples)],
-        predictions=_predictions(data),
-        residuals=[
-            Markup(figures.residuals(f"residual{d}", target, data.truth_ND[:, d], data.median_ND[:, d]))
-            for d, target in enumerate(data.targets)
-        ],
-        coverage_plots=_coverage_plots(data.coverage),
-        coverage_table=_coverage_table(data.coverage),
-        levels=_levels(data.coverage),
-        kinds=KINDS,
-        crop=_crop(data),
-        rotation=_rotation(data),
-        training=_training(data.history),
+    result.filters["datum"] = _datum
+    result.globals |= {"palette": PALETTE, "mark": MARK}
+    return result
+
+
+def render(data: ReportData) -> str:
+    """Return the report as HTML: self-contained, without script, all text from the data escaped.
+
+    The same data give the same page, byte for byte.
+    """
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            data=data,
+            num_galaxies=len(data.object_id_N),
+            headlines=[_headline(target, data.accuracy[target.name]) for target in data.targets],
+            worst=_worst_coverage(data.coverage),
+            examples=[_example(f"example{i}", example, data.targets) for i, example in enumerate(data.examples)],
+            predictions=_predictions(data),
+            residuals=[
+                Markup(figures.residuals(f"residual{d}", target, data.truth_ND[:, d], data.median_ND[:, d]))
+                for d, target in enumerate(data.targets)
+            ],
+            coverage_plots=_coverage_plots(data.coverage),
+            coverage_table=_coverage_table(data.coverage),
+            levels=_levels(data.coverage),
+            kinds=KINDS,
+            crop=_crop(data),
+            rotation=_rotation(data),
+            training=_training(data.history),
+        )
     )
 
 
