@@ -33,7 +33,7 @@ from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.training.batches import Batch, Pass, chunks_of, stream
 from gampen_ray.training.loop import State, T
 from gampen_ray.training.run import BUNDLE, Run, execute, prepare, trained_bundle
-from gampen_ray.training.tracking import tracking
+from gampen_ray.training.tracking import Track, check_tracking, tracking
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ def train(config: TrainConfig) -> Bundle:
     config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
     if config.fine_tune.bundle:
         config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
+    check_tracking(config.mlflow)
     run = prepare(config)
     # The bundle to start from is named by its content, wherever it lies.
     owner = _starting_from(config, run.start.digest) if run.start else config
@@ -113,7 +114,7 @@ def _fit(run: Run, workers: Workers) -> None:
         ),
     )
     mistakes: list[str] = []
-    with _keyboard_interrupt(), _shown(messages, run, workers.count, mistakes):
+    with _keyboard_interrupt(), tracking(run) as track, _shown(messages, run, workers.count, track, mistakes):
         trainer.fit()
     if mistakes:
         raise UserError(mistakes[0])
@@ -207,10 +208,10 @@ class RayWorker:
 
 
 @contextlib.contextmanager
-def _shown(messages: Queue, run: Run, num_workers: int, mistakes: list[str]) -> Iterator[None]:
+def _shown(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: list[str]) -> Iterator[None]:
     """Show what worker 0 tells while the driver waits for the end of the training; collect the user's mistakes."""
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(messages, run, num_workers, mistakes, done), daemon=True)
+    thread = threading.Thread(target=_show, args=(messages, run, num_workers, track, mistakes, done), daemon=True)
     thread.start()
     try:
         yield
@@ -220,9 +221,9 @@ def _shown(messages: Queue, run: Run, num_workers: int, mistakes: list[str]) -> 
         messages.shutdown()
 
 
-def _show(messages: Queue, run: Run, num_workers: int, mistakes: list[str], done: threading.Event) -> None:
+def _show(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: list[str], done: threading.Event) -> None:
     epochs, per_epoch = run.config.optimizer.epochs, run.orders(0, num_workers)["train"].rows_per_epoch
-    with Progress("train", epochs * per_epoch, "galaxies") as progress, tracking(run) as track:
+    with Progress("train", epochs * per_epoch, "galaxies") as progress:
         shown = 0
         while True:
             last = done.wait(0.5)

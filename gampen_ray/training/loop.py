@@ -149,9 +149,7 @@ def evaluate(worker: Worker, network: nn.Module, images: Inputs, batches: Iterab
         This worker's galaxies.
     """
     network.eval()
-    losses = torch.cat(
-        [negative_log_likelihood(network(images(b.cutout_NCHW)).float(), b.target_ND).double().cpu() for b in batches]
-    )
+    losses = torch.cat([negative_log_likelihood(network(images(b.cutout_NCHW)), b.target_ND).double().cpu() for b in batches])
     sums = worker.gather((float(losses.sum()), len(losses)))
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
@@ -281,7 +279,7 @@ class _Fitting:
             with self._gradients_kept(number < parts):
                 with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.autocast):
                     outputs = self.model(x_part)
-                loss_N = training_loss(outputs.float(), y_part, beta=self.config.beta, mean_only=mean_only)
+                loss_N = training_loss(outputs, y_part, beta=self.config.beta, mean_only=mean_only)
                 # The mean over the batch, once gradients are averaged over workers.
                 (loss_N.sum() * self.worker.world_size / batch.total).backward()
                 losses.append(loss_N.detach())

@@ -26,6 +26,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x_NCHW)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         axes = (0, 2, 3)
         count = x_NCHW.new_tensor([x_NCHW.numel() // x_NCHW.shape[1]])
         total = distributed.all_reduce(torch.cat([x_NCHW.sum(axes), count]))
@@ -33,6 +34,7 @@ class _SyncBatchNorm(nn.BatchNorm2d):
         deviation_NCHW = x_NCHW - mean_C[:, None, None]
         variance_C = distributed.all_reduce(deviation_NCHW.square().sum(axes)) / n
         with torch.no_grad():
+            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean_C, self.momentum)
             self.running_var.lerp_(variance_C * n / (n - 1), self.momentum)
         scale_C = self.weight * torch.rsqrt(variance_C + self.eps)

@@ -17,6 +17,8 @@ from gampen_ray.training.run import Run
 
 TENSORBOARD = "tensorboard"
 """Folder of the event files in a run folder."""
+logger = logging.getLogger(__name__)
+
 _EXPERIMENT = "gampen_ray"
 Track = Callable[[dict[str, float]], None]
 """Takes the metrics of an epoch, ``epoch`` among them."""
@@ -36,15 +38,26 @@ def check_tracking(uri: str) -> None:
 
 @contextlib.contextmanager
 def tracking(run: Run) -> Iterator[Track]:
-    """Yield a function that takes each epoch's metrics to the trackers."""
+    """Yield a function that takes each epoch's metrics to the trackers.
+
+    Raises
+    ------
+    UserError
+        If MLflow cannot be reached.
+    """
     with contextlib.ExitStack() as stack:
         tracks = [stack.enter_context(_tensorboard(run.config.output))]
         if run.config.mlflow:
             tracks.append(stack.enter_context(_mlflow(run)))
 
         def track(metrics: dict[str, float]) -> None:
-            for one in tracks:
-                one(metrics)
+            for one in list(tracks):
+                try:
+                    one(metrics)
+                except Exception as error:
+                    # A training of days is not lost for it.
+                    logger.warning("metrics are no longer tracked: %s", str(error).partition("\n")[0])
+                    tracks.remove(one)
 
         yield track
 
@@ -74,12 +87,18 @@ def _mlflow(run: Run) -> Iterator[Track]:
     import mlflow  # type: ignore[import-not-found]
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    output = run.config.output
-    mlflow.set_tracking_uri(run.config.mlflow)
-    mlflow.set_experiment(_EXPERIMENT)
-    found = mlflow.search_runs(filter_string=f"tags.output = '{output}'", output_format="list", max_results=1)
-    with mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=output, tags={"output": output}):
+    output, uri = run.config.output, run.config.mlflow
+    try:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment(_EXPERIMENT)
+        found = mlflow.search_runs(filter_string=f"tags.output = '{output}'", output_format="list", max_results=1)
+        active = mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=output, tags={"output": output})
         mlflow.log_params(dict(_flat(to_dict(run.config))) | {"dataset_fingerprint": run.info.fingerprint})
+    except Exception as error:
+        raise UserError(
+            f"mlflow: {uri} cannot be used: {str(error).partition(chr(10))[0]}; mend it or leave mlflow out"
+        ) from None
+    with active:
 
         def track(metrics: dict[str, float]) -> None:
             mlflow.log_metrics(metrics, step=int(metrics["epoch"]))

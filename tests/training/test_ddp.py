@@ -1,0 +1,98 @@
+"""Two processes of DistributedDataParallel against a plain loop, in float64: what differs is the order of sums."""
+
+import dataclasses
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gampen_ray.config import TrainConfig
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.loop import Plan, fit
+from gampen_ray.training.run import build_network, prepare
+from tests.networks import NETWORK, dataset, train_config
+
+# Dropout draws other masks on every worker.
+BACKBONE = {"dropout_rate": 0.0}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {"normalisation": "none"},
+    "batch norm": {"sync_batch_norm": True},
+    # 33 galaxies are 17 on one worker and 16 on the other; 5 parts of either.
+    "uneven": {"normalisation": "none", "batch_size": 33, "accumulate": 5, "ema_decay": 0.9, "beta": 0.5},
+    "residual": {"block": "residual", "sync_batch_norm": True, "batch_size": 47, "clip_norm": 0.5},
+}
+
+
+class GlooWorker(LocalWorker):
+    """A local worker that shares its work with others."""
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        return DistributedDataParallel(network)
+
+    def gather(self, value: Any) -> list[Any]:
+        gathered: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            distributed.broadcast(tensor, 0)
+
+
+def config(folder: str, case: str) -> TrainConfig:
+    settings = dict(CASES[case])
+    names = {field.name for field in dataclasses.fields(NETWORK.backbone)}
+    backbone = BACKBONE | {name: settings.pop(name) for name in list(settings) if name in names}
+    network = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, **backbone))
+    made = train_config(f"{folder}/data", f"{folder}/run", epochs=3, **settings)
+    return dataclasses.replace(made, network=network, calibration=dataclasses.replace(made.calibration, num_passes=1))
+
+
+def trained(worker: LocalWorker, config: TrainConfig) -> dict[str, Any]:
+    run = prepare(config)
+    network = build_network(run).double()
+    plan = Plan(network=network, images=lambda x: run.network_inputs(x).double(), optimizer=config.optimizer, seed=config.seed)
+    history = fit(worker, plan)
+    return {"losses": [(row["train_loss"], row["val_loss"]) for row in history], "weights": network.state_dict()}
+
+
+def process(rank: int, folder: str, port: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    for case in CASES:
+        run = prepare(config(folder, case))
+        worker = GlooWorker.read(run)
+        worker.rank, worker.world_size, worker.orders = rank, 2, run.orders(rank, 2)
+        found[case] = trained(worker, run.config)
+    if rank == 0:
+        torch.save(found, Path(folder, "found.pt"))
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """A dataset, and what two processes made of it."""
+    folder = tmp_path_factory.mktemp("ddp")
+    dataset(str(folder / "data"), {"train": 203, "val": 61}, rows_per_shard=20)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(process, (str(folder), port), nprocs=2)  # type: ignore[attr-defined]
+    return str(folder), torch.load(folder / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_train_as_a_plain_loop(shared: tuple[str, dict[str, Any]], case: str) -> None:
+    folder, found = shared
+    run = prepare(config(folder, case))
+    alone = trained(LocalWorker.read(run), run.config)
+    torch.testing.assert_close(torch.tensor(found[case]["losses"]), torch.tensor(alone["losses"]), rtol=1e-7, atol=1e-9)
+    for name, weights in alone["weights"].items():
+        torch.testing.assert_close(found[case]["weights"][name], weights, rtol=1e-6, atol=1e-9)
