@@ -1,5 +1,7 @@
 """The whole way, with real parts: the demo in small, and real survey cutouts among broken files."""
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -7,20 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
-from gampen_ray.config import DemoConfig
+from gampen_ray.config import DemoConfig, ResourcesConfig
 from gampen_ray.engine.demo import demo
 from gampen_ray.engine.train import train
 from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.settings import to_toml
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.run import execute, prepare
 from tests.networks import dataset, train_config
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -145,40 +151,77 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_behind(ray_local: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = train_config(str(tmp_path / "data"), str(tmp_path / "d"), epochs=20)
-    dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
-    (tmp_path / "train.toml").write_text(to_toml(config))
-    # A driver of its own: Ctrl-C would end the session that the other tests share.
-    command = [sys.executable, "-m", "gampen_ray", "train", str(tmp_path / "train.toml"), "--output", str(tmp_path / "d")]
-    mark = f"gampen-ray-test-{os.getpid()}"
-    environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
-        try:
-            assert driver.stderr is not None
-            for line in driver.stderr:
-                if "train: " in line and "train: 0/" not in line:
-                    break
-            assert len(marked(mark)) > 3
-            driver.send_signal(signal.SIGINT)
-            rest = driver.stderr.read()
-            assert driver.wait(60) == 1
-        finally:
-            driver.kill()
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    with driver("simulate", f"--output={tmp_path}/d", "--num-galaxies=100000", "--galaxies-per-shard=50") as (process, mark):
+        wait_for(process, "0 galaxies, ")
+        assert len(marked(mark)) > 3
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        rest = process.stderr.read()
+        assert process.wait(60) == 1
     assert "interrupted; the same command goes on where this one stopped" in rest
     assert "Traceback" not in rest
-    deadline = time.monotonic() + 20
+    assert_none_left(mark)
+    assert not (tmp_path / "d" / "dataset.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: Path) -> None:
+    dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
+    config = dataclasses.replace(
+        train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=40), resources=ResourcesConfig(num_workers=1)
+    )
+    (tmp_path / "train.toml").write_text(to_toml(config))
+    with driver("train", str(tmp_path / "train.toml")) as (process, mark):
+        wait_for(process, "epoch 2/40, loss")
+        process.kill()
+    assert_none_left(mark)
+    assert not (tmp_path / "run" / "bundle").exists()
+    states = (tmp_path / "run").glob("checkpoints/*/state.pt")
+    before = max(len(torch.load(state, weights_only=True)["history"]) for state in states)
+    assert 0 < before < 40
+
+    resumed = train(config)
+    unbroken = prepare(config)
+    execute(
+        LocalWorker.read(unbroken),
+        dataclasses.replace(unbroken, config=dataclasses.replace(config, output=str(tmp_path / "u"))),
+    )
+    for name, weights in load_bundle(str(tmp_path / "u")).network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], weights, rtol=1e-5, atol=1e-6)
+    histories = [json.loads((tmp_path / run / "history.json").read_text()) for run in ("run", "u")]
+    assert [row["epoch"] for row in histories[0]] == list(range(1, 41))
+    assert [row["val_loss"] for row in histories[0]] == pytest.approx([row["val_loss"] for row in histories[1]], rel=1e-5)
+
+
+@contextlib.contextmanager
+def driver(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start the command line as a process of its own, which ends at the end; yield it and the mark of all that it starts."""
+    mark = f"gampen-ray-test-{os.getpid()}-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "gampen_ray", *arguments]
+    environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process, mark
+        finally:
+            process.kill()
+
+
+def wait_for(process: subprocess.Popen[str], what: str) -> None:
+    """Wait for a line of the log."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if what in line:
+            return
+    raise AssertionError("the job ended before")
+
+
+def assert_none_left(mark: str) -> None:
+    deadline = time.monotonic() + 60
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert marked(mark) == []
-    assert not (tmp_path / "d" / "bundle").exists()
-    caplog.clear()
-    with caplog.at_level(logging.INFO, logger="gampen_ray"):
-        train(config)
-    history = json.loads((tmp_path / "d" / "history.json").read_text())
-    assert [row["epoch"] for row in history] == list(range(1, 21))
-    # What was shown begins behind the interruption.
-    assert "train: 1/20" not in caplog.text
 
 
 def marked(mark: str) -> list[str]:

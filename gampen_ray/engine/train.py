@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Bundle:
         claim_output(config.output, owner, run.inputs)
         for line in run.images.conversions(**run.units):
             logger.info(line)
-        _fit(run, workers)
+        run_workers(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)
 
@@ -91,7 +91,14 @@ def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
     return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
 
 
-def _fit(run: Run, workers: Workers) -> None:
+def run_workers(run: Run, workers: Workers) -> None:
+    """Train with Ray Train workers, which write history and bundle into the run folder.
+
+    Raises
+    ------
+    UserError
+        If MLflow cannot be reached, or the training meets a mistake of the user's.
+    """
     config = run.config
     messages = Queue(actor_options={"num_cpus": 0})
     filesystem, path = storage.filesystem(config.output)
