@@ -4,8 +4,8 @@
 
 WORK is a folder for inputs and outputs. Sections, both of them where none is named:
 
-pipeline    galaxies/s of Ray Train fed by Ray Data over those of a hand-written loop on tensors in memory, with the same network,
-            batch, optimiser and threads; epochs after the first
+pipeline    galaxies/s of Ray Train fed by Ray Data over those of a hand-written loop on tensors in memory, with the same
+            network, batch, optimiser and threads; epochs after the first
 workers     two workers of one thread each over one worker of one thread
 """
 
@@ -25,7 +25,6 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import (
-    BackboneConfig,
     CalibrationConfig,
     ImagesConfig,
     NetworkConfig,
@@ -122,7 +121,7 @@ def prepared(work: Path, case: str, name: str) -> Run:
 def write(folder: Path, size: int, num_rows: dict[str, int]) -> None:
     """Write a dataset of blobs."""
     info = shards.DatasetInfo(
-        bands=("r",), cutout_size=size, num_rows=num_rows, target_units={name: "" for name in TARGETS}, fingerprint=str(size)
+        bands=("r",), cutout_size=size, num_rows=num_rows, target_units=dict.fromkeys(TARGETS, ""), fingerprint=str(size)
     )
     rng = np.random.default_rng(0)
     for split, count in num_rows.items():
