@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,6 @@ from ray.tune.search.optuna import OptunaSearch
 
 from gampen_ray import storage
 from gampen_ray.config import ResourcesConfig, TrainConfig, TuneConfig
-from gampen_ray.data.sources import Unit
 from gampen_ray.engine.resources import Workers, plan_workers
 from gampen_ray.engine.session import num_cpus, num_gpus, ray_session, told_in
 from gampen_ray.engine.trial import Data, run_trial
@@ -58,7 +58,7 @@ BEST_TRAINED = "best-trained"
 """Output folder that best.toml names, which `train` makes."""
 # Of a node's object store, for the decoded data; the rest is room for what Ray itself keeps there.
 _SHARED_PART = 0.4
-_CPUS_PER_READ = 0.5
+_READ_THREADS = 4
 # Of a trial that raises or dies, once more from its last epoch.
 _MAX_FAILURES = 1
 
@@ -125,14 +125,10 @@ def _starting_from(config: TuneConfig, bundle: str) -> TuneConfig:
     return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
 
 
-def _search(
-    config: TuneConfig, space: SearchSpace, run: Run, ledger: Ledger, ended: list[Ended], workers: Workers
-) -> None:
+def _search(config: TuneConfig, space: SearchSpace, run: Run, ledger: Ledger, ended: list[Ended], workers: Workers) -> None:
     """Run the trials that are missing; each writes its run folder, and the driver what became of it."""
     with TemporaryDirectory() as folder, _quiet():
-        trainable = ray_tune.with_parameters(
-            run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers
-        )
+        trainable = ray_tune.with_parameters(run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers)
         ray_tune.Tuner(
             ray_tune.with_resources(trainable, {"cpu": workers.cpus, "gpu": workers.gpus}),
             tune_config=ray_tune.TuneConfig(
@@ -163,13 +159,8 @@ def _shared(run: Run) -> Data:
             room / 2**30,
         )
         return {}
-    shipped = ray.put(run)
-    return {unit: _read.remote(shipped, unit) for unit in units}
-
-
-@ray.remote(num_cpus=_CPUS_PER_READ)
-def _read(run: Run, unit: Unit) -> Any:
-    return read_unit(run, unit)
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        return dict(zip(units, pool.map(lambda unit: ray.put(read_unit(run, unit)), units), strict=True))
 
 
 def _scheduler(config: TuneConfig, ended: list[Ended]) -> ASHAScheduler:
@@ -208,9 +199,7 @@ class Search(OptunaSearch):
         Trials that run side by side.
     """
 
-    def __init__(
-        self, config: TuneConfig, space: SearchSpace, ledger: Ledger, ended: list[Ended], at_a_time: int
-    ) -> None:
+    def __init__(self, config: TuneConfig, space: SearchSpace, ledger: Ledger, ended: list[Ended], at_a_time: int) -> None:
         names = config.judged_by
         begun = ledger.begun()
         # Another seed than before the interruption: the first draws would be the same again.
