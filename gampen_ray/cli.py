@@ -39,6 +39,7 @@ VERBS = {
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
+    "tune": Verb(config.TuneConfig, "gampen_ray.engine.tune", "tune"),
     "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
     "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.posterior.import_gampen", "import_gampen", "model"),

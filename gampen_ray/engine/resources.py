@@ -26,11 +26,11 @@ class Workers:
 
     count: int
     cpus: float
-    gpus: int
+    gpus: float
     threads: int
 
 
-def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int) -> Workers:
+def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers for a cluster.
 
     Parameters
@@ -39,6 +39,8 @@ def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int) -> Wo
         What the user asks for; zeros are settled here.
     num_cpus, num_gpus
         What the cluster has.
+    gpus_per_worker
+        Share of a GPU that each worker takes, if the job uses GPUs.
 
     Raises
     ------
@@ -46,10 +48,13 @@ def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int) -> Wo
         If the cluster cannot hold them.
     """
     use_gpu = num_gpus > 0 if config.use_gpu is None else config.use_gpu
-    count = config.num_workers or (max(1, num_gpus) if use_gpu else max(2, num_cpus // 2))
-    if use_gpu and count > num_gpus:
+    # Of one GPU each: a share of 0.4 does not reach over two of them.
+    most = num_gpus * int(1 / gpus_per_worker + 1e-9)
+    count = config.num_workers or (max(1, most) if use_gpu else max(2, num_cpus // 2))
+    if use_gpu and count > most:
+        share = "a GPU" if gpus_per_worker == 1 else f"{gpus_per_worker:g} of a GPU"
         raise UserError(
-            f"resources.num_workers: {count} workers with a GPU each, but the cluster has {num_gpus} GPUs; "
+            f"resources.num_workers: {count} workers with {share} each, but the cluster has {num_gpus} GPUs; "
             "lower resources.num_workers or set resources.use_gpu to false"
         )
     available = num_cpus - _DATA_CPUS
@@ -61,4 +66,4 @@ def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int) -> Wo
         )
     if not config.cpus_per_worker and cpus > 1:
         cpus = math.floor(cpus)
-    return Workers(count=count, cpus=cpus, gpus=int(use_gpu), threads=max(1, num_cpus // count))
+    return Workers(count=count, cpus=cpus, gpus=gpus_per_worker if use_gpu else 0, threads=max(1, num_cpus // count))

@@ -23,6 +23,11 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Ray Tune: no tables of its own, objectives that are known at the end only, and Ctrl-C ends the program.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 _RAISED = {
     kind: re.compile(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", re.MULTILINE) for kind in (UserError, StorageError)
@@ -50,16 +55,22 @@ def ray_session() -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-        # What a task or worker raised arrives as the text of its traceback.
-        for kind, pattern in _RAISED.items():
-            if found := pattern.search(str(error)):
-                raise kind(found[1]) from None
-        if found := _STORAGE_FAILED.search(str(error)):
-            raise StorageError(f"{found[1]}; mend it, and give the same command again: what is finished stays") from None
+        if told := told_in(str(error)):
+            raise told from None
         raise
     finally:
         if started:
             ray.shutdown()
+
+
+def told_in(traceback: str) -> UserError | StorageError | None:
+    """Return the user's mistake or failure of storage that a task or worker raised, from the text of its traceback."""
+    for kind, pattern in _RAISED.items():
+        if found := pattern.search(traceback):
+            return kind(found[1])
+    if found := _STORAGE_FAILED.search(traceback):
+        return StorageError(f"{found[1]}; mend it, and give the same command again: what is finished stays")
+    return None
 
 
 def _start() -> None:
@@ -76,8 +87,9 @@ def _start() -> None:
         }
     with _no_stderr():
         ray.init(**options)
-    # Errors come as exceptions; Ray Data would log each of them besides.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Errors come as exceptions; Ray Data and Ray Tune would log each of them besides.
+    for name in ("ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

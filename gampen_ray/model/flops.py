@@ -38,7 +38,8 @@ def inference_flops(config: NetworkConfig, *, channels: int, size: int, num_targ
         network = Network(config, channels=channels, size=size, num_targets=num_targets).eval()
         image_NCHW = torch.zeros(1, channels, size, size)
     with torch.no_grad(), FlopCounterMode(display=False) as prefix:
-        activations, _ = network.prefix(image_NCHW)
+        # Not by the network's prefix: its autocast does not know the meta device.
+        activations = network.stem(network.transformer(image_NCHW)[0] if network.transformer else image_NCHW)
     with torch.no_grad(), FlopCounterMode(display=False) as tail:
         network.tail(activations)
     return prefix.get_total_flops() + num_passes * tail.get_total_flops()

@@ -23,7 +23,7 @@ from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.evaluation import negative_log_density
 from gampen_ray.settings import build, fields, to_dict
 from gampen_ray.training.loop import Worker
-from gampen_ray.training.run import Run, validation_posterior
+from gampen_ray.training.run import Run, split_units, validation_posterior
 from gampen_ray.training.trials import calibration_error
 
 SCAN = "scan.json"
@@ -125,7 +125,15 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     if len(info.bands) != len(bundle.images.bands):
         bands = f"bands {', '.join(info.bands)}, and the bundle was trained on {', '.join(bundle.images.bands)}"
         raise UserError(f"dataset: {trained.dataset} has {bands}; give a dataset with these")
-    return Run(config=trained, info=info, network=bundle.config, targets=bundle.targets, images=bundle.images, start=None)
+    return Run(
+        config=trained,
+        info=info,
+        network=bundle.config,
+        targets=bundle.targets,
+        images=bundle.images,
+        start=None,
+        splits={"train": (), "val": split_units(trained.dataset, "val", info)},
+    )
 
 
 def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np.ndarray) -> Iterator[ScannedRate]:

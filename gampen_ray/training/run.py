@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -114,20 +115,13 @@ def prepare(config: TrainConfig) -> Run:
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
-    first_shard = shards.read_shard(shards.shard_uris(config.dataset, "train")[0], info=info)
+    first_shard = _first_shard(config, info)
     targets = _targets(config, info, start.targets if start else None, first_shard.column_names)
     if start:
         network, images = start.network, start.images
     else:
         network = config.network
-        images = ImagePreprocessing.fit(
-            config.images,
-            info.bands,
-            shards.images(first_shard)[:_SAMPLE_IMAGES],
-            zero_point_mag=info.zero_point_mag,
-            pixel_scale_arcsec=info.pixel_scale_arcsec,
-        )
-    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
+        images = _fitted_images(config, info, first_shard)
     run = Run(
         config=config,
         info=info,
@@ -135,16 +129,59 @@ def prepare(config: TrainConfig) -> Run:
         targets=targets,
         images=images,
         start=start,
-        splits={split: tuple(dataset_units(config.dataset, split, info, chunk_rows)) for split in ("train", "val")},
+        splits={split: split_units(config.dataset, split, info) for split in ("train", "val")},
     )
+    _see_that_passes_differ(run)
+    return run
+
+
+def with_config(run: Run, config: TrainConfig) -> Run:
+    """Return the run of a config that differs from that of a prepared one in images, network, fine_tune and optimizer alone.
+
+    Raises
+    ------
+    UserError
+        As `prepare`.
+    """
+    changed = dataclasses.replace(run, config=config)
+    if not run.start:
+        images = run.images
+        if config.images != run.config.images:
+            images = _fitted_images(config, run.info, _first_shard(config, run.info))
+        changed = dataclasses.replace(changed, network=config.network, images=images)
+    _see_that_passes_differ(changed)
+    return changed
+
+
+def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Unit, ...]:
+    """Return what of a split is read at once."""
+    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
+    return tuple(dataset_units(dataset, split, info, chunk_rows))
+
+
+def _first_shard(config: TrainConfig, info: shards.DatasetInfo) -> pa.Table:
+    return shards.read_shard(shards.shard_uris(config.dataset, "train")[0], info=info)
+
+
+def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, first_shard: pa.Table) -> ImagePreprocessing:
+    return ImagePreprocessing.fit(
+        config.images,
+        info.bands,
+        shards.images(first_shard)[:_SAMPLE_IMAGES],
+        zero_point_mag=info.zero_point_mag,
+        pixel_scale_arcsec=info.pixel_scale_arcsec,
+    )
+
+
+def _see_that_passes_differ(run: Run) -> None:
+    config = run.config
     dropout = [layer for layer in build_network(run).modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
     if not dropout and config.calibration.num_passes > 1:
-        rate = "fine_tune.dropout_rate" if start else "network.backbone.dropout_rate"
+        rate = "fine_tune.dropout_rate" if run.start else "network.backbone.dropout_rate"
         raise UserError(
             f"calibration.num_passes: {config.calibration.num_passes}, but {rate} is 0, so that all passes are the same; "
             "give 1, or a dropout rate above 0"
         )
-    return run
 
 
 def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:

@@ -86,6 +86,11 @@ class SearchSpace:
             _get(config, section)[field] = self._decoded(name, value)
         return build(TrainConfig, config)
 
+    @staticmethod
+    def blames(error: UserError) -> bool:
+        """Return whether a mistake lies in fields that a trial may draw, and is no other trial's."""
+        return str(error).split(".")[0] in (*_SECTIONS, "calibration")
+
     def _value(self, name: str, drawn: Mapping[str, Any]) -> Any:
         return drawn[name] if name in drawn else _get(to_dict(self.base), name)
 

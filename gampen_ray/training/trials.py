@@ -24,6 +24,8 @@ from gampen_ray.training.search import SearchSpace
 TRIALS, BEST = "trials.parquet", "best.toml"
 OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)
 State = Literal["complete", "stopped early", "failed"]
+PENALTY = 1e9
+"""What the search hears of each objective of a failed trial: it must be finite, and is worse than anything."""
 
 
 def objectives(bundle: Bundle, num_passes: int) -> dict[str, float]:
@@ -141,6 +143,15 @@ def study(table: pa.Table, space: SearchSpace, names: Sequence[Objective]) -> op
             )
         )
     return result
+
+
+def heard(trial: Trial, space: SearchSpace, names: Sequence[Objective]) -> optuna.trial.FrozenTrial:
+    """Return a trial as the search heard of it: a failure by its penalty, one that was stopped by its last loss."""
+    return optuna.trial.create_trial(
+        values=[PENALTY if trial.state == "failed" else trial.objectives[name] for name in names],
+        params=dict(trial.values),
+        distributions={name: space.distributions[name] for name in trial.values},
+    )
 
 
 def empty_study(num_objectives: int) -> optuna.Study:

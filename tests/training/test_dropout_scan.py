@@ -14,6 +14,7 @@ from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.training.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
 from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.loop import one_pass
 from tests.networks import NETWORK, bundle, dataset, train_config
 
 
@@ -38,7 +39,8 @@ def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
     run = scanned_run(trained_config(config(data), model), model)
     worker = LocalWorker.read(run)
     found = list(scan(worker, run, model.network, [0.05, 0.4]))
-    x, z = (np.concatenate(parts) for parts in zip(*worker.batches("val", 0), strict=True))
+    batches = list(one_pass(worker, "val"))
+    x, z = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("cutout_NCHW", "target_ND"))
     truths_ND = model.targets.physical(z.astype(np.float64))
     for row in found:
         backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=row.rate)

@@ -1,0 +1,137 @@
+"""One trial of a search, in one process of Ray Tune: trains, tells its losses, and goes on from its own state after a kill."""
+
+import functools
+import io
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from gampen_ray import storage
+from gampen_ray.data.sources import Unit
+from gampen_ray.engine.resources import Workers
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
+from gampen_ray.training.batches import Rows
+from gampen_ray.training.ledger import Ledger
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.loop import State
+from gampen_ray.training.run import BUNDLE, Run, execute, read_unit, with_config
+from gampen_ray.training.search import SearchSpace
+from gampen_ray.training.tracking import Track, tracking
+from gampen_ray.training.trials import PENALTY, objectives
+
+Data = Mapping[Unit, "ray.ObjectRef[Rows]"]
+
+
+def run_trial(drawn: dict[str, Any], *, run: Run, space: SearchSpace, ledger: Ledger, data: Data, workers: Workers) -> None:
+    """Train a trial to its end, and report its objectives; Ray Tune may stop it after any epoch.
+
+    What is reported has ``epoch``, ``val_loss`` (the least so far), ``val_losses`` (of all epochs) and ``seconds``; of a
+    trial whose fields do not go together, ``failed`` with the reason.
+
+    Parameters
+    ----------
+    drawn
+        Number and values.
+    run
+        Of the study's own config.
+    space
+        Makes a trial's config of the values.
+    ledger
+        Knows the trial's run folder.
+    data
+        Decoded units that all trials share; what is not there is read from the dataset.
+    workers
+        Threads and share of a GPU.
+    """
+    torch.set_num_threads(workers.threads)
+    torch.backends.cudnn.benchmark = True
+    state = _State(ledger.state(drawn["number"]))
+    try:
+        config = space.train_config(drawn["values"], ledger.folder(drawn["number"]))
+        bundle = _trained(with_config(run, config), state, data, "cuda" if workers.gpus else "cpu")
+    except UserError as error:
+        if not space.blames(error):
+            raise
+        tune.report(state.told() | {"failed": str(error)})
+        return
+    found = objectives(bundle, config.calibration.num_passes)
+    tune.report(state.told() | {"epoch": config.optimizer.epochs} | found)
+
+
+class _State:
+    """How far a trial is, in a file."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.training: State | None = None
+        before = 0.0
+        if storage.exists(self._uri):
+            kept = torch.load(io.BytesIO(storage.read_bytes(self._uri)), map_location="cpu", weights_only=True)
+            self.training, before = kept["training"], kept["seconds"]
+        self._start = time.monotonic() - before
+
+    def keep(self, training: State) -> None:
+        """Write the state of the training."""
+        self.training = training
+        content = io.BytesIO()
+        torch.save({"training": training, "seconds": time.monotonic() - self._start}, content)
+        storage.write_bytes_atomic(self._uri, content.getbuffer())
+
+    def told(self) -> dict[str, Any]:
+        """Return what the driver hears."""
+        # An early loss may be infinite.
+        losses = [min(PENALTY, row["val_loss"]) for row in self.training["history"]] if self.training else []
+        known = {"epoch": len(losses), "val_losses": losses, "seconds": time.monotonic() - self._start}
+        return known | ({"val_loss": min(losses)} if losses else {})
+
+
+def _trained(run: Run, state: _State, data: Data, device: str) -> Bundle:
+    """Return the bundle of a run, which a trial that was killed at its very end has already."""
+    if not storage.exists(storage.join(run.config.output, BUNDLE, CHECKSUMS)):
+        with tracking(run) as track:
+            execute(TrialWorker(run, state, track, data=data, device=device), run)
+    return load_bundle(run.config.output)
+
+
+class TrialWorker(LocalWorker):
+    """A `gampen_ray.training.loop.Worker` alone in a trial.
+
+    Parameters
+    ----------
+    run
+        What is trained.
+    state
+        What it goes on from, and keeps.
+    track
+        Takes the metrics of each epoch.
+    data
+        Decoded units that all trials share.
+    device
+        Where the network lives.
+    """
+
+    def __init__(self, run: Run, state: _State, track: Track, *, data: Data, device: str) -> None:
+        super().__init__(run.orders(), functools.partial(_read, run, data), device=device)
+        self._epochs, self._state, self._track = run.config.optimizer.epochs, state, track
+
+    def report(self, metrics: dict[str, float], state: State) -> None:
+        """Keep the state, and tell Ray Tune, which may end the process here; of the last epoch once the bundle is there."""
+        self._state.keep(state)
+        if metrics:
+            self._track(metrics)
+        if metrics and metrics["epoch"] < self._epochs:
+            tune.report(self._state.told())
+
+    def restore(self) -> State | None:
+        """Return the state that the trial's folder holds."""
+        return self._state.training
+
+
+def _read(run: Run, data: Data, unit: Unit) -> Rows:
+    """Return the rows of a unit: from the object store without a copy, or from the dataset."""
+    return ray.get(data[unit]) if unit in data else read_unit(run, unit)

@@ -1,0 +1,118 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from gampen_ray import settings
+from gampen_ray.config import ResourcesConfig, SearchRange, TrainConfig, TuneConfig
+from gampen_ray.engine.tune import tune
+from gampen_ray.errors import UserError
+from gampen_ray.posterior.bundle import load_bundle
+from tests.networks import dataset, train_config
+
+NUM_TRIALS = 7
+IMPOSSIBLE = [8, "M", "M", "M", "M", "M", 8]
+
+
+def config(data: str, output: str, **changes: Any) -> TuneConfig:
+    """Return a study of small networks, one of whose plans pools the images away."""
+    base = train_config(data, output, epochs=4)
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    study = {
+        "num_trials": NUM_TRIALS,
+        "grace_epochs": 1,
+        "reduction_factor": 2.0,
+        "startup_trials": 3,
+        "search": {
+            "network.backbone.dropout_rate": SearchRange(low=1e-3, high=0.3, log=True),
+            "network.backbone.plan": SearchRange(choices=([8, "M", 16], [8, "M", 16, "M"], IMPOSSIBLE)),
+            "optimizer.learning_rate": SearchRange(low=1e-4, high=1e-2, log=True),
+        },
+    }
+    return TuneConfig(**(fields | study | changes))
+
+
+def written(study: Path, pattern: str) -> dict[Path, int]:
+    """Return when files of the trials were written."""
+    return {path: path.stat().st_mtime_ns for path in study.glob(f"trials/*/{pattern}")}
+
+
+def killed_half_way(study: TuneConfig, folder: Path) -> None:
+    """Run the command on a Ray of its own, and kill it without warning once three trials have ended."""
+    toml = folder / "tune.toml"
+    toml.write_text(settings.to_toml(study))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen([sys.executable, "-m", "gampen_ray", "tune", str(toml)], env=environment) as process:
+        while len(written(Path(study.output), "trial.json")) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_study_that_was_killed_goes_on_and_repeats_no_finished_trial(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 300, "val": 100})
+    study = config(data, str(tmp_path / "study"))
+    killed_half_way(study, tmp_path)
+    folder = tmp_path / "study"
+    ended, begun, trained = (written(folder, name) for name in ("trial.json", "values.json", "bundle/SHA256SUMS"))
+    assert 3 <= len(ended) <= len(begun) < NUM_TRIALS
+
+    bundle = tune(study)
+    table = pq.read_table(folder / "trials.parquet").to_pylist()
+    assert [row["number"] for row in table] == list(range(NUM_TRIALS))
+    # No finished trial was run again, and the best one's bundle alone is left.
+    assert ended.items() <= written(folder, "trial.json").items()
+    left = written(folder, "bundle/SHA256SUMS")
+    assert all(left[path] == trained[path] for path in left.keys() & trained.keys())
+    states = [row["state"] for row in table]
+    assert "stopped early" in states
+    for row in table:
+        assert (row["state"] == "failed") == (row["network.backbone.plan"] == '[8, "M", "M", "M", "M", "M", 8]')
+        assert ("pools the image away" in row["reason"]) == (row["state"] == "failed")
+        assert (row["flops"] is not None) == (row["state"] == "complete")
+        assert {"complete": row["epochs"] == 4, "stopped early": 1 <= row["epochs"] < 4, "failed": True}[row["state"]]
+    best = min((row for row in table if row["state"] == "complete"), key=lambda row: row["val_loss"])
+    assert [path.parts[-3] for path in left] == [f"{best['number']:04d}"]
+
+    assert bundle.metrics["val_loss"] == load_bundle(study.output).metrics["val_loss"] == best["val_loss"]
+    text = (folder / "best.toml").read_bytes()
+    trains = settings.build(TrainConfig, settings.load_toml(text, "best.toml"))
+    assert (trains.dataset, trains.output) == (data, str(folder / "best-trained"))
+    assert trains.optimizer.learning_rate == best["optimizer.learning_rate"]
+    assert trains.network == bundle.config
+    assert "Hyperparameter search" in (folder / "tune.html").read_text()
+    assert tune(study).metrics == bundle.metrics
+    with pytest.raises(UserError, match=r"holds a run with another grace_epochs \(1, not 2\)"):
+        tune(dataclasses.replace(study, grace_epochs=2))
+
+
+def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
+
+    def fails(match: str, **changes: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            tune(dataclasses.replace(config(data, str(tmp_path / "study")), **changes))
+        assert not (tmp_path / "study").exists()
+
+    fails(r"search\.optimizer\.rate: unknown field", search={"optimizer.rate": SearchRange(low=1, high=2)})
+    fails(r"dataset .*nowhere is not there", dataset=str(tmp_path / "nowhere"))
+    fails(r"targets: none given", targets={})
+    (tmp_path / "file").write_text("")
+    fails(r"file/study/run.json: Not a directory", output=str(tmp_path / "file" / "study"))
+
+
+@pytest.mark.ray
+def test_more_trials_at_a_time_than_the_cluster_holds_are_refused(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
+    resources = ResourcesConfig(num_workers=3, cpus_per_worker=0.5)
+    with pytest.raises(UserError, match=r"resources\.num_workers: 3 workers with 0\.5 CPUs each do not fit into 2 CPUs"):
+        tune(config(data, str(tmp_path / "study"), resources=resources))
+    assert not (tmp_path / "study").exists()
