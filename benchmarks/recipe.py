@@ -2,9 +2,10 @@
 
     python benchmarks/recipe.py DATASET WORK
 
-DATASET has 10,000 training galaxies or more, such as `gampen-ray simulate` or `gampen-ray demo` makes; WORK is a folder to create,
-or one of an interrupted benchmark. The published recipe is SGD with momentum 0.99, learning rate 5e-7 and batches of 16 (Ghosh et
-al. 2022, 2023); as that rate is made for a pretrained VGG-16, it is also given rates that suit a small network from random weights.
+DATASET has 10,000 training galaxies or more, such as `gampen-ray simulate` or `gampen-ray demo` makes; WORK is a folder to
+create, or one of an interrupted benchmark. The published recipe is SGD with momentum 0.99, learning rate 5e-7 and batches of 16
+(Ghosh et al. 2022, 2023); as that rate is made for a pretrained VGG-16, it is also given rates that suit a small network from
+random weights.
 """
 
 import dataclasses

@@ -18,7 +18,8 @@ from gampen_ray.training.batches import Rows
 from gampen_ray.training.order import Chunk
 from gampen_ray.training.run import CHUNK_BYTES, Run, read_unit
 
-_CPUS_PER_READ = 0.25
+# Workers may hold all CPUs of a cluster; reading must go on beside them.
+_CPUS_PER_READ = 0
 # Tasks that read for one worker at a time: a core reads 20,000 cutouts of 64 pixels a second.
 _READS_PER_CPU_WORKER, _READS_PER_GPU_WORKER = 1, 8
 # A Ray Data execution keeps track of all its tasks; longer runs are cut into several.

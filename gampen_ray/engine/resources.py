@@ -51,18 +51,20 @@ def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int, gpus_
     # Of one GPU each: a share of 0.4 does not reach over two of them.
     most = num_gpus * int(1 / gpus_per_worker + 1e-9)
     count = config.num_workers or (max(1, most) if use_gpu else max(2, num_cpus // 2))
-    if use_gpu and count > most:
+    # An elastic job starts with what there is.
+    needed, name = (config.min_workers, "min_workers") if config.min_workers else (count, "num_workers")
+    if use_gpu and needed > most:
         share = "a GPU" if gpus_per_worker == 1 else f"{gpus_per_worker:g} of a GPU"
         raise UserError(
-            f"resources.num_workers: {count} workers with {share} each, but the cluster has {num_gpus} GPUs; "
-            "lower resources.num_workers or set resources.use_gpu to false"
+            f"resources.{name}: {needed} workers with {share} each, but the cluster has {num_gpus} GPUs; "
+            f"lower resources.{name} or set resources.use_gpu to false"
         )
     available = num_cpus - _DATA_CPUS
     cpus = config.cpus_per_worker or math.floor(100 * available / count) / 100
-    if cpus <= 0 or cpus * count > available + 1e-9:
+    if cpus <= 0 or cpus * needed > available + 1e-9:
         raise UserError(
-            f"resources.num_workers: {count} workers with {config.cpus_per_worker or 'a share of the'} CPUs each do not fit "
-            f"into {num_cpus} CPUs, of which reading takes {_DATA_CPUS}; lower resources.num_workers or cpus_per_worker"
+            f"resources.{name}: {needed} workers with {config.cpus_per_worker or 'a share of the'} CPUs each do not fit "
+            f"into {num_cpus} CPUs, of which reading takes {_DATA_CPUS}; lower resources.{name} or cpus_per_worker"
         )
     if not config.cpus_per_worker and cpus > 1:
         cpus = math.floor(cpus)
