@@ -170,9 +170,6 @@ class _Fitting:
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
         self.model = worker.wrap(_prepared(self.network, self.config, worker))
-        self.autocast = worker.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        if self.config.precision != "auto":
-            self.autocast = self.config.precision == "bfloat16"
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_network = math.inf, copy.deepcopy(self.network.state_dict())
         # Of the epoch under way: steps done, mean losses of those that were looked at, seconds, and those of waiting for data.
@@ -208,10 +205,12 @@ class _Fitting:
     def passes(self) -> list[Pass]:
         """Return what is left to be read: the training split and the validation split for each epoch."""
         first = len(self.history) + 1
+        # Another number of workers may make an epoch a step shorter, but never empty.
+        begun = min(self.step, self.steps_per_epoch - 1)
         return [
             one
             for epoch in range(first, self.config.epochs + 1)
-            for one in (Pass("train", epoch, self.step if epoch == first else 0), Pass("val"))
+            for one in (Pass("train", epoch, begun if epoch == first else 0), Pass("val"))
         ]
 
     # --- one epoch -----------------------------------------------------------------------------------------------------
@@ -248,7 +247,8 @@ class _Fitting:
         kept = self.average.module if self.average else self.network
         # Running statistics of the batches differ between workers: those of worker 0 count.
         self.worker.broadcast(kept.buffers())
-        metrics["val_loss"] = evaluate(self.worker, kept, self.plan.images, batches)
+        with self._autocast():
+            metrics["val_loss"] = evaluate(self.worker, kept, self.plan.images, batches)
         self.history.append(metrics)
         if metrics["val_loss"] < self.best_loss:
             self.best_loss, self.best_network = metrics["val_loss"], copy.deepcopy(kept.state_dict())
@@ -277,7 +277,7 @@ class _Fitting:
             zip(x.tensor_split(parts), batch.target_ND.tensor_split(parts), strict=True), start=1
         ):
             with self._gradients_kept(number < parts):
-                with torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.autocast):
+                with self._autocast():
                     outputs = self.model(x_part)
                 loss_N = training_loss(outputs, y_part, beta=self.config.beta, mean_only=mean_only)
                 # The mean over the batch, once gradients are averaged over workers.
@@ -295,6 +295,12 @@ class _Fitting:
         self.worker.progress(epoch, seen, self.unseen[-1][1])
         if len(self.unseen) == _CHECK_STEPS:
             self._check(epoch)
+
+    def _autocast(self) -> torch.autocast:
+        """Return a context in which the network computes in the configured precision."""
+        device = self.worker.device.type
+        automatic = self.config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(device, torch.bfloat16, enabled=automatic or self.config.precision == "bfloat16")
 
     def _gradients_kept(self, kept: bool) -> contextlib.AbstractContextManager[None]:
         """Return a context in which gradients are summed up on the worker alone, if they are kept there."""

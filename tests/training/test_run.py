@@ -27,8 +27,9 @@ def trained(config: TrainConfig) -> Path:
     return Path(config.output)
 
 
-@pytest.mark.parametrize("family", ["none", "scale", "scale_shift", "affine"])
-@pytest.mark.parametrize("likelihood", ["mse", "diagonal", "full"])
+@pytest.mark.parametrize(
+    ("likelihood", "family"), [("mse", "none"), ("diagonal", "affine"), ("full", "scale_shift"), ("full", "scale")]
+)
 def test_every_likelihood_and_transformer_makes_a_bundle_that_predicts(
     likelihood: str, family: str, data: str, tmp_path: Path
 ) -> None:
