@@ -94,10 +94,10 @@ class TuneConfig(TrainConfig):
     """Stage search only: what is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean
     |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
     Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
-    num_trials: int = pydantic.Field(default=20, ge=1)
+    num_trials: int = pydantic.Field(default=16, ge=1)
     """Trials at most."""
     hours: float = pydantic.Field(default=0.0, ge=0)
-    """Time after which no new trial starts, hours; 0: no limit."""
+    """Time after which no new trial starts, hours; of an interrupted study the time in which trials ran counts. 0: no limit."""
     grace_epochs: int = pydantic.Field(default=2, ge=1)
     """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
     objective; else none is stopped."""
@@ -168,7 +168,7 @@ def default_search(config: TuneConfig) -> dict[str, SearchRange]:
         DROPOUT_RATE: rate,
         "network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier")),
         "network.backbone.plan": SearchRange(choices=plans),
-        "network.backbone.width": SearchRange(low=0.5, high=2.0, log=True),
+        "network.backbone.width": SearchRange(low=0.5, high=1.25, log=True),
         "network.backbone.block": SearchRange(choices=("plain", "residual")),
         **optimizer,
     }

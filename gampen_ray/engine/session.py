@@ -23,6 +23,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # What a driver that ends with an error has not asked for yet.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Ray Tune: no tables of its own, objectives that are known at the end only, and Ctrl-C ends the program.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

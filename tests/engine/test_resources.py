@@ -36,3 +36,13 @@ def test_one_worker_per_gpu_or_per_two_cpus() -> None:
 def test_more_than_the_cluster_holds_is_refused(config: ResourcesConfig, match: str) -> None:
     with pytest.raises(UserError, match=match):
         plan_workers(config, num_cpus=8, num_gpus=1)
+
+
+def test_trials_share_gpus() -> None:
+    third = plan_workers(ResourcesConfig(), num_cpus=32, num_gpus=2, gpus_per_worker=1 / 3)
+    assert (third.count, third.gpus, third.cpus) == (6, 1 / 3, 5)
+    # No trial takes its share from two of them.
+    assert plan_workers(ResourcesConfig(), num_cpus=32, num_gpus=2, gpus_per_worker=0.4).count == 4
+    assert plan_workers(ResourcesConfig(use_gpu=False), num_cpus=32, num_gpus=2, gpus_per_worker=0.4).gpus == 0
+    with pytest.raises(UserError, match=r"num_workers: 5 workers with 0\.4 of a GPU each, but the cluster has 2 GPUs; lower"):
+        plan_workers(ResourcesConfig(num_workers=5), num_cpus=32, num_gpus=2, gpus_per_worker=0.4)

@@ -9,12 +9,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from ray.tune.search import Searcher
 
 from gampen_ray import settings
 from gampen_ray.config import ResourcesConfig, SearchRange, TrainConfig, TuneConfig
+from gampen_ray.engine.search import Search
 from gampen_ray.engine.tune import tune
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
+from gampen_ray.training.ledger import Ledger
+from gampen_ray.training.search import SearchSpace
+from gampen_ray.training.trials import Trial
 from tests.networks import dataset, train_config
 
 NUM_TRIALS = 7
@@ -107,6 +112,25 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     fails(r"targets: none given", targets={})
     (tmp_path / "file").write_text("")
     fails(r"file/study/run.json: Not a directory", output=str(tmp_path / "file" / "study"))
+
+
+def test_search_goes_on_where_the_study_was_and_starts_no_trial_after_its_hours(tmp_path: Path) -> None:
+    study = config("data", str(tmp_path), hours=1.0)
+    space, ledger = SearchSpace.of(study), Ledger(str(tmp_path))
+    search = Search(study, space, ledger, [], at_a_time=2)
+    drawn = [search.suggest(name) for name in "abcd"]
+    assert [one["number"] for one in drawn] == [0, 1, 2, 3]
+    ended = Trial(number=1, state="complete", epochs=4, seconds=7000.0, objectives={"val_loss": 0.5}, values=drawn[1]["values"])
+    ledger.end(ended, [0.7, 0.5])
+    again = Search(study, space, ledger, ledger.ended(), at_a_time=2)
+    # Those that were begun come first, as they were; then other ones than before.
+    assert [again.suggest(name) for name in "efg"] == [drawn[0], drawn[2], drawn[3]]
+    fresh = again.suggest("h")
+    assert fresh["number"] == 4
+    assert fresh["values"] not in [one["values"] for one in drawn]
+    ledger.end(dataclasses.replace(ended, number=0, seconds=300.0), [])
+    # Two trials at a time have run for 7300 s.
+    assert Search(study, space, ledger, ledger.ended(), at_a_time=2).suggest("i") == Searcher.FINISHED
 
 
 @pytest.mark.ray

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from gampen_ray.config import TargetConfig, TrainConfig
+from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
 from gampen_ray.posterior.novelty import features
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import execute, prepare, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -88,6 +88,22 @@ def test_training_that_never_had_a_finite_loss_is_the_users_to_mend(
     ):
         trained(train_config(data, str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_run_of_another_config_is_the_one_prepared_for_it(data: str, tmp_path: Path) -> None:
+    config = train_config(data, str(tmp_path / "run"))
+    run = prepare(config)
+    backbone = dataclasses.replace(NETWORK.backbone, plan=(8, "M"))
+    changed = dataclasses.replace(
+        config,
+        network=dataclasses.replace(NETWORK, backbone=backbone),
+        images=ImagesConfig(size=16, channels=2),
+        output=str(tmp_path / "other"),
+    )
+    assert with_config(run, changed) == prepare(changed)
+    with pytest.raises(UserError, match=r"calibration\.num_passes: 4, but network\.backbone\.dropout_rate is 0"):
+        backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=0.0)
+        with_config(run, dataclasses.replace(config, network=dataclasses.replace(NETWORK, backbone=backbone)))
 
 
 def test_mistakes_of_either_split_are_told_before_training(data: str, tmp_path: Path) -> None:

@@ -170,3 +170,10 @@ def test_a_range_that_does_not_suit_its_field_is_told_with_the_remedy(name: str,
 def test_the_network_of_a_bundle_is_not_searched() -> None:
     with pytest.raises(UserError, match=r"the bundle in fine_tune\.bundle brings network; leave one of them out"):
         SearchSpace.of(config(fine_tune={"bundle": "b"}))
+
+
+def test_a_trial_fails_for_its_own_fields_alone() -> None:
+    assert SearchSpace.blames(UserError("network.backbone.plan: (8,) pools the image away"))
+    assert SearchSpace.blames(UserError("optimizer.learning_rate: 1 is too high"))
+    assert not SearchSpace.blames(UserError("s3://bucket/part-0.parquet: the server refuses the credentials"))
+    assert not SearchSpace.blames(UserError("dataset: there are no networks.txt"))

@@ -9,7 +9,17 @@ import pytest
 from gampen_ray.config import SearchRange, TuneConfig
 from gampen_ray.errors import UserError
 from gampen_ray.training.search import SearchSpace
-from gampen_ray.training.trials import Trial, best, calibration_error, objectives, pareto_front, study, trials_table
+from gampen_ray.training.trials import (
+    PENALTY,
+    Trial,
+    best,
+    calibration_error,
+    heard,
+    objectives,
+    pareto_front,
+    study,
+    trials_table,
+)
 from tests.networks import bundle
 
 PLAN = '[8, "M", 16]'
@@ -80,6 +90,14 @@ def test_study_from_a_stored_table_has_the_trials_with_their_values() -> None:
     assert rebuilt.best_value == -0.9
     # What was drawn can be drawn: Optuna's sampler takes the study as its own past.
     SPACE(rebuilt.ask())
+
+
+def test_search_hears_of_a_failure_as_worse_than_all_others() -> None:
+    told = [heard(one, SPACE, ("val_loss",)) for one in TRIALS]
+    assert [one.value for one in told] == [-0.5, -0.7, -0.9, PENALTY, -0.6]
+    assert [one.params for one in told] == [one.values for one in TRIALS]
+    assert heard(TRIALS[3], SPACE, ("val_loss", "flops")).values == [PENALTY, PENALTY]
+    assert heard(TRIALS[4], SPACE, ("flops", "val_loss")).values == [2e6, -0.6]
 
 
 def test_the_best_trial_is_a_complete_one() -> None:
