@@ -34,7 +34,10 @@ def test_every_field_is_documented(cls: type) -> None:
         ({"optimizer": {"nesterov": True, "momentum": 0.0}}, r"^optimizer: nesterov needs a momentum above 0"),
         ({"optimizer": {"learning_rate": float("inf")}}, r"^optimizer\.learning_rate: inf is not allowed"),
         ({"output": "r"}, r"^dataset: required; set it in the TOML file or give --dataset$"),
-        ({"optimizer": {"lr": 1}}, r"^optimizer\.lr: unknown field; valid here: accumulate, augment, batch_norm_fraction, .*weight_decay$"),
+        (
+            {"optimizer": {"lr": 1}},
+            r"^optimizer\.lr: unknown field; valid here: accumulate, augment, .*weight_decay$",
+        ),
         ({"optimizer": {"epoch": 1}}, r"^optimizer\.epoch: unknown field; did you mean 'epochs'\? valid here: "),
         ({"optimiser": {}}, r"^optimiser: unknown field; did you mean 'optimizer'\?"),
         ({"targets": {"flux": {"transfrm": "log"}}}, r"^targets\.flux\.transfrm: unknown field; did you mean 'transform'\?"),

@@ -101,7 +101,7 @@ class TuneConfig(TrainConfig):
     grace_epochs: int = pydantic.Field(default=2, ge=1)
     """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
     objective; else none is stopped."""
-    reduction_factor: float = pydantic.Field(default=3.0, gt=1)
+    reduction_factor: float = pydantic.Field(default=4.0, gt=1)
     """One of this many trials goes on from one decision to the next, that many times as many epochs later."""
     startup_trials: int = pydantic.Field(default=6, ge=1)
     """Trials drawn at random before the others' results guide the search (TPE; Bergstra et al. 2011)."""
