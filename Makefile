@@ -18,7 +18,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
-# Kills the driver, an actor and a node of an inference; `python -m tests.engine.killing` does it at length.
+# Kills a driver, an actor and a node of an inference, a worker and the driver of a training, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup
 	$(BIN)/python -m pytest -m kill $(ARGS)
 

@@ -101,7 +101,8 @@ def _mlflow(run: Run) -> Iterator[Track]:
     with active:
 
         def track(metrics: dict[str, float]) -> None:
-            mlflow.log_metrics(metrics, step=int(metrics["epoch"]))
+            # Another thread has another active run.
+            mlflow.log_metrics(metrics, step=int(metrics["epoch"]), run_id=active.info.run_id)
 
         yield track
 

@@ -62,13 +62,15 @@ def killed_half_way(study: TuneConfig, folder: Path) -> None:
 
 
 @pytest.mark.ray
-def test_study_that_was_killed_goes_on_and_repeats_no_finished_trial(ray_local: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.kill)])
+def test_study_goes_on_also_if_killed_and_repeats_no_finished_trial(ray_local: None, tmp_path: Path, killed: bool) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 300, "val": 100})
     study = config(data, str(tmp_path / "study"))
-    killed_half_way(study, tmp_path)
+    if killed:
+        killed_half_way(study, tmp_path)
     folder = tmp_path / "study"
     ended, begun, trained = (written(folder, name) for name in ("trial.json", "values.json", "bundle/SHA256SUMS"))
-    assert 3 <= len(ended) <= len(begun) < NUM_TRIALS
+    assert (3 if killed else 0) <= len(ended) <= len(begun) < NUM_TRIALS
 
     bundle = tune(study)
     table = pq.read_table(folder / "trials.parquet").to_pylist()
