@@ -95,9 +95,7 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="the real KiDS and SDSS cutouts are not beside this checkout")
-@pytest.mark.parametrize(
-    ("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss_cutouts", "*.fits", 2)]
-)
+@pytest.mark.parametrize(("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss_cutouts", "*.fits", 2)])
 def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
     ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
     assert cli.main([*ingest, "--cutout-size", "96", "--bands", "r"]) == 0

@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ExecutionResources
 
 from gampen_ray.data import shards
-from gampen_ray.training.batches import Rows
+from gampen_ray.training.batches import Rows, ahead
 from gampen_ray.training.order import Chunk
 from gampen_ray.training.run import CHUNK_BYTES, Run, read_unit
 
@@ -22,18 +22,19 @@ from gampen_ray.training.run import CHUNK_BYTES, Run, read_unit
 _CPUS_PER_READ = 0
 # Tasks that read for one worker at a time: a core reads 20,000 cutouts of 64 pixels a second.
 _READS_PER_CPU_WORKER, _READS_PER_GPU_WORKER = 1, 8
-# A Ray Data execution keeps track of all its tasks; longer runs are cut into several.
-_TASKS_PER_EXECUTION = 4096
-# Of the object store, for what waits for its worker.
-_WAITING_BYTES = 16 * CHUNK_BYTES
+# Tasks of a Ray Data execution. While its consumer lets it wait, an execution keeps a core busy with looking for work: beside a
+# CPU worker it must end before it waits, which it does where all that it reads finds room.
+_TASKS_PER_CPU_EXECUTION, _TASKS_PER_GPU_EXECUTION = 8, 4096
+# What waits for its worker: blocks taken from an execution, and bytes of the object store for those that are not.
+_WAITING_BLOCKS, _WAITING_BYTES = 8, 16 * CHUNK_BYTES
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
 def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
-    Each worker has a Ray Data execution of its own, which lasts over epochs: no worker waits for another's data, and nothing is
-    started anew for an epoch. Beside a GPU its executor is an actor, as the worker's interpreter is busy with the GPU.
+    Each worker has Ray Data executions of its own, one after another and over epochs: no worker waits for another's data.
+    Beside a GPU the executor is an actor, as the worker's interpreter is busy with the GPU.
 
     Parameters
     ----------
@@ -50,8 +51,15 @@ def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, 
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)
     tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(run.info.image_shape)))
+    for block in ahead(_blocks(run, tasks, gpu=gpu), _WAITING_BLOCKS):
+        yield from _parts(block)
+
+
+def _blocks(run: Run, tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
+    """Yield what each task read, in order."""
     read = functools.partial(_read, run=ray.put(dataclasses.replace(run, splits={})))
-    while some := list(itertools.islice(tasks, _TASKS_PER_EXECUTION)):
+    size = _TASKS_PER_GPU_EXECUTION if gpu else _TASKS_PER_CPU_EXECUTION
+    while some := list(itertools.islice(tasks, size)):
         dataset = ray.data.from_items(
             [{"chunks": pickle.dumps(group)} for group in some], override_num_blocks=len(some)
         ).map_batches(
@@ -62,8 +70,7 @@ def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, 
             compute=ray.data.TaskPoolStrategy(size=_READS_PER_GPU_WORKER if gpu else _READS_PER_CPU_WORKER),
         )
         iterator = dataset.streaming_split(1)[0] if gpu else dataset.iterator()
-        for block in iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):  # type: ignore[arg-type]
-            yield from _parts(block)
+        yield from iterator.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)  # type: ignore[arg-type]
 
 
 def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:

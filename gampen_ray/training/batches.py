@@ -106,7 +106,7 @@ def stream(
         for number, one in enumerate(passes)
         for batch in _batches(orders[one.split], one.first_step, chunks, device)
     )
-    for _, batches in itertools.groupby(ahead(numbered), key=lambda item: item[0]):
+    for _, batches in itertools.groupby(ahead(numbered, _AHEAD), key=lambda item: item[0]):
         yield (batch for _, batch in batches)
 
 
@@ -144,9 +144,9 @@ def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], 
         )
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, made by a thread before they are asked for; what it raises is raised here."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(_AHEAD)
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """Yield the same items, up to ``count`` of them made by a thread before they are asked for; it raises what they raise."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
     stopped = threading.Event()
 
     def put(item: T | None, error: BaseException | None = None) -> None:
