@@ -6,15 +6,17 @@ WORK is a folder for inputs and outputs. Sections, both of them where none is na
 
 pipeline    galaxies/s of Ray Train fed by Ray Data over those of a hand-written loop on tensors in memory, with the same
             network, batch, optimiser and threads; epochs after the first
-workers     two workers of one thread each over one worker of one thread
+workers     two workers of one thread each over one worker of one thread, and the same of bare loops that share nothing
 """
 
 import dataclasses
 import json
 import logging
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +92,19 @@ def pipeline(work: Path) -> dict[str, Any]:
 
 
 def workers(work: Path) -> dict[str, Any]:
-    """Compare two workers with one."""
-    rates = {}
-    for case in ("compact_64px",):
+    """Compare two workers with one, and two bare loops that share nothing with one: more than those no two workers can do."""
+    rates, loops = {}, {}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for count in (1, 2):
-            run = prepared(work, case, f"workers-{count}")
+            run = prepared(work, "compact_64px", f"workers-{count}")
+            loops[count] = sum(pool.map(bare_loop, [run] * count, [1] * count))
             rates[count] = float(np.mean(trained(run, Workers(count=count, cpus=0.45, gpus=int(GPU), threads=1))[0]))
-    return {"two_over_one": rates[2] / rates[1], "galaxies_per_second": rates}
+    return {
+        "two_over_one": rates[2] / rates[1],
+        "two_loops_over_one": loops[2] / loops[1],
+        "galaxies_per_second": rates,
+        "loops_galaxies_per_second": loops,
+    }
 
 
 def prepared(work: Path, case: str, name: str) -> Run:

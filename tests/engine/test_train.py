@@ -50,11 +50,15 @@ def test_two_workers_of_which_one_dies_tune_a_bundle_as_a_plain_loop(ray_local: 
     with killed_worker(tmp_path / "run") as killed:
         made = train(config())
     assert len(killed) == 1
+    unbroken = train(config(output="unbroken"))
     run = prepare(config(output="plain"))
     execute(LocalWorker.read(run), run)
 
-    history, expected = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("run", "plain"))
+    history, same, expected = (json.loads((tmp_path / n / "history.json").read_text()) for n in ("run", "unbroken", "plain"))
     assert [row["epoch"] for row in history] == list(range(1, 7))
+    assert [row["val_loss"] for row in history] == [row["val_loss"] for row in same]
+    for name, weights in unbroken.network.state_dict().items():
+        assert torch.equal(made.network.state_dict()[name], weights)
     # In float32 the order of sums shows after some epochs; tests/training/test_ddp.py is exact.
     for name in ("train_loss", "val_loss"):
         assert [row[name] for row in history][:4] == pytest.approx([row[name] for row in expected][:4], abs=5e-3)
@@ -120,7 +124,8 @@ def assert_tracked(run: Path, mlflow_uri: str, val_losses: list[float]) -> None:
     # An epoch that was told and lost comes twice, and is the same.
     assert list(dict(sorted(scalars(run / "tensorboard", "val_loss"))).values()) == pytest.approx(val_losses)
     client = MlflowClient(mlflow_uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("gampen_ray").experiment_id])
+    experiment = client.get_experiment_by_name("gampen_ray").experiment_id
+    (found,) = client.search_runs([experiment], filter_string=f"tags.output = '{run}'")
     assert found.data.params["optimizer.epochs"] == "6"
     assert found.info.status == "FINISHED"
     logged = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "val_loss")}
