@@ -43,7 +43,8 @@ from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.training.loop import Plan, make_optimizer
-from gampen_ray.training.run import HISTORY, Run, build_network, prepare, read_unit
+from gampen_ray.training.reading import read_unit
+from gampen_ray.training.run import HISTORY, Run, build_network, prepare
 
 GPU = DEVICE == "cuda"
 TARGETS = {"flux": TargetConfig(transform="log"), "width": TargetConfig(transform="log")}
@@ -152,7 +153,7 @@ def bare_loop(run: Run, threads: int) -> float:
     """Return galaxies/s of a loop over batches in memory."""
     torch.set_num_threads(threads)
     config = run.config.optimizer
-    rows = [read_unit(run, unit) for unit in run.splits["train"][:8]]
+    rows = [read_unit(run.targets, unit) for unit in run.splits["train"][:8]]
     x_NCHW = torch.from_numpy(np.concatenate([part.cutout_NCHW for part in rows])).to(DEVICE)
     y_ND = torch.from_numpy(np.concatenate([part.target_ND for part in rows])).to(DEVICE)
     network = build_network(run).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,6 +1,8 @@
-"""Ray Data behind a training worker: tasks anywhere in the cluster read chunks, which arrive in the order of need."""
+"""Ray Data behind a training worker: tasks anywhere in the cluster read chunks, which arrive in the order of need.
 
-import dataclasses
+The tasks import this module, and wait for what it imports.
+"""
+
 import functools
 import itertools
 import math
@@ -9,14 +11,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.data
 from ray.data import ExecutionResources
 
 from gampen_ray.data import shards
-from gampen_ray.training.batches import Rows, ahead
+from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.order import Chunk
-from gampen_ray.training.run import CHUNK_BYTES, Run, read_unit
+from gampen_ray.training.reading import CHUNK_BYTES, Rows, ahead, read_unit
 
 # Workers may hold all CPUs of a cluster; reading must go on beside them.
 _CPUS_PER_READ = 0
@@ -30,7 +31,7 @@ _WAITING_BLOCKS, _WAITING_BYTES = 8, 16 * CHUNK_BYTES
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
-def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
+def fed(info: shards.DatasetInfo, targets: TargetSchema, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
     Each worker has Ray Data executions of its own, one after another and over epochs: no worker waits for another's data.
@@ -38,8 +39,8 @@ def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, 
 
     Parameters
     ----------
-    run
-        What is trained.
+    info, targets
+        Of the dataset.
     chunks
         In the order of need.
     gpu
@@ -50,14 +51,14 @@ def fed(run: Run, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, 
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)
-    tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(run.info.image_shape)))
-    for block in ahead(_blocks(run, tasks, gpu=gpu), _WAITING_BLOCKS):
+    tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(info.image_shape)))
+    for block in ahead(_blocks(targets, tasks, gpu=gpu), _WAITING_BLOCKS):
         yield from _parts(block)
 
 
-def _blocks(run: Run, tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
+def _blocks(targets: TargetSchema, tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
     """Yield what each task read, in order."""
-    read = functools.partial(_read, run=ray.put(dataclasses.replace(run, splits={})))
+    read = functools.partial(_read, targets=targets)
     size = _TASKS_PER_GPU_EXECUTION if gpu else _TASKS_PER_CPU_EXECUTION
     while some := list(itertools.islice(tasks, size)):
         dataset = ray.data.from_items(
@@ -86,10 +87,9 @@ def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _read(tasks: pa.Table, *, run: ray.ObjectRef) -> pa.Table:
+def _read(tasks: pa.Table, *, targets: TargetSchema) -> pa.Table:
     chunks = [chunk for task in tasks["chunks"].to_pylist() for chunk in pickle.loads(task)]
-    read = functools.partial(read_unit, ray.get(run))
-    rows = Rows.concatenate([read(chunk.unit).take(chunk.rows) for chunk in chunks])
+    rows = Rows.concatenate([read_unit(targets, chunk.unit).take(chunk.rows) for chunk in chunks])
     num_rows = [chunk.stop - chunk.start for chunk in chunks]
     return pa.table(
         {

@@ -29,7 +29,8 @@ from gampen_ray.engine.session import told_in
 from gampen_ray.engine.trial import Data, run_trial
 from gampen_ray.progress import Progress
 from gampen_ray.training.ledger import Ended, Ledger
-from gampen_ray.training.run import Run, read_unit
+from gampen_ray.training.reading import read_unit
+from gampen_ray.training.run import Run
 from gampen_ray.training.search import SearchSpace
 from gampen_ray.training.trials import OBJECTIVES, PENALTY, Trial, heard
 
@@ -103,7 +104,7 @@ def _shared(run: Run) -> Data:
         )
         return {}
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return dict(zip(units, pool.map(lambda unit: ray.put(read_unit(run, unit)), units), strict=True))
+        return dict(zip(units, pool.map(lambda unit: ray.put(read_unit(run.targets, unit)), units), strict=True))
 
 
 def _scheduler(config: TuneConfig, ended: list[Ended]) -> ASHAScheduler:

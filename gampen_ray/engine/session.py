@@ -19,6 +19,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The default of 32 footer-reading processes is made for large clusters.
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    # Small machines: a process that has done its task stays for the next, which would start another and import all again.
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.

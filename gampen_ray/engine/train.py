@@ -161,9 +161,9 @@ class RayWorker:
 
     def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
-        return stream(
-            passes, self.orders, fed(self._run, chunks_of(passes, self.orders), gpu=self.device.type == "cuda"), self.device
-        )
+        chunks = chunks_of(passes, self.orders)
+        rows = fed(self._run.info, self._run.targets, chunks, gpu=self.device.type == "cuda")
+        return stream(passes, self.orders, rows, self.device)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all workers, in the order of their ranks."""

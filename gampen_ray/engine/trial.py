@@ -15,11 +15,11 @@ from gampen_ray.data.sources import Unit
 from gampen_ray.engine.resources import Workers
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
-from gampen_ray.training.batches import Rows
 from gampen_ray.training.ledger import Ledger
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import State
-from gampen_ray.training.run import BUNDLE, Run, execute, read_unit, with_config
+from gampen_ray.training.reading import Rows, read_unit
+from gampen_ray.training.run import BUNDLE, Run, execute, with_config
 from gampen_ray.training.search import SearchSpace
 from gampen_ray.training.tracking import Track, tracking
 from gampen_ray.training.trials import PENALTY, objectives
@@ -134,4 +134,4 @@ class TrialWorker(LocalWorker):
 
 def _read(run: Run, data: Data, unit: Unit) -> Rows:
     """Return the rows of a unit: from the object store without a copy, or from the dataset."""
-    return ray.get(data[unit]) if unit in data else read_unit(run, unit)
+    return ray.get(data[unit]) if unit in data else read_unit(run.targets, unit)

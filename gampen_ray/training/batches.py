@@ -3,54 +3,19 @@
 Shape legend: N galaxies, C bands, H x W pixels, D targets.
 """
 
-import contextlib
 import dataclasses
 import itertools
-import queue
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from gampen_ray.training.order import Chunk, Order
+from gampen_ray.training.reading import Rows, ahead
 
-T = TypeVar("T")
 # Batches that are ready before they are asked for.
 _AHEAD = 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Galaxies of a unit.
-
-    Parameters
-    ----------
-    object_id_N
-        Identifiers, integers or strings.
-    cutout_NCHW
-        Flux units, float32.
-    target_ND
-        Standardised targets, float32.
-    """
-
-    object_id_N: np.ndarray
-    cutout_NCHW: np.ndarray
-    target_ND: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.object_id_N)
-
-    def take(self, rows: np.ndarray | slice) -> "Rows":
-        """Return some of the rows."""
-        return Rows(**{name: values[rows] for name, values in vars(self).items()})
-
-    @staticmethod
-    def concatenate(parts: list["Rows"]) -> "Rows":
-        """Return the rows of all parts."""
-        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,40 +107,3 @@ def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], 
             position_N=torch.from_numpy(order.positions(step)),
             total=order.rows_per_batch,
         )
-
-
-def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """Yield the same items, up to ``count`` of them made by a thread before they are asked for; it raises what they raise."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None = None) -> None:
-        while not stopped.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put((item, error), timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stopped.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            assert item is not None
-            yield item
-    finally:
-        stopped.set()
-        thread.join()

@@ -23,7 +23,8 @@ from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.evaluation import negative_log_density
 from gampen_ray.settings import build, fields, to_dict
 from gampen_ray.training.loop import Worker
-from gampen_ray.training.run import Run, split_units, validation_posterior
+from gampen_ray.training.reading import split_units
+from gampen_ray.training.run import Run, validation_posterior
 from gampen_ray.training.trials import calibration_error
 
 SCAN = "scan.json"

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from gampen_ray.data.sources import Unit
-from gampen_ray.training.batches import Batch, Pass, Rows, chunks_of, stream
+from gampen_ray.training.batches import Batch, Pass, chunks_of, stream
 from gampen_ray.training.loop import State, T
 from gampen_ray.training.order import Order
-from gampen_ray.training.run import Run, read_unit
+from gampen_ray.training.reading import Rows, read_unit
+from gampen_ray.training.run import Run
 
 
 class LocalWorker:
@@ -46,7 +47,7 @@ class LocalWorker:
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
         """Return a worker for a run; what it has read once stays in memory."""
-        return cls(run.orders(), functools.cache(functools.partial(read_unit, run)))
+        return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""

@@ -17,7 +17,7 @@ from torch import nn
 from gampen_ray import storage
 from gampen_ray.config import NetworkConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.data.sources import Unit, dataset_units
+from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
@@ -30,17 +30,15 @@ from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.novelty import Novelty, features
 from gampen_ray.provenance import provenance
 from gampen_ray.settings import to_dict
-from gampen_ray.training.batches import Rows
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.loop import Plan, Worker, fit, one_pass
 from gampen_ray.training.order import Order
+from gampen_ray.training.reading import split_units
 
 BUNDLE, HISTORY = "bundle", "history.json"
 _SAMPLE_IMAGES = 2_000
 # Of each split and worker.
 _NOVELTY_IMAGES = 10_000
-# What is read at once: enough to make a shuffle of it worth while, little enough to keep 16 of them and some more in memory.
-_CHUNK_ROWS, CHUNK_BYTES = 1024, 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,12 +151,6 @@ def with_config(run: Run, config: TrainConfig) -> Run:
     return changed
 
 
-def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Unit, ...]:
-    """Return what of a split is read at once."""
-    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
-    return tuple(dataset_units(dataset, split, info, chunk_rows))
-
-
 def _first_shard(config: TrainConfig, info: shards.DatasetInfo) -> pa.Table:
     return shards.read_shard(shards.shard_uris(config.dataset, "train")[0], info=info)
 
@@ -224,24 +216,6 @@ def build_network(run: Run) -> Network:
     if run.start:
         start_from(network, load_bundle(run.start.uri), run.config.fine_tune)
     return network
-
-
-def read_unit(run: Run, unit: Unit) -> Rows:
-    """Return the galaxies of a unit as training takes them, in the order in which they are stored.
-
-    Raises
-    ------
-    UserError
-        For a damaged or missing shard.
-    """
-    columns = ["object_id", "image", *run.targets.names]
-    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop))
-    values_ND = np.stack([table[name].to_numpy() for name in run.targets.names], axis=1)
-    return Rows(
-        object_id_N=table["object_id"].to_numpy(),
-        cutout_NCHW=shards.images(table),
-        target_ND=run.targets.standardise(values_ND).astype(np.float32),
-    )
 
 
 def execute(worker: Worker, run: Run) -> Bundle | None:

@@ -13,10 +13,10 @@ from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.training.batches import Rows
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import Plan, evaluate, fit, one_pass
 from gampen_ray.training.order import Order
+from gampen_ray.training.reading import Rows
 from tests.networks import NETWORK, SIZE, TARGETS, galaxies
 
 TRAIN, VAL = galaxies(320, seed=1), galaxies(100, seed=2)

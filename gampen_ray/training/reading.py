@@ -1,0 +1,114 @@
+"""Reading a dataset for training. Needs no torch, so that a process that only reads is soon at work.
+
+Shape legend: N galaxies, C bands, H x W pixels, D targets.
+"""
+
+import contextlib
+import dataclasses
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from gampen_ray.data import shards
+from gampen_ray.data.sources import Unit, dataset_units
+from gampen_ray.model.targets import TargetSchema
+
+T = TypeVar("T")
+# What is read at once: enough to make a shuffle of it worth while, little enough to keep 16 of them and some more in memory.
+_CHUNK_ROWS, CHUNK_BYTES = 1024, 16 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Galaxies of a unit.
+
+    Parameters
+    ----------
+    object_id_N
+        Identifiers, integers or strings.
+    cutout_NCHW
+        Flux units, float32.
+    target_ND
+        Standardised targets, float32.
+    """
+
+    object_id_N: np.ndarray
+    cutout_NCHW: np.ndarray
+    target_ND: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.object_id_N)
+
+    def take(self, rows: np.ndarray | slice) -> "Rows":
+        """Return some of the rows."""
+        return Rows(**{name: values[rows] for name, values in vars(self).items()})
+
+    @staticmethod
+    def concatenate(parts: list["Rows"]) -> "Rows":
+        """Return the rows of all parts."""
+        return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Unit, ...]:
+    """Return what of a split is read at once."""
+    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
+    return tuple(dataset_units(dataset, split, info, chunk_rows))
+
+
+def read_unit(targets: TargetSchema, unit: Unit) -> Rows:
+    """Return the galaxies of a unit as training takes them, in the order in which they are stored.
+
+    Raises
+    ------
+    UserError
+        For a damaged or missing shard.
+    """
+    columns = ["object_id", "image", *targets.names]
+    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop))
+    values_ND = np.stack([table[name].to_numpy() for name in targets.names], axis=1)
+    return Rows(
+        object_id_N=table["object_id"].to_numpy(),
+        cutout_NCHW=shards.images(table),
+        target_ND=targets.standardise(values_ND).astype(np.float32),
+    )
+
+
+def ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """Yield the same items, up to ``count`` of them made by a thread before they are asked for; it raises what they raise."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put((item, error), timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
