@@ -95,7 +95,7 @@ class TuneConfig(TrainConfig):
     |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
     Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
     num_trials: int = pydantic.Field(default=16, ge=1)
-    """Trials at most."""
+    """Trials at most. The first is the config without the search, where the ranges hold its values."""
     hours: float = pydantic.Field(default=0.0, ge=0)
     """Time after which no new trial starts, hours; of an interrupted study the time in which trials ran counts. 0: no limit."""
     grace_epochs: int = pydantic.Field(default=2, ge=1)

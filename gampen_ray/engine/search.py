@@ -127,7 +127,7 @@ def _scheduler(config: TuneConfig, ended: list[Ended]) -> ASHAScheduler:
 
 
 class Search(OptunaSearch):
-    """Optuna's search, which writes down what it draws before a trial starts, and starts none once the time is over.
+    """Optuna's search, the config's own values first; notes what it draws before a trial starts; none starts after its time.
 
     Parameters
     ----------
@@ -162,6 +162,8 @@ class Search(OptunaSearch):
         self._end = time.time() + 3600 * config.hours - used if config.hours else math.inf
         known = {one.trial.number: one.trial for one in ended}
         assert self._ot_study is not None
+        if not begun and space.start:
+            self._ot_study.enqueue_trial(space.start)
         for number, values in begun.items():
             # In the order of their numbers, which are Optuna's own.
             if number in known:

@@ -7,11 +7,13 @@ import graphlib
 import json
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FixedTrial
 
 from gampen_ray.config import SearchRange, TrainConfig, TuneConfig, default_search
 from gampen_ray.errors import UserError
@@ -64,6 +66,18 @@ class SearchSpace:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of each field."""
         return {name: _distribution(name, range_) for name, range_ in self.ranges.items()}
+
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """The base's own values as Optuna's, None where one of them lies out of its range."""
+        trial = FixedTrial({name: _category(self._value(name, {})) for name in self.ranges})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                self(trial)
+            except (UserWarning, TypeError, ValueError):
+                return None
+        return trial.params
 
     def train_config(self, values: Mapping[str, Any], output: str) -> TrainConfig:
         """Return the config of a trial.

@@ -122,6 +122,7 @@ def test_search_goes_on_where_the_study_was_and_starts_no_trial_after_its_hours(
     search = Search(study, space, ledger, [], at_a_time=2)
     drawn = [search.suggest(name) for name in "abcd"]
     assert [one["number"] for one in drawn] == [0, 1, 2, 3]
+    assert drawn[0]["values"] == space.start
     ended = Trial(number=1, state="complete", epochs=4, seconds=7000.0, objectives={"val_loss": 0.5}, values=drawn[1]["values"])
     ledger.end(ended, [0.7, 0.5])
     again = Search(study, space, ledger, ledger.ended(), at_a_time=2)

@@ -115,6 +115,18 @@ def test_space_of_an_empty_search_is_the_default_and_asks_for_the_momentum_of_sg
     assert "optimizer.momentum" in drawn(SearchSpace.of(config("", optimizer={"name": "sgd"})), 1)[0]
 
 
+def test_a_search_starts_from_the_base_where_the_ranges_hold_it() -> None:
+    space = SearchSpace.of(config(""))
+    assert space.start is not None
+    assert space.start["network.backbone.plan"] == '[24, 48, "M", 64, 64, "M", 128]'
+    assert space.train_config(space.start, "o") == dataclasses.replace(space.base, output="o")
+    # Drawn under sgd alone.
+    assert "optimizer.momentum" not in space.start
+    for ranges in ("dropout_rate = { low = 0.1, high = 0.2 }", 'plan = { choices = [[8, "M"], [16, "M"]] }'):
+        assert SearchSpace.of(config(f"[search.network.backbone]\n{ranges}")).start is None
+    assert SearchSpace.of(config("[search.optimizer]\nsync_batch_norm = { choices = [true, false] }")).start is None
+
+
 def test_fine_tuning_searches_what_the_bundle_leaves_open() -> None:
     base = dataclasses.replace(config(""), fine_tune=FineTuneConfig(bundle="b"))
     space = SearchSpace.of(base)
