@@ -1,0 +1,167 @@
+"""A Ray cluster of several nodes on this machine, for trying every job as on a real one.
+
+python cluster/local.py up [--workers 2] [--cpus 1]     a head without CPUs, and nodes that work
+eval "$(python cluster/local.py env)"                   this shell speaks to it: `ray job submit`, `gampen-ray`, `ray status`
+python cluster/local.py down
+"""
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+# Short: Ray puts sockets below it, whose paths may have 107 bytes.
+_FOLDER = Path(tempfile.gettempdir()) / f"gampen-ray-{os.getuid()}"
+_START_SECONDS, _STOP_SECONDS = 60, 20
+_OBJECT_STORE_BYTES = 200 << 20
+
+
+def main() -> int:
+    """Start or stop the cluster, or tell how to speak to it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["up", "env", "down"])
+    parser.add_argument("--workers", type=int, default=2, help="nodes beside the head [2]")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs of each, as Ray counts them [1]")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help=f"holds token, logs and process ids [{_FOLDER}]")
+    options = parser.parse_args()
+    cluster = Cluster(options.folder)
+    try:
+        if options.action == "up":
+            cluster.up(options.workers, options.cpus)
+        if options.action != "down":
+            sys.stdout.write("".join(f"export {name}={value}\n" for name, value in cluster.environment().items()))
+        else:
+            cluster.down()
+    except ClusterError as error:
+        sys.stderr.write(f"local.py: error: {error}\n")
+        return 2
+    return 0
+
+
+class ClusterError(Exception):
+    """What the user is told."""
+
+
+class Cluster:
+    """Nodes as processes of their own, in a folder with a token that this user alone can read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._state, self._token = folder, folder / "cluster.json", folder / "token"
+
+    def up(self, num_workers: int, cpus: int) -> None:
+        """Start the head, then the others, and wait until all are there."""
+        if self._state.exists():
+            raise ClusterError(f"{self._folder} holds a cluster; `down` first, or another --folder")
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._token.touch(mode=0o600)
+        self._token.write_text(secrets.token_hex(32))
+        gcs, dashboard = _free_ports(2)
+        state = {"gcs": f"127.0.0.1:{gcs}", "dashboard": f"http://127.0.0.1:{dashboard}", "nodes": {}}
+        self._write(state)
+        head = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=0"]
+        head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        self._start("head", head, state)
+        self._wait(state, nodes=1)
+        for number in range(1, num_workers + 1):
+            node = [f"--address={state['gcs']}", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}"]
+            self._start(f"node{number}", node, state)
+        self._wait(state, nodes=1 + num_workers)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which programs find the cluster, and are let in."""
+        state = self._read()
+        return {
+            "RAY_ADDRESS": state["gcs"],
+            "RAY_API_SERVER_ADDRESS": state["dashboard"],
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token),
+        }
+
+    def down(self) -> None:
+        """End the nodes, the head last; processes that are not this cluster's are left alone."""
+        state = self._read()
+        for name in reversed(state["nodes"]):
+            pid = state["nodes"][name]
+            if str(self._folder / name) not in _command(pid):
+                continue
+            os.kill(pid, signal.SIGTERM)
+            end = time.monotonic() + _STOP_SECONDS
+            while _command(pid) and time.monotonic() < end:
+                time.sleep(0.2)
+        self._state.unlink()
+        self._token.unlink()
+
+    def _start(self, name: str, options: list[str], state: dict) -> None:
+        agent, metrics, environments = _free_ports(3)
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+        command += [f"--temp-dir={self._folder / name}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
+        command += [f"--runtime-env-agent-port={environments}"]
+        environment = os.environ | self.environment()
+        del environment["RAY_ADDRESS"]
+        # A job's `python` is this one.
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        with (self._folder / f"{name}.log").open("w") as log:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        state["nodes"][name] = process.pid
+        self._write(state)
+
+    def _wait(self, state: dict, nodes: int) -> None:
+        request = urllib.request.Request(f"{state['dashboard']}/nodes?view=summary")
+        request.add_header("Authorization", f"Bearer {self._token.read_text()}")
+        end = time.monotonic() + _START_SECONDS
+        while time.monotonic() < end:
+            time.sleep(0.5)
+            for name, pid in state["nodes"].items():
+                if not _command(pid):
+                    raise ClusterError(f"{name} did not start; see {self._folder / name}.log, and `down` ends the others")
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    summary = json.load(answer)["data"]["summary"]
+            except (urllib.error.URLError, TimeoutError, ConnectionError):
+                continue
+            if sum(node["raylet"].get("state") == "ALIVE" for node in summary) >= nodes:
+                return
+        raise ClusterError(
+            f"some nodes are missing after {_START_SECONDS} s; see the logs in {self._folder}, and `down` ends all"
+        )
+
+    def _read(self) -> dict:
+        if not self._state.exists():
+            raise ClusterError(f"{self._folder} holds no cluster; `up` starts one")
+        return json.loads(self._state.read_text())
+
+    def _write(self, state: dict) -> None:
+        self._state.write_text(json.dumps(state))
+
+
+def _command(pid: int) -> str:
+    """Return a process's command line, empty if it has ended."""
+    told = subprocess.run(["ps", "-o", "stat=,args=", "-ww", "-p", str(pid)], capture_output=True, text=True).stdout
+    return "" if told.startswith("Z") else told
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
