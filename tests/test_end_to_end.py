@@ -147,11 +147,12 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, stop: signal.Signals) -> None:
     with driver("simulate", f"--output={tmp_path}/d", "--num-galaxies=100000", "--galaxies-per-shard=50") as (process, mark):
         wait_for(process, "0 galaxies, ")
         assert len(marked(mark)) > 3
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         assert process.stderr is not None
         rest = process.stderr.read()
         assert process.wait(60) == 1

@@ -153,6 +153,7 @@ def default_search(config: TuneConfig) -> dict[str, SearchRange]:
         return {DROPOUT_RATE: rate}
     optimizer = {
         "optimizer.learning_rate": SearchRange(low=3e-4, high=1e-2, log=True),
+        "optimizer.batch_size": SearchRange(choices=(32, 64, 128)),
         "optimizer.weight_decay": SearchRange(low=1e-6, high=1e-2, log=True),
         "optimizer.momentum": SearchRange(low=0.8, high=0.99, when={"optimizer.name": "sgd"}),
     }

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +48,7 @@ def ray_session() -> Iterator[None]:
     """Connect to Ray, and leave nothing behind.
 
     A connection that is already there is used and kept. Inside a job or with ``RAY_ADDRESS`` set, that cluster is used. Else a
-    local Ray is started, and stopped at the end, also after an error or Ctrl-C.
+    local Ray is started, and stopped at the end, also after an error, Ctrl-C, or SIGTERM, which is how clusters end a job.
 
     Raises
     ------
@@ -57,7 +59,8 @@ def ray_session() -> Iterator[None]:
     if started:
         _start()
     try:
-        yield
+        with _sigterm_as_ctrl_c():
+            yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         if told := told_in(str(error)):
             raise told from None
@@ -97,6 +100,19 @@ def _start() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # None: Ray's C++, which would print where it was and end the process.
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,292 @@
+"""The templates in cluster/: Ray's and KubeRay's schemas, and rules of our own."""
+
+import copy
+import re
+import shlex
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from gampen_ray import cli
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ROOT / "cluster"
+CRDS = ROOT.parent / "shared" / "kuberay"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
+LAUNCHER = ["aws", "gcp"]
+JOBS = ["train", "tune", "infer"]
+MAX_IDLE_MINUTES = 10
+# Of KubeRay's CRDs (ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of v1.6, Apache 2.0): what our manifests use of them.
+GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+CLUSTER_SPEC = {
+    "type": "object",
+    "required": ["rayVersion", "headGroupSpec", "workerGroupSpecs"],
+    "additionalProperties": False,
+    "properties": {
+        "rayVersion": {"type": "string"},
+        "enableInTreeAutoscaling": {"type": "boolean"},
+        "authOptions": {"properties": {"mode": {"enum": ["disabled", "token"]}}, "additionalProperties": False},
+        "autoscalerOptions": {
+            "properties": {
+                "version": {"enum": ["v1", "v2"]},
+                "idleTimeoutSeconds": {"type": "integer"},
+                "upscalingMode": {"enum": ["Default", "Aggressive", "Conservative"]},
+            },
+            "additionalProperties": False,
+        },
+        "headGroupSpec": {
+            "required": ["template"],
+            "properties": {
+                "serviceType": {"type": "string"},
+                "rayStartParams": {"type": "object"},
+                "template": {"type": "object"},
+            },
+            "additionalProperties": False,
+        },
+        "workerGroupSpecs": {
+            "type": "array",
+            "items": {
+                "required": ["groupName", "minReplicas", "maxReplicas", "template"],
+                "properties": {name: {} for name in GROUP}
+                | {name: {"type": "integer"} for name in ("replicas", "minReplicas", "maxReplicas")},
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+JOB_SPEC = {
+    "type": "object",
+    "required": ["entrypoint"],
+    "additionalProperties": False,
+    "properties": {
+        "entrypoint": {"type": "string"},
+        "clusterSelector": {"type": "object", "additionalProperties": {"type": "string"}},
+        **{name: {"type": "integer"} for name in ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished")},
+    },
+}
+
+
+def launcher(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / "kuberay" / f"{name}.yaml").read_text())
+
+
+def crd(kind: str) -> dict[str, Any]:
+    """Return the schema of a custom resource, which refuses what it does not know."""
+    versions = yaml.load((CRDS / f"ray.io_{kind}.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    schema = next(one for one in versions["spec"]["versions"] if one["name"] == "v1")["schema"]["openAPIV3Schema"]
+
+    def strict(node: Any) -> None:
+        for part in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            strict(part)
+        if isinstance(node, dict) and node.get("x-kubernetes-int-or-string"):
+            node.pop("type", None)
+            node["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+        elif isinstance(node, dict) and node.get("type") == "object" and "properties" in node:
+            node.setdefault("additionalProperties", False)
+
+    strict(schema)
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+def texts(node: Any) -> list[str]:
+    """Return all strings in a document."""
+    if isinstance(node, dict):
+        return [text for key, value in node.items() for text in (*texts(key), *texts(value))]
+    if isinstance(node, list):
+        return [text for value in node for text in texts(value)]
+    return [node] if isinstance(node, str) else []
+
+
+def common_problems(document: dict[str, Any], images: list[str]) -> set[str]:
+    """Return which rules that hold for every template are broken."""
+    words = " ".join(texts(document))
+    found = set()
+    if not images or any(image.rpartition(":")[2] != VERSION for image in images):
+        found.add("version")
+    if "0.0.0.0" in words or "::/0" in words:
+        found.add("closed ports")
+    if re.search(
+        r"AKIA[0-9A-Z]{16}|secret_access_key|BEGIN [A-Z ]*PRIVATE KEY|RAY_AUTH_TOKEN=|ghp_\w{36}", words, re.IGNORECASE
+    ):
+        found.add("no secret")
+    return found
+
+
+def launcher_problems(config: dict[str, Any]) -> set[str]:
+    """Return which of our rules a template for `ray up` breaks."""
+    docker = config["docker"]
+    found = common_problems(config, [docker["image"]])
+    kinds = config["available_node_types"]
+    if any(kind["min_workers"] for kind in kinds.values() if kind["resources"].get("GPU")):
+        found.add("no GPU node at rest")
+    if not 0 < config.get("idle_timeout_minutes", 0) <= MAX_IDLE_MINUTES:
+        found.add("idle timeout")
+    if "--env RAY_AUTH_MODE=token" not in docker["run_options"]:
+        found.add("token")
+    head_start = " ".join(config["head_start_ray_commands"])
+    own_network = {"aws": "SecurityGroupIds", "gcp": "networkInterfaces"}[config["provider"]["type"]]
+    if "--dashboard-host=127.0.0.1" not in head_start or any(own_network not in kind["node_config"] for kind in kinds.values()):
+        found.add("closed ports")
+    role = {"aws": "IamInstanceProfile", "gcp": "serviceAccounts"}[config["provider"]["type"]]
+    if any(role not in kind["node_config"] for kind in kinds.values()):
+        found.add("role")
+    return found
+
+
+def cluster_problems(document: dict[str, Any]) -> set[str]:
+    """Return which of our rules a RayCluster breaks."""
+    spec = document["spec"]
+    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    containers = [one for group in groups for one in group["template"]["spec"]["containers"]]
+    found = common_problems(document, [one["image"] for one in containers])
+    if spec["rayVersion"] != RAY:
+        found.add("version")
+    gpus = [
+        group
+        for group in spec["workerGroupSpecs"]
+        if any("nvidia.com/gpu" in one["resources"]["limits"] for one in group["template"]["spec"]["containers"])
+    ]
+    if not gpus or any(group["minReplicas"] or group["replicas"] for group in gpus):
+        found.add("no GPU node at rest")
+    options = spec.get("autoscalerOptions", {})
+    if not 0 < options.get("idleTimeoutSeconds", 0) <= 60 * MAX_IDLE_MINUTES:
+        found.add("idle timeout")
+    if not spec.get("enableInTreeAutoscaling") or options.get("version") != "v2":
+        found.add("autoscaler")
+    if spec.get("authOptions", {}).get("mode") != "token":
+        found.add("token")
+    if spec["headGroupSpec"].get("serviceType", "ClusterIP") != "ClusterIP":
+        found.add("closed ports")
+    if any("serviceAccountName" not in group["template"]["spec"] for group in groups):
+        found.add("role")
+    return found
+
+
+def broken(document: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    document = copy.deepcopy(document)
+    change(document)
+    return document
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_launcher_templates_follow_rays_schema_and_our_rules(name: str) -> None:
+    validate_config(prepare_config(launcher(name)))
+    assert launcher_problems(launcher(name)) == set()
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_rays_schema_is_asked(name: str) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(prepare_config(launcher(name) | {"idle_timeout_minute": 5}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("version", lambda c: c["docker"].update(image="x/gampen-ray:latest")),
+        ("version", lambda c: c["docker"].update(image="x/gampen-ray:0.0.9")),
+        ("no GPU node at rest", lambda c: c["available_node_types"]["gpu"].update(min_workers=1)),
+        ("idle timeout", lambda c: c.pop("idle_timeout_minutes")),
+        ("idle timeout", lambda c: c.update(idle_timeout_minutes=60)),
+        ("token", lambda c: c["docker"]["run_options"].remove("--env RAY_AUTH_MODE=token")),
+        ("closed ports", lambda c: c["head_start_ray_commands"].append("ray start --head --dashboard-host=0.0.0.0")),
+        ("closed ports", lambda c: c.update(head_start_ray_commands=["ray start --head"])),
+        (
+            "role",
+            lambda c: [
+                c["available_node_types"]["cpu"]["node_config"].pop(n, 0) for n in ("IamInstanceProfile", "serviceAccounts")
+            ],
+        ),
+        ("no secret", lambda c: c.update(initialization_commands=["export AWS_SECRET_ACCESS_KEY=abc"])),
+        ("no secret", lambda c: c["docker"]["run_options"].append("--env RAY_AUTH_TOKEN=abc")),
+    ],
+)
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_a_launcher_template_that_breaks_a_rule_is_found(name: str, rule: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    assert launcher_problems(broken(launcher(name), change)) == {rule}
+
+
+def test_manifests_follow_our_rules_and_what_we_use_of_kuberays_schema() -> None:
+    jsonschema.validate(manifest("raycluster")["spec"], CLUSTER_SPEC)
+    assert cluster_problems(manifest("raycluster")) == set()
+    for name in JOBS:
+        jsonschema.validate(manifest(name)["spec"], JOB_SPEC)
+        assert common_problems(manifest(name), [f"gampen-ray:{VERSION}"]) == set()
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken(manifest("raycluster"), lambda c: c["spec"].update(rayversion="2"))["spec"], CLUSTER_SPEC)
+
+
+@pytest.mark.skipif(not CRDS.exists(), reason="needs KubeRay's CRDs in ../shared/kuberay")
+def test_manifests_follow_kuberays_schema() -> None:
+    clusters, jobs = crd("rayclusters"), crd("rayjobs")
+    jsonschema.validate(manifest("raycluster"), clusters)
+    for name in JOBS:
+        jsonschema.validate(manifest(name), jobs)
+    wrong = broken(manifest("raycluster"), lambda c: c["spec"]["workerGroupSpecs"][0].update(maxReplica=3))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, clusters)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken(manifest("train"), lambda c: c["spec"].update(backofLimit=1)), jobs)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ("version", lambda s: s.update(rayVersion="2.59.0")),
+        ("version", lambda s: s["headGroupSpec"]["template"]["spec"]["containers"][0].update(image="gampen-ray:latest")),
+        ("no GPU node at rest", lambda s: s["workerGroupSpecs"][1].update(minReplicas=1)),
+        ("idle timeout", lambda s: s["autoscalerOptions"].pop("idleTimeoutSeconds")),
+        ("autoscaler", lambda s: s["autoscalerOptions"].update(version="v1")),
+        ("token", lambda s: s.pop("authOptions")),
+        ("closed ports", lambda s: s["headGroupSpec"].update(serviceType="LoadBalancer")),
+        ("closed ports", lambda s: s["headGroupSpec"]["rayStartParams"].update({"dashboard-host": "0.0.0.0"})),
+        ("role", lambda s: s["workerGroupSpecs"][0]["template"]["spec"].pop("serviceAccountName")),
+        ("no secret", lambda s: s["headGroupSpec"]["rayStartParams"].update(x="AKIA0123456789ABCDEF")),
+    ],
+)
+def test_a_cluster_manifest_that_breaks_a_rule_is_found(rule: str, change: Callable[[dict[str, Any]], Any]) -> None:
+    assert cluster_problems(broken(manifest("raycluster"), lambda c: change(c["spec"]))) == {rule}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_jobs_run_on_the_cluster_beside_them_and_the_program_takes_their_arguments(name: str) -> None:
+    spec = manifest(name)["spec"]
+    assert spec["clusterSelector"]["ray.io/cluster"] == manifest("raycluster")["metadata"]["name"]
+    program, *arguments = shlex.split(spec["entrypoint"])
+    assert (program, arguments[0]) == ("gampen-ray", name)
+    cli.parse(arguments)
+
+
+def test_every_template_says_in_three_comments_what_to_change() -> None:
+    files = [*CLUSTER.glob("*.yaml"), *CLUSTER.glob("kuberay/*.yaml"), CLUSTER / "Dockerfile", CLUSTER / "slurm.sh"]
+    assert len(files) == 8
+    for path in files:
+        assert len(re.findall(r"^# Change: [123]\. ", path.read_text(), re.MULTILINE)) == 3, path
+
+
+def test_image_is_pinned_and_installs_what_constraints_say() -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
+    assert f"gampen-ray:{VERSION} " in text
+    assert all("-c constraints.txt" in line for line in text.splitlines() if "pip install" in line)
+
+
+def test_slurm_script_is_bash_and_lets_nobody_else_in() -> None:
+    script = CLUSTER / "slurm.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    text = script.read_text()
+    assert "RAY_AUTH_MODE=token" in text
+    assert "umask 077" in text
