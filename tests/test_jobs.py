@@ -1,0 +1,177 @@
+"""`ray job submit` against a real cluster of several nodes on this machine, as a user gives the commands."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
+
+from gampen_ray.cli import VERBS
+from gampen_ray.settings import to_toml
+from tests.networks import bundle, dataset, galaxies, train_config
+
+ROOT = Path(__file__).parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+JOBS = ["simulate", "ingest", "train", "tune", "infer", "evaluate"]
+JOB_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """Variables for speaking to a head and two nodes of one CPU each."""
+    # Sockets below it have paths of 107 bytes at most.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder, running_cluster(Path(folder)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path) -> Iterator[dict[str, str]]:
+    program = [sys.executable, str(ROOT / "cluster" / "local.py")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    try:
+        up = subprocess.run([*program, "up", "--folder", folder], env=environment, capture_output=True, text=True, check=True)
+        yield environment | dict(re.findall(r"^export (\w+)=(.*)$", up.stdout, re.MULTILINE))
+    finally:
+        subprocess.run([*program, "down", "--folder", folder], check=True)
+
+
+def submit(
+    cluster: dict[str, str], verb: str, *arguments: str, wait: bool = True, name: str = ""
+) -> subprocess.CompletedProcess:
+    """Give the command of the README."""
+    command = [RAY, "job", "submit", "--working-dir", str(ROOT), *([] if wait else ["--no-wait"])]
+    command += ["--submission-id", name] if name else []
+    command += ["--", "python", f"jobs/{verb}.py", *arguments]
+    return subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
+
+
+def answer(cluster: dict[str, str], path: str, token: str | None) -> int:
+    """Return the status with which the job server answers."""
+    request = urllib.request.Request(cluster["RAY_API_SERVER_ADDRESS"] + path)
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.parametrize("verb", JOBS)
+def test_a_job_is_its_verb(verb: str) -> None:
+    path = ROOT / "jobs" / f"{verb}.py"
+    assert len(path.read_text().splitlines()) < 40
+    assert verb in VERBS
+    shown = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"gampen-ray {verb}" in shown
+    # Exit code and message of the verb.
+    wrong = subprocess.run([sys.executable, path, "--nonsense", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("gampen-ray: error: ")
+
+
+def test_what_is_shipped_holds_no_secret_and_no_data(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        if (ROOT / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    outside = [".env", ".env.local", "key.pem", "aws-credentials.json", ".aws/config", ".ray/auth_token", ".venv/bin/python"]
+    outside += ["data/split=train/part-0.parquet", "demo/run.json", "cutouts/1.fits", "model.safetensors", ".git/config"]
+    for name in outside:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("SECRET")
+    create_package(str(tree), tmp_path / "package.zip", True, excludes=get_runtime_env_default_excludes())
+    with zipfile.ZipFile(tmp_path / "package.zip") as package:
+        shipped = {name for name in package.namelist() if not name.endswith("/")}
+        assert sum(one.file_size for one in package.infolist()) < 4 << 20
+    assert shipped.isdisjoint(outside)
+    assert {"jobs/train.py", "jobs/configs/tune.toml", "gampen_ray/cli.py", "pyproject.toml"} <= shipped
+    assert not [name for name in shipped if name.startswith(("tests/", "benchmarks/"))]
+
+
+@pytest.mark.cluster
+def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, str], tmp_path: Path) -> None:
+    def runs(verb: str, *arguments: str) -> str:
+        done = submit(cluster, verb, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "succeeded" in done.stdout + done.stderr
+        # A token belongs into no log.
+        assert Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text() not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    runs("simulate", f"--output={tmp_path}/simulated", "--num-galaxies=40", "--galaxies-per-shard=20")
+    assert (tmp_path / "simulated" / "dataset.json").exists()
+    dataset(data, {"train": 200, "val": 50, "test": 50})
+    (tmp_path / "train.toml").write_text(to_toml(train_config(data, run, epochs=1)))
+    assert "wrote" in runs("train", str(tmp_path / "train.toml"))
+    assert "infer: " in runs("infer", f"--bundle={run}", f"--dataset={data}", "--split=test", f"--output={tmp_path}/catalog")
+    assert pq.read_table(tmp_path / "catalog" / "catalog").num_rows == 50
+    runs("evaluate", f"--catalog={tmp_path}/catalog", f"--output={tmp_path}/evaluation")
+    study = ["--num-trials=2", f"--output={tmp_path}/study", "--grace-epochs=1"]
+    search = '{"optimizer.learning_rate" = {low = 1e-3, high = 1e-2}}'
+    runs("tune", str(tmp_path / "train.toml"), *study, f"--search={search}")
+    assert (tmp_path / "study" / "best.toml").exists()
+    cutouts = tmp_path / "cutouts"
+    cutouts.mkdir()
+    for i, image in enumerate(galaxies(8)["image"]):
+        fits.writeto(cutouts / f"{i}.fits", image[0])
+    runs("ingest", f"--images={cutouts}", f"--output={tmp_path}/ingested", "--bands=r")
+    assert json.loads((tmp_path / "ingested" / "dataset.json").read_text())["num_rows"] == {"all": 8}
+    refused = submit(cluster, "infer", f"--bundle={tmp_path}/none", f"--dataset={data}", f"--output={tmp_path}/o")
+    assert refused.returncode != 0
+    assert "gampen-ray: error: " in refused.stdout + refused.stderr
+
+
+@pytest.mark.cluster
+def test_nobody_comes_in_without_the_token(cluster: dict[str, str]) -> None:
+    token = Path(cluster["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o077 == 0
+    assert answer(cluster, "/api/jobs/", token.read_text()) == 200
+    assert answer(cluster, "/api/jobs/", None) == 401
+    assert answer(cluster, "/api/jobs/", "wrong") == 403
+    assert cluster["RAY_API_SERVER_ADDRESS"].startswith("http://127.0.0.1:")
+    stranger = {name: value for name, value in cluster.items() if name != "RAY_AUTH_TOKEN_PATH"} | {"RAY_AUTH_TOKEN": "wrong"}
+    refused = submit(stranger, "simulate", "--help")
+    assert refused.returncode != 0
+    assert "Invalid authentication token" in refused.stderr
+
+
+@pytest.mark.cluster
+def test_a_stopped_inference_goes_on_when_it_is_submitted_again(cluster: dict[str, str], tmp_path: Path) -> None:
+    data, model, output = str(tmp_path / "data"), str(tmp_path / "model"), tmp_path / "catalog"
+    dataset(data, {"all": 3000})
+    bundle().save(model)
+    arguments = [f"--bundle={model}", f"--dataset={data}", f"--output={output}", "--galaxies-per-file=50", "--num-passes=200"]
+    started = submit(cluster, "infer", *arguments, wait=False, name="stopped-half-way")
+    assert started.returncode == 0, started.stderr
+    end = time.monotonic() + JOB_SECONDS
+    while len(list((output / "catalog").glob("*.parquet"))) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    stop = subprocess.run([RAY, "job", "stop", "stopped-half-way"], env=cluster, capture_output=True, text=True, check=True)
+    assert "was stopped" in stop.stdout + stop.stderr
+    written = {path: path.stat().st_mtime_ns for path in (output / "catalog").glob("*.parquet")}
+    assert 2 <= len(written) < 60
+    assert not (output / "manifest.json").exists()
+    again = submit(cluster, "infer", *arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert pq.read_table(output / "catalog").num_rows == 3000
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
+    assert json.loads((output / "manifest.json").read_text())["num_galaxies"] == 3000
