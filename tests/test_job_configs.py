@@ -65,9 +65,20 @@ def test_fine_tuning_takes_over_all_that_the_bundle_brings() -> None:
     assert config.fine_tune.learning_rate_decay < 1
 
 
+def study(name: str) -> TuneConfig:
+    return settings.build(
+        TuneConfig, settings.load_toml((FOLDER / f"{name}.toml").read_bytes(), name) | {"dataset": "d", "output": "o"}
+    )
+
+
+def test_a_quick_search_holds_the_config_it_starts_from() -> None:
+    quick = study("tune_quick")
+    assert set(quick.search) < set(default_search(quick))
+    assert SearchSpace.of(quick).start is not None
+
+
 def test_tuning_writes_out_the_default_search() -> None:
-    values = settings.load_toml((FOLDER / "tune.toml").read_bytes(), "tune.toml") | {"dataset": "d", "output": "o"}
-    config = settings.build(TuneConfig, values)
+    config = study("tune")
     assert config.search == default_search(config)
     assert config == TuneConfig(dataset="d", output="o", search=config.search)
     assert SearchSpace.of(config) == SearchSpace.of(TuneConfig(dataset="d", output="o"))
