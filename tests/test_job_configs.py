@@ -30,7 +30,7 @@ def load(name: str) -> TrainConfig:
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PUBLISHED, "fine_tune", "tune"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PUBLISHED, "fine_tune", "tune", "tune_quick"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
