@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test kill lint setup clean
+.PHONY: demo test kill cluster lint setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -21,6 +21,10 @@ test: setup
 # Kills a driver, an actor and a node of an inference, a worker and the driver of a training, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup
 	$(BIN)/python -m pytest -m kill $(ARGS)
+
+# Submits every job to a cluster of three nodes on this machine.
+cluster: setup
+	$(BIN)/python -m pytest -m cluster $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -147,7 +147,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.kill)])
 def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, stop: signal.Signals) -> None:
     with driver("simulate", f"--output={tmp_path}/d", "--num-galaxies=100000", "--galaxies-per-shard=50") as (process, mark):
         wait_for(process, "0 galaxies, ")
