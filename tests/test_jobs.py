@@ -122,7 +122,8 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
     dataset(data, {"train": 200, "val": 50, "test": 50})
     (tmp_path / "train.toml").write_text(to_toml(train_config(data, run, epochs=1)))
     assert "wrote" in runs("train", str(tmp_path / "train.toml"))
-    assert "infer: " in runs("infer", f"--bundle={run}", f"--dataset={data}", "--split=test", f"--output={tmp_path}/catalog")
+    infer = [f"--bundle={run}", f"--dataset={data}", "--split=test", f"--output={tmp_path}/catalog", "--posterior=mixture"]
+    assert "infer: " in runs("infer", *infer)
     assert pq.read_table(tmp_path / "catalog" / "catalog").num_rows == 50
     runs("evaluate", f"--catalog={tmp_path}/catalog", f"--output={tmp_path}/evaluation")
     study = ["--num-trials=2", f"--output={tmp_path}/study", "--grace-epochs=1"]
