@@ -55,13 +55,19 @@ class Cluster:
     """Nodes as processes of their own, in a folder with a token that this user alone can read."""
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.absolute()
         self._folder, self._state, self._token = folder, folder / "cluster.json", folder / "token"
 
     def up(self, num_workers: int, cpus: int) -> None:
         """Start the head, then the others, and wait until all are there."""
         if self._state.exists():
             raise ClusterError(f"{self._folder} holds a cluster; `down` first, or another --folder")
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.chmod(0o700)
+        except PermissionError:
+            raise ClusterError(f"{self._folder} belongs to somebody else; give another --folder") from None
+        self._token.unlink(missing_ok=True)
         self._token.touch(mode=0o600)
         self._token.write_text(secrets.token_hex(32))
         gcs, dashboard = _free_ports(2)

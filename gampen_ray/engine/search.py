@@ -162,8 +162,8 @@ class Search(OptunaSearch):
         self._end = time.time() + 3600 * config.hours - used if config.hours else math.inf
         known = {one.trial.number: one.trial for one in ended}
         assert self._ot_study is not None
-        if not begun and space.start:
-            self._ot_study.enqueue_trial(space.start)
+        if not begun and (start := space.start):
+            self._ot_study.enqueue_trial(start)
         for number, values in begun.items():
             # In the order of their numbers, which are Optuna's own.
             if number in known:
