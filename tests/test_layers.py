@@ -70,3 +70,9 @@ def _imports(source: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("gampen_ray.")}
     return found
+
+
+def test_processes_that_read_for_training_import_no_torch() -> None:
+    program = "import sys, gampen_ray.engine.feed; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
