@@ -43,11 +43,22 @@ def faulty_proxy(environment: dict[str, str], fault: str, count: int | None) -> 
                     client = stack.enter_context(listener.accept()[0])
                     connections.append(next(fates, "through"))
                     arguments = (client, (host, int(port)), connections[-1])
-                    threading.Thread(target=_serve, args=arguments, daemon=True).start()
+                    serving = threading.Thread(target=_serve, args=arguments, daemon=True)
+                    serving.start()
+                    stack.callback(_end, client, serving)
 
-        threading.Thread(target=accept, daemon=True).start()
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
         yield environment | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{listener.getsockname()[1]}"}, connections
         listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+
+
+def _end(client: socket.socket, serving: threading.Thread) -> None:
+    # Closed under a thread that waits for it, a socket would be an error there.
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
+    serving.join()
 
 
 def _serve(client: socket.socket, server: tuple[str, int], fate: str) -> None:
