@@ -1,14 +1,11 @@
 """`ray job submit` against a real cluster of several nodes on this machine, as a user gives the commands."""
 
-import contextlib
 import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -23,41 +20,18 @@ from ray._private.runtime_env.packaging import create_package
 
 from gampen_ray.cli import VERBS
 from gampen_ray.settings import to_toml
+from gampen_ray.storage import read_json
+from tests.clusters import JOB_SECONDS, RAY, ROOT, ended, log, raylets, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, galaxies, train_config
 
-ROOT = Path(__file__).parents[1]
-RAY = str(Path(sys.executable).parent / "ray")
 JOBS = ["simulate", "ingest", "train", "tune", "infer", "evaluate"]
-JOB_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
     """Variables for speaking to a head and two nodes of one CPU each."""
-    # Sockets below it have paths of 107 bytes at most.
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder, running_cluster(Path(folder)) as found:
+    with running_cluster() as found:
         yield found
-
-
-@contextlib.contextmanager
-def running_cluster(folder: Path) -> Iterator[dict[str, str]]:
-    program = [sys.executable, str(ROOT / "cluster" / "local.py")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    try:
-        up = subprocess.run([*program, "up", "--folder", folder], env=environment, capture_output=True, text=True, check=True)
-        yield environment | dict(re.findall(r"^export (\w+)=(.*)$", up.stdout, re.MULTILINE))
-    finally:
-        subprocess.run([*program, "down", "--folder", folder], check=True)
-
-
-def submit(
-    cluster: dict[str, str], verb: str, *arguments: str, wait: bool = True, name: str = ""
-) -> subprocess.CompletedProcess:
-    """Give the command of the README."""
-    command = [RAY, "job", "submit", "--working-dir", str(ROOT), *([] if wait else ["--no-wait"])]
-    command += ["--submission-id", name] if name else []
-    command += ["--", "python", f"jobs/{verb}.py", *arguments]
-    return subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
 
 
 def answer(cluster: dict[str, str], path: str, token: str | None) -> int:
@@ -163,9 +137,7 @@ def test_a_stopped_inference_goes_on_when_it_is_submitted_again(cluster: dict[st
     arguments = [f"--bundle={model}", f"--dataset={data}", f"--output={output}", "--galaxies-per-file=50", "--num-passes=200"]
     started = submit(cluster, "infer", *arguments, wait=False, name="stopped-half-way")
     assert started.returncode == 0, started.stderr
-    end = time.monotonic() + JOB_SECONDS
-    while len(list((output / "catalog").glob("*.parquet"))) < 2 and time.monotonic() < end:
-        time.sleep(0.2)
+    assert wait_until(lambda: len(list((output / "catalog").glob("*.parquet"))) >= 2)
     stop = subprocess.run([RAY, "job", "stop", "stopped-half-way"], env=cluster, capture_output=True, text=True, check=True)
     assert "was stopped" in stop.stdout + stop.stderr
     written = {path: path.stat().st_mtime_ns for path in (output / "catalog").glob("*.parquet")}
@@ -176,3 +148,21 @@ def test_a_stopped_inference_goes_on_when_it_is_submitted_again(cluster: dict[st
     assert pq.read_table(output / "catalog").num_rows == 3000
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
     assert json.loads((output / "manifest.json").read_text())["num_galaxies"] == 3000
+
+
+@pytest.mark.cluster
+def test_a_training_over_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
+    data, run = dataset(str(tmp_path / "data"), {"train": 4000, "val": 200}), tmp_path / "run"
+    (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(run), epochs=12)))
+    # A cluster of its own: it loses a node.
+    with running_cluster() as cluster:
+        wide = ["--resources.num-workers=2", "--resources.min-workers=1"]
+        submit(cluster, "train", str(tmp_path / "train.toml"), *wide, wait=False, name="two-nodes")
+        assert wait_until(lambda: " epoch 2/" in log(cluster, "two-nodes")), log(cluster, "two-nodes")
+        assert len(raylets(cluster)) == 2
+        os.kill(raylets(cluster)[0], signal.SIGKILL)
+        assert wait_until(lambda: ended(cluster, "two-nodes") != "", 2 * JOB_SECONDS)
+        assert ended(cluster, "two-nodes") == "SUCCEEDED", log(cluster, "two-nodes")
+    history = read_json(str(run / "history.json"))
+    assert [row["epoch"] for row in history] == list(range(1, 13))
+    assert (run / "bundle" / "SHA256SUMS").exists()

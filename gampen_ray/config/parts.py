@@ -236,9 +236,10 @@ class ResourcesConfig:
     """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
-    """Workers (training processes or inference actors); 0: one per GPU, or on CPUs one per two cores and at least two."""
+    """Workers (training processes, inference actors, trials at a time), for which a cluster may have to grow; 0: as its nodes
+    hold now, one per GPU, or on CPUs one per two cores and two on a node of two or three."""
     cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
-    """CPUs reserved per worker; 0: an equal share that leaves room for reading and writing."""
+    """CPUs reserved per worker, all on one node; 0: an equal share that leaves a tenth for other tasks."""
     use_gpu: bool | None = None
     """Whether each worker takes a GPU; left out: if the cluster has one."""
     min_workers: int = pydantic.Field(default=0, ge=0)

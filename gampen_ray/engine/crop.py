@@ -19,8 +19,9 @@ from gampen_ray.config import CropConfig
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import CutoutError, stem
 from gampen_ray.data.packing import file_content, matching_files
-from gampen_ray.engine.resources import Workers, plan_workers
-from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
+from gampen_ray.engine.cluster import cluster_workers
+from gampen_ray.engine.resources import Workers
+from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.posterior.catalog import MANIFEST
@@ -95,7 +96,7 @@ def _crop_all(config: CropConfig, names: list[str], digest: str) -> None:
         if not todo:
             return
         with ray_session():
-            workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
+            workers = cluster_workers(config.resources)
             # One block, and so one call, per batch.
             written = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
                 _Crop,

@@ -15,6 +15,7 @@ from gampen_ray import storage
 from gampen_ray.config import IngestConfig
 from gampen_ray.data import packing, shards
 from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.engine.cluster import task_cpus
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
@@ -112,7 +113,7 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
             work = ray.data.from_items(units, override_num_blocks=len(units)).map(
                 functools.partial(_pack_unit, config=config, info=info),
                 compute=ray.data.TaskPoolStrategy(size=config.resources.num_workers or None),
-                num_cpus=config.resources.cpus_per_worker or _CPUS_PER_TASK,
+                num_cpus=task_cpus(config.resources, _CPUS_PER_TASK),
             )
             for result in work.iter_rows():
                 done = Counter({key: result[key] for key in (*_splits(config), shards.QUARANTINE)})

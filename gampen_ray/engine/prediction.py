@@ -23,8 +23,8 @@ from gampen_ray import storage
 from gampen_ray.config import InferConfig
 from gampen_ray.data import packing, shards
 from gampen_ray.data.sources import Source, Unit
-from gampen_ray.engine.resources import Workers, plan_workers
-from gampen_ray.engine.session import num_cpus, num_gpus
+from gampen_ray.engine.cluster import cluster_workers
+from gampen_ray.engine.resources import Workers
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.posterior.catalog import CATALOG, QUARANTINE, catalog_table, part_content
@@ -80,7 +80,7 @@ def inference_workers(config: InferConfig, num_units: int) -> Workers:
     UserError
         If the cluster cannot hold them.
     """
-    workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
+    workers = cluster_workers(config.resources)
     return dataclasses.replace(workers, count=min(workers.count, num_units))
 
 

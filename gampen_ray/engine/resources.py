@@ -1,13 +1,31 @@
-"""How many workers a job gets and what each reserves: arithmetic on the cluster's size, without Ray."""
+"""How many workers a job gets and what each reserves: arithmetic on the sizes of the nodes, without Ray."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from gampen_ray.config import ResourcesConfig
 from gampen_ray.errors import UserError
 
-# Left to Ray Data for listing, reading and writing; a smaller margin deadlocks (listing alone takes one CPU).
-_DATA_CPUS = 1.1
+# Share of a node's CPUs left to tasks beside the workers, such as those that write what GPUs predict; CPUs at most.
+_SPARE, _MOST_SPARE = 0.1, 1.1
+# Where no node shows what a worker may have.
+_CPUS_OF_UNKNOWN_NODES = 1.0
+_EPSILON = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """What a node of the cluster has, in use or not.
+
+    Parameters
+    ----------
+    cpus, gpus
+        As Ray counts them.
+    """
+
+    cpus: float
+    gpus: float = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,55 +35,77 @@ class Workers:
     Parameters
     ----------
     count
-        How many.
+        How many are asked for.
+    room
+        How many of them the nodes hold that are there; the others need new ones.
     cpus, gpus
         What each reserves.
     threads
-        Computing threads of each on a machine that the workers share evenly.
+        Computing threads of each.
     """
 
     count: int
+    room: int
     cpus: float
     gpus: float
     threads: int
 
 
-def plan_workers(config: ResourcesConfig, *, num_cpus: int, num_gpus: int, gpus_per_worker: float = 1.0) -> Workers:
-    """Return the workers for a cluster.
+def plan_workers(config: ResourcesConfig, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
+    """Return the workers for a cluster; no worker is spread over several nodes.
 
     Parameters
     ----------
     config
         What the user asks for; zeros are settled here.
-    num_cpus, num_gpus
-        What the cluster has.
+    nodes
+        Those that are there.
     gpus_per_worker
         Share of a GPU that each worker takes, if the job uses GPUs.
 
     Raises
     ------
     UserError
-        If the cluster cannot hold them.
+        If the number of workers is left to the cluster, and that holds none.
     """
-    use_gpu = num_gpus > 0 if config.use_gpu is None else config.use_gpu
+    use_gpu = any(node.gpus for node in nodes) if config.use_gpu is None else config.use_gpu
+    nodes = [node for node in nodes if (node.gpus if use_gpu else node.cpus) > 0]
     # Of one GPU each: a share of 0.4 does not reach over two of them.
-    most = num_gpus * int(1 / gpus_per_worker + 1e-9)
-    count = config.num_workers or (max(1, most) if use_gpu else max(2, num_cpus // 2))
-    # An elastic job starts with what there is.
-    needed, name = (config.min_workers, "min_workers") if config.min_workers else (count, "num_workers")
-    if use_gpu and needed > most:
-        share = "a GPU" if gpus_per_worker == 1 else f"{gpus_per_worker:g} of a GPU"
+    usual = [int(node.gpus) * int(1 / gpus_per_worker + _EPSILON) if use_gpu else _usual(node.cpus) for node in nodes]
+    count = config.num_workers or sum(usual)
+    if not count:
         raise UserError(
-            f"resources.{name}: {needed} workers with {share} each, but the cluster has {num_gpus} GPUs; "
-            f"lower resources.{name} or set resources.use_gpu to false"
+            f"resources.num_workers: 0, as many as the cluster holds, which has no node with {'GPUs' if use_gpu else 'CPUs'}; "
+            "give their number if it grows, " + ("or set resources.use_gpu to false" if use_gpu else "or add nodes")
         )
-    available = num_cpus - _DATA_CPUS
-    cpus = config.cpus_per_worker or math.floor(100 * available / count) / 100
-    if cpus <= 0 or cpus * needed > available + 1e-9:
-        raise UserError(
-            f"resources.{name}: {needed} workers with {config.cpus_per_worker or 'a share of the'} CPUs each do not fit "
-            f"into {num_cpus} CPUs, of which reading takes {_DATA_CPUS}; lower resources.{name} or cpus_per_worker"
-        )
-    if not config.cpus_per_worker and cpus > 1:
-        cpus = math.floor(cpus)
-    return Workers(count=count, cpus=cpus, gpus=gpus_per_worker if use_gpu else 0, threads=max(1, num_cpus // count))
+    free = [node.cpus - min(_SPARE * node.cpus, _MOST_SPARE) for node in nodes]
+    if config.cpus_per_worker:
+        cpus, most = config.cpus_per_worker, usual if use_gpu else [count] * len(nodes)
+        # What writes beside a GPU must find room; beside workers on CPUs nothing has to.
+        free = free if use_gpu else [node.cpus for node in nodes]
+    else:
+        most = usual if use_gpu else [max(1, int(node.cpus)) for node in nodes]
+        cpus = _share(free, most, min(count, sum(most)))
+    fit = [min(int(free_ / cpus + _EPSILON), most_, count) for free_, most_ in zip(free, most, strict=True)]
+    threads = [int(node.cpus / fit_) for node, fit_ in zip(nodes, fit, strict=True) if fit_]
+    return Workers(
+        count=count,
+        room=min(sum(fit), count),
+        cpus=cpus,
+        gpus=gpus_per_worker if use_gpu else 0,
+        threads=max(1, min(threads, default=int(cpus))),
+    )
+
+
+def _usual(cpus: float) -> int:
+    """Return how many workers a node gets that is asked for no number: one per two CPUs, and two if it can."""
+    return max(min(2, int(cpus)), int(cpus) // 2)
+
+
+def _share(free: Sequence[float], most: Sequence[int], count: int) -> float:
+    """Return the most CPUs that each of ``count`` workers can have on nodes with so many of them free."""
+    shares = {free_ / k for free_, most_ in zip(free, most, strict=True) for k in range(1, min(most_, count) + 1)}
+    for share in sorted(shares, reverse=True):
+        if sum(min(int(free_ / share + _EPSILON), most_) for free_, most_ in zip(free, most, strict=True)) >= count:
+            return math.floor(share) if share > 1 else math.floor(100 * share) / 100
+    return _CPUS_OF_UNKNOWN_NODES

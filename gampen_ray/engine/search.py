@@ -77,7 +77,7 @@ def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[En
             tune.with_resources(trainable, {"cpu": workers.cpus, "gpu": workers.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=Search(config, space, ledger, ended, workers.count),
-                scheduler=_scheduler(config, ended) if config.stops_early else None,
+                scheduler=Scheduler(config, ended) if config.stops_early else None,
                 num_samples=config.num_trials - len(ended),
                 max_concurrent_trials=workers.count,
                 reuse_actors=True,
@@ -107,23 +107,43 @@ def _shared(run: Run) -> Data:
         return dict(zip(units, pool.map(lambda unit: ray.put(read_unit(run.targets, unit)), units), strict=True))
 
 
-def _scheduler(config: TuneConfig, ended: list[Ended]) -> ASHAScheduler:
-    """Return a scheduler that knows the losses of the trials that have ended."""
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        metric="val_loss",
-        mode="min",
-        max_t=config.optimizer.epochs,
-        grace_period=config.grace_epochs,
-        reduction_factor=config.reduction_factor,
-    )
-    for one in ended:
-        known: Any = SimpleNamespace(trial_id=f"ended-{one.trial.number}")
-        controller: Any = None
-        scheduler.on_trial_add(controller, known)
-        for epoch in range(1, len(one.losses) + 1):
-            scheduler.on_trial_result(controller, known, {"epoch": epoch, "val_loss": min(one.losses[:epoch])})
-    return scheduler
+class Scheduler(ASHAScheduler):
+    """Stops poor trials, of which it knows all losses, also those before an interruption.
+
+    Parameters
+    ----------
+    config
+        Of the study.
+    ended
+        Trials that have ended.
+    """
+
+    def __init__(self, config: TuneConfig, ended: list[Ended]) -> None:
+        super().__init__(
+            time_attr="epoch",
+            metric="val_loss",
+            mode="min",
+            max_t=config.optimizer.epochs,
+            grace_period=config.grace_epochs,
+            reduction_factor=config.reduction_factor,
+        )
+        for one in ended:
+            known: Any = SimpleNamespace(trial_id=f"ended-{one.trial.number}")
+            controller: Any = None
+            self.on_trial_add(controller, known)
+            self._learn(controller, known, one.losses)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide whether a trial goes on.
+
+        The first loss of a trial that goes on from an earlier epoch would count as its loss of that epoch.
+        """
+        self._learn(tune_controller, trial, result["val_losses"][:-1])
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def _learn(self, controller: Any, trial: Any, losses: list[float]) -> None:
+        for epoch in range(1, len(losses) + 1):
+            super().on_trial_result(controller, trial, {"epoch": epoch, "val_loss": min(losses[:epoch])})
 
 
 class Search(OptunaSearch):

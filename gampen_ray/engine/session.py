@@ -126,13 +126,3 @@ def _no_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nothing)
-
-
-def num_cpus() -> int:
-    """Return the number of CPUs of the cluster."""
-    return int(ray.cluster_resources().get("CPU", 1))
-
-
-def num_gpus() -> int:
-    """Return the number of GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))

@@ -15,6 +15,7 @@ from gampen_ray.data import shards
 from gampen_ray.data.simulate import SURVEYS, TARGETS
 from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
+from gampen_ray.engine.cluster import task_cpus
 from gampen_ray.engine.session import ray_session
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, content_fingerprint
@@ -95,7 +96,7 @@ def _run(config: SimulateConfig, info: shards.DatasetInfo, parts: list[int]) -> 
     work = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map(
         functools.partial(_task, config=config, info=info),
         compute=ray.data.TaskPoolStrategy(size=config.resources.num_workers or None),
-        num_cpus=config.resources.cpus_per_worker or _CPUS_PER_TASK,
+        num_cpus=task_cpus(config.resources, _CPUS_PER_TASK),
     )
     for result in work.iter_rows():
         yield result["num_galaxies"]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import signal
 import threading
 import time
@@ -23,9 +24,10 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
+from gampen_ray.engine.cluster import cluster_workers, grows
 from gampen_ray.engine.feed import fed
-from gampen_ray.engine.resources import Workers, plan_workers
-from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
+from gampen_ray.engine.resources import Workers
+from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.progress import Progress
@@ -42,6 +44,8 @@ _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 _PROGRESS_S = 5.0
 # Of workers, each from the last checkpoint on.
 _MAX_FAILURES = 3
+# In which a cloud starts a node.
+_NEW_NODE_S = 1800
 
 
 def train(config: TrainConfig) -> Bundle:
@@ -65,26 +69,33 @@ def train(config: TrainConfig) -> Bundle:
     if storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS)):
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
+    _check_enough(run, config.resources.num_workers)
     with ray_session():
-        workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus())
-        if config.optimizer.batch_size < workers.count:
-            raise UserError(
-                f"optimizer.batch_size: {config.optimizer.batch_size} gives not every one of {workers.count} workers a galaxy; "
-                "raise it or lower resources.num_workers"
-            )
-        for split in ("train", "val"):
-            rows = run.info.num_rows[split]
-            if rows < workers.count:
-                raise UserError(
-                    f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {workers.count} workers; "
-                    "lower resources.num_workers or add galaxies"
-                )
+        resources = config.resources
+        workers = cluster_workers(resources, least=resources.min_workers or resources.num_workers or 1)
+        _check_enough(run, workers.count)
         claim_output(config.output, owner, run.inputs)
         for line in run.images.conversions(**run.units):
             logger.info(line)
         run_workers(run, workers)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return load_bundle(config.output)
+
+
+def _check_enough(run: Run, num_workers: int) -> None:
+    config = run.config
+    if config.optimizer.batch_size < num_workers:
+        raise UserError(
+            f"optimizer.batch_size: {config.optimizer.batch_size} gives not every one of {num_workers} workers a galaxy; "
+            "raise it or lower resources.num_workers"
+        )
+    for split in ("train", "val"):
+        rows = run.info.num_rows[split]
+        if rows < num_workers:
+            raise UserError(
+                f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {num_workers} workers; "
+                "lower resources.num_workers or add galaxies"
+            )
 
 
 def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
@@ -121,7 +132,12 @@ def run_workers(run: Run, workers: Workers) -> None:
         ),
     )
     mistakes: list[str] = []
-    with _keyboard_interrupt(), tracking(run) as track, _shown(messages, run, workers.count, track, mistakes):
+    with (
+        _patience(config),
+        _keyboard_interrupt(),
+        tracking(run) as track,
+        _shown(messages, run, workers.count, track, mistakes),
+    ):
         trainer.fit()
     if mistakes:
         raise UserError(mistakes[0])
@@ -258,6 +274,20 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: l
                 note += f"loss {told['loss']:.3f}"
             progress.advance(galaxies - shown, note, always=True)
             shown = galaxies
+
+
+@contextlib.contextmanager
+def _patience(config: TrainConfig) -> Iterator[None]:
+    """Let workers wait for nodes in place of lost ones, where such may come, and as many workers as before are needed."""
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    if name in os.environ or config.resources.min_workers or not grows():
+        yield
+        return
+    os.environ[name] = str(_NEW_NODE_S)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager

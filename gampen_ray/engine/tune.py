@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from gampen_ray import storage
 from gampen_ray.config import ResourcesConfig, TrainConfig, TuneConfig
 from gampen_ray.config.tune import DROPOUT_RATE
-from gampen_ray.engine.resources import plan_workers
+from gampen_ray.engine.cluster import cluster_workers
 from gampen_ray.engine.retrain import retrain, retraining
 from gampen_ray.engine.search import search
-from gampen_ray.engine.session import num_cpus, num_gpus, ray_session
+from gampen_ray.engine.session import ray_session
 from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, bundle_digest, load_bundle
 from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.report.tune import PAGE, tune_page
@@ -57,8 +57,7 @@ def _search(config: TuneConfig, space: SearchSpace) -> Bundle:
     if _is_complete(config, owner, run.inputs):
         return load_bundle(config.output)
     with ray_session():
-        share = config.resources.gpus_per_worker
-        workers = plan_workers(config.resources, num_cpus=num_cpus(), num_gpus=num_gpus(), gpus_per_worker=share)
+        workers = cluster_workers(config.resources, gpus_per_worker=config.resources.gpus_per_worker)
         claim_output(config.output, owner, run.inputs)
         for line in run.images.conversions(**run.units):
             logger.info(line)
@@ -85,7 +84,7 @@ def _dropout_by_coverage(config: TuneConfig, space: SearchSpace) -> Bundle:
         return load_bundle(config.output)
     with ray_session():
         one = dataclasses.replace(config.resources, num_workers=1, min_workers=0)
-        workers = plan_workers(one, num_cpus=num_cpus(), num_gpus=num_gpus())
+        workers = cluster_workers(one)
         claim_output(config.output, config, inputs)
         trials = retrain(config, run, bundle, workers)
     table = trials_table(trials, space)

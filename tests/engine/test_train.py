@@ -173,7 +173,10 @@ def test_more_workers_than_there_is_work_or_room_for_are_refused(ray_local: None
     lonely = dataset(str(tmp_path / "lonely"), {"train": 50, "val": 1})
     with pytest.raises(UserError, match=r"dataset: .*/lonely has 1 galaxies in split 'val' for 2 workers; lower"):
         train(train_config(lonely, str(tmp_path / "third")))
-    with pytest.raises(UserError, match=r"resources\.num_workers: 2 workers with 4\.0 CPUs each do not fit into 2 CPUs"):
+    with pytest.raises(
+        UserError,
+        match=r"resources\.num_workers: 2 workers with 4 CPUs needed, .* room for 0 \(nodes: 1 of 2 CPUs and 0 GPUs\).*; lower",
+    ):
         train(
             TrainConfig(
                 dataset=data,

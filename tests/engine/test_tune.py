@@ -5,7 +5,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from ray.tune.search import Searcher
 
 from gampen_ray import settings
 from gampen_ray.config import ResourcesConfig, SearchRange, TrainConfig, TuneConfig
-from gampen_ray.engine.search import Search
+from gampen_ray.engine.search import Scheduler, Search
 from gampen_ray.engine.tune import tune
 from gampen_ray.errors import UserError
 from gampen_ray.posterior.bundle import load_bundle
@@ -136,10 +137,32 @@ def test_search_goes_on_where_the_study_was_and_starts_no_trial_after_its_hours(
     assert Search(study, space, ledger, ledger.ended(), at_a_time=2).suggest("i") == Searcher.FINISHED
 
 
+def test_a_trial_that_goes_on_is_compared_at_the_epoch_of_the_others(tmp_path: Path) -> None:
+    study = config("data", str(tmp_path), grace_epochs=2, reduction_factor=4.0)
+    study = dataclasses.replace(study, optimizer=dataclasses.replace(study.optimizer, epochs=8))
+
+    def decisions(*trials: tuple[str, list[float]]) -> list[str]:
+        scheduler, controller = Scheduler(study, []), cast(Any, None)
+        found = []
+        for name, losses in trials:
+            trial = cast(Any, SimpleNamespace(trial_id=name))
+            scheduler.on_trial_add(controller, trial)
+            result = {"epoch": len(losses), "val_loss": min(losses), "val_losses": losses}
+            found.append(scheduler.on_trial_result(controller, trial, result))
+        return found
+
+    # The first was interrupted behind epoch 5, where it is far better than the second at epoch 2; then it was not.
+    resumed, better, worse = ("resumed", [0.5, -1.8, -2.3, -2.7, -3.6]), ("better", [-1.0, -2.5]), ("worse", [0.9, -1.0])
+    assert decisions(resumed, better, worse) == ["CONTINUE", "CONTINUE", "STOP"]
+
+
 @pytest.mark.ray
-def test_more_trials_at_a_time_than_the_cluster_holds_are_refused(ray_local: None, tmp_path: Path) -> None:
+def test_trials_that_no_node_holds_are_refused(ray_local: None, tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
-    resources = ResourcesConfig(num_workers=3, cpus_per_worker=0.5)
-    with pytest.raises(UserError, match=r"resources\.num_workers: 3 workers with 0\.5 CPUs each do not fit into 2 CPUs"):
+    resources = ResourcesConfig(num_workers=3, cpus_per_worker=2.5)
+    with pytest.raises(
+        UserError,
+        match=r"resources\.num_workers: 1 worker with 2\.5 CPUs needed, but the cluster has room for 0 \(nodes: 1 of 2 CPUs",
+    ):
         tune(config(data, str(tmp_path / "study"), resources=resources))
     assert not (tmp_path / "study").exists()

@@ -1,0 +1,156 @@
+"""The workers of a job on the cluster at hand, which may have to grow for them first."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply  # type: ignore[attr-defined]
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from gampen_ray.config import ResourcesConfig
+from gampen_ray.engine.resources import Node, Workers, plan_workers
+from gampen_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_POLL_S, _TELL_S = 1.0, 60.0
+# A cloud may have no such node for a while.
+_LONGEST_WAIT_S = 3600.0
+# An autoscaler that sees no way may have nodes on their way out, which make room for others.
+_NO_WAY_S = 10.0
+
+
+def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
+    """Return the workers of a job on the cluster at hand, of which ``least`` have room, now or after a wait.
+
+    Of the workers asked for, a cluster that does not grow gets those that have room; on another the job asks for the rest while
+    it runs.
+
+    Parameters
+    ----------
+    config
+        What the user asks for.
+    least
+        Workers without which the job cannot begin.
+    gpus_per_worker
+        Share of a GPU that each worker takes, if the job uses GPUs.
+
+    Raises
+    ------
+    UserError
+        If the cluster has no room for ``least`` workers, and does not grow until it has.
+    """
+    workers = plan_workers(config, _nodes(), gpus_per_worker=gpus_per_worker)
+    if workers.room < least:
+        workers = _grown(config, workers, least, gpus_per_worker)
+    if workers.room < workers.count and grows():
+        logger.info("the cluster has room for %s of %s workers now; the others join as it grows", workers.room, workers.count)
+    elif workers.room < workers.count:
+        logger.info("the cluster has room for %s of %s workers: it gets no more", workers.room, workers.count)
+        workers = dataclasses.replace(workers, count=workers.room)
+    return workers
+
+
+def task_cpus(config: ResourcesConfig, usual: float) -> float:
+    """Return what each task of a job without workers takes; there is room for one, now or after a wait.
+
+    Parameters
+    ----------
+    config
+        What the user asks for.
+    usual
+        What a task takes if nothing is asked for.
+
+    Raises
+    ------
+    UserError
+        If the cluster has no room for a task, and does not grow until it has.
+    """
+    cpus = config.cpus_per_worker or usual
+    one = dataclasses.replace(config, num_workers=1, min_workers=0, cpus_per_worker=cpus, use_gpu=False)
+    return cluster_workers(one).cpus
+
+
+def _nodes() -> list[Node]:
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)) for resources in alive]
+
+
+def _grown(config: ResourcesConfig, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
+    """Ask the autoscaler for room, wait for it, and return the workers on the nodes of then."""
+    if not grows():
+        raise _too_small(config, workers, least)
+    began = hoped = time.monotonic()
+    told = -_TELL_S
+    with _asked(workers, least) as group:
+        while workers.room < least:
+            now = time.monotonic()
+            if not _sees_no_way(group):
+                hoped = now
+            if now - hoped > _NO_WAY_S or now - began > _LONGEST_WAIT_S:
+                raise _too_small(config, workers, least)
+            if now - told >= _TELL_S:
+                told = now
+                logger.info(
+                    "the cluster has room for %s of %s workers to begin with, and is asked to grow", workers.room, least
+                )
+            time.sleep(_POLL_S)
+            workers = plan_workers(config, _nodes(), gpus_per_worker=gpus_per_worker)
+    return workers
+
+
+@contextlib.contextmanager
+def _asked(workers: Workers, count: int) -> Iterator[PlacementGroup]:
+    """Let the autoscaler know that room for so many workers is wanted at once."""
+    each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    group = placement_group([each] * count)
+    try:
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def grows() -> bool:
+    """Return whether somebody starts nodes when they are asked for.
+
+    Ray runs an autoscaler in any case, which only looks on if it has no config: of the first version's report, which the
+    second's has no like of, the types of nodes are then made up from their ids.
+    """
+    if _autoscaling_state() is not None:
+        return True
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    return any(not kind.startswith("node_") for kind in report.get("active_nodes", {}))
+
+
+def _autoscaling_state() -> AutoscalingState | None:
+    """Return what the second version of Ray's autoscaler tells, if it runs."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status())
+    return reply.autoscaling_state if reply.HasField("autoscaling_state") else None
+
+
+def _sees_no_way(group: PlacementGroup) -> bool:
+    """Return whether the autoscaler knows that it cannot make room for a group."""
+    state = _autoscaling_state()
+    return state is not None and any(group.id.hex() in str(request) for request in state.infeasible_gang_resource_requests)
+
+
+def _too_small(config: ResourcesConfig, workers: Workers, least: int) -> UserError:
+    name = "min_workers" if config.min_workers else "num_workers"
+    each, remedy = f"{workers.cpus:g} CPUs", "resources.cpus_per_worker"
+    if workers.gpus:
+        each += f" and {'a GPU' if workers.gpus == 1 else f'{workers.gpus:g} of a GPU'}"
+        remedy = "set resources.use_gpu to false"
+    sizes = Counter((f"{node.cpus:g} CPUs", f"{node.gpus:g} GPUs") for node in _nodes() if node.cpus or node.gpus)
+    has = ", ".join(f"{number} of {cpus} and {gpus}" for (cpus, gpus), number in sizes.items()) or "none yet"
+    return UserError(
+        f"resources.{name}: {least} {'workers' if least > 1 else 'worker'} with {each} needed, but the cluster has room for "
+        f"{workers.room} (nodes: {has}) and does not grow enough; lower resources.{name} or {remedy}"
+    )
