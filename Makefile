@@ -15,8 +15,9 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/gampen-ray demo $(ARGS)
 
+# The tests that need Ray, one after another, and beside them all others.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 # Kills a driver, an actor and a node of an inference, a worker and the driver of a training, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup

@@ -16,8 +16,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 JOB_SECONDS = 120
-# A dead node is noticed in seconds, a slow one is left alone.
-HEALTH_CHECKS = {
+# A dead node is noticed in seconds, a slow one is left alone; and workers do not wait long for its return.
+IMPATIENT = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
@@ -29,7 +30,7 @@ HEALTH_CHECKS = {
 def running_cluster(*options: str) -> Iterator[dict[str, str]]:
     """Start a cluster, and yield the variables for speaking to it."""
     program = [sys.executable, str(ROOT / "cluster" / "local.py")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | HEALTH_CHECKS
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | IMPATIENT
     # Sockets below it have paths of 107 bytes at most.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         try:
@@ -78,13 +79,12 @@ def num_nodes(cluster: dict[str, str]) -> int:
 def raylets(cluster: dict[str, str]) -> list[int]:
     """Return the process ids of the nodes but the head."""
     found = []
+    nodes = f"--raylet_socket_name={Path(cluster['RAY_AUTH_TOKEN_PATH']).parent}/node"
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (folder / "cmdline").read_bytes().split(b"\0")
-            here = f"--gcs-address={cluster['RAY_ADDRESS']}".encode()
-            if command[0].endswith(b"/raylet") and here in command and b"--head" not in command:
+            if any(word.startswith(nodes) for word in (folder / "cmdline").read_text().split("\0")):
                 found.append(int(folder.name))
-    return found
+    return sorted(found)
 
 
 def wait_until(true: Callable[[], bool], seconds: float = JOB_SECONDS) -> bool:

@@ -12,10 +12,22 @@ from tests.s3_server import BUCKET, s3_environment, s3_server
 
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# This process has the cores to itself while it computes.
-torch.set_num_threads(os.cpu_count() or 1)
+# This process has the cores to itself while it computes, or shares them with those that test beside it.
+torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # The hats libraries: compiling takes ten seconds, what is compiled none.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+
+
+# Where tests run side by side, those that use one Ray or one S3 server use it one after another.
+_SHARED = {"ray", "s3", "kill", "cluster"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests together that share what takes long to start."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if _SHARED & {mark.name for mark in item.iter_markers()} or "storage_environment" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(autouse=True)
