@@ -23,7 +23,7 @@ test: setup
 kill: setup
 	$(BIN)/python -m pytest -m kill $(ARGS)
 
-# Submits every job to a cluster of three nodes on this machine.
+# Submits every job to clusters of several nodes on this machine, one of which grows and shrinks, and one loses a node.
 cluster: setup
 	$(BIN)/python -m pytest -m cluster $(ARGS)
 

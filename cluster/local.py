@@ -29,7 +29,7 @@ _IDLE_MINUTES = 0.2
 # The head's autoscaler looks every second; by this name it knows the head.
 _HEAD_ID = "f" * 51 + "00000"
 _AUTOSCALER = {
-    "PYTHONPATH": str(Path(__file__).parent),
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -86,7 +86,7 @@ class Cluster:
         self._token.write_text(secrets.token_hex(32))
         gcs, dashboard = _free_ports(2)
         self._write({"gcs": f"127.0.0.1:{gcs}", "dashboard": f"http://127.0.0.1:{dashboard}", "grows": grow, "nodes": {}})
-        head = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=0"]
+        head = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=0", "--num-gpus=0"]
         head += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         if grow:
             config = self._folder / "autoscaling.json"
@@ -178,7 +178,10 @@ class Cluster:
         return json.loads(self._state.read_text())
 
     def _write(self, state: dict) -> None:
-        self._state.write_text(json.dumps(state))
+        # Whole or not at all: `down` and the autoscaler read and write it too.
+        draft = self._state.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(state))
+        draft.replace(self._state)
 
 
 def _autoscaling(folder: Path, num_workers: int, cpus: int) -> dict:

@@ -16,9 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
 JOB_SECONDS = 120
-# A dead node is noticed in seconds, a slow one is left alone; and workers do not wait long for its return.
-IMPATIENT = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+# A dead node is noticed in seconds, a slow one is left alone.
+HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
@@ -27,19 +26,18 @@ IMPATIENT = {
 
 
 @contextlib.contextmanager
-def running_cluster(*options: str) -> Iterator[dict[str, str]]:
-    """Start a cluster, and yield the variables for speaking to it."""
+def running_cluster(*options: str, **variables: str) -> Iterator[dict[str, str]]:
+    """Start a cluster, whose processes get ``variables`` too, and yield the variables for speaking to it."""
     program = [sys.executable, str(ROOT / "cluster" / "local.py")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | IMPATIENT
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | HEALTH_CHECKS | variables
     # Sockets below it have paths of 107 bytes at most.
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
         try:
-            up = subprocess.run(
-                [*program, "up", "--folder", folder, *options], env=environment, capture_output=True, text=True, check=True
-            )
+            up = subprocess.run([*program, "up", "--folder", folder, *options], env=environment, capture_output=True, text=True)
+            assert up.returncode == 0, up.stderr
             yield environment | dict(re.findall(r"^export (\w+)=(.*)$", up.stdout, re.MULTILINE))
         finally:
-            subprocess.run([*program, "down", "--folder", folder], check=True)
+            subprocess.run([*program, "down", "--folder", folder], check=False)
 
 
 def submit(

@@ -113,6 +113,10 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
     refused = submit(cluster, "infer", f"--bundle={tmp_path}/none", f"--dataset={data}", f"--output={tmp_path}/o")
     assert refused.returncode != 0
     assert "gampen-ray: error: " in refused.stdout + refused.stderr
+    study[1] = f"--output={tmp_path}/more"
+    many = submit(cluster, "tune", str(tmp_path / "train.toml"), *study, "--resources.cpus-per-worker=2")
+    assert many.returncode != 0
+    assert "1 worker with 2 CPUs needed, but the cluster has room for 0 (nodes: 2 of 1 CPUs and 0 GPUs)" in many.stdout
 
 
 @pytest.mark.cluster
@@ -154,8 +158,8 @@ def test_a_stopped_inference_goes_on_when_it_is_submitted_again(cluster: dict[st
 def test_a_training_over_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
     data, run = dataset(str(tmp_path / "data"), {"train": 3000, "val": 200}), tmp_path / "run"
     (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(run), epochs=8)))
-    # A cluster of its own: it loses a node.
-    with running_cluster() as cluster:
+    # A cluster of its own: it loses a node, for whose return workers wait.
+    with running_cluster(RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20") as cluster:
         wide = ["--resources.num-workers=2", "--resources.min-workers=1"]
         submit(cluster, "train", str(tmp_path / "train.toml"), *wide, wait=False, name="two-nodes")
         assert wait_until(lambda: " epoch 2/" in log(cluster, "two-nodes")), log(cluster, "two-nodes")

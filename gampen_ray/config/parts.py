@@ -239,7 +239,8 @@ class ResourcesConfig:
     """Workers (training processes, inference actors, trials at a time), for which a cluster may have to grow; 0: as its nodes
     hold now, one per GPU, or on CPUs one per two cores and two on a node of two or three."""
     cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
-    """CPUs reserved per worker, all on one node; 0: an equal share that leaves a tenth for other tasks."""
+    """CPUs reserved per worker, all on one node; 0: an equal share that leaves a tenth of a node, or 1.1, for
+    other tasks."""
     use_gpu: bool | None = None
     """Whether each worker takes a GPU; left out: if the cluster has one."""
     min_workers: int = pydantic.Field(default=0, ge=0)

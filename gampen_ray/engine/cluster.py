@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ from gampen_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+LONGEST_WAIT_S = 1800
+"""For new nodes: clouds take minutes to start one, and may have none at first."""
 _POLL_S, _TELL_S = 1.0, 60.0
-# A cloud may have no such node for a while.
-_LONGEST_WAIT_S = 3600.0
 # An autoscaler that sees no way may have nodes on their way out, which make room for others.
 _NO_WAY_S = 10.0
 
@@ -30,8 +31,8 @@ _NO_WAY_S = 10.0
 def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers of a job on the cluster at hand, of which ``least`` have room, now or after a wait.
 
-    Of the workers asked for, a cluster that does not grow gets those that have room; on another the job asks for the rest while
-    it runs.
+    A cluster that does not grow gets those that have room, but an elastic job, as nodes may come back; on another the job asks
+    for the rest while it runs.
 
     Parameters
     ----------
@@ -51,8 +52,8 @@ def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker:
     if workers.room < least:
         workers = _grown(config, workers, least, gpus_per_worker)
     if workers.room < workers.count and grows():
-        logger.info("the cluster has room for %s of %s workers now; the others join as it grows", workers.room, workers.count)
-    elif workers.room < workers.count:
+        logger.info("the cluster has room for %s of %s workers now, and is asked for the others", workers.room, workers.count)
+    elif workers.room < workers.count and not config.min_workers:
         logger.info("the cluster has room for %s of %s workers: it gets no more", workers.room, workers.count)
         workers = dataclasses.replace(workers, count=workers.room)
     return workers
@@ -88,13 +89,13 @@ def _grown(config: ResourcesConfig, workers: Workers, least: int, gpus_per_worke
     if not grows():
         raise _too_small(config, workers, least)
     began = hoped = time.monotonic()
-    told = -_TELL_S
+    told = -math.inf
     with _asked(workers, least) as group:
         while workers.room < least:
             now = time.monotonic()
-            if not _sees_no_way(group):
+            if not (group.wait(0) or _sees_no_way(group)):
                 hoped = now
-            if now - hoped > _NO_WAY_S or now - began > _LONGEST_WAIT_S:
+            if now - hoped > _NO_WAY_S or now - began > LONGEST_WAIT_S:
                 raise _too_small(config, workers, least)
             if now - told >= _TELL_S:
                 told = now
@@ -120,8 +121,8 @@ def _asked(workers: Workers, count: int) -> Iterator[PlacementGroup]:
 def grows() -> bool:
     """Return whether somebody starts nodes when they are asked for.
 
-    Ray runs an autoscaler in any case, which only looks on if it has no config: of the first version's report, which the
-    second's has no like of, the types of nodes are then made up from their ids.
+    Ray runs an autoscaler in any case, which only looks on if it has no config. Its first version then makes up the types of
+    nodes from their ids. Of the second nothing tells that, but it has none in Kubernetes alone, which replaces lost nodes.
     """
     if _autoscaling_state() is not None:
         return True
@@ -144,13 +145,16 @@ def _sees_no_way(group: PlacementGroup) -> bool:
 
 def _too_small(config: ResourcesConfig, workers: Workers, least: int) -> UserError:
     name = "min_workers" if config.min_workers else "num_workers"
-    each, remedy = f"{workers.cpus:g} CPUs", "resources.cpus_per_worker"
+    each = f"{workers.cpus:g} CPUs"
+    remedies = [f"lower resources.{name}"] if least > 1 else []
+    if config.cpus_per_worker:
+        remedies.append("lower resources.cpus_per_worker")
     if workers.gpus:
         each += f" and {'a GPU' if workers.gpus == 1 else f'{workers.gpus:g} of a GPU'}"
-        remedy = "set resources.use_gpu to false"
+        remedies.append("set resources.use_gpu to false")
     sizes = Counter((f"{node.cpus:g} CPUs", f"{node.gpus:g} GPUs") for node in _nodes() if node.cpus or node.gpus)
     has = ", ".join(f"{number} of {cpus} and {gpus}" for (cpus, gpus), number in sizes.items()) or "none yet"
     return UserError(
         f"resources.{name}: {least} {'workers' if least > 1 else 'worker'} with {each} needed, but the cluster has room for "
-        f"{workers.room} (nodes: {has}) and does not grow enough; lower resources.{name} or {remedy}"
+        f"{workers.room} (nodes: {has}) and does not grow enough; {' or '.join(remedies) or 'add nodes'}"
     )

@@ -1,5 +1,6 @@
 """What an inference will take: a measurement of half a minute, scaled to the whole input and to another cluster."""
 
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -30,6 +31,8 @@ def estimate(config: InferConfig, bundle: Bundle, source: Source, units: list[Un
     began = time.time()
     with ray_session():
         workers = inference_workers(config, len(units))
+        # Those that have to wait for nodes would be measured as idle.
+        workers = dataclasses.replace(workers, count=workers.room)
         rates = Rates(began, config.num_passes, workers)
         some = units[: _UNITS_PER_WORKER * workers.count]
         for result in predicted(config, bundle, source, some, workers, seconds=_SECONDS):

@@ -81,7 +81,7 @@ def inference_workers(config: InferConfig, num_units: int) -> Workers:
         If the cluster cannot hold them.
     """
     workers = cluster_workers(config.resources)
-    return dataclasses.replace(workers, count=min(workers.count, num_units))
+    return dataclasses.replace(workers, count=min(workers.count, num_units), room=min(workers.room, num_units))
 
 
 def predicted(

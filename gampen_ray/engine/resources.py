@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from gampen_ray.config import ResourcesConfig
 from gampen_ray.errors import UserError
 
-# Share of a node's CPUs left to tasks beside the workers, such as those that write what GPUs predict; CPUs at most.
-_SPARE, _MOST_SPARE = 0.1, 1.1
+# Share of a node's CPUs left to whatever runs beside the workers, CPUs at most, and beside GPUs at least: those of a task that
+# writes what they predict.
+_SPARE, _MOST_SPARE, _SPARE_FOR_GPUS = 0.1, 1.1, 0.25
 # Where no node shows what a worker may have.
 _CPUS_OF_UNKNOWN_NODES = 1.0
 _EPSILON = 1e-9
@@ -69,7 +70,7 @@ def plan_workers(config: ResourcesConfig, nodes: Sequence[Node], *, gpus_per_wor
         If the number of workers is left to the cluster, and that holds none.
     """
     use_gpu = any(node.gpus for node in nodes) if config.use_gpu is None else config.use_gpu
-    nodes = [node for node in nodes if (node.gpus if use_gpu else node.cpus) > 0]
+    nodes = [node for node in nodes if node.cpus and (node.gpus or not use_gpu)]
     # Of one GPU each: a share of 0.4 does not reach over two of them.
     usual = [int(node.gpus) * int(1 / gpus_per_worker + _EPSILON) if use_gpu else _usual(node.cpus) for node in nodes]
     count = config.num_workers or sum(usual)
@@ -78,16 +79,17 @@ def plan_workers(config: ResourcesConfig, nodes: Sequence[Node], *, gpus_per_wor
             f"resources.num_workers: 0, as many as the cluster holds, which has no node with {'GPUs' if use_gpu else 'CPUs'}; "
             "give their number if it grows, " + ("or set resources.use_gpu to false" if use_gpu else "or add nodes")
         )
-    free = [node.cpus - min(_SPARE * node.cpus, _MOST_SPARE) for node in nodes]
-    if config.cpus_per_worker:
-        cpus, most = config.cpus_per_worker, usual if use_gpu else [count] * len(nodes)
-        # What writes beside a GPU must find room; beside workers on CPUs nothing has to.
-        free = free if use_gpu else [node.cpus for node in nodes]
-    else:
-        most = usual if use_gpu else [max(1, int(node.cpus)) for node in nodes]
-        cpus = _share(free, most, min(count, sum(most)))
+    spare = [max(min(_SPARE * node.cpus, _MOST_SPARE), _SPARE_FOR_GPUS if use_gpu else 0) for node in nodes]
+    free = [node.cpus - spare_ for node, spare_ in zip(nodes, spare, strict=True)]
+    most = usual if use_gpu else [max(1, int(node.cpus)) for node in nodes]
+    cpus = config.cpus_per_worker or _share(free, most, min(count, sum(most)))
+    if not use_gpu:
+        # As many as Ray places there.
+        free, most = [node.cpus for node in nodes], [count] * len(nodes)
     fit = [min(int(free_ / cpus + _EPSILON), most_, count) for free_, most_ in zip(free, most, strict=True)]
     threads = [int(node.cpus / fit_) for node, fit_ in zip(nodes, fit, strict=True) if fit_]
+    if not config.num_workers:
+        count = max(1, min(count, sum(fit)))
     return Workers(
         count=count,
         room=min(sum(fit), count),

@@ -134,9 +134,9 @@ class Scheduler(ASHAScheduler):
             self._learn(controller, known, one.losses)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide whether a trial goes on.
+        """Decide whether a trial is stopped.
 
-        The first loss of a trial that goes on from an earlier epoch would count as its loss of that epoch.
+        The first report of a resumed trial is of a late epoch, and would count as its loss at an early decision.
         """
         self._learn(tune_controller, trial, result["val_losses"][:-1])
         return super().on_trial_result(tune_controller, trial, result)

@@ -24,7 +24,7 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
-from gampen_ray.engine.cluster import cluster_workers, grows
+from gampen_ray.engine.cluster import LONGEST_WAIT_S, cluster_workers, grows
 from gampen_ray.engine.feed import fed
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
@@ -44,8 +44,6 @@ _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 _PROGRESS_S = 5.0
 # Of workers, each from the last checkpoint on.
 _MAX_FAILURES = 3
-# In which a cloud starts a node.
-_NEW_NODE_S = 1800
 
 
 def train(config: TrainConfig) -> Bundle:
@@ -283,7 +281,7 @@ def _patience(config: TrainConfig) -> Iterator[None]:
     if name in os.environ or config.resources.min_workers or not grows():
         yield
         return
-    os.environ[name] = str(_NEW_NODE_S)
+    os.environ[name] = str(LONGEST_WAIT_S)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ CLUSTERS = {
     "gpu node": [Node(96, 8)],
     "gpu nodes and others": [HEAD, Node(16), Node(8, 1), Node(8, 1)],
     "few cpus": [Node(8, 4)],
+    "one cpu beside a gpu": [HEAD, Node(1, 1), Node(0, 1)],
 }
 
 
@@ -26,9 +27,9 @@ def test_workers_fit_into_single_nodes_and_leave_room(num_workers: int, nodes: l
     assert num_workers in (0, workers.count)
     assert workers.room <= workers.count
     # Each node's workers leave 10 % of its CPUs, or one.
-    fit = [min(int((node.cpus - min(0.1 * node.cpus, 1.1)) / workers.cpus + 1e-9), workers.count) for node in nodes]
-    if workers.gpus:
-        fit = [min(count, int(node.gpus)) for count, node in zip(fit, nodes, strict=True)]
+    spare = [max(min(0.1 * node.cpus, 1.1), 0.25 if workers.gpus else 0) for node in nodes]
+    fit = [int(max(0, node.cpus - spare_) / workers.cpus + 1e-9) for node, spare_ in zip(nodes, spare, strict=True)]
+    fit = [min(fit_, workers.count, int(node.gpus) if workers.gpus else fit_) for fit_, node in zip(fit, nodes, strict=True)]
     assert workers.room == min(sum(fit), workers.count)
     assert workers.threads >= 1
     assert all(workers.threads * count <= max(node.cpus, count) for count, node in zip(fit, nodes, strict=True))
@@ -49,13 +50,15 @@ def test_one_worker_per_gpu_or_per_two_cpus() -> None:
 def test_a_share_of_all_cpus_never_exceeds_a_node() -> None:
     # Of 20 CPUs three workers could have six each, of which the smaller node has none.
     workers = plan_workers(ResourcesConfig(num_workers=3), [Node(16), Node(4)])
-    assert (workers.cpus, workers.room, workers.threads) == (4, 3, 5)
+    assert (workers.cpus, workers.room, workers.threads) == (4, 3, 4)
     alone = plan_workers(ResourcesConfig(num_workers=1), [Node(8, 1)])
     assert (alone.cpus, alone.threads) == (7, 8)
 
 
 def test_explicit_cpus_may_be_all_of_a_node_without_gpus() -> None:
     assert plan_workers(ResourcesConfig(num_workers=2, cpus_per_worker=4), [Node(4), Node(4)]).room == 2
+    # And as many as the cluster holds.
+    assert plan_workers(ResourcesConfig(cpus_per_worker=12), [Node(16)]).count == 1
     # What writes beside a GPU needs some.
     assert plan_workers(ResourcesConfig(num_workers=2, cpus_per_worker=4), [Node(4, 1), Node(4, 1)]).room == 0
 
@@ -68,7 +71,8 @@ def test_explicit_cpus_may_be_all_of_a_node_without_gpus() -> None:
         (ResourcesConfig(num_workers=4, cpus_per_worker=4.0), [Node(8)], 2),
         (ResourcesConfig(num_workers=3), [HEAD], 0),
         (ResourcesConfig(num_workers=8, use_gpu=True), [HEAD, Node(16)], 0),
-        (ResourcesConfig(num_workers=40), [HEAD, Node(16)], 16),
+        # Of 0.93 CPUs each, as 16 of them would have.
+        (ResourcesConfig(num_workers=40), [HEAD, Node(16)], 17),
     ],
 )
 def test_room_says_how_many_wait_for_the_cluster_to_grow(config: ResourcesConfig, nodes: list[Node], room: int) -> None:
