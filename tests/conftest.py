@@ -19,15 +19,14 @@ os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
 # Where tests run side by side, those that use one Ray or one S3 server use it one after another.
-_SHARED = {"ray", "s3", "kill", "cluster"}
+_SHARED = {"ray_local", "storage_environment", "demo"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests together that share what takes long to start."""
+    """Keep the tests together that share what takes long to make."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if _SHARED & {mark.name for mark in item.iter_markers()} or "storage_environment" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        shares = _SHARED.intersection(getattr(item, "fixturenames", ())) or item.get_closest_marker("ray")
+        item.add_marker(pytest.mark.xdist_group("ray" if shares else item.path.stem))
 
 
 @pytest.fixture(autouse=True)

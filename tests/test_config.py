@@ -20,7 +20,7 @@ def test_toml_round_trip(value: object) -> None:
     assert settings.build(type(value), settings.load_toml(settings.to_toml(value).encode(), "here")) == value
 
 
-@pytest.mark.parametrize("cls", {type(value) for value in CONFIGS}, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", dict.fromkeys(type(value) for value in CONFIGS), ids=lambda cls: cls.__name__)
 def test_every_field_is_documented(cls: type) -> None:
     undocumented = [name for name, field in settings.fields(cls).items() if not field.description]
     assert undocumented == []
