@@ -15,9 +15,9 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/gampen-ray demo $(ARGS)
 
-# The tests that need Ray, one after another, and beside them all others.
+# Two files of tests at a time, each process with a Ray of its own if it needs one.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Kills a driver, an actor and a node of an inference, a worker and the driver of a training, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup

@@ -18,17 +18,6 @@ torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
-# Where tests run side by side, those that use one Ray or one S3 server use it one after another.
-_SHARED = {"ray_local", "storage_environment", "demo"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests together that share what takes long to make."""
-    for item in items:
-        shares = _SHARED.intersection(getattr(item, "fixturenames", ())) or item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if shares else item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def package_logger() -> Iterator[None]:
     """Undo what the command line does to the package's logger: its handler holds this test's standard error."""
