@@ -28,7 +28,9 @@ def test_an_inference_grows_the_cluster_and_a_dead_node_costs_only_time(growing:
     data, output = dataset(str(tmp_path / "data"), {"all": 6000}), tmp_path / "catalog"
     bundle().save(str(tmp_path / "model"))
     arguments = [f"--bundle={tmp_path}/model", f"--dataset={data}", f"--output={output}", "--galaxies-per-file=50"]
-    submit(growing, "infer", *arguments, "--num-passes=200", "--resources.num-workers=3", wait=False, name="grows")
+    wanted = ["--num-passes=200", "--resources.num-workers=3"]
+    started = submit(growing, "infer", *arguments, *wanted, wait=False, name="grows")
+    assert started.returncode == 0, started.stdout + started.stderr
 
     def files() -> set[Path]:
         return set((output / "catalog").glob("*.parquet"))

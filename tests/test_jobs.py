@@ -1,9 +1,7 @@
 """`ray job submit` against a real cluster of several nodes on this machine, as a user gives the commands."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -20,8 +18,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from gampen_ray.cli import VERBS
 from gampen_ray.settings import to_toml
-from gampen_ray.storage import read_json
-from tests.clusters import JOB_SECONDS, RAY, ROOT, ended, log, raylets, running_cluster, submit, wait_until
+from tests.clusters import RAY, ROOT, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, galaxies, train_config
 
 JOBS = ["simulate", "ingest", "train", "tune", "infer", "evaluate"]
@@ -152,21 +149,3 @@ def test_a_stopped_inference_goes_on_when_it_is_submitted_again(cluster: dict[st
     assert pq.read_table(output / "catalog").num_rows == 3000
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in written.items())
     assert json.loads((output / "manifest.json").read_text())["num_galaxies"] == 3000
-
-
-@pytest.mark.cluster
-def test_a_training_over_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
-    data, run = dataset(str(tmp_path / "data"), {"train": 3000, "val": 200}), tmp_path / "run"
-    (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(run), epochs=8)))
-    # A cluster of its own: it loses a node, for whose return workers wait.
-    with running_cluster(RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20") as cluster:
-        wide = ["--resources.num-workers=2", "--resources.min-workers=1"]
-        submit(cluster, "train", str(tmp_path / "train.toml"), *wide, wait=False, name="two-nodes")
-        assert wait_until(lambda: " epoch 2/" in log(cluster, "two-nodes")), log(cluster, "two-nodes")
-        assert len(raylets(cluster)) == 2
-        os.kill(raylets(cluster)[0], signal.SIGKILL)
-        assert wait_until(lambda: ended(cluster, "two-nodes") != "", 2 * JOB_SECONDS)
-        assert ended(cluster, "two-nodes") == "SUCCEEDED", log(cluster, "two-nodes")
-    history = read_json(str(run / "history.json"))
-    assert [row["epoch"] for row in history] == list(range(1, 9))
-    assert (run / "bundle" / "SHA256SUMS").exists()
