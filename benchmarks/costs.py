@@ -25,8 +25,14 @@ SUSTAINED = {"compact": 0.1, "vgg16": 0.3}
 """Share of a GPU's arithmetic that a network is assumed to sustain where there is none to measure it."""
 L4_FLOP_PER_SECOND = 121e12
 """Dense bfloat16 operations per second of the GPU of cluster/aws.yaml and gcp.yaml, by its maker's data sheet."""
+CPU_SECONDS = 0.25e-3
+"""Of a core for reading a cutout of 64 pixels (20,000 a second) and summarising its posterior (0.2 ms): measured on CPUs."""
+NODE_CPUS = 8
+"""Beside each GPU in cluster/aws.yaml and gcp.yaml."""
 START_SECONDS = 300.0
 """Assumed from asking for a node to its first galaxy."""
+REQUESTS_PER_UNIT = 5.6 + 3.1
+"""GET and HEAD, POST and PUT: 359 and 198 for 64 units, as a proxy in front of the tests' S3 server counted them."""
 SURVEYS = {10**6: 1, 10**8: 8, 10**9: 32}
 """Cutouts, and GPUs of one node each."""
 
@@ -57,21 +63,28 @@ def network(name: str, work: Path) -> dict[str, Any]:
     flops = inference_flops(config, channels=1, size=size, num_targets=3, num_passes=job.num_passes)
     gpu = measured | {"startup_seconds": START_SECONDS}
     if DEVICE != "cuda":
-        rate = SUSTAINED[name] * L4_FLOP_PER_SECOND / flops
+        rate = min(SUSTAINED[name] * L4_FLOP_PER_SECOND / flops, NODE_CPUS / CPU_SECONDS)
         gpu |= {"galaxies_per_second": rate, "workers": 1, "gpus_per_worker": 1}
-    surveys = {f"{galaxies:.0e}": extrapolate(gpu, galaxies, nodes) for galaxies, nodes in SURVEYS.items()}
+    surveys = {
+        f"{galaxies:.0e}": extrapolate(gpu, galaxies, nodes)
+        | {"requests": round(galaxies / job.galaxies_per_file * REQUESTS_PER_UNIT)}
+        for galaxies, nodes in SURVEYS.items()
+    }
     return {"size": size, "measured": measured, "gflop_per_galaxy": flops / 1e9, "on_gpus": gpu, "surveys": surveys}
 
 
 def table(result: dict[str, Any]) -> str:
     """Return the surveys of all networks in Markdown."""
-    lines = ["| cutouts | network | GPUs | GPU-hours | hours | input | catalogue |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| cutouts | network | GPUs | GPU-hours | hours | input | catalogue | requests |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, costs in result.items():
         for galaxies, row in costs["surveys"].items():
-            lines.append(
-                f"| {galaxies} | {name}, {costs['size']} pixels | {row['workers']} | {row['gpu_hours']:.3g} "
-                f"| {row['hours']:.3g} | {row['input_bytes'] / 1e9:.3g} GB | {row['output_bytes'] / 1e9:.3g} GB |"
-            )
+            read, written = (f"{row[key] / 1e9:,.3g} GB" for key in ("input_bytes", "output_bytes"))
+            times = f"{row['gpu_hours']:,.3g} | {row['hours']:.3g}"
+            cells = f"{row['workers']} | {times} | {read} | {written} | {row['requests']:,}"
+            lines.append(f"| {galaxies} | {name}, {costs['size']} pixels | {cells} |")
     return "\n".join(lines) + "\n"
 
 
