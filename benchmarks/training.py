@@ -78,7 +78,7 @@ def pipeline(work: Path) -> dict[str, Any]:
         for threads in (1,) if GPU else (1, os.cpu_count() or 1):
             run = prepared(work, case, f"pipeline-{threads}")
             before = bare_loop(run, threads)
-            rates, waited = trained(run, Workers(count=1, cpus=0.45, gpus=int(GPU), threads=threads))
+            rates, waited = trained(run, count=1, threads=threads)
             loop = (before + bare_loop(run, threads)) / 2
             result[f"{case}, {threads} threads"] = {
                 "ratio": float(np.mean(rates)) / loop,
@@ -99,7 +99,7 @@ def workers(work: Path) -> dict[str, Any]:
         for count in (1, 2):
             run = prepared(work, "compact_64px", f"workers-{count}")
             loops[count] = sum(pool.map(bare_loop, [run] * count, [1] * count))
-            rates[count] = float(np.mean(trained(run, Workers(count=count, cpus=0.45, gpus=int(GPU), threads=1))[0]))
+            rates[count] = float(np.mean(trained(run, count=count, threads=1)[0]))
     return {
         "two_over_one": rates[2] / rates[1],
         "two_loops_over_one": loops[2] / loops[1],
@@ -142,9 +142,9 @@ def write(folder: Path, size: int, num_rows: dict[str, int]) -> None:
     shards.write_dataset_info(str(folder), info)
 
 
-def trained(run: Run, planned: Workers) -> tuple[list[float], list[float]]:
+def trained(run: Run, *, count: int, threads: int) -> tuple[list[float], list[float]]:
     """Train with Ray, and return galaxies/s and the share of time waiting for data of each epoch after the first."""
-    run_workers(run, planned)
+    run_workers(run, Workers(count=count, room=count, cpus=0.45, gpus=int(GPU), threads=threads))
     history = storage.read_json(storage.join(run.config.output, HISTORY))[1:]
     return [row["galaxies_per_s"] for row in history], [row["data_wait_fraction"] for row in history]
 

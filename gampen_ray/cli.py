@@ -54,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 for a mistake of the user's and 1 for storage that fails, each told in one line on standard error; 1 for any
-        other failure.
+        0; 2 for a mistake of the user's, such as storage that cannot be reached, and 1 for storage that fails later, each told
+        in one line on standard error; 1 for any other failure.
     """
     _log_to_stderr()
     try:
         verb, job = parse(sys.argv[1:] if arguments is None else arguments)
+        _check_storage(job)
         run = getattr(importlib.import_module(verb.module), verb.function)
         run(job)
     except UserError as error:
@@ -104,6 +105,16 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
         if text is not None:
             _set(values, name.split("."), _value(text, annotations[name]))
     return verb, settings.build(verb.config, values)
+
+
+def _check_storage(job: Any) -> None:
+    """Raise a `UserError` that names the field if an object storage cannot be reached."""
+    for name, _, value, _ in _leaves(type(job), instance=job):
+        if isinstance(value, str) and not storage.is_local(value):
+            try:
+                storage.exists(value)
+            except (UserError, StorageError) as error:
+                raise UserError(f"{name}: {error}") from None
 
 
 class _Parser(argparse.ArgumentParser):

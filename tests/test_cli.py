@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gampen_ray import cli
+from gampen_ray import cli, storage
 from gampen_ray.config import InferConfig, SimulateConfig, TrainConfig
 
 
@@ -74,6 +74,21 @@ def test_mistake_is_exit_code_2_and_one_line(
     assert error.startswith("gampen-ray: error: ")
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["dataset", "output", "fine_tune.bundle"])
+def test_unreachable_storage_is_exit_code_2_before_anything_starts(
+    field: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "key"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
+    values = {"dataset": str(tmp_path), "output": str(tmp_path), field: "s3://galaxies/a"}
+    assert cli.main(["train", *(f"--{name}={value}" for name, value in values.items())]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"gampen-ray: error: {field}: s3://galaxies/a: the server fails, 1 times in a row: ")
+    assert "check AWS_ENDPOINT_URL and the network" in error
+    assert error.count("\n") == 1
 
 
 def test_program_error_is_exit_code_1_with_its_traceback(

@@ -25,6 +25,13 @@ _ENVIRONMENT = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # The machine that the driver runs on: an actor that asks whether it is to be taken away has nothing to tell.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Workers keep the memory of one step for the next. Else glibc returns every large tensor, and a tenth of a CPU training
+    # is the kernel's, which clears the same pages again and again.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # What a driver that ends with an error has not asked for yet.
