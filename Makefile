@@ -19,7 +19,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-# Kills a driver, an actor and a node of an inference, a worker and the driver of a training, and the driver of a search; `python -m tests.engine.killing` does it at length.
+# More kills than `make test` has: a driver, an actor and a node of an inference on S3, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup
 	$(BIN)/python -m pytest -m kill $(ARGS)
 

@@ -245,14 +245,14 @@ def _shown(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: 
 def _show(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: list[str], done: threading.Event) -> None:
     epochs, per_epoch = run.config.optimizer.epochs, run.orders(0, num_workers)["train"].rows_per_epoch
     with Progress("train", epochs * per_epoch, "galaxies") as progress:
-        shown = 0
+        shown, last = 0, False
         while True:
-            last = done.wait(0.5)
             try:
                 told = messages.get_nowait()
             except Empty:
                 if last:
                     return
+                last = done.wait(0.5)
                 continue
             if "mistake" in told:
                 mistakes.append(told["mistake"])

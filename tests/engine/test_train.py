@@ -24,7 +24,7 @@ from tests.training.test_fine_tune import unchanged_blocks
 
 
 @pytest.mark.ray
-@pytest.mark.kill
+@pytest.mark.slow
 def test_two_workers_of_which_one_dies_tune_a_bundle_as_a_plain_loop(ray_local: None, tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 803, "val": 201})
     # Dropout draws other masks on every worker, and batch statistics are its own.
