@@ -56,7 +56,7 @@ def main(work: str, *sections: str) -> None:
         "million": million,
         "precision": precision,
     }
-    result = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"}
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name() if DEVICE == "cuda" else f"{os.cpu_count()} CPU cores"}
     for name in sections or known:
         result[name] = known[name](Path(work) / name)
         logging.info("%s: %s", name, result[name])
@@ -155,7 +155,7 @@ def precision(work: Path) -> dict[str, Any]:
 
 
 def run(
-    work: Path, output: str, *, data: str = "data", actors: int = 0, passes: int = NUM_PASSES, **fields: int
+    work: Path, output: str, *, data: str = "data", actors: int = 0, passes: int = NUM_PASSES, **fields: Any
 ) -> dict[str, Any]:
     """Run `infer` into a new folder and return its manifest."""
     return infer(

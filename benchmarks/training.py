@@ -62,7 +62,7 @@ def main(work: str, *sections: str) -> None:
     """Measure and print."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     known = {"pipeline": pipeline, "workers": workers}
-    result = {"device": torch.cuda.get_device_name() if GPU else f"{os.cpu_count()} CPU cores"}
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name() if GPU else f"{os.cpu_count()} CPU cores"}
     with ray_session():
         for name in sections or known:
             result[name] = known[name](Path(work))

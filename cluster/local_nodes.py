@@ -27,7 +27,8 @@ class LocalNodes(FakeMultiNodeProvider):
             }
             self._cluster.add(name, int(resources["CPU"]), known)
             made = {KIND: NODE_KIND_WORKER, NAME: node_id, STATUS: STATUS_UP_TO_DATE}
-            self._nodes[node_id] = {"tags": made | tags, "node": name}
+            node: dict[str, Any] = {"tags": made | tags, "node": name}
+            self._nodes[node_id] = node
 
     def _terminate_node(self, node: dict[str, Any]) -> None:
         self._cluster.end(node["node"])

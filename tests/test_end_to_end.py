@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from astropy.io import fits
 from astropy.table import Table
@@ -188,7 +187,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     unbroken = prepare(dataclasses.replace(config, output=str(tmp_path / "unbroken")))
     # With as many threads as the worker a plain loop adds up in the same order.
     threads = torch.get_num_threads()
-    torch.set_num_threads(int(ray.cluster_resources()["CPU"]))
+    torch.set_num_threads(max(2, os.cpu_count() or 1))
     execute(LocalWorker.read(unbroken), unbroken)
     torch.set_num_threads(threads)
     for name, weights in load_bundle(unbroken.config.output).network.state_dict().items():

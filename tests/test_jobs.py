@@ -113,7 +113,7 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
     study[1] = f"--output={tmp_path}/more"
     many = submit(cluster, "tune", str(tmp_path / "train.toml"), *study, "--resources.cpus-per-worker=2")
     assert many.returncode != 0
-    assert "1 worker with 2 CPUs needed, but the cluster has room for 0 (nodes: 2 of 1 CPUs and 0 GPUs)" in many.stdout
+    assert "1 worker with 2 CPUs needed, but the cluster has room for 0 (nodes: 2 of 1 CPU and 0 GPUs)" in many.stdout
 
 
 @pytest.mark.cluster

@@ -145,16 +145,20 @@ def _sees_no_way(group: PlacementGroup) -> bool:
 
 def _too_small(config: ResourcesConfig, workers: Workers, least: int) -> UserError:
     name = "min_workers" if config.min_workers else "num_workers"
-    each = f"{workers.cpus:g} CPUs"
+    each = _number(workers.cpus, "CPU")
     remedies = [f"lower resources.{name}"] if least > 1 else []
     if config.cpus_per_worker:
         remedies.append("lower resources.cpus_per_worker")
     if workers.gpus:
         each += f" and {'a GPU' if workers.gpus == 1 else f'{workers.gpus:g} of a GPU'}"
         remedies.append("set resources.use_gpu to false")
-    sizes = Counter((f"{node.cpus:g} CPUs", f"{node.gpus:g} GPUs") for node in _nodes() if node.cpus or node.gpus)
+    sizes = Counter((_number(node.cpus, "CPU"), _number(node.gpus, "GPU")) for node in _nodes() if node.cpus or node.gpus)
     has = ", ".join(f"{number} of {cpus} and {gpus}" for (cpus, gpus), number in sizes.items()) or "none yet"
     return UserError(
-        f"resources.{name}: {least} {'workers' if least > 1 else 'worker'} with {each} needed, but the cluster has room for "
+        f"resources.{name}: {_number(least, 'worker')} with {each} needed, but the cluster has room for "
         f"{workers.room} (nodes: {has}) and does not grow enough; {' or '.join(remedies) or 'add nodes'}"
     )
+
+
+def _number(count: float, what: str) -> str:
+    return f"{count:g} {what}" + ("" if count == 1 else "s")
