@@ -176,7 +176,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):
         wait_for(process, "epoch 2/40, loss")
         process.kill()
-    # Ray's own agents may take longer than a minute to notice.
+    # Ray's own agents may take longer than a minute to notice: they are waited for at the end.
     assert_none_left(mark, "ray::RayTrainWorker")
     assert not (tmp_path / "run" / "bundle").exists()
     states = (tmp_path / "run").glob("checkpoints/*/state.pt")
@@ -196,6 +196,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     assert [row["epoch"] for row in histories[0]] == list(range(1, 41))
     for name in ("train_loss", "val_loss"):
         assert [row[name] for row in histories[0]] == [row[name] for row in histories[1]]
+    assert_none_left(mark)
 
 
 @contextlib.contextmanager
