@@ -17,9 +17,9 @@ from typing import Any
 from gampen_ray import storage
 from gampen_ray.config import FineTuneConfig, OptimizerConfig, SimulateConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.data.simulate import simulate
 from gampen_ray.engine.simulate import dataset_info
-from gampen_ray.posterior.bundle import CHECKSUMS, load_bundle
+from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
+from gampen_ray.simulation.galaxies import simulate
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import BUNDLE, HISTORY, execute, prepare
 

@@ -34,10 +34,10 @@ from parts import DEVICE, SMALL, blobs, cutouts, model, save
 
 from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
 from gampen_ray.engine.infer import infer
+from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.flops import inference_flops
-from gampen_ray.posterior.bundle import Bundle, load_bundle
-from gampen_ray.posterior.mc_dropout import ThinnedNetworks
-from gampen_ray.posterior.predictor import Predictor
 
 NUM_PASSES = 32
 LOOP_SECONDS = 20.0

@@ -13,11 +13,11 @@ from parts import DEVICE, blobs, model
 from torch import nn
 
 from gampen_ray.config import gampen_vgg16
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.predictor import Predictor
 
 _DRAWS, _BOOTSTRAPS, _GALAXIES, _DIMS = 1_000, 200, 2, 3
 _LEVELS = np.array([0.15865, 0.84135])

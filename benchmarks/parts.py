@@ -8,10 +8,10 @@ import torch
 
 from gampen_ray.config import NetworkConfig, TargetConfig
 from gampen_ray.data import shards
+from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = dataclasses.replace(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gampen_ray.config import OptimizerConfig, TrainConfig
-from gampen_ray.posterior.bundle import CHECKSUMS, load_bundle
+from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import BUNDLE, execute, prepare
 

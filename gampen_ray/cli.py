@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from pydantic_core import PydanticUndefined
 
-from gampen_ray import __version__, config, settings, storage
+from gampen_ray import __version__, config, storage
+from gampen_ray.config.base import build, fields, load_toml
 from gampen_ray.errors import StorageError, UserError
 
 
@@ -34,15 +35,15 @@ class Verb:
 
 
 VERBS = {
-    "demo": Verb(config.DemoConfig, "gampen_ray.engine.demo", "demo"),
+    "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
-    "tune": Verb(config.TuneConfig, "gampen_ray.engine.tune", "tune"),
+    "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
     "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
-    "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.posterior.import_gampen", "import_gampen", "model"),
+    "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.gampen.import_network", "import_gampen", "model"),
     "crop": Verb(config.CropConfig, "gampen_ray.engine.crop", "crop"),
     "report": Verb(config.ReportConfig, "gampen_ray.report.build", "report"),
 }
@@ -99,12 +100,12 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
         if namespace[verb.positional] is not None:
             raise UserError(f"{verb.positional}: given twice, {path} and {namespace[verb.positional]}; give one")
         namespace[verb.positional], path = path, None
-    values = settings.load_toml(storage.read_bytes(path), path) if path else {}
+    values = load_toml(storage.read_bytes(path), path) if path else {}
     annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
     for name, text in namespace.items():
         if text is not None:
             _set(values, name.split("."), _value(text, annotations[name]))
-    return verb, settings.build(verb.config, values)
+    return verb, build(verb.config, values)
 
 
 def _check_storage(job: Any) -> None:
@@ -151,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _leaves(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
     """Yield dotted name, annotation, default and documentation of every field, those of nested sections included."""
-    for name, field in settings.fields(cls).items():
+    for name, field in fields(cls).items():
         default = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
         if dataclasses.is_dataclass(field.annotation):
             yield from _leaves(typing.cast(type, field.annotation), f"{prefix}{name}.", default)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gampen_ray import storage
+from gampen_ray.config.base import to_dict
 from gampen_ray.errors import UserError
-from gampen_ray.settings import to_dict
 
 RUN_FILE = "run.json"
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")

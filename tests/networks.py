@@ -14,10 +14,10 @@ from gampen_ray.config import (
     TrainConfig,
 )
 from gampen_ray.data import shards
+from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle
 
 SIZE = 20
 TARGETS = {"flux": TargetConfig(transform="log"), "concentration": TargetConfig(transform="logit")}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from gampen_ray.settings import to_toml
+from gampen_ray.config.base import to_toml
 from tests.clusters import ended, log, num_nodes, raylets, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, train_config
 

@@ -1,6 +1,7 @@
 import pytest
 
-from gampen_ray import config, settings
+from gampen_ray import config
+from gampen_ray.config.base import build, fields, load_toml, to_toml
 from gampen_ray.errors import UserError
 
 CONFIGS = [
@@ -17,12 +18,12 @@ CONFIGS = [
 
 @pytest.mark.parametrize("value", CONFIGS, ids=lambda value: type(value).__name__)
 def test_toml_round_trip(value: object) -> None:
-    assert settings.build(type(value), settings.load_toml(settings.to_toml(value).encode(), "here")) == value
+    assert build(type(value), load_toml(to_toml(value).encode(), "here")) == value
 
 
 @pytest.mark.parametrize("cls", dict.fromkeys(type(value) for value in CONFIGS), ids=lambda cls: cls.__name__)
 def test_every_field_is_documented(cls: type) -> None:
-    undocumented = [name for name, field in settings.fields(cls).items() if not field.description]
+    undocumented = [name for name, field in fields(cls).items() if not field.description]
     assert undocumented == []
 
 
@@ -50,13 +51,13 @@ def test_every_field_is_documented(cls: type) -> None:
 def test_mistake_is_one_line_with_field_value_and_remedy(values: dict, match: str) -> None:
     required = {} if "dataset" in match else {"dataset": "d"}
     with pytest.raises(UserError, match=match) as caught:
-        settings.build(config.TrainConfig, {"output": "r", **required, **values})
+        build(config.TrainConfig, {"output": "r", **required, **values})
     assert "\n" not in str(caught.value)
 
 
 def test_broken_toml_names_its_file() -> None:
     with pytest.raises(UserError, match=r"^train\.toml: not valid TOML: .*line 1"):
-        settings.load_toml(b"epochs = = 3", "train.toml")
+        load_toml(b"epochs = = 3", "train.toml")
 
 
 def test_configs_are_frozen() -> None:

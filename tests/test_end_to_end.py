@@ -20,11 +20,11 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
+from gampen_ray.commands.demo import demo
 from gampen_ray.config import DemoConfig, ResourcesConfig
-from gampen_ray.engine.demo import demo
+from gampen_ray.config.base import to_toml
 from gampen_ray.engine.train import train
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.settings import to_toml
+from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import dataset, train_config

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from gampen_ray import settings
 from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig, TuneConfig, default_search, gampen_vgg16
-from gampen_ray.training.search import SearchSpace
+from gampen_ray.config.base import build, load_toml
+from gampen_ray.tuning.space import SearchSpace
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "configs"
 # Published with the models: side of the cutout (pixels), dropout rate, learning rate.
@@ -23,10 +23,10 @@ PUBLISHED = {
 def load(name: str) -> TrainConfig:
     """Build a preset as the command line does with its flags for dataset, output and bundle."""
     path = FOLDER / f"{name}.toml"
-    values: dict[str, Any] = settings.load_toml(path.read_bytes(), path.name) | {"dataset": "d", "output": "o"}
+    values: dict[str, Any] = load_toml(path.read_bytes(), path.name) | {"dataset": "d", "output": "o"}
     if "fine_tune" in values:
         values["fine_tune"]["bundle"] = "b"
-    return settings.build(TrainConfig, values)
+    return build(TrainConfig, values)
 
 
 def test_every_preset_is_tested() -> None:
@@ -66,9 +66,7 @@ def test_fine_tuning_takes_over_all_that_the_bundle_brings() -> None:
 
 
 def study(name: str) -> TuneConfig:
-    return settings.build(
-        TuneConfig, settings.load_toml((FOLDER / f"{name}.toml").read_bytes(), name) | {"dataset": "d", "output": "o"}
-    )
+    return build(TuneConfig, load_toml((FOLDER / f"{name}.toml").read_bytes(), name) | {"dataset": "d", "output": "o"})
 
 
 def test_a_quick_search_holds_the_config_it_starts_from() -> None:

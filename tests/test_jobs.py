@@ -17,7 +17,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from gampen_ray.cli import VERBS
-from gampen_ray.settings import to_toml
+from gampen_ray.config.base import to_toml
 from tests.clusters import RAY, ROOT, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, galaxies, train_config
 

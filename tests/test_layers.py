@@ -11,21 +11,26 @@ PACKAGE = Path(__file__).parent.parent / "gampen_ray"
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")
 )
-OUTSIDE_ENGINE = [name for name in MODULES if not name.startswith("gampen_ray.engine")]
-# Lowest first; `provenance` reads and writes config.toml of output folders.
+OUTSIDE_ENGINE = [name for name in MODULES if not name.startswith(("gampen_ray.engine", "gampen_ray.commands"))]
+# Lowest first.
 LAYERS = [
     "errors",
     "config",
-    "settings",
     "progress",
     "storage",
     "provenance",
     "data",
+    "simulation",
     "model",
     "posterior",
+    "inference",
+    "catalog",
+    "gampen",
     "training",
+    "tuning",
     "report",
     "engine",
+    "commands",
 ]
 
 

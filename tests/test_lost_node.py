@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gampen_ray.settings import to_toml
+from gampen_ray.config.base import to_toml
 from gampen_ray.storage import read_json
 from tests.clusters import JOB_SECONDS, ended, log, raylets, running_cluster, submit, wait_until
 from tests.networks import dataset, train_config

@@ -9,10 +9,10 @@ import torch
 from astropy.io import fits
 
 from gampen_ray import cli, storage
+from gampen_ray.catalog.parquet import catalog_parts
+from gampen_ray.config.base import to_toml
 from gampen_ray.data import shards, validation
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.posterior.catalog import catalog_parts
-from gampen_ray.settings import to_toml
+from gampen_ray.inference.bundle import load_bundle
 from tests.networks import SIZE, bundle, galaxies, train_config
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.usefixtures("ray_local")]

@@ -1,4 +1,4 @@
-"""Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.settings`.
+"""Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.config.base`.
 
 A verb of the command line takes one of the classes of `gampen_ray.config.verbs`, which are made of those of
 `gampen_ray.config.parts`. The docstring under a field is its help text: it states the unit and what a sentinel value means.
@@ -19,7 +19,7 @@ from gampen_ray.config.parts import (
     Transform,
     gampen_vgg16,
 )
-from gampen_ray.config.tune import Objective, SearchRange, TuneConfig, default_search
+from gampen_ray.config.tuning import Objective, SearchRange, TuneConfig, default_search
 from gampen_ray.config.verbs import (
     CropConfig,
     DemoConfig,

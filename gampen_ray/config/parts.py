@@ -1,33 +1,14 @@
 """The parts of which the verbs' configs are made: targets, images, network, optimiser, calibration, resources, splits."""
 
-import dataclasses
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Literal
 
 import pydantic
 
-T = TypeVar("T")
+from gampen_ray.config.base import config_class, default
+
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
-_PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
-def config_class(cls: type[T]) -> type[T]:
-    """Make a class a frozen, keyword-only dataclass that checks its values; field docstrings become help texts."""
-    decorate: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)
-    decorated = decorate(cls)
-    # pydantic reads the docstrings of a class's own fields alone.
-    for base in cls.__mro__[1:-1]:
-        for name, field in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
-            inherited = decorated.__pydantic_fields__[name]
-            inherited.description = inherited.description or field.description
-    return decorated
-
-
-def default(cls: type[T]) -> T:
-    """Return a field whose default is the config ``cls`` with its own defaults."""
-    return dataclasses.field(default_factory=cls)
 
 
 @config_class

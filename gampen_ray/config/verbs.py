@@ -5,6 +5,7 @@ from typing import Literal
 
 import pydantic
 
+from gampen_ray.config.base import config_class, default
 from gampen_ray.config.parts import (
     CalibrationConfig,
     FineTuneConfig,
@@ -14,8 +15,6 @@ from gampen_ray.config.parts import (
     ResourcesConfig,
     SplitConfig,
     TargetConfig,
-    config_class,
-    default,
     default_targets,
 )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import packing, shards, validation
+from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
@@ -78,10 +78,10 @@ class Source:
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), _COLUMNS, num_rows):
                 yield _shard_rows(table, unit.uri), num_bytes
             return
-        plan = packing.from_bytes(unit.rows)
+        plan = ingest_plan.from_bytes(unit.rows)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N = packing.read_rows(table, self.ingest, self.info)
+            columns, source_N, reason_N = ingest_plan.read_rows(table, self.ingest, self.info)
             columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), columns["image"].nbytes
 
@@ -128,8 +128,8 @@ def open_source(
         return Source(info=info, ingest=None), dataset_units(dataset, split, info, unit_rows)
     ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
     try:
-        plan, info = packing.plan(ingest)
-    except packing.NoFilesError:
+        plan, info = ingest_plan.plan(ingest)
+    except ingest_plan.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({ingest.pattern}); "
             "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
@@ -138,7 +138,9 @@ def open_source(
         raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
     step = _unit_rows(unit_rows, len(plan))
     parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
-    units = [Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.to_bytes(part)) for start, part in parts]
+    units = [
+        Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
+    ]
     return Source(info=info, ingest=ingest), units
 
 

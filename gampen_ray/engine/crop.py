@@ -15,20 +15,20 @@ import ray.data
 import torch
 
 from gampen_ray import storage
+from gampen_ray.catalog.parquet import MANIFEST
 from gampen_ray.config import CropConfig
+from gampen_ray.config.base import to_dict
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import CutoutError, stem
-from gampen_ray.data.packing import file_content, matching_files
+from gampen_ray.data.ingest_plan import file_content, matching_files
 from gampen_ray.engine.cluster import cluster_workers
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import MANIFEST
-from gampen_ray.posterior.crops import Cropper
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
+from gampen_ray.inference.crops import Cropper
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import RUN_FILE, claim_output, content_fingerprint, provenance
-from gampen_ray.settings import to_dict
 
 __all__ = ["crop"]
 

@@ -11,7 +11,7 @@ from gampen_ray.engine.prediction import inference_workers, predicted
 from gampen_ray.engine.rates import Rates
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import Bundle
+from gampen_ray.inference.bundle import Bundle
 
 logger = logging.getLogger(__name__)
 

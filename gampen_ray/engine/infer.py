@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gampen_ray import storage
+from gampen_ray.catalog.hats import check_hats, write_hats
+from gampen_ray.catalog.parquet import CATALOG, MANIFEST, QUARANTINE, catalog_parts
 from gampen_ray.config import InferConfig
+from gampen_ray.config.base import to_dict
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Source, Unit, open_source
 from gampen_ray.engine.estimate import estimate
@@ -19,15 +22,12 @@ from gampen_ray.engine.prediction import inference_workers, predicted, summary_p
 from gampen_ray.engine.rates import Rates
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
+from gampen_ray.gampen.summary_files import FOLDER, SUMMARY, join_summaries, write_draws
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
+from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE, catalog_parts
-from gampen_ray.posterior.gampen_catalog import FOLDER, SUMMARY, join_summaries, write_draws
-from gampen_ray.posterior.hats_catalog import check_hats, write_hats
-from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, provenance
-from gampen_ray.settings import to_dict
 
 logger = logging.getLogger(__name__)
 

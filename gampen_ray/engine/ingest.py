@@ -13,7 +13,7 @@ import ray.data
 
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import packing, shards
+from gampen_ray.data import ingest_plan, shards
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.engine.cluster import task_cpus
 from gampen_ray.engine.session import ray_session
@@ -69,7 +69,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
         output=storage.absolute(config.output),
         catalog=storage.absolute(config.catalog) if config.catalog else "",
     )
-    rows, info = packing.plan(config)
+    rows, info = ingest_plan.plan(config)
     claim_output(config.output, config, {"catalog": info.fingerprint})
     if storage.exists(storage.join(config.output, shards.DATASET_JSON)):
         logger.info("%s is complete; nothing to do", config.output)
@@ -103,7 +103,7 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
         if _receipt(part) in finished:
             counts += Counter(storage.read_json(storage.join(config.output, _UNFINISHED, _receipt(part))))
         else:
-            units.append({"part": part, "rows": packing.to_bytes(rows.slice(start, per_part))})
+            units.append({"part": part, "rows": ingest_plan.to_bytes(rows.slice(start, per_part))})
     with Progress("ingest", len(rows), "cutouts") as progress:
         progress.advance(counts.total())
         if not units:
@@ -124,7 +124,7 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
 
 
 def _pack_unit(unit: dict[str, Any], *, config: IngestConfig, info: DatasetInfo) -> dict[str, int]:
-    counts = dict(packing.pack(packing.from_bytes(unit["rows"]), unit["part"], config, info))
+    counts = dict(ingest_plan.pack(ingest_plan.from_bytes(unit["rows"]), unit["part"], config, info))
     storage.write_json(storage.join(config.output, _UNFINISHED, _receipt(unit["part"])), counts)
     return counts
 

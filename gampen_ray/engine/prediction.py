@@ -20,18 +20,18 @@ import torch
 from ray.util.metrics import Counter
 
 from gampen_ray import storage
+from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
 from gampen_ray.config import InferConfig
-from gampen_ray.data import packing, shards
+from gampen_ray.data import ingest_plan, shards
 from gampen_ray.data.sources import Source, Unit
 from gampen_ray.engine.cluster import cluster_workers
 from gampen_ray.engine.resources import Workers
+from gampen_ray.gampen.summary_files import FOLDER, gampen_summary
+from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, load_bundle
-from gampen_ray.posterior.catalog import CATALOG, QUARANTINE, catalog_table, part_content
-from gampen_ray.posterior.flags import Flag
-from gampen_ray.posterior.gampen_catalog import FOLDER, gampen_summary
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.predictor import Prediction, Predictor
 
 __all__ = ["UnitResult", "inference_workers", "predicted", "summary_part"]
 
@@ -196,7 +196,7 @@ class _Predict:
             self._count(galaxies=len(rows["reason"]), bytes_read=num_bytes, device_seconds=seconds)
         told = {"bytes_read": bytes_read, "start": start, "stop": time.time(), "device_seconds": device_seconds}
         # One row, which Ray Data never cuts.
-        rows = packing.to_bytes(pa.concat_tables(parts)) if parts else b""
+        rows = ingest_plan.to_bytes(pa.concat_tables(parts)) if parts else b""
         result = pa.table(
             {"name": [unit.name], "rows": pa.array([rows], pa.large_binary()), **{k: [v] for k, v in told.items()}}
         )
@@ -232,7 +232,7 @@ def _write_unit(
     name, rows = item.pop("name"), item.pop("rows")
     result = {"num_rows": 0, "num_quarantined": 0, "bytes_written": 0, **item}
     if rows:
-        table = packing.from_bytes(rows)
+        table = ingest_plan.from_bytes(rows)
         good, wrong = table.filter(pc.field("reason") == ""), table.filter(pc.field("reason") != "")
         mean_NKD, scale_tril_NKDD = (torch.from_numpy(_tensors(good[key])) for key in ("mean", "scale_tril"))
         mixture = Mixture(mean_NKD, scale_tril_NKDD, targets)

@@ -9,16 +9,16 @@ import torch
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig, TuneConfig
-from gampen_ray.config.tune import DROPOUT_RATE
+from gampen_ray.config.tuning import DROPOUT_RATE
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.train import train
+from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.bundle import Bundle
 from gampen_ray.progress import Progress
-from gampen_ray.training.dropout_scan import SCAN, ScannedRate, rates, scan, shortlisted, with_rate
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import HISTORY, Run
-from gampen_ray.training.trials import Trial, objectives
+from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, rates, scan, shortlisted, with_rate
+from gampen_ray.tuning.trials import Trial, objectives
 
 
 def retrain(config: TuneConfig, run: Run, bundle: Bundle, workers: Workers) -> list[Trial]:

@@ -1,6 +1,6 @@
 """Ray Tune runs the trials of a study side by side, and Optuna draws them.
 
-The study's folder, not Ray Tune's own state, is what a search goes on from: `gampen_ray.training.ledger`. A new Ray Tune
+The study's folder, not Ray Tune's own state, is what a search goes on from: `gampen_ray.tuning.ledger`. A new Ray Tune
 experiment is told all trials that have ended, and begins with those that have not, under their old numbers.
 """
 
@@ -28,11 +28,11 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import told_in
 from gampen_ray.engine.trial import Data, run_trial
 from gampen_ray.progress import Progress
-from gampen_ray.training.ledger import Ended, Ledger
 from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import Run
-from gampen_ray.training.search import SearchSpace
-from gampen_ray.training.trials import OBJECTIVES, PENALTY, Trial, heard
+from gampen_ray.tuning.ledger import Ended, Ledger
+from gampen_ray.tuning.space import SearchSpace
+from gampen_ray.tuning.trials import OBJECTIVES, PENALTY, Trial, heard
 
 logger = logging.getLogger(__name__)
 

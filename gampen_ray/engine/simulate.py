@@ -11,15 +11,15 @@ import ray.data
 
 from gampen_ray import storage
 from gampen_ray.config import SimulateConfig
+from gampen_ray.config.base import to_dict
 from gampen_ray.data import shards
-from gampen_ray.data.simulate import SURVEYS, TARGETS
-from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine.cluster import task_cpus
 from gampen_ray.engine.session import ray_session
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import claim_output, content_fingerprint
-from gampen_ray.settings import to_dict
+from gampen_ray.simulation.galaxies import SURVEYS, TARGETS
+from gampen_ray.simulation.galaxies import simulate as simulate_galaxies
 
 __all__ = ["simulate"]
 

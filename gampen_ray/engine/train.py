@@ -29,7 +29,7 @@ from gampen_ray.engine.feed import fed
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
+from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.training.batches import Batch, Pass, chunks_of, stream

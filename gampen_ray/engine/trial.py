@@ -14,15 +14,15 @@ from gampen_ray import storage
 from gampen_ray.data.sources import Unit
 from gampen_ray.engine.resources import Workers
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import CHECKSUMS, Bundle, load_bundle
-from gampen_ray.training.ledger import Ledger
+from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import State
 from gampen_ray.training.reading import Rows, read_unit
 from gampen_ray.training.run import BUNDLE, Run, execute, with_config
-from gampen_ray.training.search import SearchSpace
 from gampen_ray.training.tracking import Track, tracking
-from gampen_ray.training.trials import PENALTY, objectives
+from gampen_ray.tuning.ledger import Ledger
+from gampen_ray.tuning.space import SearchSpace
+from gampen_ray.tuning.trials import PENALTY, objectives
 
 Data = Mapping[Unit, "ray.ObjectRef[Rows]"]
 

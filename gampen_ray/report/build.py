@@ -14,11 +14,11 @@ from gampen_ray import storage
 from gampen_ray.config import ReportConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.predictor import Predictor
+from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
-from gampen_ray.posterior.bundle import Bundle
-from gampen_ray.posterior.predictor import Predictor
-from gampen_ray.posterior.rotation import RotationStability, rotation_stability
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
 from gampen_ray.report.page import MARK, Example, ReportData, render

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
+from gampen_ray.catalog.parquet import MANIFEST, catalog_parts, mixture_from_catalog
 from gampen_ray.config import EvaluateConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.posterior.catalog import MANIFEST, catalog_parts, mixture_from_catalog
-from gampen_ray.posterior.evaluation import evaluate as evaluate_posteriors
-from gampen_ray.posterior.evaluation import format_table
+from gampen_ray.posterior.diagnostics import evaluate as evaluate_posteriors
+from gampen_ray.posterior.diagnostics import format_table
 from gampen_ray.provenance import claim_output
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import numpy as np
 from markupsafe import Markup
 
 from gampen_ray.errors import UserError
+from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import Target, TargetSchema
-from gampen_ray.posterior.rotation import RotationStability
 from gampen_ray.report import figures
-from gampen_ray.report.rotation import rotation_section
+from gampen_ray.report.rotation_section import rotation_section
 from gampen_ray.report.svg import PALETTE
 
 __all__ = ["Example", "ReportData", "render"]

@@ -27,7 +27,7 @@ from optuna.visualization import matplotlib as plots
 from gampen_ray.report.axes import Axis, axes, figure
 from gampen_ray.report.figures import number
 from gampen_ray.report.svg import ACCENT, GROUND, INK, MUTED, RULE, TRUTH, styled, to_svg
-from gampen_ray.training.trials import empty_study
+from gampen_ray.tuning.trials import empty_study
 
 NAMES = {"val_loss": "Validation loss", "calibration_error": "Calibration error", "flops": "Operations per galaxy"}
 

@@ -10,15 +10,15 @@ from typing import Any
 from torch import nn
 
 from gampen_ray.config import FineTuneConfig, ImagesConfig, NetworkConfig, TrainConfig
+from gampen_ray.config.base import to_dict
 from gampen_ray.config.parts import default_targets
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.provenance import first_difference
-from gampen_ray.settings import to_dict
 
 _HEAD = "head"
 

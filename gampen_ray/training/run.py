@@ -16,20 +16,20 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import NetworkConfig, TrainConfig
+from gampen_ray.config.base import to_dict
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.out_of_distribution import Novelty, features
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage, fit_scale
-from gampen_ray.posterior.mc_dropout import ThinnedNetworks
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.novelty import Novelty, features
 from gampen_ray.provenance import provenance
-from gampen_ray.settings import to_dict
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.loop import Plan, Worker, fit, one_pass
 from gampen_ray.training.order import Order

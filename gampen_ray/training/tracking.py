@@ -11,8 +11,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from gampen_ray import storage
+from gampen_ray.config.base import to_dict
 from gampen_ray.errors import UserError
-from gampen_ray.settings import to_dict
 from gampen_ray.training.run import Run
 
 TENSORBOARD = "tensorboard"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gampen_ray.config import SimulateConfig, SplitConfig
+from gampen_ray.config.base import build
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
-from gampen_ray.settings import build
 
 
 def _ids(kind: str, count: int) -> np.ndarray:

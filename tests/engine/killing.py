@@ -24,9 +24,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 from gampen_ray import storage
+from gampen_ray.catalog.parquet import CATALOG, MANIFEST, QUARANTINE
 from gampen_ray.data import shards
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.posterior.catalog import CATALOG, MANIFEST, QUARANTINE
+from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.posterior.summary import summary_columns
 from tests.networks import NETWORK, bundle, galaxies
 from tests.s3_server import BUCKET, s3_server

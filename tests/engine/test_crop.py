@@ -12,8 +12,8 @@ from gampen_ray.config import CropConfig
 from gampen_ray.engine import crop as engine
 from gampen_ray.engine.crop import crop
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.posterior.crops import Cropper
+from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.crops import Cropper
 from tests.networks import bundle, galaxies
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]

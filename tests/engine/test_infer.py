@@ -14,14 +14,14 @@ import pytest
 import ray
 
 from gampen_ray import storage
+from gampen_ray.catalog.parquet import Flag, mixture_from_catalog
 from gampen_ray.config import InferConfig, ResourcesConfig
 from gampen_ray.data import shards
 from gampen_ray.engine import estimate
 from gampen_ray.engine import infer as engine
 from gampen_ray.engine.infer import infer
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.posterior.catalog import Flag, mixture_from_catalog
+from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.report.evaluate import load_judged
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies

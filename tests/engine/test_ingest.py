@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from gampen_ray import storage
 from gampen_ray.config import IngestConfig
-from gampen_ray.data import packing, shards, validation
+from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.engine.ingest import ingest
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import claim_output
@@ -63,11 +63,11 @@ def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, mon
     whole = ingest(dataclasses.replace(config, output="whole"))
     assert sum(whole.num_rows.values()) == 6
     # As a run leaves it that was killed when the second of three parts had been written: a shard without a receipt.
-    rows, info = packing.plan(dataclasses.replace(config, images=str(tmp_path / "images"), output=str(tmp_path / "out")))
+    rows, info = ingest_plan.plan(dataclasses.replace(config, images=str(tmp_path / "images"), output=str(tmp_path / "out")))
     absolute = dataclasses.replace(config, output=str(tmp_path / "out"))
     claim_output("out", dataclasses.replace(absolute, images=str(tmp_path / "images")), {"catalog": info.fingerprint})
-    storage.write_json("out/ingest/part-000000.json", dict(packing.pack(rows.slice(0, 2), 0, absolute, info)))
-    packing.pack(rows.slice(2, 2), 1, absolute, info)
+    storage.write_json("out/ingest/part-000000.json", dict(ingest_plan.pack(rows.slice(0, 2), 0, absolute, info)))
+    ingest_plan.pack(rows.slice(2, 2), 1, absolute, info)
     kept = {uri: Path(uri).stat().st_mtime_ns for uri in shards.shard_uris("out") if "part-000000" in uri}
     assert kept
     assert ingest(config).num_rows == whole.num_rows
@@ -97,7 +97,7 @@ def test_nothing_usable_is_one_error_with_the_most_common_reason(tmp_path: Path)
 
 def test_a_fault_of_the_output_reaches_the_user(tmp_path: Path) -> None:
     config = _config(tmp_path, targets=())
-    claim_output(config.output, config, {"catalog": packing.plan(config)[1].fingerprint})
+    claim_output(config.output, config, {"catalog": ingest_plan.plan(config)[1].fingerprint})
     (tmp_path / "out" / "part-000001.parquet" / "in the way").mkdir(parents=True)
     with pytest.raises(UserError, match=r"part-000001.parquet: Is a directory"):
         ingest(config)

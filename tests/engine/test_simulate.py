@@ -7,11 +7,11 @@ import pytest
 
 from gampen_ray.config import ResourcesConfig, SimulateConfig, SplitConfig
 from gampen_ray.data import shards, validation
-from gampen_ray.data.simulate import simulate as simulate_galaxies
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import simulate as engine
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import claim_output
+from gampen_ray.simulation.galaxies import simulate as simulate_galaxies
 
 
 def config(output: Path, **changes: object) -> SimulateConfig:

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from ray.tune.search import Searcher
 
-from gampen_ray import settings
+from gampen_ray.commands.tune import tune
 from gampen_ray.config import ResourcesConfig, SearchRange, TrainConfig, TuneConfig
+from gampen_ray.config.base import build, load_toml, to_toml
 from gampen_ray.engine.search import Scheduler, Search
-from gampen_ray.engine.tune import tune
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.training.ledger import Ledger
-from gampen_ray.training.search import SearchSpace
-from gampen_ray.training.trials import Trial
+from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.tuning.ledger import Ledger
+from gampen_ray.tuning.space import SearchSpace
+from gampen_ray.tuning.trials import Trial
 from tests.networks import dataset, train_config
 
 NUM_TRIALS = 7
@@ -53,7 +53,7 @@ def written(study: Path, pattern: str) -> dict[Path, int]:
 def killed_half_way(study: TuneConfig, folder: Path) -> None:
     """Run the command on a Ray of its own, and kill it without warning once three trials have ended."""
     toml = folder / "tune.toml"
-    toml.write_text(settings.to_toml(study))
+    toml.write_text(to_toml(study))
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen([sys.executable, "-m", "gampen_ray", "tune", str(toml)], env=environment) as process:
         while len(written(Path(study.output), "trial.json")) < 3:
@@ -92,7 +92,7 @@ def test_study_goes_on_also_if_killed_and_repeats_no_finished_trial(ray_local: N
 
     assert bundle.metrics["val_loss"] == load_bundle(study.output).metrics["val_loss"] == best["val_loss"]
     text = (folder / "best.toml").read_bytes()
-    trains = settings.build(TrainConfig, settings.load_toml(text, "best.toml"))
+    trains = build(TrainConfig, load_toml(text, "best.toml"))
     assert (trains.dataset, trains.output) == (data, str(folder / "best-trained"))
     assert trains.optimizer.learning_rate == best["optimizer.learning_rate"]
     assert trains.network == bundle.config

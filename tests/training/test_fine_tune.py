@@ -20,9 +20,9 @@ from gampen_ray.config import (
 )
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.training.fine_tune import blocks, parameter_groups
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import evaluate, one_pass

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gampen_ray.config import OptimizerConfig
-from gampen_ray.model.gampen_weights import network_from_state_dict
+from gampen_ray.gampen.weights import network_from_state_dict
 from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.training.loop import Plan, make_optimizer
 from tests.parity import FOLDER, golden_state, needs_parity, recipe

@@ -9,8 +9,8 @@ import torch
 from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.bundle import load_bundle
-from gampen_ray.posterior.novelty import features
+from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config

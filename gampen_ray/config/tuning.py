@@ -1,0 +1,175 @@
+"""The config of `gampen-ray tune`: a training config, what is searched in it, and for how long."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from gampen_ray.config.base import config_class
+from gampen_ray.config.verbs import TrainConfig
+
+Objective = Literal["val_loss", "calibration_error", "flops"]
+DROPOUT_RATE = "network.backbone.dropout_rate"
+
+
+def _dotted(table: Any, is_leaf: Any) -> Any:
+    """Return a table of tables as one whose keys are dotted names; what is no table is left to pydantic."""
+    if not isinstance(table, dict):
+        return table
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and not is_leaf(value):
+            flat |= {f"{key}.{name}": inner for name, inner in _dotted(value, is_leaf).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _conditions(table: Any) -> Any:
+    return _dotted(table, is_leaf=lambda _: False)
+
+
+def _ranges(table: Any) -> Any:
+    # A section holds tables alone, of which none is the condition of a range.
+    return _dotted(
+        table, is_leaf=lambda value: not value or "when" in value or not all(isinstance(v, dict) for v in value.values())
+    )
+
+
+@config_class
+class SearchRange:
+    """From where the values of one field are drawn: all numbers between two, or one of some choices."""
+
+    low: float | None = None
+    """Smallest value; whole for a field that takes whole numbers."""
+    high: float | None = None
+    """Largest value."""
+    log: bool = False
+    """Evenly in the logarithm."""
+    step: float | None = pydantic.Field(default=None, gt=0)
+    """Only low, low + step, low + 2 step, ...; left out: all values between (or all whole ones)."""
+    choices: tuple[Any, ...] = pydantic.Field(default=(), strict=False)
+    """Instead of low and high: the values themselves, as the field takes them (numbers, texts, true and false, or lists)."""
+    when: Annotated[dict[str, Any], pydantic.BeforeValidator(_conditions)] = dataclasses.field(default_factory=dict)
+    """Other fields and the value, or the list of values, that each must have in a trial for this one to be drawn there; else it
+    stays as in the rest of the config."""
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+                raise ValueError("choices and low, high, log or step are both given; give one kind")
+            if len({repr(choice) for choice in self.choices}) < 2:
+                raise ValueError(f"choices are {list(self.choices)}; give at least two different ones")
+            return
+        if self.low is None or self.high is None:
+            raise ValueError("neither choices nor both of low and high are given; give one kind")
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}; low must be less")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log with low {self.low:g}, which has no logarithm; give low above 0, or log = false")
+        if self.step is not None:
+            if self.log:
+                raise ValueError(f"step {self.step:g} with log; leave one out")
+            steps = (self.high - self.low) / self.step
+            if abs(steps - round(steps)) > 1e-9 * steps:
+                raise ValueError(f"high {self.high:g} is not low {self.low:g} plus whole steps of {self.step:g}; change one")
+
+
+@config_class
+class TuneConfig(TrainConfig):
+    """Search for the best training config (Ray Tune, Optuna); all fields of `train` are the base of every trial."""
+
+    output: str
+    """Study folder: holds trials.parquet, best.toml (which `train` takes as it is), bundle/ of the best trial and tune.html. An
+    unfinished study with the same config goes on, and repeats no finished trial."""
+    stage: Literal["search", "dropout-by-coverage"] = "search"
+    """search: trains trials. dropout-by-coverage: chooses the dropout rate last and by coverage, as GaMPEN's was: scans rates
+    of a trained bundle without training, then trains anew with each of the shortlist, and all else as the bundle was."""
+    bundle: str = ""
+    """Stage dropout-by-coverage only: model bundle (or the run folder that holds it) whose dropout is scanned."""
+    search: Annotated[dict[str, SearchRange], pydantic.BeforeValidator(_ranges)] = dataclasses.field(default_factory=dict)
+    """Ranges by field of the sections images, network, fine_tune and optimizer, such as network.backbone.dropout_rate. Empty:
+    dropout, size and optimiser of the network (jobs/configs/tune.toml writes them out)."""
+    objectives: tuple[Objective, ...] = ("val_loss",)
+    """Stage search only: what is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean
+    |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
+    Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
+    num_trials: int = pydantic.Field(default=16, ge=1)
+    """Trials at most. The first is the config without the search, where the ranges hold its values."""
+    hours: float = pydantic.Field(default=0.0, ge=0)
+    """Time after which no new trial starts, hours; of an interrupted study the time in which trials ran counts. 0: no limit."""
+    grace_epochs: int = pydantic.Field(default=2, ge=1)
+    """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
+    objective; else none is stopped."""
+    reduction_factor: float = pydantic.Field(default=4.0, gt=1)
+    """One of this many trials goes on from one decision to the next, that many times as many epochs later."""
+    startup_trials: int = pydantic.Field(default=6, ge=1)
+    """Trials drawn at random before the others' results guide the search (TPE; Bergstra et al. 2011)."""
+    num_rates: int = pydantic.Field(default=12, ge=2)
+    """Stage dropout-by-coverage only: rates that are scanned, evenly in the logarithm from 1e-4 to 0.3, or as search says."""
+    shortlist: int = pydantic.Field(default=2, ge=1)
+    """Stage dropout-by-coverage only: rates that are trained anew, those of least calibration error in the scan."""
+
+    @property
+    def judged_by(self) -> tuple[Objective, ...]:
+        """What makes a trial better than another in this stage."""
+        return ("calibration_error",) if self.stage == "dropout-by-coverage" else self.objectives
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether poor trials are stopped: the loss alone is known after each epoch."""
+        return self.judged_by == ("val_loss",)
+
+    def __post_init__(self) -> None:
+        scans = self.stage == "dropout-by-coverage"
+        if scans and not self.bundle:
+            raise ValueError("stage is dropout-by-coverage, but there is no trained bundle to scan; give bundle")
+        if self.bundle and not scans:
+            raise ValueError(
+                f"bundle is {self.bundle!r}, which stage search does not take; leave it out, or give fine_tune.bundle"
+            )
+        if scans and set(self.search) - {DROPOUT_RATE}:
+            raise ValueError(
+                f"search has other fields than {DROPOUT_RATE}, and stage dropout-by-coverage takes no other; leave them out"
+            )
+        if self.shortlist > self.num_rates:
+            raise ValueError(f"shortlist is {self.shortlist}, more than num_rates, {self.num_rates}; lower it")
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives are {list(self.objectives)}; give at least one, and each once")
+        if self.stops_early and self.grace_epochs > self.optimizer.epochs:
+            raise ValueError(
+                f"grace_epochs is {self.grace_epochs}, more than optimizer.epochs, {self.optimizer.epochs}; lower it"
+            )
+
+
+def default_search(config: TuneConfig) -> dict[str, SearchRange]:
+    """Return what is searched where the config does not say: the network's size, its dropout and the optimiser.
+
+    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left; the stage dropout-by-coverage is
+    about the rate alone.
+    """
+    rate = SearchRange(low=1e-4, high=0.3, log=True)
+    if config.stage == "dropout-by-coverage":
+        return {DROPOUT_RATE: rate}
+    optimizer = {
+        "optimizer.learning_rate": SearchRange(low=3e-4, high=1e-2, log=True),
+        "optimizer.batch_size": SearchRange(choices=(32, 64, 128)),
+        "optimizer.weight_decay": SearchRange(low=1e-6, high=1e-2, log=True),
+        "optimizer.momentum": SearchRange(low=0.8, high=0.99, when={"optimizer.name": "sgd"}),
+    }
+    if config.fine_tune.bundle:
+        decay = SearchRange(low=0.4, high=1.0)
+        return {"fine_tune.dropout_rate": rate, "fine_tune.learning_rate_decay": decay, **optimizer}
+    plans = (
+        [24, 48, "M", 96],
+        [24, 48, "M", 64, 64, "M", 128],
+        [24, 48, "M", 64, 64, "M", 96, 96, "M", 128],
+    )
+    return {
+        DROPOUT_RATE: rate,
+        "network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier")),
+        "network.backbone.plan": SearchRange(choices=plans),
+        "network.backbone.width": SearchRange(low=0.5, high=1.25, log=True),
+        "network.backbone.block": SearchRange(choices=("plain", "residual")),
+        **optimizer,
+    }

@@ -1,0 +1,339 @@
+"""From a folder of FITS files and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
+
+Every row of the catalogue ends exactly once, in a shard or in quarantine.
+"""
+
+import fnmatch
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gampen_ray import storage
+from gampen_ray.config import IngestConfig, SplitConfig
+from gampen_ray.config.base import to_dict
+from gampen_ray.data import catalogs, gampen_folder, shards, validation
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
+from gampen_ray.data.gampen_labels import Label, magnitude
+from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.split_tables import listed_splits
+from gampen_ray.data.splits import assign_splits
+from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
+
+__all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
+
+# Bookkeeping columns of the plan, beside those of the catalogue.
+_SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
+_READ_AHEAD = 32
+_READ_THREADS = 8
+# Settings that change where or how fast the dataset is made, but no galaxy.
+_NO_CONTENT = ("images", "output", "catalog", "galaxies_per_shard", "resources")
+
+
+class NoFilesError(UserError):
+    """A folder that is not there, or holds none of the files asked for."""
+
+
+def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
+    """Settle for every row its identifier, file and split, and whether the catalogue already rules it out.
+
+    Parameters
+    ----------
+    config
+        With absolute URIs.
+
+    Returns
+    -------
+    pa.Table
+        Rows for `pack`, in the catalogue's order, or sorted by file name without one.
+    DatasetInfo
+        The dataset to be made, without row counts.
+
+    Raises
+    ------
+    UserError
+        For a missing file, folder or column, or a column name that a shard gives another meaning.
+    """
+    reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
+    if reserved or len(set(config.targets)) < len(config.targets):
+        raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")
+    table, sources, catalog_uri = _rows(config)
+    columns = {name: table.column(name) for name in table.column_names}
+    for name in ("ra", "dec"):
+        spelled = next((column for column in columns if column.lower() == name), None)
+        columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
+    reasons = validation.validate_rows({"object_id": columns["object_id"]})
+    reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
+    target_units = _settle_targets(config, table, columns, reasons)
+    ids = columns["object_id"].combine_chunks()
+    splits = _settle_splits(config, table, ids, reasons)
+    settings = {key: value for key, value in to_dict(config).items() if key not in _NO_CONTENT}
+    names = np.array([str(source).rpartition("/")[2] for source in sources])
+    info = DatasetInfo(
+        bands=config.bands,
+        cutout_size=config.cutout_size,
+        pixel_scale_arcsec=config.pixel_scale_arcsec,
+        zero_point_mag=config.zero_point_mag,
+        flux_unit=config.flux_unit,
+        survey=config.survey,
+        target_units=target_units,
+        fingerprint=content_fingerprint(
+            settings,
+            _texts(ids),
+            names,
+            splits,
+            *(columns[t] for t in target_units),
+        ),
+        source=to_dict(config),
+    )
+    bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
+    return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
+
+
+def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> Counter[str]:
+    """Read the files of some rows and write their shards and their quarantine, all numbered ``part``.
+
+    Doing it again gives the same files.
+
+    Parameters
+    ----------
+    rows
+        Some rows of the plan.
+    part
+        Number of the files.
+    config, info
+        As for and from `plan`.
+
+    Returns
+    -------
+    Counter
+        Rows by split (``"all"`` without targets) and in ``"quarantine"``.
+    """
+    columns, sources, reasons = read_rows(rows, config, info)
+    ids = rows.column("object_id").to_pylist()
+    counts: Counter[str] = Counter()
+    splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
+    for split in shards.SPLITS if config.targets else (shards.ALL,):
+        chosen = np.flatnonzero((reasons == "") & (splits == split))
+        uri = shards.part_uri(config.output, split, part)
+        counts[split] = len(chosen)
+        if len(chosen):
+            taken = {
+                name: values.take(chosen) if isinstance(values, pa.ChunkedArray) else values[chosen]
+                for name, values in columns.items()
+            }
+            shards.write_shard(uri, taken, info)
+        else:
+            # An interrupted run may have left one, of files that have changed since.
+            storage.delete(uri)
+    bad = np.flatnonzero(reasons != "")
+    counts[shards.QUARANTINE] = len(bad)
+    uri = shards.part_uri(config.output, shards.QUARANTINE, part)
+    if len(bad):
+        texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
+        shards.write_quarantine(uri, zip(texts, [sources[row] for row in bad], reasons[bad], strict=True))
+    else:
+        storage.delete(uri)
+    return counts
+
+
+def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """Read the files of some rows of the plan.
+
+    Returns
+    -------
+    columns
+        By name, one value a row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``, ``padded``.
+    sources
+        File of each row.
+    reasons
+        Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    """
+    reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
+    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
+    columns |= _read_cutouts(rows, reasons, config, info)
+    return columns, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons
+
+
+def to_bytes(rows: pa.Table) -> bytes:
+    """Return rows of the plan as an Arrow stream, which travels to a worker."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue().to_pybytes()
+
+
+def from_bytes(data: bytes) -> pa.Table:
+    """Return the rows that `to_bytes` was given."""
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and a magnitude where flux has
+    # one, and returns their units by name.
+    target_units = {}
+    for name in config.targets:
+        label = Label.parse(name)
+        if label.target != name and label.target in columns:
+            raise UserError(f"targets: {name} stands for {label.target}, which the catalogue has too; name one of the two")
+        values, faults = catalogs.numbers(columns[name])
+        _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
+        columns[label.target] = _physical(label, values, table)
+        target_units[label.target] = _target_unit(config, table, label)
+    if "flux" in target_units and config.zero_point_mag is not None and "magnitude" not in columns:
+        flux = np.asarray(columns["flux"])
+        dark = ~(flux > 0)
+        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
+        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.zero_point_mag)
+        target_units["magnitude"] = "mag"
+    return target_units
+
+
+def _settle_splits(config: IngestConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+    # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
+    if config.split_slug:
+        if not config.targets or config.split != SplitConfig():
+            other = "split asks for other shares; give one of the two"
+            fault = other if config.targets else "a dataset without targets is not split; give targets"
+            raise UserError(f"split_slug: {config.split_slug}, but {fault}")
+        keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
+        splits, faults = listed_splits(config.images, config.split_slug, keys | {config.id_column: _texts(ids)})
+        _add(reasons, faults != "", faults)
+        return splits
+    splits = np.full(len(table), shards.ALL, dtype=object)
+    usable = np.flatnonzero(reasons == "")
+    if config.targets:
+        splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
+    return splits
+
+
+def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
+    # Nulls become empty texts.
+    return [text.strip() for text in values.cast(pa.string()).fill_null("").to_pylist()]
+
+
+def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
+    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files.
+    ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    planned, sources = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist()
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for start in range(0, len(planned), _READ_AHEAD):
+            ahead = planned[start : start + _READ_AHEAD]
+            for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
+                try:
+                    cutout = read_cutout(raised(content), hdu=config.hdu, num_bands=len(config.bands))
+                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
+                except CutoutError as error:
+                    reasons[row] = str(error)
+                else:
+                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
+                    filled[row] = not np.isfinite(inside_CHW).all()
+                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
+                    if not np.isfinite(ra[row] + dec[row]):
+                        ra[row], dec[row] = cutout.ra, cutout.dec
+    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
+
+
+def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
+    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none), the catalogue's URI.
+    gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
+    if not config.catalog and not gampen:
+        if config.targets:
+            raise UserError(
+                f"targets: {', '.join(config.targets)} asked, but there is no catalogue to take them from; set catalog"
+            )
+        uris = matching_files(config.images, config.pattern)
+        table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
+        return table, np.array(uris, dtype=object), ""
+    uri = config.catalog or storage.join(config.images, gampen_folder.INFO_CSV)
+    folder = storage.join(config.images, gampen_folder.CUTOUTS) if gampen else config.images
+    if not storage.exists(folder):
+        raise UserError(f"images: no folder {folder}")
+    table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
+    # GaMPEN asks for no identifier: there, the file's stem is one.
+    by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
+    wanted = {} if by_stem else {config.id_column: "id_column"}
+    catalogs.require_columns(
+        uri, table, wanted | {config.file_column: "file_column"} | dict.fromkeys(config.targets, "targets")
+    )
+    files = _texts(table.column(config.file_column))
+    sources = np.array([storage.join(folder, file) if file else "" for file in files], dtype=object)
+    ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
+    for name in table.column_names:
+        clash = name == "object_id" and config.id_column != "object_id"
+        if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
+            raise UserError(f"catalog {uri}: column {name!r} has another meaning in a shard; rename it in the catalogue")
+    others = [name for name in table.column_names if name != config.id_column]
+    fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
+    return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def matching_files(images: str, pattern: str) -> list[str]:
+    """Return the absolute URIs of the files below a folder that match a pattern, sorted; a `NoFilesError` if there are none."""
+    if not storage.exists(images):
+        raise NoFilesError(f"images: no folder {images}")
+    root = storage.absolute(images)
+    uris = storage.list_files(images)
+    # A pattern without "/" is for the name alone, as in find.
+    names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
+    matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
+    if not matching:
+        raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
+    return matching
+
+
+def _target_unit(config: IngestConfig, table: pa.Table, label: Label) -> str:
+    # The unit of a transformed column is that of a logarithm.
+    if label.transform == "identity" and (unit := catalogs.column_unit(table, label.column)):
+        return unit
+    if label.target == "flux":
+        return config.flux_unit or label.unit
+    return "arcsec" if label.target.endswith("_arcsec") else ""
+
+
+def _physical(label: Label, values: np.ndarray, table: pa.Table) -> np.ndarray:
+    y = label.physical(values)
+    if label.transform == "logit" and label.quantity in table.column_names:
+        # Before the logit, other values stood for 0 and 1.
+        quantity, _ = catalogs.numbers(table.column(label.quantity))
+        return np.where((quantity == 0) | (quantity == 1), quantity, y)
+    return y
+
+
+def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
+    # The first reason of a row stays.
+    new = faults & (reasons == "")
+    reasons[new] = texts[new]
+
+
+def file_content(uri: str) -> bytes | CutoutError:
+    """Return the content of a file, or why there is none: returned, as another file's result may be asked for first."""
+    size = storage.size(uri)
+    if size is None:
+        there = "it is a folder" if storage.exists(uri) else "there is no such file"
+        return CutoutError(there)
+    if size > MAX_FILE_BYTES:
+        return CutoutError(f"the file has {size >> 20:,} MiB: no cutout")
+    try:
+        return storage.read_bytes(uri)
+    except UserError as error:
+        if uri.startswith("s3://"):
+            # The file is there: the server's fault is not the galaxy's.
+            raise
+        return CutoutError(f"the file cannot be read: {error}")
+
+
+def raised(content: bytes | CutoutError) -> bytes:
+    """Return what `file_content` read, or raise why it could not."""
+    if isinstance(content, CutoutError):
+        raise content
+    return content

@@ -1,0 +1,149 @@
+"""What GaMPEN writes of a survey, from our posteriors: ``inf_1.csv`` to ``inf_K.csv`` with one draw a pass, and the summary.
+
+Columns are those of GaMPEN's inference and result aggregator: ``preds_<label>`` in the space of the label (``custom_logit_bt``,
+``ln_R_e_asec``, ...), and in physical units ``preds_<quantity>_<statistic>`` with the statistics mean, median, std, skew,
+kurtosis, mode, sig_ci, twosig_ci and threesig_ci.
+Shape legend: N galaxies, K passes, D targets.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from gampen_ray import storage
+from gampen_ray.catalog.parquet import mixture_from_catalog
+from gampen_ray.data.gampen_labels import GAMPEN_ZERO_POINT_MAG, label_of, magnitude, snap
+from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.summary import LEVELS, summarise
+
+__all__ = ["gampen_summary", "join_summaries", "write_draws"]
+
+FOLDER, SUMMARY = "gampen", "summary.csv"
+"""Folder of these files in the output of an inference, and the name of the summary."""
+
+# Files written side by side: all catalogue parts are read once for each such group of passes.
+_OPEN_FILES = 64
+_INTERVALS = {"sig_ci": "68", "twosig_ci": "95", "threesig_ci": "997"}
+_MOMENTS = ("mean", "median", "std", "skew", "kurtosis", "mode")
+_NOT_SNAPPED = ("mean", "std", "skew", "kurtosis")
+
+
+def gampen_summary(
+    objects: pa.Table, mixture: Mixture, *, zero_point_mag: float | None, gampen_magnitudes: bool = False
+) -> pd.DataFrame:
+    """Return the summary table of N galaxies under GaMPEN's names.
+
+    Its figures are those of the whole mixture, not of draws. Of a logit target whose training values hold 0 (or 1), medians,
+    modes and ends of intervals at or beyond the value that stands for it are set to it, as in GaMPEN.
+
+    Parameters
+    ----------
+    objects
+        ``object_id`` and, if known, ``ra`` and ``dec``; N rows.
+    mixture
+        Posteriors of these galaxies.
+    zero_point_mag
+        For ``preds_total_mag``, where flux is a target with the log transform. None: there are no magnitudes.
+    gampen_magnitudes
+        Magnitudes as GaMPEN has them; see `gampen_ray.data.gampen_labels.magnitude`.
+    """
+    table = {name: objects[name].to_pandas() for name in ("object_id", "ra", "dec") if name in objects.column_names}
+    for part in (mixture, *_magnitudes(mixture, zero_point_mag, gampen_magnitudes)):
+        columns = summarise(part, mode_centred=True)
+        for target in part.targets:
+            label = label_of(target.name, target.transform)
+            values = {name: columns[f"{target.name}_{name}"] for name in _MOMENTS}
+            values |= {f"{end}{s}": columns[f"{target.name}_mode_{end}{s}"] for s in LEVELS for end in ("lo", "hi")}
+            if target.transform == "logit":
+                values = {name: v if name in _NOT_SNAPPED else _snapped(target, v) for name, v in values.items()}
+            prefix = f"preds_{label.quantity}"
+            table |= {f"{prefix}_{name}": values[name] for name in _MOMENTS}
+            for name, suffix in _INTERVALS.items():
+                ends = zip(values[f"lo{suffix}"].tolist(), values[f"hi{suffix}"].tolist(), strict=True)
+                table[f"{prefix}_{name}"] = [f"({low!r}, {high!r})" for low, high in ends]
+    return pd.DataFrame(table)
+
+
+def join_summaries(parts: list[str], output: str) -> None:
+    """Write one CSV from the CSV parts of a summary, in order; each part begins with the same line of column names."""
+    with storage.open_output(output) as stream:
+        for index, uri in enumerate(parts):
+            header, newline, rows = storage.read_bytes(uri).partition(b"\n")
+            stream.write(rows if index else header + newline + rows)
+
+
+def write_draws(
+    parts: Callable[[], Iterator[pa.Table]], targets: TargetSchema, output: str, num_passes: int, seed: int
+) -> None:
+    """Write ``inf_1.csv`` to ``inf_K.csv``: from each dropout pass one joint draw of every galaxy.
+
+    Parameters
+    ----------
+    parts
+        Gives the parts of a catalogue with mixtures, in the same order at each call.
+    targets
+        Targets of the mixtures.
+    output
+        Folder of the files.
+    num_passes, seed
+        Number K of passes of the mixtures, and the seed of the draws.
+    """
+    for start in range(0, num_passes, _OPEN_FILES):
+        group = range(start, min(start + _OPEN_FILES, num_passes))
+        generators = {k: np.random.default_rng([seed, k]) for k in group}
+        with contextlib.ExitStack() as stack:
+            files = {k: stack.enter_context(storage.open_output(storage.join(output, f"inf_{k + 1}.csv"))) for k in group}
+            for index, part in enumerate(parts()):
+                mixture = mixture_from_catalog(part, targets)
+                for k, file in files.items():
+                    rows = _draws(part, mixture, k, generators[k])
+                    file.write(rows.to_csv(index=False, header=index == 0).encode())
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+def _draws(part: pa.Table, mixture: Mixture, k: int, generator: np.random.Generator) -> pd.DataFrame:
+    noise_ND1 = generator.standard_normal((len(mixture), len(mixture.targets), 1))
+    z_ND = mixture.mean_NKD[:, k].numpy() + (mixture.scale_tril_NKDD[:, k].numpy() @ noise_ND1)[..., 0]
+    table = {name: part[name].to_pandas() for name in ("object_id", "ra", "dec")}
+    for d, target in enumerate(mixture.targets):
+        table[f"preds_{label_of(target.name, target.transform).column}"] = target.location + target.scale * z_ND[:, d]
+    return pd.DataFrame(table)
+
+
+def _magnitudes(mixture: Mixture, zero_point_mag: float | None, gampen: bool) -> list[Mixture]:
+    """Return the posterior of the magnitude, a Gaussian mixture as that of log flux is, or nothing if it is not known."""
+    if gampen:
+        zero_point_mag = GAMPEN_ZERO_POINT_MAG
+    fluxes = [d for d, target in enumerate(mixture.targets) if (target.name, target.transform) == ("flux", "log")]
+    if not fluxes or zero_point_mag is None:
+        return []
+    d, flux = fluxes[0], mixture.targets.targets[fluxes[0]]
+    faintest, brightest = (float(magnitude(np.array(y), zero_point_mag, gampen=gampen)) for y in (flux.low, flux.high))
+    # Magnitude is linear in ln(flux): m = m(1) + slope ln(flux), slope < 0, so that z changes its sign.
+    slope = float(magnitude(np.array(math.e), zero_point_mag, gampen=gampen)) - zero_point_mag
+    target = Target(
+        name="total_mag",
+        unit="mag",
+        transform="identity",
+        clip_low=0.0,
+        clip_high=1.0,
+        location=zero_point_mag + slope * flux.location,
+        scale=-slope * flux.scale,
+        low=brightest,
+        high=faintest,
+    )
+    sigma_NK = torch.linalg.vector_norm(mixture.scale_tril_NKDD[:, :, d], dim=-1)
+    return [Mixture(-mixture.mean_NKD[:, :, d, None], sigma_NK[..., None, None], TargetSchema((target,)))]
+
+
+def _snapped(target: Target, y: np.ndarray) -> np.ndarray:
+    low = target.clip_low if target.low == 0 else -math.inf
+    return snap(y, low, target.clip_high if target.high == 1 else math.inf)

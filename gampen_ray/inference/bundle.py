@@ -1,0 +1,217 @@
+"""The model bundle: everything prediction needs, in one directory, loaded without executing pickled code.
+
+``bundle.json`` (format version, network config, targets, images, calibration, metrics, provenance), ``weights.safetensors``,
+``novelty.safetensors`` (unless imported from GaMPEN) and ``SHA256SUMS``.
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from gampen_ray import storage
+from gampen_ray.config import NetworkConfig
+from gampen_ray.config.base import build, to_dict
+from gampen_ray.errors import UserError
+from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.inference.predictor import Predictor
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.provenance import RUN_FILE
+
+FORMAT_VERSION = 3
+_DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
+_NOVELTY = "novelty.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A trained model.
+
+    Parameters
+    ----------
+    network
+        From preprocessed images (N x C x H x W) to raw outputs (N x P).
+    config
+        Architecture of the network.
+    targets
+        Names, units, transforms and standardisation.
+    images
+        Preprocessing of cutouts.
+    calibration_scale_D
+        Factor on each target's posterior about its mean; ones where calibration is switched off.
+    metrics
+        Figures of merit on the validation split, plain values.
+    provenance
+        Versions, git revision, dataset fingerprint, date and training config, plain values.
+    novelty
+        Tells unusual images; None in a bundle without training images (imported, or made before this was stored).
+    """
+
+    network: Network
+    config: NetworkConfig
+    targets: TargetSchema
+    images: ImagePreprocessing
+    calibration_scale_D: np.ndarray
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    novelty: Novelty | None = None
+
+    def predict(
+        self,
+        images_NCHW: np.ndarray,
+        *,
+        num_passes: int = 32,
+        seed: int = 0,
+        batch_size: int = 0,
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> Mixture:
+        """Return the posteriors of cutouts in flux units.
+
+        Parameters
+        ----------
+        images_NCHW
+            Cutouts in the flux units and bands of the training data; cropped or zero-padded about the centre as needed.
+        num_passes
+            Number K of Monte Carlo dropout passes.
+        seed
+            Seed of the dropout masks.
+        batch_size
+            Galaxies per forward pass, which changes no result; 0: as many as keep the processor's caches busy.
+        zero_point_mag, pixel_scale_arcsec
+            Of the cutouts, which are converted to those of the training cutouts; None: the same.
+
+        Raises
+        ------
+        UserError
+            If the images have the wrong bands or non-finite pixels, or are too bright for the network.
+        """
+        predictor = Predictor(
+            self,
+            num_passes=num_passes,
+            seed=seed,
+            batch_size=batch_size,
+            zero_point_mag=zero_point_mag,
+            pixel_scale_arcsec=pixel_scale_arcsec,
+        )
+        prediction = predictor(images_NCHW)
+        if not prediction.usable_N.all():
+            raise UserError(
+                f"images: {(~prediction.usable_N).sum()} give no finite posterior, the first is number "
+                f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
+            )
+        return prediction.mixture
+
+    def save(self, uri: str) -> None:
+        """Write the bundle to a folder or s3:// URI; the checksums come last."""
+        description = {
+            "format_version": FORMAT_VERSION,
+            "network": to_dict(self.config),
+            "targets": self.targets.to_dict(),
+            "images": self.images.to_dict(),
+            "calibration": {"scale": [float(s) for s in self.calibration_scale_D]},
+            "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+        }
+        files = {
+            _DESCRIPTION: json.dumps(description, indent=2).encode(),
+            _WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
+        }
+        if self.novelty:
+            files[_NOVELTY] = safetensors.torch.save(self.novelty.to_tensors())
+        files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+        for name, data in files.items():
+            storage.write_bytes_atomic(storage.join(uri, name), data)
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Load a model bundle.
+
+    Parameters
+    ----------
+    uri
+        The bundle, or a run folder of ``train`` that holds one.
+
+    Raises
+    ------
+    UserError
+        If there is no bundle, it is damaged, or its format is newer than this program.
+    """
+    uri = _resolved(uri)
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
+    version = _format_version(uri, files[_DESCRIPTION])
+    if version != FORMAT_VERSION:
+        remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
+        raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
+    _verify_checksums(uri, files)
+    description = json.loads(files[_DESCRIPTION])
+    novelty = None
+    if description.get("novelty"):
+        files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
+        _verify_checksums(uri, files)
+        novelty = Novelty.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
+    config = build(NetworkConfig, description["network"])
+    targets = TargetSchema.from_dict(description["targets"])
+    images = ImagePreprocessing.from_dict(description["images"])
+    # Shapes without memory; the weights take their places.
+    with torch.device("meta"):
+        network = Network(config, channels=images.channels, size=images.size, num_targets=len(targets))
+    network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
+    return Bundle(
+        network=network.eval(),
+        config=config,
+        targets=targets,
+        images=images,
+        calibration_scale_D=np.asarray(description["calibration"]["scale"]),
+        metrics=description["metrics"],
+        provenance=description["provenance"],
+        novelty=novelty,
+    )
+
+
+def bundle_digest(uri: str) -> str:
+    """Return a fingerprint of a bundle's content: the same wherever it lies."""
+    return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), CHECKSUMS))).hexdigest()
+
+
+def _resolved(uri: str) -> str:
+    """Return the URI of the bundle itself where a run folder is given."""
+    if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
+        return storage.join(uri, "bundle")
+    if not storage.exists(storage.join(uri, _DESCRIPTION)):
+        unfinished = (
+            "is a run that is not finished: give the same command again" if storage.exists(storage.join(uri, RUN_FILE)) else ""
+        )
+        raise UserError(
+            f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` or `import-gampen` wrote'}"
+        )
+    return uri
+
+
+def _format_version(uri: str, description: bytes) -> int:
+    try:
+        return int(json.loads(description)["format_version"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"bundle: {uri}/{_DESCRIPTION} is damaged (no readable format_version); copy the bundle again"
+        ) from None
+
+
+def _verify_checksums(uri: str, files: dict[str, bytes]) -> None:
+    expected = dict(
+        line.split("  ", 1)[::-1] for line in files[CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
+    )
+    for name, data in files.items():
+        if name != CHECKSUMS and expected.get(name) != hashlib.sha256(data).hexdigest():
+            raise UserError(
+                f"bundle: {uri}/{name} does not match its checksum in {CHECKSUMS}: it is damaged; copy the bundle again"
+            )

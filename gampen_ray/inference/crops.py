@@ -1,0 +1,197 @@
+"""The learned crop of a FITS file as a FITS file, in the file's own units and coordinates.
+
+GaMPEN's autocrop writes the first channel of the stretched network input. Here the network looks at the stretched image, but
+the pixels as they are stored go through its affine map. Shape legend: N galaxies, C bands, H x W pixels.
+"""
+
+import gzip
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from astropy.io import fits
+
+from gampen_ray.data.cutouts import CutoutError, NanPolicy, fit_to_size, overlap, read_cutout
+from gampen_ray.data.ingest_plan import raised
+from gampen_ray.data.wcs import mapped_header
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.model.spatial_transformer import crop_images, crop_scale
+
+__all__ = ["Cropper", "pixel_map"]
+
+_HISTORY = (
+    # No more than 72 characters a line.
+    "gampen-ray crop: the spatial transformer's crop of the file of this",
+    "name, resampled bilinearly; flux is conserved: pixels were multiplied by",
+    "GRAREA. x_file = GRA1_1 x + GRA1_2 y + GRB1,",
+    "y_file = GRA2_1 x + GRA2_2 y + GRB2 in FITS pixels (from 1).",
+    "Zero beyond the network's input.",
+)
+
+
+class Cropper:
+    """Maps the content of FITS files to that of FITS files with their learned crops.
+
+    Parameters
+    ----------
+    bundle
+        Trained model.
+    digest
+        Its fingerprint, for the headers.
+    crop_size
+        Side of the crops, pixels; 0: as the network sees them.
+    oversampling
+        Each pixel is the mean of this many bilinear samples a side; 0: 4 where the crop's pixels are larger than the file's,
+        else 1. The bilinear samples alone, as the network sees them, change the flux of objects that are narrow on their grid.
+    hdu
+        Index of the image HDU; None: the first one that holds an image.
+    nan_policy
+        What becomes of cutouts with non-finite pixels; see `gampen_ray.data.cutouts.fit_to_size`.
+    device
+        Where the spatial transformer runs.
+
+    Raises
+    ------
+    UserError
+        If the bundle has no spatial transformer, or a crop would have a single pixel.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        digest: str,
+        *,
+        crop_size: int = 0,
+        oversampling: int = 0,
+        hdu: int | None = None,
+        nan_policy: NanPolicy = "quarantine",
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if bundle.network.transformer is None:
+            raise UserError(
+                "bundle: its network has no spatial transformer (family none), and so no crops; give another bundle"
+            )
+        self._transformer = bundle.network.transformer.to(device)
+        self._crop_size = crop_size or self._transformer.output_size
+        if self._crop_size < 2:
+            raise UserError(f"crop_size: a crop of {self._crop_size} pixel a side has no scale; give 2 or more")
+        self._images, self._digest, self._device = bundle.images, digest, device
+        self._oversampling, self._hdu = oversampling, hdu
+        self._nan_policy: NanPolicy = nan_policy
+
+    def __call__(self, names: Sequence[str], contents: Sequence[bytes | CutoutError]) -> list[bytes | CutoutError]:
+        """Return the crop of each file, or why there is none.
+
+        Parameters
+        ----------
+        names
+            Names of the files: crops of ``.gz`` files are gzipped, those of ``.fz`` files tile-compressed without loss.
+        contents
+            Content of the files, or why it could not be read.
+        """
+        inputs = [self._read(content) for content in contents]
+        good = [item for item in inputs if isinstance(item, _Input)]
+        maps = iter(self._affine(np.stack([item.image_CHW for item in good])) if good else ())
+        return [
+            self._crop(name, item, next(maps)) if isinstance(item, _Input) else item
+            for name, item in zip(names, inputs, strict=True)
+        ]
+
+    def _read(self, content: bytes | CutoutError) -> "_Input | CutoutError":
+        try:
+            cutout = read_cutout(raised(content), hdu=self._hdu, num_bands=len(self._images.bands))
+            image_CHW = fit_to_size(cutout.image_CHW, self._images.size, self._nan_policy)
+        except CutoutError as error:
+            return error
+        return _Input(image_CHW, cutout.header, cutout.image_CHW.shape[1:])
+
+    @torch.inference_mode()
+    def _affine(self, image_NCHW: np.ndarray) -> np.ndarray:
+        x_NCHW = self._images(torch.from_numpy(image_NCHW).to(self._device))
+        return self._transformer.affine(x_NCHW).double().cpu().numpy()
+
+    def _crop(self, name: str, item: "_Input", theta_23: np.ndarray) -> bytes | CutoutError:
+        sides = {"size": self._images.size, "crop_size": self._crop_size}
+        matrix_22, offset_2 = pixel_map(theta_23, shape=item.shape, **sides)
+        area = abs(np.linalg.det(matrix_22)) if np.isfinite(theta_23).all() else 0.0
+        crop_CHW = area * self._resampled(item.image_CHW, theta_23, self._oversampling or (4 if area > 1 else 1))
+        # The limit of float32 is that of the file; a map without area has no inverse.
+        if not (area > 0 and np.abs(crop_CHW).max() <= np.finfo(np.float32).max):
+            return CutoutError("the network gives no finite crop: extreme pixel values")
+        with warnings.catch_warnings():
+            # Headers that break the standard's letter are common and harmless.
+            warnings.simplefilter("ignore")
+            header = mapped_header(item.header, matrix_22, offset_2)
+            header.update(self._cards(theta_23, matrix_22, offset_2))
+            for line in _HISTORY:
+                header.add_history(line)
+            return _fits_bytes(name, crop_CHW.astype(np.float32), header)
+
+    def _resampled(self, image_CHW: np.ndarray, theta_23: np.ndarray, samples: int) -> np.ndarray:
+        side = samples * self._crop_size
+        # The outermost samples lie beyond the centres of the outermost pixels.
+        theta_23 = np.hstack([theta_23[:, :2] * (side - 1) / (side - samples), theta_23[:, 2:]])
+        # In double precision, so that the pixels lie where the header says.
+        image_1CHW, theta_123 = (torch.from_numpy(array).double()[None] for array in (image_CHW, theta_23))
+        return F.avg_pool2d(crop_images(image_1CHW, theta_123, side), samples)[0].numpy()
+
+    def _cards(self, theta_23: np.ndarray, matrix_22: np.ndarray, offset_2: np.ndarray) -> dict[str, Any]:
+        # FITS counts pixels from one.
+        origin_2 = offset_2 + 1 - matrix_22.sum(axis=1)
+        scale = float(crop_scale(torch.from_numpy(theta_23)[None])[0])
+        return {
+            # SHA-256 leaves no room for a comment.
+            "GRBUNDLE": self._digest,
+            "GRSCALE": (scale, "side of the crop / side of the network's input"),
+            "GRINPUT": (self._images.size, "[pix] side of the network's input"),
+            "GRAREA": (abs(np.linalg.det(matrix_22)), "pixel area over that of the file's pixels"),
+            **{f"GRA{i + 1}_{j + 1}": (matrix_22[i, j], "map to the file's pixels") for i in (0, 1) for j in (0, 1)},
+            **{f"GRB{i + 1}": (origin_2[i], "map to the file's pixels") for i in (0, 1)},
+        }
+
+
+def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return matrix A (2 x 2) and offset b (2) of the map p = A p' + b from the crop's pixels to the file's.
+
+    Pixels are (x, y), zero at the centre of the first one.
+
+    Parameters
+    ----------
+    theta_23
+        Affine map of the spatial transformer: [-1, 1] are the centres of the corner pixels, of the crop and of the network's
+        input.
+    shape
+        Height and width of the file's image, pixels, which `gampen_ray.data.cutouts.fit_to_size` brings to the network's input.
+    size, crop_size
+        Sides of the network's input and of the crop, pixels.
+    """
+    linear_22, shift_2 = theta_23[:, :2], theta_23[:, 2]
+    low_2 = np.array([pad.start - crop.start for crop, pad in (overlap(length, size) for length in reversed(shape))])
+    offset_2 = (shift_2 + 1 - linear_22.sum(axis=1)) * (size - 1) / 2 - low_2
+    return linear_22 * (size - 1) / (crop_size - 1), offset_2
+
+
+# --- details -------------------------------------------------------------------------------------------------------------
+
+
+class _Input(NamedTuple):
+    image_CHW: np.ndarray
+    header: fits.Header
+    shape: tuple[int, int]
+
+
+def _fits_bytes(name: str, image_CHW: np.ndarray, header: fits.Header) -> bytes:
+    pixels = image_CHW[0] if len(image_CHW) == 1 else image_CHW
+    hdus = [fits.PrimaryHDU(pixels, header)]
+    if name.lower().endswith(".fz"):
+        # Without quantisation: lossless.
+        hdus = [fits.PrimaryHDU(), fits.CompImageHDU(pixels, header, compression_type="GZIP_2", quantize_level=0)]
+    buffer = io.BytesIO()
+    fits.HDUList(hdus).writeto(buffer, output_verify="ignore")
+    # Without the time, which would make each run's files differ.
+    return gzip.compress(buffer.getvalue(), mtime=0) if name.lower().endswith(".gz") else buffer.getvalue()

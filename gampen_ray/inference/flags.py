@@ -1,0 +1,84 @@
+"""Flags of catalogue rows: what a user should know before trusting a posterior.
+
+Shape legend: N galaxies, F features.
+"""
+
+import enum
+from collections.abc import Mapping
+
+import numpy as np
+
+from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.model.targets import TargetSchema
+
+__all__ = ["Flag", "crop_at_bound", "image_flags", "posterior_flags"]
+
+
+class Flag(enum.IntFlag):
+    """Bits of the catalogue's ``flags``."""
+
+    INPUT_PADDED = 1
+    """The cutout is smaller than the network's input and was zero-padded."""
+    PIXELS_FILLED = 2
+    """Non-finite pixels were filled when the cutout was read."""
+    CROP_AT_BOUND = 4
+    """The learned crop reaches beyond the cutout: the galaxy may be larger than it, or the transformer has lost it."""
+    NEAR_TRAINING_EDGE = 8
+    """The 68 % interval of a target leaves the range of the training values: the network extrapolates there."""
+    EPISTEMIC_DOMINATES = 16
+    """The epistemic part of a target's variance exceeds the aleatoric one: dropout passes disagree about this image."""
+    UNUSUAL_IMAGE = 32
+    """The image's features lie farther from those of the training images than of 99.9 % of held-out ones."""
+    RESAMPLED = 64
+    """The cutout had another pixel scale than the training cutouts and was resampled to theirs."""
+
+
+# In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
+_BEYOND = 1 / 64
+
+
+def crop_at_bound(affine_N23: np.ndarray) -> np.ndarray:
+    """Return for each map from crop to image coordinates whether a corner of the crop lies outside the image, N.
+
+    Coordinates are in [-1, 1] inside; a corner may be half a pixel of a cutout of 64 pixels beyond.
+    """
+    # The corners are at (+-1, +-1): the farthest is the sum of absolute values away.
+    return (np.abs(affine_N23).sum(axis=2) > 1 + _BEYOND).any(axis=1)
+
+
+def image_flags(affine_N23: np.ndarray, features_NF: np.ndarray, novelty: Novelty | None, *, resampled: bool) -> np.ndarray:
+    """Return the flags that the network's input decides, N int64.
+
+    Parameters
+    ----------
+    affine_N23
+        Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
+    features_NF
+        `gampen_ray.inference.out_of_distribution.features` of the images; not looked at without ``novelty``.
+    novelty
+        Of the bundle; None: no image is called unusual.
+    resampled
+        Whether these cutouts were resampled; see `gampen_ray.model.images.ImagePreprocessing.zoom`.
+    """
+    flags_N = np.where(crop_at_bound(affine_N23), Flag.CROP_AT_BOUND.value, 0)
+    if novelty is not None:
+        flags_N |= np.where(novelty.unusual(features_NF), Flag.UNUSUAL_IMAGE.value, 0)
+    return flags_N | (Flag.RESAMPLED.value if resampled else 0)
+
+
+def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) -> np.ndarray:
+    """Return the flags that the posterior decides, N int64.
+
+    Parameters
+    ----------
+    summary
+        Columns by name, as `gampen_ray.posterior.summary.summarise` returns them.
+    targets
+        Targets of the model, with the range of their training values.
+    """
+    edge_N, epistemic_N = np.zeros((2, len(summary[f"{targets.names[0]}_mean"])), bool)
+    for target in targets:
+        name = target.name
+        edge_N |= (summary[f"{name}_lo68"] < target.low) | (summary[f"{name}_hi68"] > target.high)
+        epistemic_N |= summary[f"{name}_std_epistemic"] > summary[f"{name}_std_aleatoric"]
+    return np.where(edge_N, Flag.NEAR_TRAINING_EDGE.value, 0) | np.where(epistemic_N, Flag.EPISTEMIC_DOMINATES.value, 0)

@@ -1,0 +1,168 @@
+"""Monte Carlo dropout (Gal & Ghahramani 2016) as K fixed thinned networks.
+
+The masks are drawn once from (seed, pass, layer) and shared by every galaxy, so a galaxy's posterior does not depend on batch
+size, order, number of workers or restarts. What precedes the first dropout is computed once per image.
+Shape legend: N galaxies, K passes, C channels, H x W pixels, P outputs.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from gampen_ray.errors import UserError
+from gampen_ray.inference.folding import folded
+from gampen_ray.model.backbones import ResidualBlock
+from gampen_ray.model.network import Network
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passes:
+    """What K thinned networks give for N images.
+
+    Parameters
+    ----------
+    outputs_NKP
+        Raw outputs, float32.
+    affine_N23
+        Maps from crop to image coordinates.
+    activations
+        What precedes the first dropout.
+    """
+
+    outputs_NKP: torch.Tensor
+    affine_N23: torch.Tensor
+    activations: torch.Tensor
+
+
+class ThinnedNetworks:
+    """K thinned copies of a network, held as the positions of the dropped activations.
+
+    Parameters
+    ----------
+    network
+        Trained network; a copy of it is used, rewritten for inference (`gampen_ray.inference.folding`).
+    num_passes
+        Number K of thinned networks.
+    seed
+        Seed of the masks.
+    device
+        Where they run; None: where the network is.
+    dtype
+        Of weights and activations behind the spatial transformer; the transformer and the output layer are always float32.
+    repeated_band
+        Whether the images have one channel for a network whose channels are all copies of it.
+
+    Raises
+    ------
+    UserError
+        If more than one pass is asked of a network without dropout.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        num_passes: int,
+        seed: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        repeated_band: bool = False,
+    ) -> None:
+        network = folded(network, repeated_band=repeated_band)
+        network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network, self._num_passes, self._seed, self._dtype = network, num_passes, seed, dtype
+        self._steps = list(_steps(network.tail))
+        if num_passes > 1 and not any(rate for rate, _ in self._steps):
+            raise UserError(
+                f"num_passes: {num_passes}, but the network has no dropout: give 1, or train with dropout_rate above 0"
+            )
+        # All but the output layer, which makes of rounded activations exact sums.
+        for layer in [*network.stem, *network.tail][:-1]:
+            layer.to(dtype)
+        self._dropped: dict[tuple[int, int], torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def __call__(self, x_NCHW: torch.Tensor) -> Passes:
+        """Return what every pass gives for preprocessed images."""
+        activations, theta_N23 = self._prefix(x_NCHW)
+        outputs = [self._tail(k, activations) for k in range(self._num_passes)]
+        return Passes(outputs_NKP=torch.stack(outputs, dim=1), affine_N23=theta_N23, activations=activations)
+
+    @torch.inference_mode()
+    def prepare(self, x_NCHW: torch.Tensor) -> int:
+        """Draw all masks, and return the memory that the activations of these preprocessed images take at most, bytes."""
+        sizes: list[int] = []
+
+        def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            # A residual block holds its input while the branch goes from one activation to the next.
+            sizes.append(inputs[0].nbytes + (2 if isinstance(layer, ResidualBlock) else 1) * output.nbytes)
+
+        layers = [layer for layer in self._network.modules() if isinstance(layer, ResidualBlock) or not list(layer.children())]
+        hooks = [layer.register_forward_hook(measure) for layer in layers]
+        activations, _ = self._prefix(x_NCHW)
+        x = activations
+        for step, (rate, layer) in enumerate(self._steps):
+            for k in range(self._num_passes if rate else 0):
+                self._positions(k, step, rate, x)
+            x = _channels_last(layer(x.float() if step == len(self._steps) - 1 else x))
+        for hook in hooks:
+            hook.remove()
+        # What all passes share is also looked at in float32.
+        return activations.nbytes + max(*sizes, 4 * activations.numel())
+
+    def _prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        crops_NCHW, theta_N23 = self._network.crop(x_NCHW)
+        return _channels_last(self._network.stem(crops_NCHW.to(self._dtype))), theta_N23
+
+    def _tail(self, k: int, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of pass ``k``, N x P, from the activations before the first dropout."""
+        for index, (rate, layer) in enumerate(self._steps):
+            x = x.float() if index == len(self._steps) - 1 else x
+            with _zeroed(x, self._positions(k, index, rate, x)) if rate else contextlib.nullcontext():
+                x = _channels_last(layer(x))
+        return x.float()
+
+    def _positions(self, k: int, step: int, rate: float, x: torch.Tensor) -> torch.Tensor:
+        """Return the positions of the activations that pass ``k`` drops in front of a step, in the order of `_flat`."""
+        if (k, step) not in self._dropped:
+            mask = sum(rate > 0 for rate, _ in self._steps[:step])
+            dropped = np.random.default_rng([self._seed, k, mask]).random(tuple(x.shape[1:])) < rate
+            # C x H x W -> H x W x C
+            positions = np.flatnonzero(np.moveaxis(dropped, 0, -1))
+            self._dropped[k, step] = torch.from_numpy(positions).to(x.device)
+        return self._dropped[k, step]
+
+
+def _steps(tail: nn.Sequential) -> Iterator[tuple[float, nn.Module]]:
+    """Yield each layer with the rate of the dropout in front of it, 0 where there is none."""
+    rate = 0.0
+    for layer in tail:
+        if isinstance(layer, nn.Dropout):
+            rate = layer.p
+        else:
+            yield rate, layer
+            rate = 0.0
+
+
+@contextlib.contextmanager
+def _zeroed(x: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Zero some activations of every image in place, and put them back: other passes share them."""
+    flat = _flat(x)
+    values = flat[:, positions]
+    flat.index_fill_(1, positions, 0.0)
+    yield
+    flat[:, positions] = values
+
+
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Return activations in the order of `_flat`; only group normalisation on a GPU leaves them in another."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """Return a view of activations as N rows, in the order in which channels_last keeps them."""
+    return (x if x.ndim == 2 else x.permute(0, 2, 3, 1)).view(len(x), -1)

@@ -1,0 +1,167 @@
+"""From cutouts to posteriors on one device: batches sized to its memory, arithmetic suited to it.
+
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from gampen_ray.errors import UserError
+from gampen_ray.inference.flags import Flag, image_flags
+from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.out_of_distribution import features
+from gampen_ray.model.likelihood import gaussian
+from gampen_ray.model.spatial_transformer import crop_scale
+from gampen_ray.posterior.mixture import Mixture, proper
+
+if TYPE_CHECKING:
+    from gampen_ray.inference.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16"]
+# What the activations of a batch may take: on a CPU such that layers stay near the cache, on a GPU half of what is free.
+_CPU_BYTES = 64 << 20
+_MAX_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Posteriors of N galaxies with what was learned on the way.
+
+    Parameters
+    ----------
+    mixture
+        Posterior, calibrated if the bundle says so.
+    usable_N
+        False where the network's output is not a proper Gaussian (pixels near the limits of float32); the mixture is then a
+        placeholder.
+    affine_N23
+        Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
+    crop_scale_N
+        Side of each learned crop over the side of the network's input.
+    flags_N
+        Sums of `gampen_ray.inference.flags.Flag` values: those that the image decides.
+    """
+
+    mixture: Mixture
+    usable_N: np.ndarray
+    affine_N23: np.ndarray
+    crop_scale_N: np.ndarray
+    flags_N: np.ndarray
+
+    @staticmethod
+    def concatenate(parts: list["Prediction"]) -> "Prediction":
+        """Return the predictions of all galaxies."""
+        names = ("usable_N", "affine_N23", "crop_scale_N", "flags_N")
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
+
+
+class Predictor:
+    """Maps cutouts to posteriors with one set of thinned networks.
+
+    Parameters
+    ----------
+    bundle
+        Trained model.
+    num_passes, seed
+        Number of dropout masks and their seed.
+    device
+        Where the network runs.
+    precision
+        Of the network behind the spatial transformer; ``auto``: bfloat16 on a GPU that has it, float32 elsewhere.
+    batch_size
+        Galaxies per forward pass; 0: as many as fit the device. Halved for good where memory runs out. Changes no result.
+    zero_point_mag, pixel_scale_arcsec
+        Of the cutouts to predict, which are converted to those of the training cutouts; None: the same.
+    """
+
+    def __init__(
+        self,
+        bundle: "Bundle",
+        *,
+        num_passes: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        precision: Precision = "auto",
+        batch_size: int = 0,
+        zero_point_mag: float | None = None,
+        pixel_scale_arcsec: float | None = None,
+    ) -> None:
+        self._bundle, self._device = bundle, torch.device(device)
+        self._units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
+        gpu = self._device.type == "cuda"
+        if precision == "auto":
+            precision = "bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32"
+        self._thinned = ThinnedNetworks(
+            bundle.network,
+            num_passes,
+            seed,
+            device=self._device,
+            dtype=getattr(torch, precision),
+            repeated_band=bundle.images.repeats_a_band,
+        )
+        image_NCHW = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=self._device)
+        num_bytes = self._thinned.prepare(bundle.images.stretched(image_NCHW))
+        budget = torch.cuda.mem_get_info(self._device)[0] // 2 if gpu else _CPU_BYTES
+        self.batch_size = batch_size or int(np.clip(budget // num_bytes, 1, _MAX_BATCH))
+
+    def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
+        """Return cutouts in the flux units and pixel scale of the training cutouts."""
+        return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
+
+    def __call__(self, images_NCHW: np.ndarray) -> Prediction:
+        """Return the posteriors of one cutout or more; see `gampen_ray.inference.bundle.Bundle.predict`.
+
+        Raises
+        ------
+        UserError
+            If a cutout has pixels that are not finite.
+        """
+        if not np.isfinite(images_NCHW).all():
+            bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
+            raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
+        parts: list[Prediction] = []
+        start = 0
+        while start < max(1, len(images_NCHW)):
+            try:
+                parts.append(self._batch(images_NCHW[start : start + self.batch_size]))
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                logger.warning("the device is out of memory: batches of %s galaxies from here on", self.batch_size)
+            else:
+                start += self.batch_size
+        return Prediction.concatenate(parts)
+
+    def _batch(self, images_NCHW: np.ndarray) -> Prediction:
+        matched_NCHW = self.match(images_NCHW)
+        passes = self._thinned(self._bundle.images.stretched(matched_NCHW))
+        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.double(), len(self._bundle.targets))
+        usable_N = proper(mean_NKD, scale_tril_NKDD)
+        identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
+        mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
+        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets).scaled(self._bundle.calibration_scale_D)
+        affine_N23 = passes.affine_N23.cpu().numpy()
+        novelty = self._bundle.novelty
+        flags_N = image_flags(
+            affine_N23,
+            features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
+            novelty,
+            resampled=self._bundle.images.zoom(self._units["pixel_scale_arcsec"]) != 1,
+        )
+        padded = min(matched_NCHW.shape[-2:]) < self._bundle.images.size
+        return Prediction(
+            mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),
+            usable_N=usable_N.cpu().numpy(),
+            affine_N23=affine_N23,
+            crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
+            flags_N=flags_N | (Flag.INPUT_PADDED.value if padded else 0),
+        )

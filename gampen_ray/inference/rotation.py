@@ -1,0 +1,109 @@
+"""Rotation stability: what the posteriors do while a cutout turns, which does not change the galaxy (Ghosh et al. 2022).
+
+Shape legend: N galaxies, A angles, D targets, C bands, H x W pixels.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.model.images import rotate
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.summary import interval_levels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RotationStability:
+    """Posteriors of N galaxies at A angles, the first of which is 0.
+
+    Parameters
+    ----------
+    angle_A
+        Degrees, counter-clockwise where the first row of an image is at the bottom.
+    median_NAD
+        Posterior medians, physical units.
+    mean_NAD, std_NAD
+        Means and standard deviations of the posteriors in standardised space.
+    interval_N2D
+        Ends of the equal-tailed 68.27 % interval at angle 0 in standardised space.
+    """
+
+    angle_A: np.ndarray
+    median_NAD: np.ndarray
+    mean_NAD: np.ndarray
+    std_NAD: np.ndarray
+    interval_N2D: np.ndarray
+
+    def deviation(self) -> np.ndarray:
+        """Return each posterior mean minus its average over the angles, over the average standard deviation, N x A x D."""
+        return (self.mean_NAD - self.mean_NAD.mean(1, keepdims=True)) / self.std_NAD.mean(1, keepdims=True)
+
+    def scatter(self) -> np.ndarray:
+        """Return the standard deviation of `deviation` over the angles, N x D: 0 for a network that rotation does not move."""
+        return self.deviation().std(1)
+
+    def share_inside(self) -> np.ndarray:
+        """Return the share of galaxies and angles other than 0 whose mean is in the galaxy's interval at angle 0, D."""
+        low_N1D, high_N1D = self.interval_N2D[:, :1], self.interval_N2D[:, 1:]
+        turned_NAD = self.mean_NAD[:, 1:]
+        return ((low_N1D <= turned_NAD) & (turned_NAD <= high_N1D)).mean((0, 1))
+
+
+def rotation_stability(
+    bundle: Bundle,
+    images_NCHW: np.ndarray,
+    *,
+    num_angles: int = 36,
+    num_passes: int = 32,
+    seed: int = 0,
+    batch_size: int = 256,
+    zero_point_mag: float | None = None,
+    pixel_scale_arcsec: float | None = None,
+) -> RotationStability:
+    """Predict cutouts turned about their centres through 360 degrees.
+
+    Whole cutouts are turned, before they are cropped to the network's input, so the corners come from real sky where the
+    cutout is larger by the square root of 2; else they are filled with the reflected sky, because zeros have no noise and a
+    network that was trained without them would answer to them and not to the rotation. Quarter turns are exact; between
+    them interpolation takes up to 13 % of the sky noise. All turned cutouts are in memory at once.
+
+    Parameters
+    ----------
+    bundle
+        Trained model.
+    images_NCHW
+        Square cutouts in flux units, at least one.
+    num_angles
+        Number A of angles, evenly spaced from 0; a multiple of 4 holds the quarter turns, which need no interpolation.
+    num_passes, seed, batch_size, zero_point_mag, pixel_scale_arcsec
+        As in `Bundle.predict`.
+
+    Raises
+    ------
+    UserError
+        If there are less than two angles, or the images are not square or do not fit the bundle.
+    """
+    if num_angles < 2:
+        raise UserError(f"num_angles: {num_angles} turns nothing; give at least 2")
+    units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
+    predict = functools.partial(bundle.predict, num_passes=num_passes, seed=seed, batch_size=batch_size, **units)
+    unturned = predict(images_NCHW)
+    angle_A = np.arange(num_angles) * 360 / num_angles
+    image_NCHW = np.asarray(images_NCHW, dtype=np.float32)
+    turned = np.concatenate([rotate(image_NCHW, float(angle)) for angle in angle_A[1:]])
+    mixture = Mixture.concatenate([unturned, predict(turned)])
+
+    def by_galaxy(values: np.ndarray) -> np.ndarray:
+        # (A N) x D, the galaxies running faster
+        return values.reshape(num_angles, len(image_NCHW), -1).swapaxes(0, 1)
+
+    return RotationStability(
+        angle_A=angle_A,
+        median_NAD=by_galaxy(mixture.quantile(0.5)),
+        mean_NAD=by_galaxy(mixture.standardised_mean()),
+        std_NAD=by_galaxy(mixture.standardised_std()),
+        interval_N2D=unturned.standardised_quantile(interval_levels()[:2]),
+    )

@@ -1,0 +1,175 @@
+"""The dropout rate of a trained network, chosen last and by coverage, as GaMPEN's is (Ghosh et al. 2022).
+
+The rate acts in each Monte Carlo pass, and the more it drops the wider the posterior. A scan changes it in a trained network,
+which costs predictions of the validation split alone; the few best rates are then worth a training with them.
+Shape legend: N galaxies, K passes, D targets.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gampen_ray.config import TrainConfig, TuneConfig, default_search
+from gampen_ray.config.base import build, fields, to_dict
+from gampen_ray.config.tuning import DROPOUT_RATE
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.model.network import Network
+from gampen_ray.posterior.calibration import coverage
+from gampen_ray.posterior.diagnostics import negative_log_density
+from gampen_ray.training.loop import Worker
+from gampen_ray.training.reading import split_units
+from gampen_ray.training.run import Run, validation_posterior
+from gampen_ray.tuning.trials import calibration_error
+
+SCAN = "scan.json"
+_OF_THE_STUDY = ("dataset", "output", "resources")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScannedRate:
+    """What a trained network is worth with another dropout rate, on the validation split and without calibration.
+
+    Parameters
+    ----------
+    rate
+        Of every dropout layer.
+    coverage
+        Rows of `gampen_ray.posterior.calibration.Coverage` as plain values.
+    calibration_error
+        Mean |coverage - nominal| over targets and levels.
+    val_nll
+        Mean negative log density of the mixture of all passes at the truth, standardised target space.
+    """
+
+    rate: float
+    coverage: list[dict[str, Any]]
+    calibration_error: float
+    val_nll: float
+
+
+def rates(config: TuneConfig) -> np.ndarray:
+    """Return the rates to scan, ascending, evenly in the logarithm if the config does not say otherwise.
+
+    Raises
+    ------
+    UserError
+        If one of them drops nothing.
+    """
+    given = (config.search or default_search(config))[DROPOUT_RATE]
+    if given.choices:
+        values = np.array(sorted(given.choices), dtype=np.float64)
+    else:
+        values = (np.geomspace if given.log else np.linspace)(given.low, given.high, config.num_rates)  # type: ignore[arg-type]
+    if not values.min() > 0:
+        raise UserError(
+            f"search.{DROPOUT_RATE}: {values.min():g} is among the rates, at which all passes are equal; start above 0"
+        )
+    return values
+
+
+def trained_config(config: TuneConfig, bundle: Bundle) -> TrainConfig:
+    """Return how the bundle was trained, with dataset, output and resources of the study.
+
+    Raises
+    ------
+    UserError
+        If that is unknown, or the study's config says something else.
+    """
+    if not bundle.provenance.get("train"):
+        raise UserError(
+            f"bundle: {config.bundle} does not say how it was trained, so that it cannot be trained anew; give another"
+        )
+    study = {name: to_dict(config)[name] for name in _OF_THE_STUDY}
+    trained = build(TrainConfig, bundle.provenance["train"] | study)
+    default = TrainConfig(dataset=config.dataset, output=config.output)
+    for name in fields(TrainConfig):
+        there, given = getattr(trained, name), getattr(config, name)
+        if name not in _OF_THE_STUDY and given not in (there, getattr(default, name)):
+            raise UserError(
+                f"{name}: is not that with which {config.bundle} was trained, and this stage keeps that; leave it out"
+            )
+    return trained
+
+
+def with_rate(trained: TrainConfig, rate: float, output: str) -> TrainConfig:
+    """Return the config of a training with another dropout rate, in another run folder."""
+    if trained.fine_tune.bundle:
+        changed: dict[str, Any] = {"fine_tune": dataclasses.replace(trained.fine_tune, dropout_rate=rate)}
+    else:
+        backbone = dataclasses.replace(trained.network.backbone, dropout_rate=rate)
+        changed = {"network": dataclasses.replace(trained.network, backbone=backbone)}
+    return dataclasses.replace(trained, output=output, **changed)
+
+
+def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
+    """Return the run whose validation posteriors a scan computes: the bundle's network and preprocessing on the config's data.
+
+    Raises
+    ------
+    UserError
+        If the bundle's network cannot drop anything, or the dataset lacks the validation split, a band or a target.
+    """
+    if not list(_dropout_layers(bundle.network)):
+        raise UserError("bundle: its network has no dropout layer; give one with dropout in its classifier or convolutions")
+    info = shards.read_dataset_info(trained.dataset)
+    if not info.num_rows.get("val"):
+        raise UserError(f"dataset: {trained.dataset} has no galaxies in split 'val'; make it with split.val above 0")
+    missing = [name for name in bundle.targets.names if name not in info.target_units]
+    if missing:
+        raise UserError(f"dataset: {trained.dataset} lacks the bundle's target {missing[0]!r}; give the one it was trained on")
+    if len(info.bands) != len(bundle.images.bands):
+        bands = f"bands {', '.join(info.bands)}, and the bundle was trained on {', '.join(bundle.images.bands)}"
+        raise UserError(f"dataset: {trained.dataset} has {bands}; give a dataset with these")
+    return Run(
+        config=trained,
+        info=info,
+        network=bundle.config,
+        targets=bundle.targets,
+        images=bundle.images,
+        start=None,
+        splits={"train": (), "val": split_units(trained.dataset, "val", info)},
+    )
+
+
+def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np.ndarray) -> Iterator[ScannedRate]:
+    """Yield what a trained network is worth at each of some dropout rates; the passes of one rate differ in their masks alone.
+
+    Parameters
+    ----------
+    worker
+        View of the world of this worker, which has the validation split; all workers get the same.
+    run
+        See `scanned_run`; ``calibration.num_passes`` passes with masks of its seed.
+    network
+        Trained; a copy of it is used.
+    rates
+        Probabilities to drop an activation, above 0.
+    """
+    network = copy.deepcopy(network)
+    for rate in rates:
+        for layer in _dropout_layers(network):
+            layer.p = float(rate)
+        mixture, truths_ND = validation_posterior(worker, run, network)
+        rows = [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)]
+        yield ScannedRate(
+            rate=float(rate),
+            coverage=rows,
+            calibration_error=calibration_error(rows),
+            val_nll=negative_log_density(mixture, truths_ND)["standardised"],
+        )
+
+
+def shortlisted(scanned: Sequence[ScannedRate], count: int) -> list[float]:
+    """Return the rates of least calibration error, best first; equal ones in the order of their likelihood."""
+    ordered = sorted(scanned, key=lambda row: (row.calibration_error, row.val_nll))
+    return [row.rate for row in ordered[:count]]
+
+
+def _dropout_layers(network: Network) -> Iterator[nn.Dropout]:
+    return (layer for layer in network.modules() if isinstance(layer, nn.Dropout))

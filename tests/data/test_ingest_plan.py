@@ -1,0 +1,294 @@
+"""The plan of an ingest and the work on one part of it, without Ray."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from astropy.io import fits
+
+from gampen_ray import storage
+from gampen_ray.config import IngestConfig, SplitConfig, TargetConfig
+from gampen_ray.data import shards
+from gampen_ray.data.ingest_plan import pack, plan
+from gampen_ray.errors import UserError
+from gampen_ray.model.targets import TargetSchema
+
+SIZE = 8
+
+
+def _cutout(path: Path, seed: int = 0, shape: tuple[int, ...] = (SIZE, SIZE)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fits.PrimaryHDU(np.random.default_rng(seed).normal(size=shape).astype(np.float32)).writeto(path)
+    return path
+
+
+def _config(tmp_path: Path, **changes: object) -> IngestConfig:
+    values = {"images": str(tmp_path / "images"), "output": str(tmp_path / "out"), "cutout_size": SIZE, "bands": ("r",)}
+    return IngestConfig(**values | changes)
+
+
+def _ingested(config: IngestConfig, per_part: int = 1000) -> tuple[dict[str, int], dict[object, dict], list[tuple[str, str]]]:
+    """Return counts, the shards' rows by id, and the quarantine's (id, reason)."""
+    rows, info = plan(config)
+    counts: dict[str, int] = {}
+    for part, start in enumerate(range(0, len(rows), per_part)):
+        for key, count in pack(rows.slice(start, per_part), part, config, info).items():
+            counts[key] = counts.get(key, 0) + count
+    good, bad = {}, []
+    for uri in storage.list_files(config.output, ".parquet"):
+        if "/quarantine/" in uri:
+            bad += [(row["object_id"], row["reason"]) for row in pq.read_table(uri).to_pylist()]
+        else:
+            table = shards.read_shard(uri)
+            pixels = shards.images(table)
+            for index, row in enumerate(table.drop_columns("image").to_pylist()):
+                folder = uri.removeprefix(config.output).split("/")[1]
+                good[row["object_id"]] = row | {"image": pixels[index], "folder": folder}
+    assert counts.get("quarantine", 0) == len(bad)
+    assert sum(counts.values()) == len(rows) == len(good) + len(bad)
+    return counts, good, bad
+
+
+def test_files_alone(tmp_path: Path) -> None:
+    pixels = fits.getdata(_cutout(tmp_path / "images" / "G1.fits", 1))
+    _cutout(tmp_path / "images" / "sub" / "G2.fits.gz", 2, (5, 11))
+    _cutout(tmp_path / "images" / "G1mask.fits", 3)
+    (tmp_path / "images" / "notes.txt").write_text("not a cutout")
+    counts, good, _ = _ingested(_config(tmp_path))
+    assert counts == {"all": 3, "quarantine": 0}
+    assert sorted(good) == ["G1", "G1mask", "G2"]
+    np.testing.assert_array_equal(good["G1"]["image"][0], pixels)
+    assert np.isnan(good["G1"]["ra"])
+    assert _ingested(_config(tmp_path, pattern="G?.fits*", output=str(tmp_path / "b")))[0]["all"] == 2
+    assert _ingested(_config(tmp_path, pattern="sub/*", output=str(tmp_path / "c")))[0]["all"] == 1
+
+
+def test_each_broken_file_lands_in_quarantine_with_its_reason(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    _cutout(images / "good.fits")
+    _cutout(images / "sub" / "good.fits", 1)
+    _cutout(images / "cube.fits", shape=(3, SIZE, SIZE))
+    truncated = _cutout(images / "truncated.fits", shape=(60, 60))
+    truncated.write_bytes(truncated.read_bytes()[:6000])
+    (images / "text.fits").write_text("This is no FITS file.\n")
+    (images / "empty.fits").touch()
+    fits.PrimaryHDU(np.full((SIZE, SIZE), np.nan)).writeto(images / "nan.fits")
+    fits.PrimaryHDU(np.zeros((SIZE, SIZE))).writeto(images / "zero.fits")
+    _, good, bad = _ingested(_config(tmp_path))
+    assert list(good) == ["good"]
+    assert dict(bad) == {
+        "cube": "the image is 3-dimensional with shape (3, 8, 8), not a two-dimensional image",
+        "empty": "the file is empty (0 bytes)",
+        "good": "duplicate object_id: an earlier row has it",
+        "nan": "all pixels are NaN or infinite",
+        "text": "not a FITS file: it begins with b'This is no FITS file'",
+        "truncated": "the FITS file is truncated: 14,400 bytes of pixels promised, 3,120 there",
+        "zero": "all pixels have the same value 0",
+    }
+
+
+def _catalog(tmp_path: Path, header: str, rows: list[str], num_files: int = 6) -> str:
+    for index in range(num_files):
+        _cutout(tmp_path / "images" / f"f{index}.fits", index)
+    (tmp_path / "c.csv").write_text("\n".join([header, *rows]) + "\n")
+    return str(tmp_path / "c.csv")
+
+
+def test_catalogue_with_targets(tmp_path: Path) -> None:
+    first = 587722984439545906
+    rows = [f"{first + index},f{index}.fits,{150 + index},{2 + index},{index + 1}.5,note{index}" for index in range(6)]
+    catalog = _catalog(tmp_path, "objID,file_name,RA,Dec,flux,note", rows)
+    split = SplitConfig(train=0.4, val=0.3)
+    config = _config(
+        tmp_path, catalog=catalog, id_column="objID", targets=("flux",), zero_point_mag=27.0, flux_unit="nanomaggy", split=split
+    )
+    counts, good, bad = _ingested(config)
+    assert not bad
+    assert set(counts) == {"train", "val", "test", "quarantine"}
+    assert {row["folder"] for row in good.values()} <= {"split=train", "split=val", "split=test"}
+    row = good[first + 2]
+    assert (row["ra"], row["dec"], row["flux"], row["note"], row["file_name"]) == (152.0, 4.0, 3.5, "note2", "f2.fits")
+    assert row["magnitude"] == pytest.approx(27.0 - 2.5 * np.log10(3.5))
+    assert plan(config)[1].target_units == {"flux": "nanomaggy", "magnitude": "mag"}
+
+
+def test_every_catalogue_fault_has_its_reason(tmp_path: Path) -> None:
+    rows = [
+        "a,f0.fits,1.0,0.5",
+        "a,f1.fits,1.0,0.5",
+        ",f2.fits,1.0,0.5",
+        "c,,1.0,0.5",
+        "d,absent.fits,1.0,0.5",
+        "e,f3.fits,,0.5",
+        "f,f4.fits,-1.0,0.5",
+        "g,f5.fits,1.0,abc",
+        "h,folder.fits,1.0,0.5",
+    ]
+    (tmp_path / "images" / "folder.fits").mkdir(parents=True)
+    config = _config(
+        tmp_path,
+        catalog=_catalog(tmp_path, "object_id,file_name,flux,bulge_to_total", rows),
+        targets=("flux", "bulge_to_total"),
+        zero_point_mag=25.0,
+    )
+    _, good, bad = _ingested(config, per_part=4)
+    assert list(good) == ["a"]
+    assert sorted(bad) == [
+        ("", "object_id is missing"),
+        ("a", "duplicate object_id: an earlier row has it"),
+        ("c", "file_name is missing"),
+        ("d", "there is no such file"),
+        ("e", "target flux is missing"),
+        ("f", "target flux is -1: it has no magnitude"),
+        ("g", "target bulge_to_total is 'abc', not a finite number"),
+        ("h", "it is a folder"),
+    ]
+
+
+@pytest.mark.parametrize(("column", "expected"), [("object_id", [7, 8]), ("name", ["f0", "f1"])])
+def test_gampen_folder_is_found(tmp_path: Path, column: str, expected: list) -> None:
+    for index in range(2):
+        _cutout(tmp_path / "images" / "cutouts" / f"f{index}.fits", index)
+    (tmp_path / "images" / "info.csv").write_text(f"{column},file_name,bt\n7,f0.fits,0.1\n8,f1.fits,0.2\n")
+    _, good, _ = _ingested(_config(tmp_path, targets=("bt",)))
+    assert sorted(good) == expected
+    assert [good[key]["bt"] for key in expected] == [0.1, 0.2]
+
+
+def test_position_comes_from_the_header_where_the_catalogue_gives_none(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,ra,dec", ["1,w.fits,,", "2,f0.fits,3.0,4.0"], 1)
+    header = fits.Header(
+        {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 4.5, "CRPIX2": 4.5}
+    )
+    header.update({"CDELT1": -1e-4, "CDELT2": 1e-4})
+    fits.PrimaryHDU(np.eye(SIZE, dtype=np.float32), header).writeto(tmp_path / "images" / "w.fits")
+    _, good, _ = _ingested(_config(tmp_path, catalog=catalog))
+    assert (good[1]["ra"], good[1]["dec"]) == (pytest.approx(150.0), pytest.approx(2.0))
+    assert (good[2]["ra"], good[2]["dec"]) == (3.0, 4.0)
+
+
+def test_galaxies_do_not_depend_on_the_parts(tmp_path: Path) -> None:
+    rows = [f"{index},f{index}.fits,{index + 1}.5" for index in range(6)]
+    config = _config(tmp_path, catalog=_catalog(tmp_path, "object_id,file_name,flux", rows), targets=("flux",))
+    other = dataclasses.replace(config, output=str(tmp_path / "other"), galaxies_per_shard=2)
+    _, good, _ = _ingested(config)
+    _, again, _ = _ingested(other, per_part=2)
+    assert plan(config)[1].fingerprint == plan(other)[1].fingerprint
+    assert plan(config)[1].fingerprint != plan(dataclasses.replace(config, cutout_size=9))[1].fingerprint
+    assert good.keys() == again.keys()
+    for key, row in good.items():
+        np.testing.assert_array_equal(row.pop("image"), again[key].pop("image"))
+        assert str(row) == str(again[key])
+
+
+def test_packing_again_leaves_nothing_behind(tmp_path: Path) -> None:
+    rows = [f"{index},f{index}.fits,1.5" for index in range(6)]
+    config = _config(tmp_path, catalog=_catalog(tmp_path, "object_id,file_name,flux", rows), targets=("flux",))
+    _ingested(config)
+    for index in range(6):
+        (tmp_path / "images" / f"f{index}.fits").write_bytes(b"")
+    counts, good, _ = _ingested(config)
+    assert counts["quarantine"] == 6
+    assert not good
+
+
+def test_splits_of_the_tables(tmp_path: Path) -> None:
+    for index in range(5):
+        _cutout(tmp_path / "images" / "cutouts" / f"f{index}.fits", index)
+
+    def table(name: str, stems: str) -> None:
+        rows = [f"f{stem}.fits,0.{stem}" for stem in stems]
+        (tmp_path / "images" / name).write_text("\n".join(["file_name,bt", *rows, ""]))
+
+    def tables(train: str, devel: str, test: str) -> None:
+        for part, stems in (("train", train), ("devel", devel), ("test", test)):
+            table(f"splits/mine-{part}.csv", stems)
+
+    table("info.csv", "01234")
+    (tmp_path / "images" / "splits").mkdir()
+    tables("31", "0", "4")
+    config = _config(tmp_path, targets=("bt",), split_slug="mine")
+    counts, good, bad = _ingested(config)
+    assert counts == {"train": 2, "val": 1, "test": 1, "quarantine": 1}
+    assert {key: row["folder"] for key, row in good.items()} == {
+        "f0": "split=val",
+        "f1": "split=train",
+        "f3": "split=train",
+        "f4": "split=test",
+    }
+    assert bad == [("f2", "in no table of the split: mine")]
+    before = plan(config)[1].fingerprint
+    tables("13", "0", "4")
+    assert plan(config)[1].fingerprint == before
+    tables("30", "1", "4")
+    assert plan(config)[1].fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ()}, "split_slug: mine, but a dataset without targets is not split; give targets"),
+        ({"split": SplitConfig(train=0.5)}, "split_slug: mine, but split asks for other shares; give one of the two"),
+        ({}, "split_slug: mine: .*splits has no such split; there is none"),
+    ],
+)
+def test_split_slug_fits_the_rest(tmp_path: Path, changes: dict, message: str) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,bt", ["1,f0.fits,0.5"])
+    with pytest.raises(UserError, match=message):
+        plan(_config(tmp_path, **{"catalog": catalog, "targets": ("bt",), "split_slug": "mine"} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ("mass",)}, r"targets: catalog .*c.csv has no column 'mass'; its columns: object_id, file_name, flux"),
+        ({"id_column": "name"}, "id_column: catalog .* has no column 'name'"),
+        ({"file_column": "path"}, "file_column: catalog .* has no column 'path'"),
+        ({"id_column": "flux"}, "column 'object_id' has another meaning in a shard"),
+        ({"catalog": ""}, "images: none of the 6 files below .* matches the pattern 'G"),
+        ({"catalog": "", "targets": ("flux",)}, "targets: flux asked, but there is no catalogue"),
+        ({"catalog": "", "images": "absent"}, "images: no folder absent"),
+        ({"images": "absent"}, "images: no folder absent"),
+        ({"targets": ("object_id",)}, "targets: object_id: a target is a column of its own, named once"),
+        ({"targets": ("flux", "flux")}, "targets: flux, flux: a target is a column of its own, named once"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, changes: dict, message: str) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,flux", ["1,f0.fits,1.0"])
+    with pytest.raises(UserError, match=message):
+        plan(_config(tmp_path, **{"catalog": catalog, "pattern": "G*.fits"} | changes))
+
+
+def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
+    bt = [0.0, 0.004, 0.3, 1.0, 0.9, 0.5]
+    # 0 and 1 lie half-way to their neighbours before the logit.
+    logits = [float(np.log(y / (1 - y))) for y in (0.002, 0.004, 0.3, 0.95, 0.9, 0.5)]
+    rows = [
+        f"{i},f{i}.fits,{b!r},{logit!r},{0.1 * i!r},{8.0 + i!r}" for i, (b, logit) in enumerate(zip(bt, logits, strict=True))
+    ]
+    catalog = _catalog(tmp_path, "object_id,file_name,bt,custom_logit_bt,ln_R_e_asec,ln_total_flux_adus", rows)
+    targets = ("custom_logit_bt", "ln_R_e_asec", "ln_total_flux_adus")
+    config = _config(tmp_path, catalog=catalog, targets=targets, zero_point_mag=27.0)
+    _, info = plan(config)
+    units = {"bulge_to_total": "", "effective_radius_arcsec": "arcsec", "flux": "adu", "magnitude": "mag"}
+    assert info.target_units == units
+    _, good, _ = _ingested(config)
+    ordered = [good[i] for i in range(6)]
+    assert [row["bulge_to_total"] for row in ordered] == pytest.approx(bt, abs=1e-15)
+    assert [row["effective_radius_arcsec"] for row in ordered] == pytest.approx(np.exp(0.1 * np.arange(6)), rel=1e-15)
+    assert [row["flux"] for row in ordered] == pytest.approx(np.exp(8.0 + np.arange(6)), rel=1e-15)
+    assert [row["magnitude"] for row in ordered] == pytest.approx(27 - 2.5 / np.log(10) * (8.0 + np.arange(6)), rel=1e-12)
+    # Training on them standardises the very labels that GaMPEN does.
+    values = np.array([[row["bulge_to_total"], row["flux"]] for row in ordered])
+    configs = {"bulge_to_total": TargetConfig(transform="logit", clip=0), "flux": TargetConfig(transform="log")}
+    z = TargetSchema.fit(configs, values, {}).standardise(values)
+    assert z[:, 0] == pytest.approx((logits - np.mean(logits)) / np.std(logits), rel=1e-12)
+    assert z[:, 1] == pytest.approx((np.arange(6) - 2.5) / np.std(np.arange(6)), rel=1e-9)
+
+
+def test_a_label_and_the_column_it_stands_for_are_not_both_taken(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name,flux,ln_total_flux_adus", ["0,0.fits,1.0,0.0"])
+    with pytest.raises(UserError, match="targets: ln_total_flux_adus stands for flux, which the catalogue has too"):
+        plan(_config(tmp_path, catalog=catalog, targets=("ln_total_flux_adus",)))

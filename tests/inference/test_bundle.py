@@ -1,0 +1,119 @@
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import gampen_ray
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.out_of_distribution import Novelty
+from tests.networks import bundle, galaxies
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    bundle().save(str(tmp_path / "model"))
+    return tmp_path / "model"
+
+
+def test_loaded_bundle_predicts_the_same(saved: Path) -> None:
+    images = galaxies(7, seed=2)["image"]
+    before, after = bundle().predict(images, num_passes=4), gampen_ray.load_bundle(str(saved)).predict(images, num_passes=4)
+    torch.testing.assert_close(after.mean_NKD, before.mean_NKD)
+    torch.testing.assert_close(after.scale_tril_NKDD, before.scale_tril_NKDD)
+    loaded = load_bundle(str(saved))
+    assert (loaded.config, loaded.targets, loaded.images) == (bundle().config, bundle().targets, bundle().images)
+    assert (loaded.metrics, loaded.provenance) == (bundle().metrics, bundle().provenance)
+
+
+def test_run_folder_stands_for_its_bundle(tmp_path: Path) -> None:
+    bundle().save(str(tmp_path / "run" / "bundle"))
+    assert load_bundle(str(tmp_path / "run")).targets == bundle().targets
+
+
+def test_calibration_scale_stretches_the_posterior(saved: Path) -> None:
+    images = galaxies(3)["image"]
+    plain = bundle()
+    plain.calibration_scale_D[:] = 1
+    width, plain_width = (
+        np.diff(b.predict(images, num_passes=4).standardised_quantile(np.array([0.1, 0.9])), axis=1)
+        for b in (load_bundle(str(saved)), plain)
+    )
+    np.testing.assert_allclose(width / plain_width, np.broadcast_to([1.2, 0.8], (3, 1, 2)), rtol=1e-6)
+
+
+def test_batch_size_changes_no_posterior(saved: Path) -> None:
+    images = galaxies(64)["image"]
+    one, all_ = (load_bundle(str(saved)).predict(images, num_passes=8, batch_size=n) for n in (1, 64))
+    for name in ("mean", "std", "mode"):
+        np.testing.assert_allclose(getattr(one, name)(), getattr(all_, name)(), rtol=1e-4)
+
+
+def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
+    assert load_bundle(str(saved)).novelty is None
+    novelty, images = with_novelty().novelty, np.random.default_rng(1).normal(size=(5, 3))
+    assert novelty
+    with_novelty().save(str(saved))
+    back = load_bundle(str(saved)).novelty
+    assert back
+    assert back.threshold == novelty.threshold
+    assert np.array_equal(back.distance(images), novelty.distance(images))
+    description = json.loads((saved / "bundle.json").read_text())
+    assert description["novelty"] == {"threshold": novelty.threshold}
+    # As bundles were before there was such a thing.
+    del description["novelty"]
+    content = json.dumps(description).encode()
+    (saved / "bundle.json").write_bytes(content)
+    (saved / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(content).hexdigest()}  bundle.json\n"
+        f"{hashlib.sha256((saved / 'weights.safetensors').read_bytes()).hexdigest()}  weights.safetensors\n"
+    )
+    assert load_bundle(str(saved)).novelty is None
+
+
+def with_novelty() -> Bundle:
+    rows = np.random.default_rng(0).normal(size=(50, 3))
+    return dataclasses.replace(bundle(), novelty=Novelty.fit(rows, rows))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "bundle.json", "novelty.safetensors"])
+def test_damaged_file_is_named(saved: Path, name: str) -> None:
+    with_novelty().save(str(saved))
+    data = bytearray((saved / name).read_bytes())
+    data[-2] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(UserError, match=rf"bundle: .*/{name} .*damaged.*; copy the bundle again"):
+        load_bundle(str(saved))
+
+
+@pytest.mark.parametrize(("version", "remedy"), [(2, "train or import it again"), (4, "upgrade gampen_ray")])
+def test_another_format_is_refused(saved: Path, version: int, remedy: str) -> None:
+    description = json.loads((saved / "bundle.json").read_text()) | {"format_version": version}
+    (saved / "bundle.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=rf"bundle: .* has format_version {version}, this gampen_ray reads 3; {remedy}"):
+        load_bundle(str(saved))
+
+
+def test_missing_bundle_and_missing_weights(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"bundle: .*/nowhere holds no bundle\.json"):
+        load_bundle(str(tmp_path / "nowhere"))
+    (saved / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights\.safetensors: no such file"):
+        load_bundle(str(saved))
+
+
+def test_images_that_do_not_fit_are_refused(saved: Path) -> None:
+    images = galaxies(4)["image"]
+    images[2, 0, 3, 3] = np.nan
+    with pytest.raises(UserError, match=r"images: 1 have non-finite pixels, the first is number 2"):
+        load_bundle(str(saved)).predict(images)
+    with pytest.raises(UserError, match=r"images: shape \(4, 2, 20, 20\) does not fit; give \(galaxies, 1, height, width\)"):
+        load_bundle(str(saved)).predict(np.zeros((4, 2, 20, 20)))
+    with pytest.raises(UserError, match=r"images: shape \(20, 20\)"):
+        load_bundle(str(saved)).predict(np.zeros((20, 20)))
+    with pytest.raises(UserError, match=r"images: shape \(0, 1, 20, 20\)"):
+        load_bundle(str(saved)).predict(images[:0])

@@ -1,0 +1,84 @@
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from gampen_ray.catalog.parquet import catalog_table
+from gampen_ray.inference.flags import Flag, crop_at_bound, image_flags, posterior_flags
+from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.posterior.summary import summarise
+from tests.posterior.posterior_cases import gaussian, mixture
+
+
+def affine(scale=1.0, angle=0.0, shift=(0.0, 0.0)):
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    return np.array([[[cos, -sin, shift[0]], [sin, cos, shift[1]]]])
+
+
+@pytest.mark.parametrize(
+    ("map_N23", "beyond"),
+    [
+        (affine(), False),
+        (affine(0.5), False),
+        (affine(1.005), False),
+        (affine(1.1), True),
+        (affine(-1.1), True),
+        (affine(0.5, shift=(0.45, 0.0)), False),
+        (affine(0.5, shift=(0.6, 0.0)), True),
+        (affine(0.5, shift=(0.0, -0.6)), True),
+        (affine(0.8, angle=math.pi / 4), True),
+        (affine(0.7, angle=math.pi / 4), False),
+        (affine(0.8, angle=math.pi / 2), False),
+    ],
+)
+def test_crop_at_bound(map_N23, beyond):
+    assert crop_at_bound(map_N23).tolist() == [beyond]
+    expected = Flag.CROP_AT_BOUND if beyond else 0
+    assert image_flags(map_N23, np.zeros((1, 0)), None, resampled=False).tolist() == [expected]
+
+
+def test_unusual_and_resampled_images():
+    training = np.random.default_rng(0).normal(size=(1000, 3))
+    novelty = Novelty.fit(training, training)
+    maps, images = np.repeat(affine(0.5), 2, axis=0), np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
+    assert image_flags(maps, images, novelty, resampled=False).tolist() == [0, Flag.UNUSUAL_IMAGE]
+    assert image_flags(maps, images, None, resampled=False).tolist() == [0, 0]
+    both = Flag.UNUSUAL_IMAGE | Flag.RESAMPLED
+    assert image_flags(maps, images, novelty, resampled=True).tolist() == [Flag.RESAMPLED, both]
+
+
+@pytest.mark.parametrize(
+    ("mean", "sigma", "edge"), [(0.5, 0.1, False), (0.5, 0.6, True), (0.85, 0.1, False), (0.95, 0.1, True), (0.05, 0.1, True)]
+)
+def test_near_training_edge(mean, sigma, edge):
+    # Training values of the cases lie in [0, 1]; the interval is mean +- 1 sigma.
+    m = gaussian([mean, 0.5], np.diag([sigma, 0.01]) ** 2, "identity", "identity")
+    assert posterior_flags(summarise(m), m.targets).tolist() == [Flag.NEAR_TRAINING_EDGE if edge else 0]
+
+
+def test_edge_of_any_target_counts():
+    m = gaussian([0.5, 1.5], np.diag([0.01, 0.01]) ** 2, "identity", "identity")
+    assert posterior_flags(summarise(m), m.targets).tolist() == [Flag.NEAR_TRAINING_EDGE]
+
+
+@pytest.mark.parametrize(("spread", "share"), [(0.05, 0.0), (5.0, 1.0)])
+def test_epistemic_dominates(spread, share):
+    m = mixture("log", "logit", spread=spread)
+    flags = posterior_flags(summarise(m), m.targets)
+    assert ((flags & Flag.EPISTEMIC_DOMINATES) > 0).mean() == share
+
+
+def test_one_pass_has_no_epistemic_part():
+    m = mixture("log", num_passes=1)
+    assert not (posterior_flags(summarise(m), m.targets) & Flag.EPISTEMIC_DOMINATES).any()
+
+
+def test_catalogue_holds_the_flags_of_image_and_posterior():
+    m = gaussian([0.95], [[0.01]], "identity")
+    table = catalog_table(pa.table({"object_id": [1]}), m, np.ones(1), np.array([Flag.RESAMPLED]), store_mixture=False)
+    assert table["flags"].to_pylist() == [Flag.RESAMPLED | Flag.NEAR_TRAINING_EDGE]
+
+
+def test_bits_are_distinct_powers_of_two():
+    assert sorted(flag.value for flag in Flag) == [1, 2, 4, 8, 16, 32, 64]

@@ -1,0 +1,49 @@
+import pytest
+
+from gampen_ray.config import SearchRange, TrainConfig, TuneConfig
+from gampen_ray.config.base import fields
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "dropout-by-coverage"}, "there is no trained bundle to scan; give bundle"),
+        ({"bundle": "b"}, "stage search does not take; leave it out, or give fine_tune.bundle"),
+        ({"shortlist": 13}, "shortlist is 13, more than num_rates, 12; lower it"),
+        ({"objectives": ()}, "give at least one, and each once"),
+        ({"objectives": ("flops", "flops")}, "give at least one, and each once"),
+        ({"grace_epochs": 13}, "grace_epochs is 13, more than optimizer.epochs, 12; lower it"),
+        (
+            {"stage": "dropout-by-coverage", "bundle": "b", "search": {"optimizer.momentum": SearchRange(low=0.1, high=0.2)}},
+            "search has other fields than network.backbone.dropout_rate",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TuneConfig(dataset="d", output="o", **changes)
+
+
+@pytest.mark.parametrize(
+    ("range_", "message"),
+    [
+        ({}, "neither choices nor both of low and high are given"),
+        ({"low": 1.0}, "neither choices nor both of low and high"),
+        ({"low": 1.0, "high": 1.0}, "low is 1 and high 1; low must be less"),
+        ({"low": 0.0, "high": 1.0, "log": True}, "log with low 0, which has no logarithm; give low above 0"),
+        ({"low": 0.0, "high": 1.0, "step": 0.3}, "high 1 is not low 0 plus whole steps of 0.3"),
+        ({"low": 0.1, "high": 1.0, "step": 0.3, "log": True}, "step 0.3 with log; leave one out"),
+        ({"choices": (1, 2), "high": 1.0}, "choices and low, high, log or step are both given"),
+        ({"choices": (1,)}, "give at least two different ones"),
+    ],
+)
+def test_ranges_that_are_none_are_refused(range_: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchRange(**range_)
+
+
+def test_every_field_of_train_is_one_of_tune_with_its_help() -> None:
+    ours, trains = fields(TuneConfig), fields(TrainConfig)
+    assert set(trains) < set(ours)
+    assert all(ours[name].description == field.description for name, field in trains.items() if name != "output")
+    assert all(field.description for field in ours.values())
