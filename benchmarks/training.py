@@ -173,7 +173,7 @@ def bare_loop(run: Run, threads: int) -> float:
         loss = negative_log_likelihood(outputs, y_ND[rows_N]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
         optimizer.step()
         count += len(x)
         if step > 2 and time.perf_counter() - start > LOOP_SECONDS:

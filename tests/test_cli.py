@@ -21,8 +21,8 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 
 
 def test_one_network_flag_changes_nothing_else_of_the_network() -> None:
-    _, settings = cli.parse(["train", "--dataset", "d", "--output", "o", "--network.likelihood", "mse"])
-    assert settings.network == dataclasses.replace(TrainConfig(dataset="d", output="o").network, likelihood="mse")
+    _, settings = cli.parse(["train", "--dataset", "d", "--output", "o", "--network.likelihood", "unit_variance"])
+    assert settings.network == dataclasses.replace(TrainConfig(dataset="d", output="o").network, likelihood="unit_variance")
 
 
 def test_text_fields_take_text_that_looks_like_a_number() -> None:

@@ -44,7 +44,7 @@ def test_gampen_presets_are_the_published_recipes(name: str) -> None:
     optimizer = dataclasses.asdict(config.optimizer)
     assert (optimizer["name"], optimizer["learning_rate"], optimizer["momentum"]) == ("sgd", learning_rate, 0.99)
     assert (optimizer["weight_decay"], optimizer["nesterov"], optimizer["augment"]) == (1e-4, False, "rotations")
-    assert (optimizer["schedule"], optimizer["warmup_fraction"], optimizer["clip_norm"]) == ("constant", 0.0, 0.0)
+    assert (optimizer["schedule"], optimizer["warmup_fraction"], optimizer["max_grad_norm"]) == ("constant", 0.0, 0.0)
     assert (optimizer["epochs"], optimizer["batch_size"]) == (40, 16)
     assert not config.calibration.enabled
     if name.startswith("gampen_sim_"):

@@ -99,7 +99,7 @@ class BackboneConfig:
 class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
-    likelihood: Literal["mse", "diagonal", "full"] = "full"
+    likelihood: Literal["unit_variance", "diagonal", "full"] = "full"
     """Gaussian with unit, diagonal or full covariance in standardised target space."""
     spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
@@ -167,7 +167,7 @@ class OptimizerConfig:
     """Learning rate after the warm-up."""
     warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
     """Share of all steps over which the learning rate rises linearly from zero."""
-    clip_norm: float = pydantic.Field(default=5.0, ge=0)
+    max_grad_norm: float = pydantic.Field(default=5.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
     epochs: int = pydantic.Field(default=12, ge=1)
     """Passes over the training split."""
@@ -186,7 +186,7 @@ class OptimizerConfig:
     galaxies are not given up early; 0: the likelihood itself."""
     mse_warmup_fraction: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of the epochs, the first ones, in which only the means are trained, on squared errors."""
-    accumulate: int = pydantic.Field(default=1, ge=1)
+    gradient_accumulation_steps: int = pydantic.Field(default=1, ge=1)
     """A worker computes its share of a batch in so many parts, to save memory; changes no result without batch statistics."""
     ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Each step, the weights that are validated and kept become this times themselves plus the rest times the trained ones;

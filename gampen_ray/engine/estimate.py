@@ -7,7 +7,7 @@ from typing import Any
 
 from gampen_ray.config import InferConfig
 from gampen_ray.data.sources import Source, Unit
-from gampen_ray.engine.prediction import inference_workers, predicted
+from gampen_ray.engine.prediction import inference_workers, run_inference
 from gampen_ray.engine.rates import Rates
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
@@ -35,7 +35,7 @@ def estimate(config: InferConfig, bundle: Bundle, source: Source, units: list[Un
         workers = dataclasses.replace(workers, count=workers.room)
         rates = Rates(began, config.num_passes, workers)
         some = units[: _UNITS_PER_WORKER * workers.count]
-        for result in predicted(config, bundle, source, some, workers, seconds=_SECONDS):
+        for result in run_inference(config, bundle, source, some, workers, seconds=_SECONDS):
             # What comes when the time is over is empty.
             if result.num_rows:
                 rates.add(result)

@@ -31,7 +31,9 @@ _WAITING_BLOCKS, _WAITING_BYTES = 8, 16 * CHUNK_BYTES
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
-def fed(info: shards.DatasetInfo, targets: TargetSchema, chunks: Iterable[Chunk], *, gpu: bool) -> Iterator[tuple[int, Rows]]:
+def read_chunks(
+    info: shards.DatasetInfo, targets: TargetSchema, chunks: Iterable[Chunk], *, gpu: bool
+) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
     Each worker has Ray Data executions of its own, one after another and over epochs: no worker waits for another's data.

@@ -18,7 +18,7 @@ from gampen_ray.config.base import to_dict
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Source, Unit, open_source
 from gampen_ray.engine.estimate import estimate
-from gampen_ray.engine.prediction import inference_workers, predicted, summary_part
+from gampen_ray.engine.prediction import inference_workers, run_inference, summary_part
 from gampen_ray.engine.rates import Rates
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
@@ -104,7 +104,7 @@ def _predict_all(config: InferConfig, bundle: Bundle, source: Source, units: lis
     with progress, ray_session():
         workers = inference_workers(config, len(todo))
         rates = Rates(began, config.num_passes, workers)
-        for result in predicted(config, bundle, source, todo, workers):
+        for result in run_inference(config, bundle, source, todo, workers):
             rates.add(result)
             progress.advance(result.num_rows, rates.text())
     measured = rates.to_dict()

@@ -33,7 +33,7 @@ from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
-__all__ = ["UnitResult", "inference_workers", "predicted", "summary_part"]
+__all__ = ["UnitResult", "inference_workers", "run_inference", "summary_part"]
 
 _CPUS_PER_WRITE = 0.25
 # A summary takes 0.2 ms of a core: little beside a prediction on a core, but not beside one on a fast device.
@@ -84,7 +84,7 @@ def inference_workers(config: InferConfig, num_units: int) -> Workers:
     return dataclasses.replace(workers, count=min(workers.count, num_units), room=min(workers.room, num_units))
 
 
-def predicted(
+def run_inference(
     config: InferConfig, bundle: Bundle, source: Source, units: list[Unit], workers: Workers, *, seconds: float | None = None
 ) -> Iterator[UnitResult]:
     """Predict units in no particular order and yield what became of each once it is written.

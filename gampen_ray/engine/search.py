@@ -30,7 +30,7 @@ from gampen_ray.engine.trial import Data, run_trial
 from gampen_ray.progress import Progress
 from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import Run
-from gampen_ray.tuning.ledger import Ended, Ledger
+from gampen_ray.tuning.ledger import FinishedTrial, Ledger
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import OBJECTIVES, PENALTY, Trial, heard
 
@@ -69,7 +69,7 @@ def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -
     return [one.trial for one in ledger.ended()]
 
 
-def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[Ended], workers: Workers) -> None:
+def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[FinishedTrial], workers: Workers) -> None:
     ledger = Ledger(config.output)
     with TemporaryDirectory() as folder, _quiet():
         trainable = tune.with_parameters(run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers)
@@ -118,7 +118,7 @@ class Scheduler(ASHAScheduler):
         Trials that have ended.
     """
 
-    def __init__(self, config: TuneConfig, ended: list[Ended]) -> None:
+    def __init__(self, config: TuneConfig, ended: list[FinishedTrial]) -> None:
         super().__init__(
             time_attr="epoch",
             metric="val_loss",
@@ -163,7 +163,9 @@ class Search(OptunaSearch):
         Trials that run side by side.
     """
 
-    def __init__(self, config: TuneConfig, space: SearchSpace, ledger: Ledger, ended: list[Ended], at_a_time: int) -> None:
+    def __init__(
+        self, config: TuneConfig, space: SearchSpace, ledger: Ledger, ended: list[FinishedTrial], at_a_time: int
+    ) -> None:
         names = config.judged_by
         begun = ledger.begun()
         # Another seed than before the interruption: the first draws would be the same again.

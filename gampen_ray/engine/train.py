@@ -25,14 +25,14 @@ from torch import nn
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
 from gampen_ray.engine.cluster import LONGEST_WAIT_S, cluster_workers, grows
-from gampen_ray.engine.feed import fed
+from gampen_ray.engine.feed import read_chunks
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import check_output, claim_output
-from gampen_ray.training.batches import Batch, Pass, chunks_of, stream
+from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
 from gampen_ray.training.loop import State, T
 from gampen_ray.training.run import BUNDLE, Run, execute, prepare, trained_bundle
 from gampen_ray.training.tracking import Track, check_tracking, tracking
@@ -173,10 +173,10 @@ class RayWorker:
         """Return the network in DistributedDataParallel if there are several workers."""
         return prepare_model(network)
 
-    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
         chunks = chunks_of(passes, self.orders)
-        rows = fed(self._run.info, self._run.targets, chunks, gpu=self.device.type == "cuda")
+        rows = read_chunks(self._run.info, self._run.targets, chunks, gpu=self.device.type == "cuda")
         return stream(passes, self.orders, rows, self.device)
 
     def gather(self, value: T) -> list[T]:

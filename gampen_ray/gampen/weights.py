@@ -159,7 +159,7 @@ def _network_config(state: Mapping[str, torch.Tensor], prefix: str, num_targets:
     else:
         family = "none"
     outputs = _length(state, f"{prefix}classifier.6.bias", 0)
-    families = {num_outputs(name, num_targets): name for name in ("mse", "diagonal", "full")}
+    families = {num_outputs(name, num_targets): name for name in ("unit_variance", "diagonal", "full")}
     if outputs not in families:
         raise UserError(
             f"model: {prefix}classifier.6.bias has shape ({outputs},), but {num_targets} targets make "

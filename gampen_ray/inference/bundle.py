@@ -18,7 +18,7 @@ from gampen_ray import storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
-from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
@@ -62,7 +62,7 @@ class Bundle:
     calibration_scale_D: np.ndarray
     metrics: dict[str, Any]
     provenance: dict[str, Any]
-    novelty: Novelty | None = None
+    novelty: OutOfDistribution | None = None
 
     def predict(
         self,
@@ -158,7 +158,7 @@ def load_bundle(uri: str) -> Bundle:
     if description.get("novelty"):
         files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
         _verify_checksums(uri, files)
-        novelty = Novelty.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
+        novelty = OutOfDistribution.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
     config = build(NetworkConfig, description["network"])
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.model.targets import TargetSchema
 
 __all__ = ["Flag", "crop_at_bound", "image_flags", "posterior_flags"]
@@ -46,7 +46,9 @@ def crop_at_bound(affine_N23: np.ndarray) -> np.ndarray:
     return (np.abs(affine_N23).sum(axis=2) > 1 + _BEYOND).any(axis=1)
 
 
-def image_flags(affine_N23: np.ndarray, features_NF: np.ndarray, novelty: Novelty | None, *, resampled: bool) -> np.ndarray:
+def image_flags(
+    affine_N23: np.ndarray, features_NF: np.ndarray, novelty: OutOfDistribution | None, *, resampled: bool
+) -> np.ndarray:
     """Return the flags that the network's input decides, N int64.
 
     Parameters

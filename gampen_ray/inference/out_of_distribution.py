@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-__all__ = ["Novelty", "features"]
+__all__ = ["OutOfDistribution", "features"]
 
 _QUANTILE = 0.999
 # Least variance of standardised features in any direction: two images, or many that are the same, span but a line.
@@ -33,7 +33,7 @@ def features(activations: torch.Tensor) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Novelty:
+class OutOfDistribution:
     """The features of the training images, and how far from them is far.
 
     Parameters
@@ -51,7 +51,7 @@ class Novelty:
     threshold: float
 
     @classmethod
-    def fit(cls, features_NF: np.ndarray, held_out_MF: np.ndarray) -> "Novelty":
+    def fit(cls, features_NF: np.ndarray, held_out_MF: np.ndarray) -> "OutOfDistribution":
         """Learn mean and shrunk covariance from training images, and the threshold from images that were held out.
 
         The threshold is the 99.9 % quantile of the distances of the latter: of fewer than a thousand, nearly the largest.
@@ -84,7 +84,7 @@ class Novelty:
         return {"location": torch.from_numpy(self.location_F), "whitening": torch.from_numpy(self.whitening_FF)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], threshold: float) -> "Novelty":
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], threshold: float) -> "OutOfDistribution":
         """Rebuild from `to_tensors`' arrays."""
         return cls(location_F=tensors["location"].numpy(), whitening_FF=tensors["whitening"].numpy(), threshold=threshold)
 

@@ -8,15 +8,15 @@ import torch
 
 
 def num_outputs(family: str, num_targets: int) -> int:
-    """Return P for a likelihood family: D (mse), 2 D (diagonal) or (3 D + D^2) / 2 (full)."""
+    """Return P for a likelihood family: D (unit_variance), 2 D (diagonal) or (3 D + D^2) / 2 (full)."""
     d = num_targets
-    return {"mse": d, "diagonal": 2 * d, "full": (3 * d + d * d) // 2}[family]
+    return {"unit_variance": d, "diagonal": 2 * d, "full": (3 * d + d * d) // 2}[family]
 
 
 def split_outputs(outputs_P: torch.Tensor, num_targets: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return mean (... x D), log-diagonal (... x D) and unit lower-triangular L (... x D x D) of raw outputs (... x P).
 
-    What a family does not predict is zero: the log-diagonal for ``mse``, the triangle for ``mse`` and ``diagonal``.
+    What a family does not predict is zero: the log-diagonal for ``unit_variance``, the triangle for it and ``diagonal``.
     """
     d = num_targets
     mean, rest = outputs_P[..., :d], outputs_P[..., d:]
@@ -47,7 +47,7 @@ def training_loss(
     component. It equals theirs where L = 1. The gradient in the means is -L^-T diag(exp((beta - 1) d)) w: that of
     `negative_log_likelihood` at 0; at 1 it no longer shrinks with the predicted variance, and for the diagonal family is that
     of half the squared error. The gradient in d_i, exp(beta d_i) / 2 (1 - w_i^2 exp(-d_i)), and that in L vanish in the mean
-    where mean and covariance are the true ones, whatever beta. Families without a log-diagonal (``mse``) have weights of 1.
+    where mean and covariance are the true ones, whatever beta. The weights of ``unit_variance`` are 1.
 
     Parameters
     ----------

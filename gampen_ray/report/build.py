@@ -20,7 +20,7 @@ from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
-from gampen_ray.report.evaluate import EVALUATION, Judged, load_judged
+from gampen_ray.report.evaluate import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
 from gampen_ray.report.page import MARK, Example, ReportData, render
 from gampen_ray.training.run import HISTORY
 
@@ -46,14 +46,14 @@ def report(config: ReportConfig) -> str:
     output = storage.absolute(config.output)
     if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
         raise UserError(f"output: {output} is there and no report of gampen_ray; nothing was changed: give another file")
-    judged = load_judged(evaluation["catalog"])
+    judged = load_evaluated_catalog(evaluation["catalog"])
     page = render(_report_data(config, evaluation, judged))
     storage.write_bytes_atomic(output, page.encode())
     logger.info("wrote %s", output)
     return output
 
 
-def _report_data(config: ReportConfig, evaluation: dict[str, Any], judged: Judged) -> ReportData:
+def _report_data(config: ReportConfig, evaluation: dict[str, Any], judged: EvaluatedCatalog) -> ReportData:
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, config.num_examples)
     image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
@@ -87,7 +87,7 @@ def _example_rows(catalog: pa.Table, count: int) -> np.ndarray:
     return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 
 
-def _prediction_options(judged: Judged) -> dict[str, Any]:
+def _prediction_options(judged: EvaluatedCatalog) -> dict[str, Any]:
     """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
     inference = judged.manifest["config"]
     info = shards.read_dataset_info(inference["dataset"])
@@ -99,7 +99,7 @@ def _prediction_options(judged: Judged) -> dict[str, Any]:
     }
 
 
-def _rotation(judged: Judged, image_NCHW: np.ndarray, num_angles: int | None) -> RotationStability | None:
+def _rotation(judged: EvaluatedCatalog, image_NCHW: np.ndarray, num_angles: int | None) -> RotationStability | None:
     if num_angles is None:
         num_angles = 36 if _num_parameters(judged.bundle) <= _MAX_LIGHT_PARAMETERS else 4
     if num_angles == 0:
@@ -117,7 +117,7 @@ def _num_parameters(bundle: Bundle) -> int:
     return sum(p.numel() for p in bundle.network.parameters())
 
 
-def _examples(judged: Judged, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
+def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
     """Return rows of the catalogue, predicted once more for their curves and crops."""
     predictor = Predictor(judged.bundle, **_prediction_options(judged))
     prediction = predictor(image_NCHW)
@@ -176,7 +176,7 @@ def _training(provenance: dict[str, Any]) -> str:
     return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
 
 
-def _facts(judged: Judged) -> dict[str, str]:
+def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
     manifest, inference = judged.manifest, judged.manifest["config"]
     info = shards.read_dataset_info(inference["dataset"])
     return {

@@ -28,7 +28,7 @@ EVALUATION = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
+class EvaluatedCatalog:
     """A catalogue joined with its true values.
 
     Parameters
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         If the catalogue is not complete or holds no mixtures, the dataset lacks a target, or the output holds another run.
     """
     config = dataclasses.replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
-    judged = load_judged(config.catalog)
+    judged = load_evaluated_catalog(config.catalog)
     try:
         mixture = mixture_from_catalog(judged.catalog, judged.bundle.targets)
     except ValueError as error:
@@ -75,7 +75,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return evaluation
 
 
-def load_judged(output: str) -> Judged:
+def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     """Join a catalogue (the output folder of ``infer``) with the true values of its dataset, by object_id.
 
     Raises
@@ -105,7 +105,7 @@ def load_judged(output: str) -> Judged:
             "its dataset was changed: run infer again"
         )
     truths_ND = np.stack([truths[name].to_numpy() for name in bundle.targets.names], axis=1)
-    return Judged(manifest=manifest, digest=digest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
+    return EvaluatedCatalog(manifest=manifest, digest=digest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
 
 
 def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:

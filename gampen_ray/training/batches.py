@@ -19,7 +19,7 @@ _AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
+class EpochPart:
     """One pass over a split: the train split shuffled by the epoch, from batch ``first_step`` on."""
 
     split: str
@@ -51,7 +51,7 @@ class Batch:
 
 
 def stream(
-    passes: Sequence[Pass], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
+    passes: Sequence[EpochPart], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
 ) -> Iterator[Iterator[Batch]]:
     """Yield an iterator of this worker's batches for each pass; a thread makes them before they are asked for.
 
@@ -75,7 +75,7 @@ def stream(
         yield (batch for _, batch in batches)
 
 
-def chunks_of(passes: Iterable[Pass], orders: Mapping[str, Order]) -> Iterator[Chunk]:
+def chunks_of(passes: Iterable[EpochPart], orders: Mapping[str, Order]) -> Iterator[Chunk]:
     """Yield what passes over splits read, in the order in which it is needed."""
     for one in passes:
         yield from orders[one.split].chunks(one.epoch, one.first_step)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gampen_ray.data.sources import Unit
-from gampen_ray.training.batches import Batch, Pass, chunks_of, stream
+from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
 from gampen_ray.training.loop import State, T
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows, read_unit
@@ -53,7 +53,7 @@ class LocalWorker:
         """Return the network itself."""
         return network
 
-    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator of batches for each pass."""
         chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(passes, self.orders))
         return stream(passes, self.orders, chunks, self.device)

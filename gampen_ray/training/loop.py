@@ -22,7 +22,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.likelihood import negative_log_likelihood, training_loss
 from gampen_ray.model.network import Network
-from gampen_ray.training.batches import Batch, Pass
+from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.order import Order
 from gampen_ray.training.sync_batch_norm import synchronise
@@ -53,7 +53,7 @@ class Worker(Protocol):
         """Return the network as it is called in training: gradients are averaged over workers."""
         ...
 
-    def stream(self, passes: Sequence[Pass]) -> Iterator[Iterator[Batch]]:
+    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator of this worker's batches for each pass; they are read ahead."""
         ...
 
@@ -130,7 +130,7 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
 
 def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
     """Return the batches of a single pass over a split."""
-    return next(worker.stream([Pass(split)]))
+    return next(worker.stream([EpochPart(split)]))
 
 
 @torch.inference_mode()
@@ -202,7 +202,7 @@ class _Fitting:
         for name in _KEPT:
             setattr(self, name, state[name])
 
-    def passes(self) -> list[Pass]:
+    def passes(self) -> list[EpochPart]:
         """Return what is left to be read: the training split and the validation split for each epoch."""
         first = len(self.history) + 1
         # Another number of workers may make an epoch a step shorter, but never empty.
@@ -210,7 +210,7 @@ class _Fitting:
         return [
             one
             for epoch in range(first, self.config.epochs + 1)
-            for one in (Pass("train", epoch, begun if epoch == first else 0), Pass("val"))
+            for one in (EpochPart("train", epoch, begun if epoch == first else 0), EpochPart("val"))
         ]
 
     # --- one epoch -----------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class _Fitting:
         x = AUGMENTATIONS[self.config.augment](self.plan.images(batch.cutout_NCHW), draws_3N)
         mean_only = epoch <= self.config.mse_warmup_fraction * self.config.epochs
         # Workers may have a galaxy more or less than others, but all must have as many parts.
-        parts = min(self.config.accumulate, batch.total // self.worker.world_size)
+        parts = min(self.config.gradient_accumulation_steps, batch.total // self.worker.world_size)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, (x_part, y_part) in enumerate(
@@ -283,8 +283,8 @@ class _Fitting:
                 # The mean over the batch, once gradients are averaged over workers.
                 (loss_N.sum() * self.worker.world_size / batch.total).backward()
                 losses.append(loss_N.detach())
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        if self.config.max_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.schedule.step()
         if self.average:

@@ -22,7 +22,7 @@ from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
-from gampen_ray.inference.out_of_distribution import Novelty, features
+from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
@@ -129,7 +129,7 @@ def prepare(config: TrainConfig) -> Run:
         start=start,
         splits={split: split_units(config.dataset, split, info) for split in ("train", "val")},
     )
-    _see_that_passes_differ(run)
+    _check_dropout(run)
     return run
 
 
@@ -147,7 +147,7 @@ def with_config(run: Run, config: TrainConfig) -> Run:
         if config.images != run.config.images:
             images = _fitted_images(config, run.info, _first_shard(config, run.info))
         changed = dataclasses.replace(changed, network=config.network, images=images)
-    _see_that_passes_differ(changed)
+    _check_dropout(changed)
     return changed
 
 
@@ -165,7 +165,7 @@ def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, first_shard: p
     )
 
 
-def _see_that_passes_differ(run: Run) -> None:
+def _check_dropout(run: Run) -> None:
     config = run.config
     dropout = [layer for layer in build_network(run).modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
     if not dropout and config.calibration.num_passes > 1:
@@ -246,7 +246,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     history = fit(worker, plan)
     bundle = trained_bundle(run, network.state_dict())
     mixture, truths_ND = validation_posterior(worker, run, bundle.network)
-    novelty = fit_novelty(worker, run, bundle.network)
+    novelty = fit_out_of_distribution(worker, run, bundle.network)
     if worker.rank != 0:
         return None
     scale_D, metrics = calibrate(mixture, truths_ND)
@@ -294,7 +294,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().numpy())
 
 
-def fit_novelty(worker: Worker, run: Run, network: Network) -> Novelty:
+def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOfDistribution:
     """Return what tells unusual images, from a sample of the training split; its threshold is that of the validation split."""
     network.eval()
 
@@ -309,7 +309,7 @@ def fit_novelty(worker: Worker, run: Run, network: Network) -> Novelty:
         return np.concatenate(worker.gather(np.concatenate(parts)))
 
     held_out_MF = sample("val")
-    return Novelty.fit(sample("train"), held_out_MF)
+    return OutOfDistribution.fit(sample("train"), held_out_MF)
 
 
 def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -10,7 +10,7 @@ _VALUES, _STATE, _ENDED = "values.json", "state.pt", "trial.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
+class FinishedTrial:
     """A trial that will not run again, and its validation losses by epoch."""
 
     trial: Trial
@@ -54,10 +54,10 @@ class Ledger:
         """Return the values of all trials that were ever begun, by number, in order."""
         return {int(uri.split("/")[-2]): storage.read_json(uri) for uri in self._files(_VALUES)}
 
-    def ended(self) -> list[Ended]:
+    def ended(self) -> list[FinishedTrial]:
         """Return the trials that have ended, in the order of their numbers."""
         rows = [storage.read_json(uri) for uri in self._files(_ENDED)]
-        return [Ended(losses=row.pop("losses"), trial=Trial(**row)) for row in rows]
+        return [FinishedTrial(losses=row.pop("losses"), trial=Trial(**row)) for row in rows]
 
     def _files(self, name: str) -> list[str]:
         return storage.list_files(storage.join(self.output, "trials"), name)

@@ -22,7 +22,7 @@ from gampen_ray.engine import infer as engine
 from gampen_ray.engine.infer import infer
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.report.evaluate import load_judged
+from gampen_ray.report.evaluate import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
 
@@ -95,7 +95,7 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "predicted", interrupted)
+        patch.setattr(engine, "run_inference", interrupted)
         infer(wanted)
     (first,) = (tmp_path / "o" / "catalog").iterdir()
     written = first.stat().st_mtime_ns
@@ -105,7 +105,7 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     assert infer(wanted)["num_galaxies"] == COUNT
     assert first.stat().st_mtime_ns == written
     assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
-    monkeypatch.setattr(engine, "predicted", None)
+    monkeypatch.setattr(engine, "run_inference", None)
     assert infer(wanted)["num_galaxies"] == COUNT
 
 
@@ -184,7 +184,7 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
     with pytest.raises(UserError, match=r"output: .*/o holds a run on another bundle; nothing was changed: give a new folder"):
         infer(wanted)
     with pytest.raises(UserError, match=r"catalog: .*/o was made with another bundle than .*/model holds now; run infer again"):
-        load_judged(str(tmp_path / "o"))
+        load_evaluated_catalog(str(tmp_path / "o"))
 
 
 @pytest.mark.ray

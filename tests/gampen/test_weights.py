@@ -69,7 +69,7 @@ def test_keys_and_shapes_tell_the_variant(kind: dict[str, Any], family: str, pla
 
 
 @pytest.mark.parametrize(
-    ("outputs", "targets", "likelihood"), [(3, 3, "mse"), (6, 3, "diagonal"), (9, 3, "full"), (2, 1, "full")]
+    ("outputs", "targets", "likelihood"), [(3, 3, "unit_variance"), (6, 3, "diagonal"), (9, 3, "full"), (2, 1, "full")]
 )
 def test_width_of_the_output_tells_the_likelihood(outputs: int, targets: int, likelihood: str) -> None:
     state = empty_state(outputs=outputs)

@@ -10,7 +10,7 @@ import torch
 import gampen_ray
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
-from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from tests.networks import bundle, galaxies
 
 
@@ -77,7 +77,7 @@ def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
 
 def with_novelty() -> Bundle:
     rows = np.random.default_rng(0).normal(size=(50, 3))
-    return dataclasses.replace(bundle(), novelty=Novelty.fit(rows, rows))
+    return dataclasses.replace(bundle(), novelty=OutOfDistribution.fit(rows, rows))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "bundle.json", "novelty.safetensors"])

@@ -6,7 +6,7 @@ import pytest
 
 from gampen_ray.catalog.parquet import catalog_table
 from gampen_ray.inference.flags import Flag, crop_at_bound, image_flags, posterior_flags
-from gampen_ray.inference.out_of_distribution import Novelty
+from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import gaussian, mixture
 
@@ -40,7 +40,7 @@ def test_crop_at_bound(map_N23, beyond):
 
 def test_unusual_and_resampled_images():
     training = np.random.default_rng(0).normal(size=(1000, 3))
-    novelty = Novelty.fit(training, training)
+    novelty = OutOfDistribution.fit(training, training)
     maps, images = np.repeat(affine(0.5), 2, axis=0), np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
     assert image_flags(maps, images, novelty, resampled=False).tolist() == [0, Flag.UNUSUAL_IMAGE]
     assert image_flags(maps, images, None, resampled=False).tolist() == [0, 0]

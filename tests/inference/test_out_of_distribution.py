@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
-from gampen_ray.inference.out_of_distribution import Novelty, features, shrunk_covariance
+from gampen_ray.inference.out_of_distribution import OutOfDistribution, features, shrunk_covariance
 
 
 def correlated(count, seed=0, size=4):
@@ -25,7 +25,7 @@ def test_features_behind_the_convolutions_have_no_scatter():
 
 def test_distance_is_scipys_for_many_images():
     training, images = correlated(200_000), correlated(5, seed=1)
-    novelty = Novelty.fit(training, images)
+    novelty = OutOfDistribution.fit(training, images)
     inverse = np.linalg.inv(np.cov(training.T))
     expected = [mahalanobis(image, training.mean(axis=0), inverse) for image in images]
     np.testing.assert_allclose(novelty.distance(images), expected, rtol=1e-3)
@@ -33,26 +33,26 @@ def test_distance_is_scipys_for_many_images():
 
 def test_distance_does_not_depend_on_the_units_of_a_feature():
     training, images, units = correlated(50), correlated(5, seed=1), np.array([1.0, 1e-3, 50.0, 1e4])
-    one, other = Novelty.fit(training, images), Novelty.fit(training * units, images * units)
+    one, other = OutOfDistribution.fit(training, images), OutOfDistribution.fit(training * units, images * units)
     np.testing.assert_allclose(other.distance(images * units), one.distance(images), rtol=1e-8)
     assert other.threshold == pytest.approx(one.threshold, rel=1e-8)
 
 
 def test_threshold_lets_999_of_1000_held_out_images_pass():
-    novelty = Novelty.fit(correlated(5_000), correlated(20_000, seed=1))
+    novelty = OutOfDistribution.fit(correlated(5_000), correlated(20_000, seed=1))
     assert novelty.unusual(correlated(20_000, seed=1)).mean() == pytest.approx(1e-3, rel=1e-6)
     assert novelty.unusual(correlated(20_000, seed=2)).mean() == pytest.approx(1e-3, rel=0.7)
     assert novelty.unusual(correlated(200, seed=2) + 50.0 * correlated(200, seed=3).std(axis=0)).all()
 
 
 def test_features_that_are_not_finite_are_unusual():
-    novelty = Novelty.fit(correlated(50), correlated(50, seed=1))
+    novelty = OutOfDistribution.fit(correlated(50), correlated(50, seed=1))
     assert novelty.unusual(np.array([[np.nan] * 4, [np.inf, 3, 3, 3], [3.0] * 4])).tolist() == [True, True, False]
 
 
 def test_a_channel_that_was_dead_in_training_tells_an_image_where_it_is_not():
     training = np.c_[correlated(500), np.zeros(500)]
-    novelty, without = Novelty.fit(training, training), Novelty.fit(training[:, :4], training[:, :4])
+    novelty, without = OutOfDistribution.fit(training, training), OutOfDistribution.fit(training[:, :4], training[:, :4])
     np.testing.assert_allclose(novelty.distance(training), without.distance(training[:, :4]), rtol=0.1)
     alive = training[:1].copy()
     alive[0, 4] = 5.0
@@ -61,7 +61,7 @@ def test_a_channel_that_was_dead_in_training_tells_an_image_where_it_is_not():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fewer_images_than_features(count):
-    novelty = Novelty.fit(correlated(count, size=8), correlated(count, seed=1, size=8))
+    novelty = OutOfDistribution.fit(correlated(count, size=8), correlated(count, seed=1, size=8))
     assert np.isfinite(novelty.distance(correlated(3, seed=2, size=8))).all()
 
 
@@ -86,11 +86,11 @@ def test_many_rows_are_hardly_shrunk():
 
 
 def test_round_trip():
-    novelty = Novelty.fit(correlated(50), correlated(50, seed=1))
-    back = Novelty.from_tensors(novelty.to_tensors(), novelty.threshold)
+    novelty = OutOfDistribution.fit(correlated(50), correlated(50, seed=1))
+    back = OutOfDistribution.from_tensors(novelty.to_tensors(), novelty.threshold)
     assert np.array_equal(back.distance(correlated(9)), novelty.distance(correlated(9)))
 
 
 def test_training_features_that_are_not_finite():
     with pytest.raises(ValueError, match="features of the training images are not finite"):
-        Novelty.fit(np.full((3, 2), np.inf), np.zeros((3, 2)))
+        OutOfDistribution.fit(np.full((3, 2), np.inf), np.zeros((3, 2)))

@@ -10,7 +10,7 @@ from tests.parity import golden, needs_parity
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
-@pytest.mark.parametrize("family", ["mse", "diagonal", "full"])
+@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
 def test_loss_is_the_gaussian_density_without_its_constant(family: str, d: int) -> None:
     generator = torch.Generator().manual_seed(d)
     outputs = torch.randn(20, num_outputs(family, d), generator=generator, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_output_order_is_mean_log_diagonal_then_rows_of_the_triangle() -> None:
 
 
 def test_number_of_outputs() -> None:
-    assert [num_outputs(f, 3) for f in ("mse", "diagonal", "full")] == [3, 6, 9]
+    assert [num_outputs(f, 3) for f in ("unit_variance", "diagonal", "full")] == [3, 6, 9]
 
 
 def test_gradient_matches_finite_differences() -> None:
@@ -53,7 +53,7 @@ def gradient(loss_N: torch.Tensor, outputs_NP: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("family", ["mse", "diagonal", "full"])
+@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
 def test_beta_of_zero_is_the_likelihood(family: str) -> None:
     outputs, targets = random_case(family)
     plain, weighted = negative_log_likelihood(outputs, targets), training_loss(outputs, targets, beta=0.0)
@@ -100,7 +100,7 @@ def test_the_mean_gradient_vanishes_at_the_true_distribution(beta: float) -> Non
     torch.testing.assert_close(gradient(loss, outputs), torch.zeros(1, 9, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["mse", "diagonal", "full"])
+@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
 def test_mean_only_is_half_the_squared_error(family: str) -> None:
     outputs, targets = random_case(family)
     loss = training_loss(outputs, targets, beta=0.5, mean_only=True)

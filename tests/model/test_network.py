@@ -94,7 +94,7 @@ def test_training_starts_from_the_prior_and_from_zero_residual_branches(normalis
             assert torch.equal(layer(activations), activations)
 
 
-@pytest.mark.parametrize("likelihood", ["mse", "diagonal", "full"])
+@pytest.mark.parametrize("likelihood", ["unit_variance", "diagonal", "full"])
 @pytest.mark.parametrize("family", ["scale", "scale_shift", "affine", "none"])
 @pytest.mark.parametrize("placement", ["every_conv", "last_block", "classifier"])
 @pytest.mark.parametrize("block", ["plain", "residual"])

@@ -24,8 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"normalisation": "none"},
     "batch norm": {"sync_batch_norm": True},
     # 33 galaxies are 17 on one worker and 16 on the other; 5 parts of either.
-    "uneven": {"normalisation": "none", "batch_size": 33, "accumulate": 5, "ema_decay": 0.9, "beta": 0.5},
-    "residual": {"block": "residual", "sync_batch_norm": True, "batch_size": 47, "clip_norm": 0.5},
+    "uneven": {"normalisation": "none", "batch_size": 33, "gradient_accumulation_steps": 5, "ema_decay": 0.9, "beta": 0.5},
+    "residual": {"block": "residual", "sync_batch_norm": True, "batch_size": 47, "max_grad_norm": 0.5},
 }
 
 

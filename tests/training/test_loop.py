@@ -142,7 +142,7 @@ def test_only_the_means_are_trained_in_the_warm_up() -> None:
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
     whole, history = train(worker(), backbone=PLAIN, epochs=1)
-    parts, of_parts = train(worker(), backbone=PLAIN, epochs=1, accumulate=5)
+    parts, of_parts = train(worker(), backbone=PLAIN, epochs=1, gradient_accumulation_steps=5)
     assert of_parts[0]["train_loss"] == pytest.approx(history[0]["train_loss"], rel=1e-5)
     assert_same_weights(whole, parts, rtol=1e-3, atol=1e-5)
 
@@ -162,7 +162,7 @@ class DyingWorker(LocalWorker):
 
 
 @pytest.mark.parametrize("report_steps", [0, 4], ids=["behind an epoch", "within an epoch"])
-@pytest.mark.parametrize("optimizer", [{}, {"ema_decay": 0.9, "accumulate": 2}], ids=["default", "averaged"])
+@pytest.mark.parametrize("optimizer", [{}, {"ema_decay": 0.9, "gradient_accumulation_steps": 2}], ids=["default", "averaged"])
 def test_resumed_run_ends_with_the_weights_of_an_unbroken_one(report_steps: int, optimizer: dict) -> None:
     unbroken, history = train(worker(), **optimizer)
     dying = worker(kind=DyingWorker)

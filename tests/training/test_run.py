@@ -28,7 +28,7 @@ def trained(config: TrainConfig) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("likelihood", "family"), [("mse", "none"), ("diagonal", "affine"), ("full", "scale_shift"), ("full", "scale")]
+    ("likelihood", "family"), [("unit_variance", "none"), ("diagonal", "affine"), ("full", "scale_shift"), ("full", "scale")]
 )
 def test_every_likelihood_and_transformer_makes_a_bundle_that_predicts(
     likelihood: str, family: str, data: str, tmp_path: Path

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from gampen_ray.tuning.ledger import Ended, Ledger
+from gampen_ray.tuning.ledger import FinishedTrial, Ledger
 from gampen_ray.tuning.trials import Trial
 
 
@@ -24,6 +24,6 @@ def test_what_is_written_is_read_in_the_order_of_the_numbers(tmp_path: Path) -> 
     Path(ledger.state(11)).write_text("large")
     ledger.end(trial(11), [0.5, -0.1])
     ledger.end(trial(2), [])
-    assert ledger.ended() == [Ended(trial(2), []), Ended(trial(11), [0.5, -0.1])]
+    assert ledger.ended() == [FinishedTrial(trial(2), []), FinishedTrial(trial(11), [0.5, -0.1])]
     # An ended trial does not go on.
     assert not Path(ledger.state(11)).exists()
