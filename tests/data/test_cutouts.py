@@ -8,7 +8,9 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from gampen_ray.data.cutouts import CutoutError, fit_to_size, read_cutout, stem
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data import readers
+from gampen_ray.data.cutouts import Cutout, CutoutError, fit_to_size, stem
 
 IMAGE = np.random.default_rng(0).normal(100, 10, size=(40, 50)).astype(np.float32)
 
@@ -26,6 +28,10 @@ def _fits(pixels: np.ndarray | None, header: fits.Header | None = None, **compre
 def _with_card(data: bytes, key: str, value: object) -> bytes:
     start = data.index(f"{key:<8}=".encode())
     return data[:start] + f"{key:<8}= {value!s:>20}".encode() + data[start + 30 :]
+
+
+def read_cutout(data: bytes, **fields: object) -> Cutout:
+    return readers.read_cutout(data, "a.fits", ReaderConfig(**fields))
 
 
 # --- what can be read ----------------------------------------------------------------------------------------------------
@@ -67,12 +73,12 @@ def test_first_image_or_the_one_asked_for() -> None:
 
 def test_a_cube_is_bands_only_where_bands_are_asked() -> None:
     cube = np.stack([IMAGE, IMAGE + 1, IMAGE + 2])
-    assert read_cutout(_fits(cube), num_bands=3).image_CHW.shape == (3, 40, 50)
+    assert read_cutout(_fits(cube), bands=("g", "r", "i")).image_CHW.shape == (3, 40, 50)
     assert read_cutout(_fits(IMAGE[None, None])).image_CHW.shape == (1, 40, 50)
     with pytest.raises(CutoutError, match=r"3-dimensional with shape \(3, 40, 50\), not a two-dimensional image"):
         read_cutout(_fits(cube))
     with pytest.raises(CutoutError, match=r"2-dimensional with shape \(40, 50\), not a cube of 3 bands"):
-        read_cutout(_fits(IMAGE), num_bands=3)
+        read_cutout(_fits(IMAGE), bands=("g", "r", "i"))
 
 
 def test_position_is_that_of_the_centre() -> None:
