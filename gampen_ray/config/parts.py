@@ -256,7 +256,7 @@ class ReaderConfig:
     """How image files are read, and what holds for all of them."""
 
     format: str = "auto"
-    """Reader of the files: fits, or one that your own code has registered; auto: chosen by each file's content."""
+    """Format of the files: fits, or one whose reader your own code has registered; auto: by each file's content."""
     hdu: int | None = pydantic.Field(default=None, ge=0)
     """Index of the image HDU; left out: the first one that holds an image."""
     bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)

@@ -4,6 +4,7 @@ Shape legend: C bands, H x W pixels.
 """
 
 import dataclasses
+import math
 import re
 from typing import Literal
 
@@ -33,15 +34,15 @@ class Cutout:
     image_CHW
         Pixels, float32 (C x H x W).
     ra, dec
-        Sky position of the image's centre, deg; NaN where the header has no celestial coordinates.
+        Sky position of the image's centre, deg; NaN where the file has no celestial coordinates.
     header
-        Cards of the image's HDU, without those that its pixels' layout needs.
+        Cards of the image's HDU, without those that its pixels' layout needs; empty where a format has none.
     """
 
     image_CHW: np.ndarray
-    ra: float
-    dec: float
-    header: fits.Header
+    ra: float = math.nan
+    dec: float = math.nan
+    header: fits.Header = dataclasses.field(default_factory=fits.Header)
 
 
 def stem(name: str) -> str:

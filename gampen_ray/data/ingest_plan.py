@@ -55,7 +55,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     UserError
         For a missing file, folder or column, or a column name that a shard gives another meaning.
     """
-    readers.check_format(config.reader)
+    readers.chosen_readers(config.reader)
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
         raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")

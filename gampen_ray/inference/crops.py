@@ -19,7 +19,7 @@ from astropy.io import fits
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CutoutError, fit_to_size, overlap
 from gampen_ray.data.ingest_plan import raised
-from gampen_ray.data.readers import check_format, read_cutout
+from gampen_ray.data.readers import chosen_readers, read_cutout
 from gampen_ray.data.wcs import mapped_header
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -83,7 +83,7 @@ class Cropper:
         self._images, self._digest, self._device = bundle.images, digest, device
         self._oversampling = oversampling
         self._reader = dataclasses.replace(reader or ReaderConfig(), bands=bundle.images.bands)
-        check_format(self._reader)
+        chosen_readers(self._reader)
 
     def __call__(self, names: Sequence[str], contents: Sequence[bytes | CutoutError]) -> list[bytes | CutoutError]:
         """Return the crop of each file, or why there is none.

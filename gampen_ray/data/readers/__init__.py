@@ -1,6 +1,6 @@
-"""From the content of a file to a cutout: the contract of a reader, and the readers by name of the format.
+"""From the content of a file to a cutout: the contract of a reader, and the readers by name of their format.
 
-A format is a file of this folder, or a class of your own code; either is added to `READERS`.
+A reader is a class in a file of this folder, or in a module of your own (`gampen_ray.plugins`), registered in `READERS`.
 """
 
 import gzip
@@ -11,9 +11,9 @@ from typing import Protocol
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
 from gampen_ray.data.readers.fits import FitsReader
-from gampen_ray.errors import UserError
+from gampen_ray.plugins import Registry
 
-__all__ = ["READERS", "CutoutReader", "check_format", "read_cutout"]
+__all__ = ["READERS", "CutoutReader", "chosen_readers", "read_cutout"]
 
 _HEAD_BYTES = 1024
 _CHUNK_BYTES = 1 << 20
@@ -31,14 +31,15 @@ class CutoutReader(Protocol):
         ...
 
 
-READERS: dict[str, CutoutReader] = {"fits": FitsReader()}
-"""Readers by name of the format; with format "auto" the first one that recognises a file reads it."""
+READERS: Registry[type[CutoutReader]] = Registry("reader.format")
+"""Readers by name of their format; with format "auto" the first one that recognises a file reads it."""
+READERS.register("fits")(FitsReader)
 
 
-def check_format(config: ReaderConfig) -> None:
-    """Raise a `UserError` if the format asked for has no reader."""
-    if config.format not in ("auto", *READERS):
-        raise UserError(f"reader.format: {config.format!r} has no reader; give auto or one of: {', '.join(READERS)}")
+def chosen_readers(config: ReaderConfig) -> dict[str, CutoutReader]:
+    """Return the readers of the format asked for, or of all formats, by name; a `UserError` if there is none of this name."""
+    names = READERS.names if config.format == "auto" else (config.format,)
+    return {name: READERS[name]() for name in names}
 
 
 def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
@@ -62,11 +63,11 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
         raise CutoutError("the file is empty (0 bytes)")
     if data.startswith(b"\x1f\x8b"):
         data, name = _gunzip(data), name.removesuffix(".gz")
-    asked = READERS if config.format == "auto" else {config.format: READERS[config.format]}
-    for reader in asked.values():
+    chosen = chosen_readers(config)
+    for reader in chosen.values():
         if reader.reads(name, data[:_HEAD_BYTES]):
             return reader.read(data, config)
-    raise CutoutError(f"not a {' or '.join(asked).upper()} file: it begins with {data[:20]!r}")
+    raise CutoutError(f"not a {' or '.join(map(str.upper, chosen))} file: it begins with {data[:20]!r}")
 
 
 def _gunzip(data: bytes) -> bytes:
