@@ -193,12 +193,13 @@ def test_what_a_later_release_adds_does_not_make_another_run(tmp_path: Path, cap
     same: dict[str, Any] = {"size": None, "parts": {"disk": LaterInner(rate=0.1)}}
     assert status(output, Later(**same)) == "resumable"
     assert "o: fields that this release does not know are not compared: passes = 8" in caplog.text
-    for fields, match in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"section": Section(words=())}, r"section\.words \(\['a', 'b'\], not \[\]\)"),
         ({"inner": LaterInner(decay=0.5)}, r"inner\.decay \(0\.9, not 0\.5\)"),
         ({"parts": {"disk": LaterInner(rate=0.1, decay=0.5)}}, r"parts\.disk\.decay \(0\.9, not 0\.5\)"),
         ({"size": 4}, r"size \(None, not 4\)"),
-    ):
+    ]
+    for fields, match in cases:
         with pytest.raises(UserError, match=match):
             status(output, Later(**same | fields))
 
