@@ -190,9 +190,10 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
     # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and the magnitude of a flux (NaN
     # where it has none), and returns the units of the targets by name.
     target_units = {}
-    derived = _derives_magnitude(config) and _MAGNITUDE not in columns
+    zero_point_mag = None if _MAGNITUDE in columns else config.reader.zero_point_mag
     for name in config.targets:
-        if name == _MAGNITUDE and derived:
+        if name not in columns:
+            # The magnitude, which is derived below.
             continue
         label = Label.parse(name)
         if label.target != name and label.target in columns:
@@ -201,10 +202,10 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
         target_units[label.target] = _target_unit(config, table, label)
-    if derived:
+    if "flux" in target_units and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
-        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), config.reader.zero_point_mag)
+        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), zero_point_mag)
         if _MAGNITUDE in config.targets:
             _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
             target_units[_MAGNITUDE] = "mag"
