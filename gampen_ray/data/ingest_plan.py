@@ -75,12 +75,6 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _settle_splits(config, table, ids, reasons)
-    # Where the files lie changes no galaxy, nor do the fields of a verb.
-    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
-    settings = {key: value for key, value in to_dict(config).items() if key in content}
-    # Other pixels under the same names make another dataset; a folder that has moved does not.
-    stamps = storage.stamps({source for source in sources if source})
-    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
@@ -89,13 +83,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=content_fingerprint(
-            settings,
-            _texts(ids),
-            files,
-            splits,
-            *(columns[t] for t in target_units),
-        ),
+        fingerprint=_fingerprint(config, sources, _texts(ids), splits, *(columns[name] for name in target_units)),
         source=to_dict(config),
     )
     bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
@@ -232,6 +220,15 @@ def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reason
     if config.targets:
         splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
     return splits
+
+
+def _fingerprint(config: CutoutsConfig, sources: np.ndarray, *columns: np.ndarray | list[str]) -> str:
+    # Where the files lie changes no galaxy, nor do the fields of a verb; other pixels under the same name do.
+    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
+    settings = {key: value for key, value in to_dict(config).items() if key in content}
+    stamps = storage.stamps({source for source in sources if source})
+    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
+    return content_fingerprint(settings, files, *columns)
 
 
 def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
