@@ -1,6 +1,7 @@
 import pytest
 
 from gampen_ray import config
+from gampen_ray.commands.infer import InferConfig
 from gampen_ray.config.base import build, fields, load_toml, to_toml
 from gampen_ray.errors import UserError
 
@@ -9,7 +10,7 @@ CONFIGS = [
     config.IngestConfig(images="i", output="d", hdu=1, targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
     config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),
-    config.InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
+    InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
     config.EvaluateConfig(catalog="c", output="e"),
     config.ReportConfig(evaluation="e", output="r.html"),
     config.DemoConfig(output='quoted "name" \\ ünï'),

@@ -6,7 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,7 @@ from gampen_ray import storage
 from gampen_ray.config import IngestConfig
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
@@ -85,6 +86,12 @@ class Source:
             columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), columns["image"].nbytes
 
+    def read_ids(self, unit: Unit) -> pa.ChunkedArray:
+        """Return the identifiers of a unit's rows, as `read` gives them."""
+        if self.ingest is None:
+            return shards.read_shard(unit.uri, ["object_id"], range(unit.start, unit.stop))["object_id"]
+        return _filled(ingest_plan.from_bytes(unit.rows)["object_id"])
+
 
 def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
     image_NCHW = shards.images(table)
@@ -142,6 +149,12 @@ def open_source(
         Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
     ]
     return Source(info=info, ingest=ingest), units
+
+
+def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:
+    """Return a hash of how a dataset's rows are divided among its units."""
+    rows = [(unit.name, unit.uri.removeprefix(dataset), unit.start, unit.stop, unit.num_rows) for unit in units]
+    return content_fingerprint({"units": rows})
 
 
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:

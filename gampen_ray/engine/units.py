@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import ray.cloudpickle
 import ray.data
+from ray.util.metrics import Counter
 
 from gampen_ray.config import ResourcesConfig
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
@@ -19,7 +20,7 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.progress import Progress
 
-__all__ = ["WorkUnit", "run_units", "stream_units"]
+__all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
 
 # Ray Data keeps some 10 kB in the driver for each of its tasks: a task of a larger job takes several units, one by one.
 _MOST_TASKS = 4096
@@ -152,6 +153,19 @@ def stream_units(
         )
     for row in done.iter_rows():
         yield row["num_rows"], pickle.loads(row["value"])
+
+
+def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
+    """Return a function that adds to counters of Ray's metrics, which are given by name, each with its description."""
+    made = {name: Counter(f"{prefix}_{name}", description=text) for name, text in texts.items()}
+
+    def count(**amounts: float) -> None:
+        for name, amount in amounts.items():
+            # Ray refuses to count nothing.
+            if amount > 0:
+                made[name].inc(amount)
+
+    return count
 
 
 def _actor_pool(count: int) -> ray.data.ActorPoolStrategy:

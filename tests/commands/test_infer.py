@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import os
 import signal
 import threading
@@ -15,13 +14,14 @@ import ray
 
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import Flag, mixture_from_catalog
-from gampen_ray.config import InferConfig, ResourcesConfig
+from gampen_ray.commands import infer as command
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.config import ResourcesConfig
 from gampen_ray.data import shards
-from gampen_ray.engine import estimate
-from gampen_ray.engine import infer as engine
-from gampen_ray.engine.infer import infer
+from gampen_ray.engine import units as engine
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.rates import extrapolate
 from gampen_ray.report.evaluate import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
@@ -88,14 +88,14 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = config(inputs, tmp_path / "o")
-    real = engine.predicted
+    real = engine.stream_units
 
-    def interrupted(config, bundle, source, units, workers):
-        yield from itertools.islice(real(config, bundle, source, units[:1], workers), 1)
+    def interrupted(units, *arguments, **options):
+        yield from real(units[:1], *arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "run_inference", interrupted)
+        patch.setattr(engine, "stream_units", interrupted)
         infer(wanted)
     (first,) = (tmp_path / "o" / "catalog").iterdir()
     written = first.stat().st_mtime_ns
@@ -105,7 +105,7 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     assert infer(wanted)["num_galaxies"] == COUNT
     assert first.stat().st_mtime_ns == written
     assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
-    monkeypatch.setattr(engine, "run_inference", None)
+    monkeypatch.setattr(engine, "stream_units", None)
     assert infer(wanted)["num_galaxies"] == COUNT
 
 
@@ -191,7 +191,7 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
 def test_an_estimate_writes_nothing_and_scales(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(estimate, "_SECONDS", 1.0)
+    monkeypatch.setattr(command, "_ESTIMATE_SECONDS", 1.0)
     caplog.set_level("INFO", "gampen_ray")
     result = infer(config(inputs, tmp_path / "o", estimate=True, estimate_workers=64))
     assert not (tmp_path / "o").exists()
@@ -214,7 +214,7 @@ def test_an_estimate_is_arithmetic(workers: int, gpus: int) -> None:
         "bytes_read": 4_000,
         "bytes_written": 1_000,
     }
-    result = estimate.extrapolate(measured, 10**9, workers)
+    result = extrapolate(measured, 10**9, workers)
     hours = 10**9 / (25 * workers) / 3600 + 0.01
     assert result["hours"] == pytest.approx(hours)
     assert result["gpu_hours"] == pytest.approx(hours * workers * gpus)
