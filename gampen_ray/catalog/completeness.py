@@ -27,7 +27,8 @@ def id_sum(ids: Any) -> int:
     """Return the sum of the hashes of identifiers, integers or texts, of which an Arrow or NumPy array is given."""
     values = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids)])
     kind = pa.int64() if pa.types.is_integer(values.type) else pa.string()
-    return int(hash_array(values.cast(kind).to_numpy(), categorize=False).sum(dtype=np.uint64))
+    hash_N: np.ndarray = hash_array(values.cast(kind).to_numpy(), categorize=False)  # type: ignore[operator]
+    return int(hash_N.sum(dtype=np.uint64))
 
 
 def input_id_sum(source: Source, units: Iterable[Unit]) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from gampen_ray.config.base import config_class, default, to_dict
-from gampen_ray.config.parts import ResourcesConfig
+from gampen_ray.config.parts import ReaderConfig, ResourcesConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -47,6 +47,8 @@ class InferConfig:
     """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files of a folder of cutouts are read."""
     split: Literal["", "train", "val", "test"] = ""
     """Predict this split alone; empty: all rows."""
     num_passes: int = pydantic.Field(default=32, ge=1)
@@ -78,6 +80,9 @@ class InferConfig:
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
 
+    def __post_init__(self) -> None:
+        self.reader.refuse("bands")
+
 
 def infer(config: InferConfig) -> dict[str, Any]:
     """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
@@ -106,7 +111,12 @@ def infer(config: InferConfig) -> dict[str, Any]:
     bundle = load_bundle(config.bundle)
     images = bundle.images
     source, units = open_source(
-        config.dataset, split=config.split, bands=images.bands, size=images.size, unit_rows=config.galaxies_per_file
+        config.dataset,
+        split=config.split,
+        reader=config.reader,
+        bands=images.bands,
+        size=images.size,
+        unit_rows=config.galaxies_per_file,
     )
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     if config.catalog_format == "hats":
