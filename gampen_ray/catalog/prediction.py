@@ -144,7 +144,8 @@ def write_unit(
         rows = unit.rows.take(pa.array(good_M))
         mixture = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets)
         columns: dict[str, Any] = {"crop_scale_N": rows["crop_scale"].to_numpy(), "flags_N": rows["flags"].to_numpy()}
-        catalog = catalog_table(rows, mixture, **columns, store_mixture=store_mixture, mode_centred=mode_centred)
+        with np.errstate(over="ignore", invalid="ignore"):
+            catalog = catalog_table(rows, mixture, **columns, store_mixture=store_mixture, mode_centred=mode_centred)
         if (bad_M := (fault_M := _faults(catalog)) != "").any():
             reason_N[good_M[bad_M]] = fault_M[bad_M]
             kept = pa.array(~bad_M)

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 
 from gampen_ray.config.base import config_class, default, to_dict
-from gampen_ray.config.parts import ReaderConfig, ResourcesConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE, ReaderConfig, ResourcesConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.engine.resources import Workers
     from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class InferConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network behind the spatial transformer, the same for the whole catalogue. auto: bfloat16 on GPUs, float32 on CPUs;
     a job that is continued keeps the one it began with."""
-    galaxies_per_file: int = pydantic.Field(default=4096, ge=1)
+    galaxies_per_file: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per catalogue file at most, the unit of work that a killed job repeats; a file never spans two input shards, and
     small inputs are cut finer."""
     posterior: Literal["summary", "mixture"] = "summary"
@@ -104,7 +105,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
     from gampen_ray.inference.predictor import settled_precision
-    from gampen_ray.provenance import check_output, claim_output, provenance
+    from gampen_ray.provenance import provenance
+    from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
     config = dataclasses.replace(config, **uris)
@@ -130,17 +132,18 @@ def infer(config: InferConfig) -> dict[str, Any]:
     }
     began, precision = time.time(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
-        if precision == "auto" and not check_output(config.output, config, inputs):
+        run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
+        if precision == "auto" and RunFolder.check(config=config, **run) == "free":
             # The same for all workers, now and after an interruption.
             stack.enter_context(ray_session())
             precision = settled_precision("auto", gpu=uses_gpus(config.resources))
         config = dataclasses.replace(config, precision=precision)
-        claim_output(config.output, config, inputs)
-        manifest_uri = storage.join(config.output, MANIFEST)
-        if storage.exists(manifest_uri):
+        folder = stack.enter_context(RunFolder.open(config=config, **run))
+        manifest_uri = folder.path(MANIFEST)
+        if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return storage.read_json(manifest_uri)
-        rates, id_sum = _predict_all(config, bundle, source, units, began)
+        rates, id_sum = _predict_all(config, folder, bundle, source, units, began)
         manifest = {
             **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
             "rates": rates,
@@ -150,8 +153,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
             "bundle_provenance": bundle.provenance,
             "provenance": provenance(),
         }
+        folder.check_lock()
         storage.write_json(manifest_uri, manifest)
-    storage.delete(storage.join(config.output, PARTS))
+        storage.delete(folder.path(PARTS))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
 
@@ -159,7 +163,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
 def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:
     """Return the precision that is asked for, for ``auto`` that of the run in the output folder if there is one."""
     from gampen_ray import storage
-    from gampen_ray.provenance import RUN_FILE
+    from gampen_ray.run_folder import RUN_FILE
 
     run = storage.join(config.output, RUN_FILE)
     if config.precision != "auto" or not storage.exists(run):
@@ -168,7 +172,7 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
 
 
 def _predict_all(
-    config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
+    config: InferConfig, folder: "RunFolder", bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
 ) -> tuple[dict[str, Any], int]:
     """Predict the units that are not there yet; return at what rate, and the sum of all identifiers (`id_sum`) of the input."""
     from gampen_ray import storage
@@ -177,13 +181,14 @@ def _predict_all(
     from gampen_ray.engine.units import run_units
     from gampen_ray.inference.rates import Rates, UnitReceipt
 
-    there = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join(config.output, CATALOG), ".parquet")}
+    there = {uri.rpartition("/")[2] for uri in storage.list_files(folder.path(CATALOG), ".parquet")}
     todo = [unit for unit in units if unit.name not in there]
     total = input_id_sum(source, [unit for unit in units if unit.name in there])
     rates = Rates(config.num_passes, began)
 
     def receive(receipt: UnitReceipt, workers: "Workers") -> str:
         nonlocal total
+        folder.check_lock()
         total = (total + receipt.id_sum) % 2**64
         rates.add(receipt, workers=min(workers.count, len(todo)), gpus_per_worker=workers.gpus)
         return rates.text()

@@ -7,6 +7,7 @@ import pydantic
 
 from gampen_ray.config.base import config_class, default
 from gampen_ray.config.parts import (
+    GALAXIES_PER_FILE,
     CalibrationConfig,
     CutoutsConfig,
     FineTuneConfig,
@@ -35,7 +36,7 @@ class SimulateConfig:
     """Side of the square cutouts, pixels."""
     neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
     """Share of cutouts that contain a second, unrelated galaxy."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies simulated by one task; does not change any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed; a galaxy depends on (seed, its index) alone."""
@@ -51,7 +52,7 @@ class IngestConfig(CutoutsConfig):
 
     output: str
     """Dataset to create: a folder or s3:// URI."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per Parquet file."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
@@ -110,7 +111,7 @@ def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -
 
 
 def open_source(
-    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = 4096
+    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = GALAXIES_PER_FILE
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
