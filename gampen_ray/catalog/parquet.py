@@ -120,7 +120,7 @@ def catalog_table(
     flags_N = np.asarray(flags_N, dtype=np.int64) | posterior_flags(summary, mixture.targets)
     columns = {
         "object_id": ids.cast(id_type),
-        **{name: _null_if_nan(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
+        **{name: _null_if_not_finite(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
         **summary,
         "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
         "flags": flags_N,
@@ -187,8 +187,9 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
     return Mixture(torch.from_numpy(mean_NKD), torch.from_numpy(scale_tril_NKDD), targets)
 
 
-def _null_if_nan(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array(column.cast(pa.float64()).to_numpy(), from_pandas=True)
+def _null_if_not_finite(column: pa.ChunkedArray) -> pa.Array:
+    values = column.cast(pa.float64()).to_numpy()
+    return pa.array(values, mask=~np.isfinite(values))
 
 
 def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:

@@ -9,6 +9,8 @@ from gampen_ray.config.base import config_class, default
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
+GALAXIES_PER_FILE = 2048
+"""In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
 
 
 @config_class

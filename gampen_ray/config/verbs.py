@@ -7,6 +7,7 @@ import pydantic
 
 from gampen_ray.config.base import config_class, default
 from gampen_ray.config.parts import (
+    GALAXIES_PER_FILE,
     CalibrationConfig,
     CutoutsConfig,
     FineTuneConfig,
@@ -35,7 +36,7 @@ class SimulateConfig:
     """Side of the square cutouts, pixels."""
     neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
     """Share of cutouts that contain a second, unrelated galaxy."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies simulated by one task; does not change any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed; a galaxy depends on (seed, its index) alone."""
@@ -51,7 +52,7 @@ class IngestConfig(CutoutsConfig):
 
     output: str
     """Dataset to create: a folder or s3:// URI."""
-    galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
+    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per Parquet file."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
@@ -111,52 +112,6 @@ class TrainConfig:
     go to tensorboard/ in the run folder alone."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
-
-
-@config_class
-class InferConfig:
-    """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
-
-    bundle: str
-    """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
-    dataset: str
-    """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
-    output: str
-    """Folder to create: catalog/, quarantine/ and manifest.json."""
-    reader: ReaderConfig = default(ReaderConfig)
-    """How the files of a folder of cutouts are read."""
-    split: Literal["", "train", "val", "test"] = ""
-    """Predict this split alone; empty: all rows."""
-    num_passes: int = pydantic.Field(default=32, ge=1)
-    """Monte Carlo dropout passes per galaxy."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
-    batch_size: int = pydantic.Field(default=0, ge=0)
-    """Galaxies per forward pass, which changes no result. 0: as many as fit the device."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network behind the spatial transformer. auto: bfloat16 on a GPU that has it, else float32."""
-    galaxies_per_file: int = pydantic.Field(default=4096, ge=1)
-    """Galaxies per catalogue file at most, the unit of work that a killed job repeats; a file never spans two input shards, and
-    small inputs are cut finer."""
-    posterior: Literal["summary", "mixture"] = "summary"
-    """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
-    mode_centred: bool = False
-    """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
-    catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
-    """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
-    `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
-    gampen/summary.csv with GaMPEN's columns; the mixture is stored then in any case."""
-    gampen_magnitudes: bool = False
-    """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
-    estimate: bool = False
-    """Only measure: predict for 30 s, write nothing, and tell galaxies/s, hours, GPU-hours and size of the output."""
-    estimate_workers: int = pydantic.Field(default=0, ge=0)
-    """Workers of the cluster that the estimate is for; 0: those of this one."""
-    resources: ResourcesConfig = default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-    def __post_init__(self) -> None:
-        self.reader.refuse("bands")
 
 
 @config_class

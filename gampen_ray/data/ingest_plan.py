@@ -111,7 +111,7 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     Counter
         Rows by split (``"all"`` without targets) and in ``"quarantine"``.
     """
-    columns, sources, reasons = read_rows(rows, reader, info)
+    columns, sources, reasons, _ = read_rows(rows, reader, info)
     ids = rows.column("object_id").to_pylist()
     counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
@@ -139,7 +139,7 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     return counts
 
 
-def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray, int]:
     """Read the files of some rows of the plan.
 
     Returns
@@ -150,11 +150,13 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
         File of each row.
     reasons
         Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    num_bytes
+        Read from the files, as stored.
     """
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= _read_cutouts(rows, reasons, reader, info)
-    return columns, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons
+    cutouts, num_bytes = _read_cutouts(rows, reasons, reader, info)
+    return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes
 
 
 def to_bytes(rows: pa.Table) -> bytes:
@@ -236,16 +238,20 @@ def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
     return [text.strip() for text in values.cast(pa.string()).fill_null("").to_pylist()]
 
 
-def _read_cutouts(rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
-    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files.
+def _read_cutouts(
+    rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo
+) -> tuple[dict[str, np.ndarray], int]:
+    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files and how many
+    # bytes were read.
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    planned, sources = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist()
+    planned, sources, num_bytes = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist(), 0
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for start in range(0, len(planned), _READ_AHEAD):
             ahead = planned[start : start + _READ_AHEAD]
             for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
+                num_bytes += len(content) if isinstance(content, bytes) else 0
                 try:
                     cutout = readers.read_cutout(raised(content), sources[row], reader)
                     image_NCHW[row] = fit_to_size(cutout.image_CHW, info.cutout_size, reader.nan_policy)
@@ -257,7 +263,7 @@ def _read_cutouts(rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, inf
                     padded[row] = min(inside_CHW.shape[1:]) < info.cutout_size
                     if not np.isfinite(ra[row] + dec[row]):
                         ra[row], dec[row] = cutout.ra, cutout.dec
-    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
+    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}, num_bytes
 
 
 def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:

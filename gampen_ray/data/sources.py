@@ -6,7 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
@@ -66,7 +68,7 @@ class Source:
     reader: ReaderConfig | None
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the number of bytes read.
+        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the bytes read for it, as stored.
 
         Yields
         ------
@@ -81,9 +83,15 @@ class Source:
         plan = ingest_plan.from_bytes(unit.rows)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N = ingest_plan.read_rows(table, self.reader, self.info)
+            columns, source_N, reason_N, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
             columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
-            yield _rows(columns, reason_N, source_N), columns["image"].nbytes
+            yield _rows(columns, reason_N, source_N), num_bytes
+
+    def read_ids(self, unit: Unit) -> pa.ChunkedArray:
+        """Return the identifiers of a unit's rows, as `read` gives them."""
+        if self.reader is None:
+            return shards.read_shard(unit.uri, ["object_id"], range(unit.start, unit.stop))["object_id"]
+        return _filled(ingest_plan.from_bytes(unit.rows)["object_id"])
 
 
 def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
@@ -103,7 +111,7 @@ def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -
 
 
 def open_source(
-    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = 4096
+    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = GALAXIES_PER_FILE
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
@@ -147,6 +155,12 @@ def open_source(
         Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
     ]
     return Source(info=info, reader=reader), units
+
+
+def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:
+    """Return a hash of how a dataset's rows are divided among its units."""
+    rows = [(unit.name, unit.uri.removeprefix(dataset), unit.start, unit.stop, unit.num_rows) for unit in units]
+    return content_fingerprint({"units": rows})
 
 
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:
