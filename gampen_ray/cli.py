@@ -38,7 +38,7 @@ VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
-    "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
+    "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
     "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
     "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),

@@ -6,7 +6,7 @@ from gampen_ray.errors import UserError
 
 CONFIGS = [
     config.SimulateConfig(output="d"),
-    config.IngestConfig(images="i", output="d", hdu=1, targets=("flux",)),
+    config.IngestConfig(images="i", output="d", reader=config.ReaderConfig(hdu=1), targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
     config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),
     config.InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
@@ -63,3 +63,18 @@ def test_broken_toml_names_its_file() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         CONFIGS[0].output = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value"),
+    [
+        (config.InferConfig, "bands", ["g"]),
+        (config.CropConfig, "bands", ["g"]),
+        (config.CropConfig, "zero_point_mag", 0.0),
+        (config.CropConfig, "pixel_scale_arcsec", 0.2),
+    ],
+)
+def test_what_the_bundle_determines_is_refused_of_the_reader(cls: type, field: str, value: object) -> None:
+    required = {"bundle": "b", "output": "o", "dataset" if cls is config.InferConfig else "images": "i"}
+    with pytest.raises(UserError, match=rf"^reader\.{field} is .*, but it comes from the bundle; leave it out$"):
+        build(cls, required | {"reader": {field: value}})

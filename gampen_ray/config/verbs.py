@@ -8,10 +8,12 @@ import pydantic
 from gampen_ray.config.base import config_class, default
 from gampen_ray.config.parts import (
     CalibrationConfig,
+    CutoutsConfig,
     FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
+    ReaderConfig,
     ResourcesConfig,
     SplitConfig,
     TargetConfig,
@@ -44,49 +46,13 @@ class SimulateConfig:
 
 
 @config_class
-class IngestConfig:
-    """Turn FITS cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
+class IngestConfig(CutoutsConfig):
+    """Turn cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
 
-    images: str
-    """Folder or s3:// prefix of FITS cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
     output: str
     """Dataset to create: a folder or s3:// URI."""
-    catalog: str = ""
-    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
-    id_column: str = "object_id"
-    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
-    file_column: str = "file_name"
-    """Catalogue column with the file's name below `images`."""
-    pattern: str = "*.fits*"
-    """Without a catalogue: which files below `images` are taken."""
-    targets: tuple[str, ...] = ()
-    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test. GaMPEN's
-    labels are understood: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
-    effective_radius_arcsec, ln_total_flux_adus: flux)."""
-    hdu: int | None = None
-    """Index of the image HDU; left out: the first one that holds an image."""
-    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
-    An image without any finite pixel is always quarantined."""
-    cutout_size: int = pydantic.Field(default=64, ge=1)
-    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
-    bands: tuple[str, ...] = ("unknown",)
-    """Name of the band."""
-    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
-    """Pixel scale, arcsec; left out: unknown."""
-    zero_point_mag: float | None = None
-    """AB magnitude of one unit of flux; left out: unknown."""
-    flux_unit: str = ""
-    """Unit of the pixels; empty: unknown."""
-    survey: str = ""
-    """Name of the survey, kept as metadata."""
     galaxies_per_shard: int = pydantic.Field(default=1_000, ge=1)
     """Galaxies per Parquet file."""
-    split: SplitConfig = default(SplitConfig)
-    """Train, val and test shares, used where there are targets."""
-    split_slug: str = ""
-    """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
-    or sky-dev; rows in none of them are quarantined. Empty: by `split`."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
 
@@ -157,6 +123,8 @@ class InferConfig:
     """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files of a folder of cutouts are read."""
     split: Literal["", "train", "val", "test"] = ""
     """Predict this split alone; empty: all rows."""
     num_passes: int = pydantic.Field(default=32, ge=1)
@@ -186,6 +154,9 @@ class InferConfig:
     """Workers of the cluster that the estimate is for; 0: those of this one."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
+
+    def __post_init__(self) -> None:
+        self.reader.refuse("bands")
 
 
 @config_class
@@ -226,11 +197,8 @@ class CropConfig:
     """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
     pattern: str = "*.fits*"
     """Which files below `images` are taken."""
-    hdu: int | None = pydantic.Field(default=None, ge=0)
-    """Index of the image HDU; left out: the first one that holds an image."""
-    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median, also in
-    the crop. An image without any finite pixel is always quarantined."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files are read; filled pixels are filled in the crop, too."""
     crop_size: int = pydantic.Field(default=0, ge=0)
     """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: as the network sees them."""
     oversampling: int = pydantic.Field(default=0, ge=0, le=64)
@@ -240,6 +208,9 @@ class CropConfig:
     """Files read, cropped and written at a time by one worker."""
     resources: ResourcesConfig = default(ResourcesConfig)
     """What the job asks of Ray."""
+
+    def __post_init__(self) -> None:
+        self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
 
 
 @config_class

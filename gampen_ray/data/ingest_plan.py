@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig, SplitConfig
-from gampen_ray.config.base import to_dict
-from gampen_ray.data import catalogs, gampen_folder, shards, validation
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
+from gampen_ray.config import CutoutsConfig, ReaderConfig, SplitConfig
+from gampen_ray.config.base import fields, to_dict
+from gampen_ray.data import catalogs, gampen_folder, readers, shards, validation
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, stem
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -29,15 +29,13 @@ __all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
 _READ_AHEAD = 32
 _READ_THREADS = 8
-# Settings that change where or how fast the dataset is made, but no galaxy.
-_NO_CONTENT = ("images", "output", "catalog", "galaxies_per_shard", "resources")
 
 
 class NoFilesError(UserError):
     """A folder that is not there, or holds none of the files asked for."""
 
 
-def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
+def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     """Settle for every row its identifier, file and split, and whether the catalogue already rules it out.
 
     Parameters
@@ -57,6 +55,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     UserError
         For a missing file, folder or column, or a column name that a shard gives another meaning.
     """
+    readers.chosen_readers(config.reader)
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
         raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")
@@ -70,13 +69,15 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _settle_splits(config, table, ids, reasons)
-    settings = {key: value for key, value in to_dict(config).items() if key not in _NO_CONTENT}
+    # Where the files lie changes no galaxy, nor do the fields of a verb.
+    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
+    settings = {key: value for key, value in to_dict(config).items() if key in content}
     names = np.array([str(source).rpartition("/")[2] for source in sources])
     info = DatasetInfo(
-        bands=config.bands,
+        bands=config.reader.bands,
         cutout_size=config.cutout_size,
-        pixel_scale_arcsec=config.pixel_scale_arcsec,
-        zero_point_mag=config.zero_point_mag,
+        pixel_scale_arcsec=config.reader.pixel_scale_arcsec,
+        zero_point_mag=config.reader.zero_point_mag,
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
@@ -93,7 +94,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
 
 
-def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> Counter[str]:
+def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Counter[str]:
     """Read the files of some rows and write their shards and their quarantine, all numbered ``part``.
 
     Doing it again gives the same files.
@@ -104,7 +105,9 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
         Some rows of the plan.
     part
         Number of the files.
-    config, info
+    output
+        Dataset that they belong to.
+    reader, info
         As for and from `plan`.
 
     Returns
@@ -112,13 +115,13 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     Counter
         Rows by split (``"all"`` without targets) and in ``"quarantine"``.
     """
-    columns, sources, reasons = read_rows(rows, config, info)
+    columns, sources, reasons = read_rows(rows, reader, info)
     ids = rows.column("object_id").to_pylist()
     counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
-    for split in shards.SPLITS if config.targets else (shards.ALL,):
+    for split in shards.SPLITS if info.targets else (shards.ALL,):
         chosen = np.flatnonzero((reasons == "") & (splits == split))
-        uri = shards.part_uri(config.output, split, part)
+        uri = shards.part_uri(output, split, part)
         counts[split] = len(chosen)
         if len(chosen):
             taken = {
@@ -131,7 +134,7 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
             storage.delete(uri)
     bad = np.flatnonzero(reasons != "")
     counts[shards.QUARANTINE] = len(bad)
-    uri = shards.part_uri(config.output, shards.QUARANTINE, part)
+    uri = shards.part_uri(output, shards.QUARANTINE, part)
     if len(bad):
         texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
         shards.write_quarantine(uri, zip(texts, [sources[row] for row in bad], reasons[bad], strict=True))
@@ -140,7 +143,7 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     return counts
 
 
-def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Read the files of some rows of the plan.
 
     Returns
@@ -154,7 +157,7 @@ def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[
     """
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= _read_cutouts(rows, reasons, config, info)
+    columns |= _read_cutouts(rows, reasons, reader, info)
     return columns, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons
 
 
@@ -175,7 +178,7 @@ def from_bytes(data: bytes) -> pa.Table:
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
-def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
     # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and a magnitude where flux has
     # one, and returns their units by name.
     target_units = {}
@@ -187,16 +190,16 @@ def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, An
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
         target_units[label.target] = _target_unit(config, table, label)
-    if "flux" in target_units and config.zero_point_mag is not None and "magnitude" not in columns:
+    if "flux" in target_units and config.reader.zero_point_mag is not None and "magnitude" not in columns:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
         _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
-        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.zero_point_mag)
+        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.reader.zero_point_mag)
         target_units["magnitude"] = "mag"
     return target_units
 
 
-def _settle_splits(config: IngestConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
     # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
     if config.split_slug:
         if not config.targets or config.split != SplitConfig():
@@ -219,7 +222,7 @@ def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
     return [text.strip() for text in values.cast(pa.string()).fill_null("").to_pylist()]
 
 
-def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
+def _read_cutouts(rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
     # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files.
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
@@ -230,20 +233,20 @@ def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, inf
             ahead = planned[start : start + _READ_AHEAD]
             for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
                 try:
-                    cutout = read_cutout(raised(content), hdu=config.hdu, num_bands=len(config.bands))
-                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
+                    cutout = readers.read_cutout(raised(content), sources[row], reader)
+                    image_NCHW[row] = fit_to_size(cutout.image_CHW, info.cutout_size, reader.nan_policy)
                 except CutoutError as error:
                     reasons[row] = str(error)
                 else:
-                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
+                    inside_CHW = central(cutout.image_CHW, info.cutout_size)
                     filled[row] = not np.isfinite(inside_CHW).all()
-                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
+                    padded[row] = min(inside_CHW.shape[1:]) < info.cutout_size
                     if not np.isfinite(ra[row] + dec[row]):
                         ra[row], dec[row] = cutout.ra, cutout.dec
     return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
 
 
-def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
+def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     # The catalogue with its column object_id, the file of each row ("" where the catalogue names none), the catalogue's URI.
     gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
     if not config.catalog and not gampen:
@@ -291,7 +294,7 @@ def matching_files(images: str, pattern: str) -> list[str]:
     return matching
 
 
-def _target_unit(config: IngestConfig, table: pa.Table, label: Label) -> str:
+def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
     # The unit of a transformed column is that of a logarithm.
     if label.transform == "identity" and (unit := catalogs.column_unit(table, label.column)):
         return unit

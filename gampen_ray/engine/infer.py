@@ -54,6 +54,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     source, units = open_source(
         config.dataset,
         split=config.split,
+        reader=config.reader,
         bands=bundle.images.bands,
         size=bundle.images.size,
         unit_rows=config.galaxies_per_file,

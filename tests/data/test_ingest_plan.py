@@ -9,7 +9,7 @@ import pytest
 from astropy.io import fits
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig, SplitConfig, TargetConfig
+from gampen_ray.config import IngestConfig, ReaderConfig, SplitConfig, TargetConfig
 from gampen_ray.data import shards
 from gampen_ray.data.ingest_plan import pack, plan
 from gampen_ray.errors import UserError
@@ -25,8 +25,8 @@ def _cutout(path: Path, seed: int = 0, shape: tuple[int, ...] = (SIZE, SIZE)) ->
 
 
 def _config(tmp_path: Path, **changes: object) -> IngestConfig:
-    values = {"images": str(tmp_path / "images"), "output": str(tmp_path / "out"), "cutout_size": SIZE, "bands": ("r",)}
-    return IngestConfig(**values | changes)
+    values = {"images": str(tmp_path / "images"), "output": str(tmp_path / "out"), "cutout_size": SIZE}
+    return IngestConfig(**values | {"reader": ReaderConfig(bands=("r",))} | changes)
 
 
 def _ingested(config: IngestConfig, per_part: int = 1000) -> tuple[dict[str, int], dict[object, dict], list[tuple[str, str]]]:
@@ -34,7 +34,9 @@ def _ingested(config: IngestConfig, per_part: int = 1000) -> tuple[dict[str, int
     rows, info = plan(config)
     counts: dict[str, int] = {}
     for part, start in enumerate(range(0, len(rows), per_part)):
-        for key, count in pack(rows.slice(start, per_part), part, config, info).items():
+        for key, count in pack(
+            rows.slice(start, per_part), part, output=config.output, reader=config.reader, info=info
+        ).items():
             counts[key] = counts.get(key, 0) + count
     good, bad = {}, []
     for uri in storage.list_files(config.output, ".parquet"):
@@ -102,7 +104,13 @@ def test_catalogue_with_targets(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, "objID,file_name,RA,Dec,flux,note", rows)
     split = SplitConfig(train=0.4, val=0.3)
     config = _config(
-        tmp_path, catalog=catalog, id_column="objID", targets=("flux",), zero_point_mag=27.0, flux_unit="nanomaggy", split=split
+        tmp_path,
+        catalog=catalog,
+        id_column="objID",
+        targets=("flux",),
+        reader=ReaderConfig(zero_point_mag=27.0),
+        flux_unit="nanomaggy",
+        split=split,
     )
     counts, good, bad = _ingested(config)
     assert not bad
@@ -131,7 +139,7 @@ def test_every_catalogue_fault_has_its_reason(tmp_path: Path) -> None:
         tmp_path,
         catalog=_catalog(tmp_path, "object_id,file_name,flux,bulge_to_total", rows),
         targets=("flux", "bulge_to_total"),
-        zero_point_mag=25.0,
+        reader=ReaderConfig(zero_point_mag=25.0),
     )
     _, good, bad = _ingested(config, per_part=4)
     assert list(good) == ["a"]
@@ -270,7 +278,7 @@ def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
     ]
     catalog = _catalog(tmp_path, "object_id,file_name,bt,custom_logit_bt,ln_R_e_asec,ln_total_flux_adus", rows)
     targets = ("custom_logit_bt", "ln_R_e_asec", "ln_total_flux_adus")
-    config = _config(tmp_path, catalog=catalog, targets=targets, zero_point_mag=27.0)
+    config = _config(tmp_path, catalog=catalog, targets=targets, reader=ReaderConfig(zero_point_mag=27.0))
     _, info = plan(config)
     units = {"bulge_to_total": "", "effective_radius_arcsec": "arcsec", "flux": "adu", "magnitude": "mag"}
     assert info.target_units == units

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from gampen_ray.config import ReaderConfig
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source, shard_units
 from gampen_ray.errors import UserError
@@ -27,7 +28,7 @@ def test_shards_are_read_in_pieces_of_any_size(piece: int, tmp_path: Path) -> No
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 600})
     shards.write_shard(shards.part_uri(str(tmp_path), shards.ALL, 0), columns | {"padded": np.arange(600) > 500}, info)
     shards.write_dataset_info(str(tmp_path), info)
-    source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
     assert [unit.num_rows for unit in units] == [256, 256, 88]
     pieces = [rows for unit in units for rows, _ in source.read(unit, piece)]
     assert max(len(rows["object_id"]) for rows in pieces) == min(piece, 256)
@@ -53,7 +54,7 @@ def _folder(root: Path, count: int = 5) -> np.ndarray:
 
 def test_fits_files_are_read_as_the_model_takes_them(tmp_path: Path) -> None:
     pixels = _folder(tmp_path / "cutouts")
-    source, units = open_source(str(tmp_path / "cutouts"), split="", bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
     assert [(unit.name, unit.num_rows) for unit in units] == [("part-000000000.parquet", 6)]
     ((rows, _),) = source.read(units[0], 100)
     assert rows["object_id"].tolist() == ["broken", "g0", "g1", "g2", "g3", "g4"]
@@ -67,7 +68,7 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
     _folder(tmp_path / "cutouts")
     rows = ["object_id,file_name,ra,dec", "7,g1.fits,10.5,0", ",g2.fits,11,0", "9,gone.fits,12,0"]
     (tmp_path / "info.csv").write_text("\n".join(rows) + "\n")
-    source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
     ((read, _),) = source.read(units[0], 100)
     assert read["object_id"].tolist() == [7, 0, 9]
     assert [text[:22] for text in read["reason"]] == ["", "object_id is missing", "there is no such file"]
@@ -86,4 +87,18 @@ def test_what_is_no_source_is_refused(tmp_path: Path, files: list[str], split: s
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=match):
-        open_source(str(tmp_path), split=split, bands=("r",), size=SIZE)
+        open_source(str(tmp_path), split=split, reader=ReaderConfig(), bands=("r",), size=SIZE)
+
+
+def test_the_reader_holds_for_a_folder_of_fits_files_alone(tmp_path: Path) -> None:
+    _folder(tmp_path / "cutouts")
+    reader = ReaderConfig(zero_point_mag=27.0, pixel_scale_arcsec=0.2, nan_policy="zero")
+    source, _ = open_source(str(tmp_path / "cutouts"), split="", reader=reader, bands=("r",), size=SIZE)
+    assert (source.info.zero_point_mag, source.info.pixel_scale_arcsec, source.info.bands) == (27.0, 0.2, ("r",))
+    with pytest.raises(UserError, match=r"reader\.format: 'tiff' is unknown; give one of fits"):
+        open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(format="tiff"), bands=("r",), size=SIZE)
+    shards.write_dataset_info(str(tmp_path), shards.DatasetInfo(bands=("r",), cutout_size=SIZE))
+    with pytest.raises(
+        UserError, match=r"reader: .* holds shards, whose images are read as `ingest` stored them; leave reader"
+    ):
+        open_source(str(tmp_path), split="", reader=reader, bands=("r",), size=SIZE)
