@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__, config, storage
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, load_toml
 from gampen_ray.errors import StorageError, UserError
 
@@ -36,7 +37,7 @@ class Verb:
 
 VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
-    "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
+    "simulate": Verb(SimulateConfig, "gampen_ray.commands.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),

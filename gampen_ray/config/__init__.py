@@ -30,7 +30,6 @@ from gampen_ray.config.verbs import (
     InferConfig,
     IngestConfig,
     ReportConfig,
-    SimulateConfig,
     SplitTablesConfig,
     TrainConfig,
 )
@@ -54,7 +53,6 @@ __all__ = [
     "ReportConfig",
     "ResourcesConfig",
     "SearchRange",
-    "SimulateConfig",
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",
