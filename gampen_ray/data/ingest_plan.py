@@ -4,6 +4,7 @@ Every row of the catalogue ends exactly once, in a shard or in quarantine.
 """
 
 import fnmatch
+import posixpath
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,8 @@ __all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack
 
 # Bookkeeping columns of the plan, beside those of the catalogue.
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
+_MAGNITUDE = "magnitude"
+_MAX_NAME_BYTES = 255
 _READ_AHEAD = 32
 _READ_THREADS = 8
 
@@ -65,14 +68,19 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         spelled = next((column for column in columns if column.lower() == name), None)
         columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
     reasons = validation.validate_rows({"object_id": columns["object_id"]})
-    reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
+    for row in np.flatnonzero((reasons == "") & (sources == "")):
+        name = table.column(config.file_column)[int(row)].as_py()
+        fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
+        reasons[row] = f"{config.file_column} {fault}"
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _settle_splits(config, table, ids, reasons)
     # Where the files lie changes no galaxy, nor do the fields of a verb.
     content = fields(CutoutsConfig).keys() - {"images", "catalog"}
     settings = {key: value for key, value in to_dict(config).items() if key in content}
-    names = np.array([str(source).rpartition("/")[2] for source in sources])
+    # Other pixels under the same names make another dataset; a folder that has moved does not.
+    stamps = storage.stamps({source for source in sources if source})
+    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
@@ -84,7 +92,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         fingerprint=content_fingerprint(
             settings,
             _texts(ids),
-            names,
+            files,
             splits,
             *(columns[t] for t in target_units),
         ),
@@ -179,10 +187,13 @@ def from_bytes(data: bytes) -> pa.Table:
 
 
 def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
-    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and a magnitude where flux has
-    # one, and returns their units by name.
+    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and the magnitude of a flux (NaN
+    # where it has none), and returns the units of the targets by name.
     target_units = {}
+    derived = _derives_magnitude(config) and _MAGNITUDE not in columns
     for name in config.targets:
+        if name == _MAGNITUDE and derived:
+            continue
         label = Label.parse(name)
         if label.target != name and label.target in columns:
             raise UserError(f"targets: {name} stands for {label.target}, which the catalogue has too; name one of the two")
@@ -190,13 +201,18 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
         target_units[label.target] = _target_unit(config, table, label)
-    if "flux" in target_units and config.reader.zero_point_mag is not None and "magnitude" not in columns:
+    if derived:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
-        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
-        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.reader.zero_point_mag)
-        target_units["magnitude"] = "mag"
+        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), config.reader.zero_point_mag)
+        if _MAGNITUDE in config.targets:
+            _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
+            target_units[_MAGNITUDE] = "mag"
     return target_units
+
+
+def _derives_magnitude(config: CutoutsConfig) -> bool:
+    return config.reader.zero_point_mag is not None and "flux" in (Label.parse(name).target for name in config.targets)
 
 
 def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
@@ -247,7 +263,8 @@ def _read_cutouts(rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, inf
 
 
 def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
-    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none), the catalogue's URI.
+    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none below the folder), the
+    # catalogue's URI.
     gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
     if not config.catalog and not gampen:
         if config.targets:
@@ -264,12 +281,12 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
     # GaMPEN asks for no identifier: there, the file's stem is one.
     by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
-    wanted = {} if by_stem else {config.id_column: "id_column"}
-    catalogs.require_columns(
-        uri, table, wanted | {config.file_column: "file_column"} | dict.fromkeys(config.targets, "targets")
-    )
+    wanted = {config.file_column: "file_column"} | ({} if by_stem else {config.id_column: "id_column"})
+    derived = (_MAGNITUDE,) if _derives_magnitude(config) else ()
+    wanted |= {name: "targets" for name in config.targets if name not in derived}
+    catalogs.require_columns(uri, table, wanted)
     files = _texts(table.column(config.file_column))
-    sources = np.array([storage.join(folder, file) if file else "" for file in files], dtype=object)
+    sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
     ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
@@ -278,6 +295,18 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     others = [name for name in table.column_names if name != config.id_column]
     fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def _file_uri(folder: str, name: str) -> str:
+    # Empty for no name, and for one that leads out of the folder or that no file can have.
+    parts = name.split("/")
+    if not name or "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
+        return ""
+    uri = name if name.startswith(("/", "s3://")) else storage.join(folder, name)
+    if not {".", ".."}.isdisjoint(parts):
+        scheme = "" if storage.is_local(folder) else "s3://"
+        uri = scheme + posixpath.normpath(uri.removeprefix(scheme))
+    return uri if uri.startswith(storage.join(folder, "")) else ""
 
 
 def matching_files(images: str, pattern: str) -> list[str]:
