@@ -23,12 +23,10 @@ from gampen_ray.config.parts import (
 )
 from gampen_ray.config.tuning import Objective, SearchRange, TuneConfig, default_search
 from gampen_ray.config.verbs import (
-    CropConfig,
     DemoConfig,
     EvaluateConfig,
     ImportGampenConfig,
     InferConfig,
-    IngestConfig,
     ReportConfig,
     SplitTablesConfig,
     TrainConfig,
@@ -37,7 +35,6 @@ from gampen_ray.config.verbs import (
 __all__ = [
     "BackboneConfig",
     "CalibrationConfig",
-    "CropConfig",
     "CutoutsConfig",
     "DemoConfig",
     "EvaluateConfig",
@@ -45,7 +42,6 @@ __all__ = [
     "ImagesConfig",
     "ImportGampenConfig",
     "InferConfig",
-    "IngestConfig",
     "NetworkConfig",
     "Objective",
     "OptimizerConfig",
