@@ -29,6 +29,9 @@ from gampen_ray.provenance import RUN_FILE
 FORMAT_VERSION = 3
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 _NOVELTY = "novelty.safetensors"
+# By the names that earlier bundles have for them.
+_RENAMED_LIKELIHOODS = {"mse": "unit_variance"}
+_RENAMED_OPTIMIZER_FIELDS = {"accumulate": "gradient_accumulation_steps", "clip_norm": "max_grad_norm"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,7 @@ def load_bundle(uri: str) -> Bundle:
         raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
     _verify_checksums(uri, files)
     description = json.loads(files[_DESCRIPTION])
+    _rename(description)
     novelty = None
     if description.get("novelty"):
         files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
@@ -176,6 +180,16 @@ def load_bundle(uri: str) -> Bundle:
         provenance=description["provenance"],
         novelty=novelty,
     )
+
+
+def _rename(description: dict[str, Any]) -> None:
+    """Give the config fields and values of an earlier bundle their present names, in place."""
+    train = description["provenance"].get("train", {})
+    for network in (description["network"], train.get("network", {})):
+        if network.get("likelihood") in _RENAMED_LIKELIHOODS:
+            network["likelihood"] = _RENAMED_LIKELIHOODS[network["likelihood"]]
+    if "optimizer" in train:
+        train["optimizer"] = {_RENAMED_OPTIMIZER_FIELDS.get(name, name): v for name, v in train["optimizer"].items()}
 
 
 def bundle_digest(uri: str) -> str:
