@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__, config, storage
+from gampen_ray.commands.infer import InferConfig
 from gampen_ray.config.base import build, fields, load_toml
 from gampen_ray.errors import StorageError, UserError
 
@@ -38,10 +39,10 @@ VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
-    "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
+    "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
     "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
-    "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
+    "infer": Verb(InferConfig, "gampen_ray.commands.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
     "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.gampen.import_network", "import_gampen", "model"),
     "crop": Verb(config.CropConfig, "gampen_ray.engine.crop", "crop"),

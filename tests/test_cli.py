@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gampen_ray import cli, storage
-from gampen_ray.config import InferConfig, SimulateConfig, TrainConfig
+from gampen_ray.commands.infer import InferConfig
+from gampen_ray.config import SimulateConfig, TrainConfig
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

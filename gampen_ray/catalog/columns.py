@@ -130,7 +130,8 @@ def _object_id(rows: Rows) -> pa.ChunkedArray:
 def _position(rows: Rows, name: str) -> pa.Array:
     if name not in rows.objects.column_names:
         return pa.nulls(len(rows.objects), pa.float64())
-    return pa.array(rows.objects[name].cast(pa.float64()).to_numpy(), from_pandas=True)
+    values = rows.objects[name].cast(pa.float64()).to_numpy()
+    return pa.array(values, mask=~np.isfinite(values))
 
 
 def _triangles(rows: Rows) -> pa.FixedSizeListArray:

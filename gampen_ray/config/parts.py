@@ -1,4 +1,4 @@
-"""The parts of which the verbs' configs are made: targets, images, network, optimiser, calibration, resources, splits."""
+"""The parts of which the verbs' configs are made, from targets and network to resources, splits and image files."""
 
 from typing import Annotated, Literal
 
@@ -9,6 +9,8 @@ from gampen_ray.config.base import config_class, default
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
+GALAXIES_PER_FILE = 2048
+"""In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
 
 
 @config_class
@@ -251,3 +253,61 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.train + self.val > 1 + 1e-9:
             raise ValueError(f"train and val are {self.train:g} + {self.val:g}, more than 1; lower one")
+
+
+@config_class
+class ReaderConfig:
+    """How image files are read, and what holds for all of them."""
+
+    format: str = "auto"
+    """Format of the files: fits, or one whose reader your own code has registered; auto: by each file's content."""
+    hdu: int | None = pydantic.Field(default=None, ge=0)
+    """Index of the image HDU; left out: the first one that holds an image."""
+    bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
+    """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional."""
+    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
+    An image without any finite pixel is always quarantined."""
+    zero_point_mag: float | None = None
+    """AB magnitude of one unit of flux; left out: unknown."""
+    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
+    """Pixel scale, arcsec; left out: unknown."""
+
+    def refuse(self, *names: str) -> None:
+        """Raise a ValueError if one of these fields, which the bundle determines, is given."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(ReaderConfig(), name):
+                raise ValueError(f"reader.{name} is {value!r}, but it comes from the bundle; leave it out")
+
+
+@config_class
+class CutoutsConfig:
+    """Cutouts and their catalogue."""
+
+    images: str
+    """Folder or s3:// prefix of cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
+    catalog: str = ""
+    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
+    id_column: str = "object_id"
+    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
+    file_column: str = "file_name"
+    """Catalogue column with the file's name below `images`."""
+    pattern: str = "*.fits*"
+    """Without a catalogue: which files below `images` are taken."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files are read."""
+    targets: tuple[str, ...] = ()
+    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test. GaMPEN's
+    labels are understood: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
+    effective_radius_arcsec, ln_total_flux_adus: flux)."""
+    cutout_size: int = pydantic.Field(default=64, ge=1)
+    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
+    flux_unit: str = ""
+    """Unit of the pixels; empty: unknown."""
+    survey: str = ""
+    """Name of the survey, kept as metadata."""
+    split: SplitConfig = default(SplitConfig)
+    """Train, val and test shares, used where there are targets."""
+    split_slug: str = ""
+    """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
+    or sky-dev; rows in none of them are quarantined. Empty: by `split`."""

@@ -146,8 +146,7 @@ def _cropper(config: CropConfig, bundle: Bundle, digest: str, device: str = "cpu
         digest,
         crop_size=config.crop_size,
         oversampling=config.oversampling,
-        hdu=config.hdu,
-        nan_policy=config.nan_policy,
+        reader=config.reader,
         device=device,
     )
 

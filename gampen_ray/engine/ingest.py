@@ -124,7 +124,8 @@ def _pack_all(config: IngestConfig, rows: pa.Table, info: DatasetInfo) -> Counte
 
 
 def _pack_unit(unit: dict[str, Any], *, config: IngestConfig, info: DatasetInfo) -> dict[str, int]:
-    counts = dict(ingest_plan.pack(ingest_plan.from_bytes(unit["rows"]), unit["part"], config, info))
+    rows = ingest_plan.from_bytes(unit["rows"])
+    counts = dict(ingest_plan.pack(rows, unit["part"], output=config.output, reader=config.reader, info=info))
     storage.write_json(storage.join(config.output, _UNFINISHED, _receipt(unit["part"])), counts)
     return counts
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from gampen_ray.config import CropConfig
+from gampen_ray.config import CropConfig, ReaderConfig
 from gampen_ray.engine import crop as engine
 from gampen_ray.engine.crop import crop
 from gampen_ray.errors import UserError
@@ -94,5 +94,5 @@ def test_mistakes_are_refused_before_anything_is_written(config: CropConfig) -> 
 
 def test_nothing_usable_is_one_error_and_leaves_nothing(config: CropConfig) -> None:
     with pytest.raises(UserError, match=r"none of the 10 files .*\(9 files\), here for cutouts/deep/g6.fits: no HDU 3"):
-        crop(dataclasses.replace(config, hdu=3))
+        crop(dataclasses.replace(config, reader=ReaderConfig(hdu=3)))
     assert not [path for path in Path(config.output).rglob("*") if path.is_file()]

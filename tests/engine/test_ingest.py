@@ -9,7 +9,7 @@ import ray.data
 from astropy.io import fits
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig
+from gampen_ray.config import IngestConfig, ReaderConfig
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.engine.ingest import ingest
 from gampen_ray.errors import UserError
@@ -44,7 +44,7 @@ def test_real_cutouts(tmp_path: Path, folder: str, pattern: str, count: int) -> 
         output=str(tmp_path / "out"),
         cutout_size=120,
         galaxies_per_shard=2,
-        bands=("r",),
+        reader=ReaderConfig(bands=("r",)),
     )
     summary = ingest(config)
     assert (summary.num_rows, summary.num_quarantined, summary.reasons) == ({"all": count}, 0, {})
@@ -66,8 +66,9 @@ def test_interrupted_ingest_goes_on_and_a_finished_one_stays(tmp_path: Path, mon
     rows, info = ingest_plan.plan(dataclasses.replace(config, images=str(tmp_path / "images"), output=str(tmp_path / "out")))
     absolute = dataclasses.replace(config, output=str(tmp_path / "out"))
     claim_output("out", dataclasses.replace(absolute, images=str(tmp_path / "images")), {"catalog": info.fingerprint})
-    storage.write_json("out/ingest/part-000000.json", dict(ingest_plan.pack(rows.slice(0, 2), 0, absolute, info)))
-    ingest_plan.pack(rows.slice(2, 2), 1, absolute, info)
+    packing = {"output": absolute.output, "reader": config.reader, "info": info}
+    storage.write_json("out/ingest/part-000000.json", dict(ingest_plan.pack(rows.slice(0, 2), 0, **packing)))
+    ingest_plan.pack(rows.slice(2, 2), 1, **packing)
     kept = {uri: Path(uri).stat().st_mtime_ns for uri in shards.shard_uris("out") if "part-000000" in uri}
     assert kept
     assert ingest(config).num_rows == whole.num_rows

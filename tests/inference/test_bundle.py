@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,39 @@ def test_loaded_bundle_predicts_the_same(saved: Path) -> None:
     loaded = load_bundle(str(saved))
     assert (loaded.config, loaded.targets, loaded.images) == (bundle().config, bundle().targets, bundle().images)
     assert (loaded.metrics, loaded.provenance) == (bundle().metrics, bundle().provenance)
+
+
+def test_device_and_precision_are_those_asked_for(saved: Path) -> None:
+    images, loaded = galaxies(7)["image"], load_bundle(str(saved))
+    whole, half = (loaded.predict(images, num_passes=2, device="cpu", precision=p) for p in ("float32", "bfloat16"))
+    difference = np.abs(half.standardised_mean() - whole.standardised_mean())
+    assert 0 < difference.max() < 0.05
+    assert np.array_equal(whole.mean(), loaded.predict(images, num_passes=2, device="cpu").mean())
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_used_where_there_is_one(saved: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.cuda.reset_peak_memory_stats()
+    loaded, images = load_bundle(str(saved)), galaxies(20)["image"]
+    mixture = loaded.predict(images, num_passes=2)
+    assert torch.cuda.max_memory_allocated() > images.nbytes
+    assert mixture.mean_NKD.device.type == "cpu"
+    assert next(loaded.network.parameters()).device.type == "cpu"
+
+
+def test_every_file_is_hashed_once_at_a_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_novelty().save(str(saved))
+    hashed, sha256 = [], hashlib.sha256
+
+    def counted(data: bytes) -> Any:
+        hashed.append(len(data))
+        return sha256(data)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    load_bundle(str(saved))
+    assert sorted(hashed) == sorted(path.stat().st_size for path in saved.iterdir() if path.name != "SHA256SUMS")
 
 
 def test_run_folder_stands_for_its_bundle(tmp_path: Path) -> None:
