@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__, config, storage
 from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, load_toml
 from gampen_ray.errors import StorageError, UserError
 
@@ -37,7 +38,7 @@ class Verb:
 
 VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
-    "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
+    "simulate": Verb(SimulateConfig, "gampen_ray.commands.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),

@@ -2,11 +2,12 @@ import pytest
 
 from gampen_ray import config
 from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, load_toml, to_toml
 from gampen_ray.errors import UserError
 
 CONFIGS = [
-    config.SimulateConfig(output="d"),
+    SimulateConfig(output="d"),
     config.IngestConfig(images="i", output="d", reader=config.ReaderConfig(hdu=1), targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
     config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),

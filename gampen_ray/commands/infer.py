@@ -190,7 +190,7 @@ def _predict_all(
         nonlocal total
         folder.check_lock()
         total = (total + receipt.id_sum) % 2**64
-        rates.add(receipt, workers=min(workers.count, len(todo)), gpus_per_worker=workers.gpus)
+        rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
         return rates.text()
 
     run_units(

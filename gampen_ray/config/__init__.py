@@ -29,7 +29,6 @@ from gampen_ray.config.verbs import (
     ImportGampenConfig,
     IngestConfig,
     ReportConfig,
-    SimulateConfig,
     SplitTablesConfig,
     TrainConfig,
 )
@@ -52,7 +51,6 @@ __all__ = [
     "ReportConfig",
     "ResourcesConfig",
     "SearchRange",
-    "SimulateConfig",
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",

@@ -16,34 +16,9 @@ from gampen_ray.config.parts import (
     OptimizerConfig,
     ReaderConfig,
     ResourcesConfig,
-    SplitConfig,
     TargetConfig,
     default_targets,
 )
-
-
-@config_class
-class SimulateConfig:
-    """Simulate bulge + disk galaxies with known parameters as a dataset of cutout shards (GalSim)."""
-
-    output: str
-    """Dataset to create: a folder or s3:// URI."""
-    survey: Literal["hsc-g", "hsc-r", "hsc-i", "kids-r"] = "kids-r"
-    """Survey preset: pixel scale, zero point, PSF and sky noise."""
-    num_galaxies: int = pydantic.Field(default=10_000, ge=1)
-    """Number of galaxies over all splits."""
-    cutout_size: int = pydantic.Field(default=64, ge=16)
-    """Side of the square cutouts, pixels."""
-    neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
-    """Share of cutouts that contain a second, unrelated galaxy."""
-    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
-    """Galaxies simulated by one task; does not change any galaxy."""
-    seed: int = pydantic.Field(default=0, ge=0)
-    """Seed; a galaxy depends on (seed, its index) alone."""
-    split: SplitConfig = default(SplitConfig)
-    """Train, val and test shares."""
-    resources: ResourcesConfig = default(ResourcesConfig)
-    """What the job asks of Ray."""
 
 
 @config_class

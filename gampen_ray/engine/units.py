@@ -5,12 +5,13 @@ record: a job that was interrupted is given the units whose files are not there,
 the loss of a node, writes the same files twice.
 """
 
+import dataclasses
+import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
-import ray.cloudpickle
 import ray.data
 from ray.util.metrics import Counter
 
@@ -22,8 +23,8 @@ from gampen_ray.progress import Progress
 
 __all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
 
-# Ray Data keeps some 10 kB in the driver for each of its tasks: a task of a larger job takes several units, one by one.
-_MOST_TASKS = 4096
+# Ray Data keeps some 20 kB in the driver for each of its tasks: a task of a larger job takes several units, one by one.
+_MOST_TASKS = 2048
 # One unit is read while another is on the device, and a third waits.
 _UNITS_AT_ONCE, _UNITS_AHEAD = 2, 3
 _CPUS_PER_WRITER = 0.25
@@ -34,7 +35,7 @@ _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
 class WorkUnit(Protocol):
-    """What one worker processes at a time; it can be pickled."""
+    """What one worker processes at a time: small, of a class that the workers can import."""
 
     @property
     def name(self) -> str:
@@ -101,7 +102,8 @@ def run_units(
             return
         with ray_session():
             if cpus_per_task is None:
-                workers = cluster_workers(resources)
+                workers, count = cluster_workers(resources), min(len(units), _MOST_TASKS)
+                workers = dataclasses.replace(workers, count=min(workers.count, count), room=min(workers.room, count))
             else:
                 cpus = task_cpus(resources, cpus_per_task)
                 workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
@@ -129,28 +131,21 @@ def stream_units(
         Whether the workers are actors.
     """
     ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-    separate_writers = write is not None and workers.gpus > 0
-    rows = [{"num_rows": unit.num_rows, "value": ray.cloudpickle.dumps(unit)} for unit in units]
+    rows = [{"num_rows": unit.num_rows, "value": pickle.dumps(unit)} for unit in units]
+    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
-    arguments = {"start": start, "workers": workers, "write": None if separate_writers else write}
+    arguments = (start, workers, None if workers.gpus else write)
+    if actors:
+        pool: dict[str, Any] = {"fn_constructor_args": arguments, "compute": _actor_pool(workers.count)}
+    else:
+        pool = {"fn_args": arguments, "compute": ray.data.TaskPoolStrategy(workers.count or None)}
+    function: Any = _Worker if actors else _process
     done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map_batches(
-        _Worker if actors else _process,
-        **{"fn_constructor_kwargs" if actors else "fn_kwargs": arguments},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
-        compute=_actor_pool(min(workers.count, len(rows))) if actors else ray.data.TaskPoolStrategy(workers.count or None),
+        function, num_cpus=workers.cpus, num_gpus=workers.gpus, **one_by_one, **pool
     )
-    if separate_writers:
-        done = done.map_batches(
-            _apply,
-            fn_kwargs={"function": write},
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=_CPUS_PER_WRITER,
-            compute=ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU)),
-        )
+    if write and workers.gpus:
+        pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
+        done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
     for row in done.iter_rows():
         yield row["num_rows"], pickle.loads(row["value"])
 
@@ -196,5 +191,5 @@ def _process(item: pa.Table, start: Callable[[Workers], Callable], workers: Work
 def _apply(item: pa.Table, function: Callable, then: Callable | None = None) -> pa.Table:
     """Apply one function or two to the pickled value of a table's only row."""
     result = function(pickle.loads(item["value"][0].as_py()))
-    content = ray.cloudpickle.dumps(then(result) if then else result)
+    content = pickle.dumps(then(result) if then else result)
     return item.set_column(1, "value", pa.array([content], pa.large_binary()))
