@@ -75,9 +75,10 @@ class BackboneConfig:
     """Layers in order: a number is a convolution (or residual block) of that many channels with ReLU, "M" a 2x2 max pool."""
     width: float = pydantic.Field(default=1.0, gt=0)
     """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: as they are."""
-    block: Literal["plain", "residual"] = "plain"
-    """What a number in the plan behind the first stands for: one 3x3 convolution, or a basic residual block of two with a
-    skip connection (He et al. 2016)."""
+    block: str = "plain"
+    """What a number in the plan behind the first stands for. plain: one 3x3 convolution; residual: a basic residual block of
+    two with a skip connection (He et al. 2016); or a block that your code registers
+    (`gampen_ray.model.backbones.register_block`)."""
     stem_kernel: int = pydantic.Field(default=5, ge=1)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
     stem_stride: int = pydantic.Field(default=2, ge=1)
@@ -101,8 +102,9 @@ class BackboneConfig:
 class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
-    likelihood: Literal["unit_variance", "diagonal", "full"] = "full"
-    """Gaussian with unit, diagonal or full covariance in standardised target space."""
+    likelihood: str = "full"
+    """Gaussian in standardised target space: of unit_variance, diagonal or full covariance; or a likelihood that your code
+    registers (`gampen_ray.model.likelihoods.register_likelihood`)."""
     spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
     backbone: BackboneConfig = default(BackboneConfig)

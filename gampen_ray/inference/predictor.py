@@ -14,7 +14,6 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, image_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -152,7 +151,7 @@ class Predictor:
     def _batch(self, images_NCHW: np.ndarray) -> Prediction:
         matched_NCHW = self.match(images_NCHW)
         passes = self._thinned(self._bundle.images.stretched(matched_NCHW))
-        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.double(), len(self._bundle.targets))
+        mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
