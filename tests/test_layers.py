@@ -19,6 +19,8 @@ LAYERS = [
     "progress",
     "storage",
     "provenance",
+    "lock",
+    "run_folder",
     "data",
     "simulation",
     "model",
