@@ -39,7 +39,7 @@ VERBS = {
     "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
     "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
-    "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
+    "train": Verb(config.TrainConfig, "gampen_ray.commands.train", "train"),
     "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
     "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),

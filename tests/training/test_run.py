@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_validation_galaxies_without_a_finite_posterior_are_left_out(
     monkeypatch.setattr(ThinnedNetworks, "__call__", spoiled)
     config = train_config(data, str(tmp_path / "run"))
     if broken == 60:
-        with pytest.raises(UserError, match=r"none of the 60 galaxies in split 'val' has a finite posterior; .* are in .*run/unc"):
+        with pytest.raises(UserError, match=r"none of the 60 galaxies .* trained weights are in .*/uncalibrated$"):
             trained(config)
         assert load_bundle(str(tmp_path / "run" / "uncalibrated")).metrics == {}
         assert not (tmp_path / "run" / "bundle").exists()
@@ -88,9 +89,7 @@ def test_validation_galaxies_without_a_finite_posterior_are_left_out(
     error = bundle.metrics["coverage"]["calibrated"][0]["error"]
     assert error == pytest.approx(np.sqrt(0.6827 * 0.3173 / 57), rel=1e-3)
     warn_of_unusable(bundle)
-    assert f"3 validation galaxies have no finite posterior and are left out of calibration and coverage: object_id {ids[0]}, " in (
-        caplog.text
-    )
+    assert re.search(rf"3 validation galaxies have no finite posterior .*: object_id {ids[0]}, {ids[1]}", caplog.text)
 
 
 def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:
