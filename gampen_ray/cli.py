@@ -43,7 +43,7 @@ VERBS = {
     "simulate": Verb(SimulateConfig, "gampen_ray.commands.simulate", "simulate"),
     "ingest": Verb(IngestConfig, "gampen_ray.commands.ingest", "ingest"),
     "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
-    "train": Verb(config.TrainConfig, "gampen_ray.engine.train", "train"),
+    "train": Verb(config.TrainConfig, "gampen_ray.commands.train", "train"),
     "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
     "infer": Verb(InferConfig, "gampen_ray.commands.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
+from gampen_ray.commands.train import train
 from gampen_ray.config import ResourcesConfig, TrainConfig, TuneConfig
 from gampen_ray.config.base import to_toml
 from gampen_ray.config.tuning import DROPOUT_RATE
@@ -86,7 +87,7 @@ def _dropout_by_coverage(config: TuneConfig, space: SearchSpace) -> Bundle:
         one = dataclasses.replace(config.resources, num_workers=1, min_workers=0)
         workers = cluster_workers(one)
         claim_output(config.output, config, inputs)
-        trials = retrain(config, run, bundle, workers)
+        trials = retrain(config, run, bundle, workers, train)
     table = trials_table(trials, space)
     chosen = retraining(config, run.config, trials[best(table, config.judged_by)].values[DROPOUT_RATE])
     return _finish(config, table, chosen, load_bundle(chosen.output))

@@ -1,7 +1,7 @@
 """Stage dropout-by-coverage of `tune`: a scan of dropout rates on a trained bundle, then a training with each of the best."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -11,7 +11,6 @@ from gampen_ray import storage
 from gampen_ray.config import TrainConfig, TuneConfig
 from gampen_ray.config.tuning import DROPOUT_RATE
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.train import train
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.progress import Progress
@@ -21,7 +20,9 @@ from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, rates, scan, short
 from gampen_ray.tuning.trials import Trial, objectives
 
 
-def retrain(config: TuneConfig, run: Run, bundle: Bundle, workers: Workers) -> list[Trial]:
+def retrain(
+    config: TuneConfig, run: Run, bundle: Bundle, workers: Workers, train: Callable[[TrainConfig], Bundle]
+) -> list[Trial]:
     """Scan the rates of a bundle, train it anew with the best ones, and return these trainings; what is done is not repeated.
 
     Parameters
@@ -34,10 +35,12 @@ def retrain(config: TuneConfig, run: Run, bundle: Bundle, workers: Workers) -> l
         What is scanned.
     workers
         One, which scans.
+    train
+        The verb.
     """
     scanned = _scanned(config, run, bundle.network, workers)
     return [
-        _trained(number, rate, retraining(config, run.config, rate), run.info.num_rows["train"])
+        _trained(number, rate, retraining(config, run.config, rate), run.info.num_rows["train"], train)
         for number, rate in enumerate(shortlisted(scanned, config.shortlist))
     ]
 
@@ -71,7 +74,7 @@ def _scan(run: Run, network: Network, values: list[float], workers: Workers) -> 
     yield from scan(worker, run, network.to(worker.device), values)
 
 
-def _trained(number: int, rate: float, config: TrainConfig, num_galaxies: int) -> Trial:
+def _trained(number: int, rate: float, config: TrainConfig, num_galaxies: int, train: Callable[[TrainConfig], Bundle]) -> Trial:
     bundle = train(config)
     history = storage.read_json(storage.join(config.output, HISTORY))
     return Trial(

@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from gampen_ray.config import TuneConfig
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import told_in
+from gampen_ray.engine.session import known_cause
 from gampen_ray.engine.trial import Data, run_trial
 from gampen_ray.progress import Progress
 from gampen_ray.training.reading import read_unit
@@ -240,10 +240,10 @@ class _Ends(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Take a trial that raised again and again; what would befall every other one ends the study for now."""
-        traceback = str(trial.get_error())
-        if told := told_in(traceback):
-            raise told
-        reason = traceback.strip().splitlines()[-1]
+        error = trial.get_pickled_error()
+        if error and (known := known_cause(error)):
+            raise known
+        reason = str(trial.get_error()).strip().splitlines()[-1]
         self._end(trial, Trial(state="failed", reason=reason, objectives={}, **self._facts(trial)))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:

@@ -24,7 +24,6 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.order import Order
-from gampen_ray.training.sync_batch_norm import synchronise
 
 T = TypeVar("T")
 Inputs = Callable[[torch.Tensor], torch.Tensor]
@@ -328,12 +327,26 @@ class _Fitting:
         self.unseen = []
 
 
+def check_device(config: OptimizerConfig, device: str) -> None:
+    """Refuse what the device (``"cpu"`` or ``"cuda"``) cannot do.
+
+    Raises
+    ------
+    UserError
+        If batch statistics of all workers are asked for on CPUs, for which torch has none.
+    """
+    if config.sync_batch_norm and device != "cuda":
+        raise UserError(
+            "optimizer.sync_batch_norm: true, but torch synchronises batch statistics on GPUs only and this training runs on "
+            "CPUs; leave it out"
+        )
+
+
 def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn.Module:
     """Return the network with batch statistics of all workers, and compiled, if so configured."""
-    gpu = worker.device.type == "cuda"
-    synchronised = gpu if config.sync_batch_norm is None else config.sync_batch_norm
-    if synchronised and worker.world_size > 1:
-        network = synchronise(network)
+    check_device(config, worker.device.type)
+    if worker.device.type == "cuda" and config.sync_batch_norm is not False and worker.world_size > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return torch.compile(network) if config.compile else network  # type: ignore[return-value]
 
 
