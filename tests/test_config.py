@@ -1,14 +1,16 @@
 import pytest
 
 from gampen_ray import config
+from gampen_ray.commands.crop import CropConfig
 from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, load_toml, to_toml
 from gampen_ray.errors import UserError
 
 CONFIGS = [
     SimulateConfig(output="d"),
-    config.IngestConfig(images="i", output="d", reader=config.ReaderConfig(hdu=1), targets=("flux",)),
+    IngestConfig(images="i", output="d", reader=config.ReaderConfig(hdu=1), targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
     config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),
     InferConfig(bundle="b", dataset="d", output="o", resources=config.ResourcesConfig(use_gpu=False)),
@@ -71,9 +73,9 @@ def test_configs_are_frozen() -> None:
     ("cls", "field", "value"),
     [
         (InferConfig, "bands", ["g"]),
-        (config.CropConfig, "bands", ["g"]),
-        (config.CropConfig, "zero_point_mag", 0.0),
-        (config.CropConfig, "pixel_scale_arcsec", 0.2),
+        (CropConfig, "bands", ["g"]),
+        (CropConfig, "zero_point_mag", 0.0),
+        (CropConfig, "pixel_scale_arcsec", 0.2),
     ],
 )
 def test_what_the_bundle_determines_is_refused_of_the_reader(cls: type, field: str, value: object) -> None:

@@ -23,11 +23,9 @@ from gampen_ray.config.parts import (
 )
 from gampen_ray.config.tuning import Objective, SearchRange, TuneConfig, default_search
 from gampen_ray.config.verbs import (
-    CropConfig,
     DemoConfig,
     EvaluateConfig,
     ImportGampenConfig,
-    IngestConfig,
     ReportConfig,
     SplitTablesConfig,
     TrainConfig,
@@ -36,14 +34,12 @@ from gampen_ray.config.verbs import (
 __all__ = [
     "BackboneConfig",
     "CalibrationConfig",
-    "CropConfig",
     "CutoutsConfig",
     "DemoConfig",
     "EvaluateConfig",
     "FineTuneConfig",
     "ImagesConfig",
     "ImportGampenConfig",
-    "IngestConfig",
     "NetworkConfig",
     "Objective",
     "OptimizerConfig",

@@ -7,30 +7,15 @@ import pydantic
 
 from gampen_ray.config.base import config_class, default
 from gampen_ray.config.parts import (
-    GALAXIES_PER_FILE,
     CalibrationConfig,
-    CutoutsConfig,
     FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
-    ReaderConfig,
     ResourcesConfig,
     TargetConfig,
     default_targets,
 )
-
-
-@config_class
-class IngestConfig(CutoutsConfig):
-    """Turn cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
-
-    output: str
-    """Dataset to create: a folder or s3:// URI."""
-    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
-    """Galaxies per Parquet file."""
-    resources: ResourcesConfig = default(ResourcesConfig)
-    """What the job asks of Ray."""
 
 
 @config_class
@@ -112,35 +97,6 @@ class ReportConfig:
     num_angles: int | None = pydantic.Field(default=None, ge=0)
     """Angles at which each of them is predicted once more, evenly spaced over 360 degrees, to show how stable the posterior is;
     0: none; left out: 36, or the 4 quarter turns for a network of more than ten million parameters."""
-
-
-@config_class
-class CropConfig:
-    """Write the spatial transformer's crop of every FITS cutout of a folder as FITS, with its flux and WCS carried through."""
-
-    bundle: str
-    """Model bundle (or the run folder that holds it) with a spatial transformer: a folder or s3:// URI."""
-    images: str
-    """Folder or s3:// prefix of FITS cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
-    scale and flux unit."""
-    output: str
-    """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
-    pattern: str = "*.fits*"
-    """Which files below `images` are taken."""
-    reader: ReaderConfig = default(ReaderConfig)
-    """How the files are read; filled pixels are filled in the crop, too."""
-    crop_size: int = pydantic.Field(default=0, ge=0)
-    """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: as the network sees them."""
-    oversampling: int = pydantic.Field(default=0, ge=0, le=64)
-    """Each pixel is the mean of this many bilinear samples a side. 1: the network's own samples, which on a grid coarser than
-    the file's change the flux of a star by some percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
-    batch_size: int = pydantic.Field(default=64, ge=1)
-    """Files read, cropped and written at a time by one worker."""
-    resources: ResourcesConfig = default(ResourcesConfig)
-    """What the job asks of Ray."""
-
-    def __post_init__(self) -> None:
-        self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
 
 
 @config_class

@@ -9,7 +9,8 @@ import pytest
 from astropy.io import fits
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig, ReaderConfig, SplitConfig, TargetConfig
+from gampen_ray.commands.ingest import IngestConfig
+from gampen_ray.config import ReaderConfig, SplitConfig, TargetConfig
 from gampen_ray.data import shards
 from gampen_ray.data.ingest_plan import pack, plan
 from gampen_ray.data.readers import READERS
