@@ -75,12 +75,6 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _settle_splits(config, table, ids, reasons)
-    # Where the files lie changes no galaxy, nor do the fields of a verb.
-    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
-    settings = {key: value for key, value in to_dict(config).items() if key in content}
-    # Other pixels under the same names make another dataset; a folder that has moved does not.
-    stamps = storage.stamps({source for source in sources if source})
-    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
@@ -89,13 +83,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=content_fingerprint(
-            settings,
-            _texts(ids),
-            files,
-            splits,
-            *(columns[t] for t in target_units),
-        ),
+        fingerprint=_fingerprint(config, sources, _texts(ids), splits, *(columns[name] for name in target_units)),
         source=to_dict(config),
     )
     bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
@@ -190,9 +178,10 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
     # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and the magnitude of a flux (NaN
     # where it has none), and returns the units of the targets by name.
     target_units = {}
-    derived = _derives_magnitude(config) and _MAGNITUDE not in columns
+    zero_point_mag = None if _MAGNITUDE in columns else config.reader.zero_point_mag
     for name in config.targets:
-        if name == _MAGNITUDE and derived:
+        if name not in columns:
+            # The magnitude, which is derived below.
             continue
         label = Label.parse(name)
         if label.target != name and label.target in columns:
@@ -201,10 +190,10 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
         target_units[label.target] = _target_unit(config, table, label)
-    if derived:
+    if "flux" in target_units and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
-        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), config.reader.zero_point_mag)
+        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), zero_point_mag)
         if _MAGNITUDE in config.targets:
             _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
             target_units[_MAGNITUDE] = "mag"
@@ -231,6 +220,15 @@ def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reason
     if config.targets:
         splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
     return splits
+
+
+def _fingerprint(config: CutoutsConfig, sources: np.ndarray, *columns: np.ndarray | list[str]) -> str:
+    # Where the files lie changes no galaxy, nor do the fields of a verb; other pixels under the same name do.
+    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
+    settings = {key: value for key, value in to_dict(config).items() if key in content}
+    stamps = storage.stamps({source for source in sources if source})
+    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
+    return content_fingerprint(settings, files, *columns)
 
 
 def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:

@@ -13,8 +13,10 @@ from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.config import ReaderConfig, SplitConfig, TargetConfig
 from gampen_ray.data import shards
 from gampen_ray.data.ingest_plan import pack, plan
+from gampen_ray.data.readers import READERS
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
+from tests.data.test_readers import NpyReader
 
 SIZE = 8
 
@@ -201,6 +203,23 @@ def test_galaxies_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     for key, row in good.items():
         np.testing.assert_array_equal(row.pop("image"), again[key].pop("image"))
         assert str(row) == str(again[key])
+
+
+def test_files_of_a_users_own_format_are_ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "npy", NpyReader)
+    pixels = np.random.default_rng(0).normal(size=(2, 1, SIZE, SIZE)).astype(np.float32)
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images" / "a.npy", pixels[0])
+    _cutout(tmp_path / "images" / "b.fits")
+    (tmp_path / "c.csv").write_text("object_id,file_name\na,a.npy\nb,b.fits\n")
+    config = _config(tmp_path, catalog=str(tmp_path / "c.csv"))
+    _, good, _ = _ingested(config)
+    assert sorted(good) == ["a", "b"]
+    np.testing.assert_array_equal(good["a"]["image"], pixels[0])
+    npy = dataclasses.replace(config, reader=ReaderConfig(format="npy"), output=str(tmp_path / "npy"))
+    _, good, bad = _ingested(npy)
+    assert list(good) == ["a"]
+    assert bad == [("b", "not a NPY file: it begins with b'SIMPLE  =           '")]
 
 
 def test_replaced_pixels_make_another_dataset_and_a_moved_folder_does_not(tmp_path: Path) -> None:

@@ -102,3 +102,12 @@ def test_the_reader_holds_for_a_folder_of_fits_files_alone(tmp_path: Path) -> No
         UserError, match=r"reader: .* holds shards, whose images are read as `ingest` stored them; leave reader"
     ):
         open_source(str(tmp_path), split="", reader=reader, bands=("r",), size=SIZE)
+
+
+def test_a_folder_with_a_replaced_file_is_another_input(tmp_path: Path) -> None:
+    _folder(tmp_path / "cutouts")
+    shared = {"split": "", "reader": ReaderConfig(), "bands": ("r",), "size": SIZE}
+    before = open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint
+    assert open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint == before
+    (tmp_path / "cutouts" / "g1.fits").write_bytes((tmp_path / "cutouts" / "g2.fits").read_bytes())
+    assert open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint != before
