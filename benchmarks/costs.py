@@ -14,9 +14,9 @@ from typing import Any
 
 from parts import DEVICE, cutouts, model, save
 
-from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
-from gampen_ray.engine.estimate import extrapolate
-from gampen_ray.engine.infer import infer
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.config import NetworkConfig, ResourcesConfig, gampen_vgg16
+from gampen_ray.inference.rates import extrapolate
 from gampen_ray.model.flops import inference_flops
 
 NETWORKS = {"compact": (NetworkConfig(), 64, 40_000, 4096), "vgg16": (gampen_vgg16(), 143, 64, 16)}

@@ -32,8 +32,8 @@ import torch
 from mc_precision import equal_precision
 from parts import DEVICE, SMALL, blobs, cutouts, model, save
 
-from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
-from gampen_ray.engine.infer import infer
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.config import NetworkConfig, ResourcesConfig, gampen_vgg16
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.predictor import Predictor

@@ -17,6 +17,10 @@ from typing import Any, NoReturn
 from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__, config, storage
+from gampen_ray.commands.crop import CropConfig
+from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.ingest import IngestConfig
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, load_toml
 from gampen_ray.errors import StorageError, UserError
 
@@ -36,15 +40,15 @@ class Verb:
 
 VERBS = {
     "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
-    "simulate": Verb(config.SimulateConfig, "gampen_ray.engine.simulate", "simulate"),
-    "ingest": Verb(config.IngestConfig, "gampen_ray.engine.ingest", "ingest"),
-    "split": Verb(config.SplitTablesConfig, "gampen_ray.data.split_tables", "split"),
+    "simulate": Verb(SimulateConfig, "gampen_ray.commands.simulate", "simulate"),
+    "ingest": Verb(IngestConfig, "gampen_ray.commands.ingest", "ingest"),
+    "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
     "train": Verb(config.TrainConfig, "gampen_ray.commands.train", "train"),
     "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
-    "infer": Verb(config.InferConfig, "gampen_ray.engine.infer", "infer"),
+    "infer": Verb(InferConfig, "gampen_ray.commands.infer", "infer"),
     "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
     "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.gampen.import_network", "import_gampen", "model"),
-    "crop": Verb(config.CropConfig, "gampen_ray.engine.crop", "crop"),
+    "crop": Verb(CropConfig, "gampen_ray.commands.crop", "crop"),
     "report": Verb(config.ReportConfig, "gampen_ray.report.build", "report"),
 }
 

@@ -198,15 +198,16 @@ def _compare(output: str, there: Any, wanted: dict[str, Any], cls: type, ignored
         )
     if (verb := there.get("verb", wanted["verb"])) != wanted["verb"]:
         raise UserError(f"output: {output} holds a run of {verb!r}, not {wanted['verb']!r}; {_UNCHANGED}")
-    for name in {**there["inputs"], **wanted["inputs"]}:
-        if there["inputs"].get(name) != wanted["inputs"].get(name):
-            raise UserError(f"output: {output} holds a run on another {name}; {_UNCHANGED}")
     unknown: dict[str, Any] = {}
     values = _completed(cls, there["config"], "", unknown)
     # The free fields of an earlier release may be other ones.
     values = _without(values, (*_FREE_FIELDS, *ignored, *wanted["inputs"]))
     if difference := first_difference(values, wanted["config"]):
         raise UserError(f"output: {output} holds a run with another {difference}; {_UNCHANGED}")
+    # The identity of an input may depend on the config, which says more.
+    for name in {**there["inputs"], **wanted["inputs"]}:
+        if there["inputs"].get(name) != wanted["inputs"].get(name):
+            raise UserError(f"output: {output} holds a run on another {name}; {_UNCHANGED}")
     if unknown and not version and any("." not in name for name in unknown):
         # Without a verb, a field of no known name may well be that of another verb.
         raise UserError(f"output: {output} holds a run of another verb or release (with {_listed(unknown)}); {_UNCHANGED}")

@@ -138,7 +138,7 @@ def stamps(uris: Iterable[str]) -> dict[str, str]:
     for uri in uris:
         found[uri] = ""
         if is_local(uri):
-            with explained(uri), contextlib.suppress(FileNotFoundError):
+            with explained(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 stat = Path(filesystem(uri)[1]).stat()
                 found[uri] = f"{stat.st_size} {stat.st_mtime_ns}"
         else:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from gampen_ray import cli, storage
-from gampen_ray.config import InferConfig, SimulateConfig, TrainConfig
+from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.simulate import SimulateConfig
+from gampen_ray.config import TrainConfig
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:

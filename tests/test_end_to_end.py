@@ -98,7 +98,7 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss_cutouts", "*.fits", 2)])
 def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
     ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
-    assert cli.main([*ingest, "--cutout-size", "96", "--bands", "r"]) == 0
+    assert cli.main([*ingest, "--cutout-size", "96", "--reader.bands", "r"]) == 0
     infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
     assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
     catalog = pq.read_table(tmp_path / "o" / "catalog")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gampen_ray import provenance
-from gampen_ray.config import InferConfig, OptimizerConfig, ResourcesConfig, TrainConfig
+from gampen_ray.commands.infer import InferConfig
+from gampen_ray.config import OptimizerConfig, ResourcesConfig, TrainConfig
 from gampen_ray.errors import UserError
 
 INPUTS = {"bundle": "aa", "dataset": "bb"}

@@ -3,11 +3,11 @@
 import logging
 
 from gampen_ray import storage
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.commands.simulate import SimulateConfig, simulate
 from gampen_ray.commands.train import train
-from gampen_ray.config import DemoConfig, EvaluateConfig, InferConfig, ReportConfig, SimulateConfig, SplitConfig, TrainConfig
-from gampen_ray.engine.infer import infer
+from gampen_ray.config import DemoConfig, EvaluateConfig, ReportConfig, SplitConfig, TrainConfig
 from gampen_ray.engine.session import ray_session
-from gampen_ray.engine.simulate import simulate
 from gampen_ray.report.build import report
 from gampen_ray.report.evaluate import evaluate
 

@@ -57,6 +57,11 @@ def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker:
     return workers
 
 
+def uses_gpus(config: ResourcesConfig) -> bool:
+    """Return whether the workers of a job get GPUs."""
+    return any(node.gpus for node in _nodes()) if config.use_gpu is None else config.use_gpu
+
+
 def task_cpus(config: ResourcesConfig, usual: float) -> float:
     """Return the CPUs of each task of a job without workers, once the cluster has room for one task.
 

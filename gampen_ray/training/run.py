@@ -25,7 +25,6 @@ from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.model.images import ImagePreprocessing
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import coverage, fit_scale
@@ -333,7 +332,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
         for b in one_pass(worker, "val")
     ]
     ids, outputs, targets = zip(*itertools.chain(*worker.gather(own)), strict=True)
-    mean_NKD, scale_tril_NKDD = gaussian(torch.cat(outputs).double(), len(run.targets))
+    mean_NKD, scale_tril_NKDD = network.likelihood.components(torch.cat(outputs).double())
     usable_N = proper(mean_NKD, scale_tril_NKDD)
     if not usable_N.any():
         raise UserError(

@@ -1,0 +1,114 @@
+"""Registries that a user's own code adds to, and how that code comes into every process.
+
+Code of yours is a module that registers what it brings when it is imported. Name the module in the environment variable
+``GAMPEN_RAY_PLUGINS`` (several between commas), or publish it under the entry point group ``gampen_ray.plugins``. The command
+line imports it at its start; any other process, a worker on another node too, when it meets a name that it does not know.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from gampen_ray.errors import UserError
+
+__all__ = ["VARIABLE", "Registry", "load_plugins", "plugin_modules"]
+
+T = TypeVar("T")
+VARIABLE = "GAMPEN_RAY_PLUGINS"
+"""Environment variable with the names of the modules."""
+_registering: set[str] = set()
+
+
+class Registry(dict[str, T]):
+    """Objects by name; a name that is unknown in all plugins is the user's mistake.
+
+    Parameters
+    ----------
+    kind
+        What is registered, as messages name it: the config field that takes the name, such as ``network.likelihood``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that registers a class or function under a name.
+
+        Raises
+        ------
+        UserError
+            If the name is taken.
+        """
+
+        def add(item: T) -> T:
+            # A cell of a notebook that runs again replaces what it brought before.
+            if name in self and _origin(self[name]) != _origin(item):
+                raise UserError(f"{self.kind}: {name!r} is registered already, by {self[name]!r}; choose another name")
+            self[name] = item
+            if not (module := _code(item).__module__).startswith("gampen_ray."):
+                _registering.add(module)
+            return item
+
+        return add
+
+    def __missing__(self, name: str) -> T:
+        load_plugins()
+        if name in self:
+            return self[name]
+        close = difflib.get_close_matches(name, self, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(
+            f"{self.kind}: {name!r} is unknown; {hint}give one of {', '.join(self)}, or name the module that registers it in "
+            f"{VARIABLE}"
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, those of plugins included."""
+        load_plugins()
+        return tuple(self)
+
+
+@functools.cache
+def load_plugins() -> None:
+    """Import the modules that ``GAMPEN_RAY_PLUGINS`` and the entry points of ``gampen_ray.plugins`` name, once a process.
+
+    Raises
+    ------
+    UserError
+        If one cannot be imported.
+    """
+    for name in _named():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(
+                f"{VARIABLE}: {name} cannot be imported ({error}); install it, or add its folder to PYTHONPATH"
+            ) from None
+    for entry in importlib.metadata.entry_points(group="gampen_ray.plugins"):
+        entry.load()
+
+
+def plugin_modules() -> str:
+    """Return the value of ``GAMPEN_RAY_PLUGINS`` for workers: the modules that it names and those that registered here."""
+    return ",".join(sorted({*_named(), *_registering} - {"__main__"}))
+
+
+def _named() -> Iterator[str]:
+    return filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(",")))
+
+
+def _code(item: Any) -> Any:
+    """Return the function or class that the user wrote; an object that holds it has it under ``__wrapped__``."""
+    return inspect.unwrap(item)
+
+
+def _origin(item: Any) -> object:
+    code = _code(item)
+    return (code.__module__, code.__qualname__) if hasattr(code, "__qualname__") else code
