@@ -138,7 +138,7 @@ def _is_infeasible(group: PlacementGroup) -> bool:
 def _autoscaler() -> tuple[bool, list[Any]]:
     """Return whether an autoscaler can start nodes, and the requests for placement groups that it calls infeasible.
 
-    Ray's public interfaces tell neither. The second version of the autoscaler reports a state where it runs. The first runs on
+    Ray's public interfaces offer neither. The second version of the autoscaler reports a state where it runs. The first runs on
     every cluster, and without a config it invents the types of nodes from their ids, as ``node_...``.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]

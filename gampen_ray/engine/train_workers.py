@@ -103,9 +103,9 @@ def driver_queue() -> Queue:
 class Callbacks(UserCallback):
     """What Ray Train's controller does with reports and exceptions of the workers.
 
-    Ray Train's failure policy cannot tell one exception from another, and would repeat a training that meets a mistake of the
-    user's as often as one whose node dies. An exception in its controller, however, ends a training at once; and unlike a
-    worker that returns, one that raises does not leave the others waiting for it.
+    Ray Train's failure policy does not distinguish exceptions: it would retry after a user's mistake as often as after the
+    death of a node. An exception in the controller, however, ends the training at once. Nor may a worker return its mistake
+    instead of raising it: the others would wait for it forever.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A training run from dataset to model bundle; what every worker executes.
+"""A training run from dataset to model bundle, as each worker executes it.
 
 Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A config together with what the training data and the bundle to start from settle: equal on all workers.
+    """A config, completed from the training data and the bundle to start from; equal on all workers.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ class Run:
     splits: dict[str, tuple[Unit, ...]]
 
     def orders(self, rank: int = 0, world_size: int = 1) -> dict[str, Order]:
-        """Return what a worker gets of each split, and when."""
+        """Return the order of each split for a worker."""
         seeds = {"train": self.config.seed, "val": None}
         return {
             split: Order(
@@ -110,8 +110,8 @@ def prepare(config: TrainConfig) -> Run:
     Raises
     ------
     UserError
-        If the dataset lacks a split or a target, a value lies outside its transform's domain, or the network or the bundle to
-        start from does not fit.
+        If the dataset lacks a split or a target, a value lies outside the domain of its transform, or the network or the
+        bundle to start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
@@ -182,7 +182,7 @@ def _check_dropout(run: Run) -> None:
 
 
 def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:
-    """Return the schema kept or fitted on the training split, and see that it holds for both splits."""
+    """Return the kept schema, or one fitted on the training split, and check it against both splits."""
     names = kept.names if kept else tuple(config.targets)
     if not names:
         raise UserError("targets: none given; name at least one column of the dataset")
@@ -209,7 +209,7 @@ def target_values(dataset: str, split: str, names: Sequence[str], info: shards.D
 
 
 def build_network(run: Run) -> Network:
-    """Return the network before training; what is random in its weights depends on the seed alone.
+    """Return the network before training; its random weights depend on the seed alone.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     worker
         This worker's view of the world.
     run
-        What is trained.
+        The training.
 
     Returns
     -------
@@ -275,7 +275,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         },
         novelty=novelty,
     )
-    # An early validation loss may be infinite, which JSON does not know.
+    # An early validation loss may be infinite, which JSON cannot hold.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
     storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
@@ -283,7 +283,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
 
 
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
-    """Return a bundle of weights as they are trained, on their device: neither calibrated nor evaluated."""
+    """Return a bundle of trained weights, on their device, which is neither calibrated nor evaluated."""
     with torch.device("meta"):
         network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
     network.load_state_dict(weights, assign=True)
