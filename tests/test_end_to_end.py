@@ -20,8 +20,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
-from gampen_ray.commands.demo import demo
-from gampen_ray.config import DemoConfig, ResourcesConfig
+from gampen_ray.commands.demo import DemoConfig, demo
+from gampen_ray.config import ResourcesConfig
 from gampen_ray.config.base import to_toml
 from gampen_ray.engine.train import train
 from gampen_ray.inference.bundle import load_bundle

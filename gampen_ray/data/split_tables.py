@@ -1,4 +1,4 @@
-"""The `split` verb: train, devel and test tables of a catalogue, as GaMPEN makes them, stratified, or by sky region.
+"""Train, devel and test tables of a catalogue, as GaMPEN makes them, stratified, or by sky region.
 
 A table of a split holds lines of the catalogue as they stand there. Shape legend: N rows, S strata, C sky cells, P = 3 parts.
 """
@@ -15,11 +15,8 @@ import pyarrow as pa
 from astropy_healpix import HEALPix, pixel_resolution_to_nside
 
 from gampen_ray import storage
-from gampen_ray.config import SplitTablesConfig
 from gampen_ray.data import catalogs, gampen_folder
 from gampen_ray.errors import UserError
-
-__all__ = ["PARTS", "SHARES", "gampen_split", "listed_splits", "part_sizes", "sky_split", "split", "stratified_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +39,18 @@ _GAMPEN_BINS = 4
 _DEALS = 100
 
 
-def split(config: SplitTablesConfig) -> dict[str, int]:
-    """Write the tables of all splits of a scheme.
+def write_split_tables(
+    images: str,
+    *,
+    catalog: str,
+    output: str,
+    scheme: str,
+    target: str,
+    num_strata: int,
+    cell_size_deg: float,
+    seed: int,
+) -> dict[str, int]:
+    """Write the tables of all splits of a scheme; the parameters are the fields of the verb ``split``.
 
     Returns
     -------
@@ -56,16 +63,16 @@ def split(config: SplitTablesConfig) -> dict[str, int]:
         For a catalogue that cannot be read or lacks a column or a value, or if a file is there with other content; nothing is
         written then.
     """
-    if not config.catalog and not storage.exists(storage.join(config.images, gampen_folder.INFO_CSV)):
-        raise UserError(f"images: no {gampen_folder.INFO_CSV} in {config.images}; give a GaMPEN data folder, or set catalog")
-    uri = config.catalog or storage.join(config.images, gampen_folder.INFO_CSV)
+    if not catalog and not storage.exists(storage.join(images, gampen_folder.INFO_CSV)):
+        raise UserError(f"images: no {gampen_folder.INFO_CSV} in {images}; give a GaMPEN data folder, or set catalog")
+    uri = catalog or storage.join(images, gampen_folder.INFO_CSV)
     if not uri.lower().endswith(".csv"):
         raise UserError(f"catalog: {uri}: the name must end in .csv, as a split holds lines of it")
-    table = catalogs.read_catalog(uri, (config.target,))
+    table = catalogs.read_catalog(uri, (target,))
     header, *lines = _lines(uri)
     if len(lines) != len(table):
         raise UserError(f"catalog {uri}: {len(table):,} rows on {len(lines):,} lines; write each row on a line of its own")
-    rows, balance = _split_rows(config, uri, table)
+    rows, balance = _split_rows(uri, table, scheme, target, num_strata, cell_size_deg, seed)
     binned = [b'%s,"%s"' % (line, name.encode()) for line, name in zip(lines, balance, strict=False)]
 
     def content(name: str) -> bytes:
@@ -74,8 +81,7 @@ def split(config: SplitTablesConfig) -> dict[str, int]:
             return b"\n".join([b"%s,%s" % (header, _BALANCE.encode()), *map(binned.__getitem__, chosen), b""])
         return b"\n".join([header, *map(lines.__getitem__, chosen), b""])
 
-    output = config.output or storage.join(config.images, SPLITS)
-    _write(output, list(rows), content)
+    _write(output or storage.join(images, SPLITS), list(rows), content)
     return {f"{name}.csv": len(chosen) for name, chosen in rows.items()}
 
 
@@ -247,17 +253,19 @@ def listed_splits(images: str, slug: str, keys: Mapping[str, Sequence[str]]) -> 
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
-def _split_rows(config: SplitTablesConfig, uri: str, table: pa.Table) -> tuple[dict[str, np.ndarray], list[str]]:
+def _split_rows(
+    uri: str, table: pa.Table, scheme: str, target: str, num_strata: int, cell_size_deg: float, seed: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
     # Row numbers by name, and the bins of GaMPEN's balanced splits.
-    if config.scheme == "sky":
+    if scheme == "sky":
         spelled = {name.lower(): name for name in table.column_names}
         ra_N, dec_N = (_numbers(uri, table, spelled.get(name, name), name) for name in ("ra", "dec"))
         if (beyond_N := np.abs(dec_N) > 90).any():
             raise UserError(f"dec: catalog {uri} has {dec_N[beyond_N][0]:g}; give degrees from -90 to 90")
-        return sky_split(ra_N, dec_N, config.cell_size_deg, config.seed), []
-    target_N = _numbers(uri, table, config.target, "target")
-    if config.scheme == "stratified":
-        return stratified_split(target_N, config.num_strata, config.seed), []
+        return sky_split(ra_N, dec_N, cell_size_deg, seed), []
+    target_N = _numbers(uri, table, target, "target")
+    if scheme == "stratified":
+        return stratified_split(target_N, num_strata, seed), []
     if _BALANCE in table.column_names:
         raise UserError(f"catalog {uri}: GaMPEN's balanced splits get a column {_BALANCE!r} of their own; rename yours")
     rows, balance_N = gampen_split(target_N)

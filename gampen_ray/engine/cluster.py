@@ -15,7 +15,7 @@ from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatus
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources, TaskResources, TrainResources
 from gampen_ray.engine.resources import Node, Workers, plan_workers
 from gampen_ray.errors import UserError
 
@@ -28,7 +28,7 @@ _POLL_S, _TELL_S = 1.0, 60.0
 _NO_WAY_S = 10.0
 
 
-def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
+def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers of a job on the cluster at hand, of which ``least`` have room, now or after a wait.
 
     A cluster that does not grow gets those that have room, but an elastic job, as nodes may come back; on another the job asks
@@ -53,13 +53,13 @@ def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker:
         workers = _grown(config, workers, least, gpus_per_worker)
     if workers.room < workers.count and grows():
         logger.info("the cluster has room for %s of %s workers now, and is asked for the others", workers.room, workers.count)
-    elif workers.room < workers.count and not config.min_workers:
+    elif workers.room < workers.count and not _min_workers(config):
         logger.info("the cluster has room for %s of %s workers: it gets no more", workers.room, workers.count)
         workers = dataclasses.replace(workers, count=workers.room)
     return workers
 
 
-def task_cpus(config: ResourcesConfig, usual: float) -> float:
+def task_cpus(config: TaskResources, usual: float) -> float:
     """Return what each task of a job without workers takes; there is room for one, now or after a wait.
 
     Parameters
@@ -75,8 +75,11 @@ def task_cpus(config: ResourcesConfig, usual: float) -> float:
         If the cluster has no room for a task, and does not grow until it has.
     """
     cpus = config.cpus_per_worker or usual
-    one = dataclasses.replace(config, num_workers=1, min_workers=0, cpus_per_worker=cpus, use_gpu=False)
-    return cluster_workers(one).cpus
+    return cluster_workers(ActorResources(num_workers=1, cpus_per_worker=cpus, use_gpu=False)).cpus
+
+
+def _min_workers(config: ActorResources) -> int:
+    return config.min_workers if isinstance(config, TrainResources) else 0
 
 
 def _nodes() -> list[Node]:
@@ -84,7 +87,7 @@ def _nodes() -> list[Node]:
     return [Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)) for resources in alive]
 
 
-def _grown(config: ResourcesConfig, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
+def _grown(config: ActorResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
     """Ask the autoscaler for room, wait for it, and return the workers on the nodes of then."""
     if not grows():
         raise _too_small(config, workers, least)
@@ -143,8 +146,8 @@ def _sees_no_way(group: PlacementGroup) -> bool:
     return state is not None and any(group.id.hex() in str(request) for request in state.infeasible_gang_resource_requests)
 
 
-def _too_small(config: ResourcesConfig, workers: Workers, least: int) -> UserError:
-    name = "min_workers" if config.min_workers else "num_workers"
+def _too_small(config: ActorResources, workers: Workers, least: int) -> UserError:
+    name = "min_workers" if _min_workers(config) else "num_workers"
     each = _number(workers.cpus, "CPU")
     remedies = [f"lower resources.{name}"] if least > 1 else []
     if config.cpus_per_worker:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources
 from gampen_ray.errors import UserError
 
 # Share of a node's CPUs left to whatever runs beside the workers, CPUs at most, and beside GPUs at least: those of a task that
@@ -52,7 +52,7 @@ class Workers:
     threads: int
 
 
-def plan_workers(config: ResourcesConfig, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
+def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers for a cluster; no worker is spread over several nodes.
 
     Parameters

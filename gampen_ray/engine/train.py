@@ -1,7 +1,6 @@
 """The `train` verb: Ray Data shards feed Ray Train workers, which run `gampen_ray.training`."""
 
 import contextlib
-import dataclasses
 import io
 import logging
 import os
@@ -24,6 +23,7 @@ from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
+from gampen_ray.config.base import replace
 from gampen_ray.engine.cluster import LONGEST_WAIT_S, cluster_workers, grows
 from gampen_ray.engine.feed import read_chunks
 from gampen_ray.engine.resources import Workers
@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> Bundle:
     UserError
         If the dataset does not fit the config, the output holds another run, or the cluster is too small.
     """
-    config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
+    config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
     if config.fine_tune.bundle:
         config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
     check_tracking(config.mlflow)
@@ -97,7 +97,7 @@ def _check_enough(run: Run, num_workers: int) -> None:
 
 
 def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
-    return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
+    return replace(config, **{"fine_tune.bundle": bundle})
 
 
 def run_workers(run: Run, workers: Workers) -> None:

@@ -159,7 +159,7 @@ def load_bundle(uri: str) -> Bundle:
         files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
         _verify_checksums(uri, files)
         novelty = OutOfDistribution.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
-    config = build(NetworkConfig, description["network"])
+    config = build(NetworkConfig, description["network"], recorded=True)
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
     # Shapes without memory; the weights take their places.

@@ -13,7 +13,7 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy_healpix import HEALPix, pixel_resolution_to_nside
 
-from gampen_ray.config import SplitTablesConfig
+from gampen_ray.commands.split import SplitTablesConfig, split
 from gampen_ray.data.split_tables import (
     PARTS,
     SHARES,
@@ -21,7 +21,6 @@ from gampen_ray.data.split_tables import (
     listed_splits,
     part_sizes,
     sky_split,
-    split,
     stratified_split,
 )
 from gampen_ray.errors import UserError
