@@ -89,7 +89,7 @@ def test_mistakes_are_those_of_the_command_line(echo: Callable[..., EchoConfig],
 
 
 def test_a_verb_works_from_python_also_when_its_package_is_imported(tmp_path: Path) -> None:
-    import gampen_ray.report
+    import gampen_ray.reports
 
     with pytest.raises(UserError, match=r"has no evaluation\.json"):
         gampen_ray.report(evaluation=str(tmp_path), output=str(tmp_path / "o.html"))

@@ -29,7 +29,7 @@ LAYERS = [
     "gampen",
     "training",
     "tuning",
-    "report",
+    "reports",
     "engine",
     "commands",
 ]

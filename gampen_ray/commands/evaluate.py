@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from gampen_ray.catalog.parquet import mixture_from_catalog
     from gampen_ray.posterior import diagnostics
     from gampen_ray.provenance import claim_output
-    from gampen_ray.report.evaluated import EVALUATION, load_evaluated_catalog
+    from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog
 
     config = replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
     catalog = load_evaluated_catalog(config.catalog)

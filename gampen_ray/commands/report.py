@@ -36,8 +36,8 @@ def report(config: ReportConfig) -> str:
         If there is no evaluation, its catalogue, dataset or bundle is gone or has changed, or the output is another file.
     """
     from gampen_ray import storage
-    from gampen_ray.report.build import report_page
-    from gampen_ray.report.page import MARK
+    from gampen_ray.reports.build import report_page
+    from gampen_ray.reports.page import MARK
 
     output = storage.absolute(config.output)
     if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:

@@ -85,7 +85,7 @@ def finish_study(config: TuneConfig | ScanDropoutConfig, table: "pa.Table", chos
     import pyarrow.parquet as pq
 
     from gampen_ray import storage
-    from gampen_ray.report.tune_page import PAGE, tune_page
+    from gampen_ray.reports.tune_page import PAGE, tune_page
     from gampen_ray.training.run import BUNDLE
     from gampen_ray.tuning.trials import BEST, TRIALS
 

@@ -22,7 +22,7 @@ from gampen_ray.engine import infer as engine
 from gampen_ray.engine.infer import infer
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.report.evaluated import load_evaluated_catalog
+from gampen_ray.reports.evaluated import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
 

@@ -14,12 +14,12 @@ import pytest
 
 from gampen_ray.config import ScanDropoutConfig, SearchRange, TuneConfig
 from gampen_ray.config.tuning import DROPOUT_RATE
-from gampen_ray.report.figures import number
-from gampen_ray.report.tune_page import StudyData, render, tune_page
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.tune_page import StudyData, render, tune_page
 from gampen_ray.tuning.dropout_scan import scan_space
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import Trial, best, trials_table
-from tests.report.report_cases import Page
+from tests.reports.report_cases import Page
 
 HOSTILE = "</pre><script>alert(1)</script>{{ 7 * 7 }}"
 SEARCH = {

@@ -12,9 +12,9 @@ from markupsafe import Markup
 from gampen_ray import storage
 from gampen_ray.config import ScanDropoutConfig, SearchRange, TuneConfig
 from gampen_ray.posterior.calibration import JOINT
-from gampen_ray.report import tune_figures as figures
-from gampen_ray.report.figures import number
-from gampen_ray.report.page import environment
+from gampen_ray.reports import tune_figures as figures
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.page import environment
 from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, scan_space, shortlisted
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import BEST, OBJECTIVES, TRIALS, best, pareto_front, study

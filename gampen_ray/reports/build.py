@@ -19,8 +19,8 @@ from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
-from gampen_ray.report.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
-from gampen_ray.report.page import Example, ReportData, render
+from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
+from gampen_ray.reports.page import Example, ReportData, render
 from gampen_ray.training.run import HISTORY
 
 logger = logging.getLogger(__name__)
