@@ -14,9 +14,9 @@ from typing import Any
 
 from parts import DEVICE, cutouts, model, save
 
-from gampen_ray.config import InferConfig, NetworkConfig, ResourcesConfig, gampen_vgg16
-from gampen_ray.engine.estimate import extrapolate
-from gampen_ray.engine.infer import infer
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.config import ActorResources, NetworkConfig, gampen_vgg16
+from gampen_ray.inference.rates import extrapolate
 from gampen_ray.model.flops import inference_flops
 
 NETWORKS = {"compact": (NetworkConfig(), 64, 40_000, 4096), "vgg16": (gampen_vgg16(), 143, 64, 16)}
@@ -57,7 +57,7 @@ def network(name: str, work: Path) -> dict[str, Any]:
         posterior="mixture",
         estimate=True,
         # On CPUs one worker has all cores.
-        resources=ResourcesConfig(num_workers=0 if DEVICE == "cuda" else 1),
+        resources=ActorResources(num_workers=0 if DEVICE == "cuda" else 1),
     )
     measured = infer(job)["measured"]
     flops = inference_flops(config, channels=1, size=size, num_targets=3, num_passes=job.num_passes)

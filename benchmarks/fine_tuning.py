@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gampen_ray import storage
-from gampen_ray.config import FineTuneConfig, OptimizerConfig, SimulateConfig, TargetConfig, TrainConfig
+from gampen_ray.config import FineTuneConfig, OptimizerConfig, SplitConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.engine.simulate import dataset_info
 from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
+from gampen_ray.simulation.dataset import dataset_info
 from gampen_ray.simulation.galaxies import simulate
+from gampen_ray.simulation.surveys import SURVEYS
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import BUNDLE, HISTORY, execute, prepare
 
@@ -83,11 +84,14 @@ def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, 
 def dataset(root: str, seed: int) -> str:
     """Simulate exactly ``NUM_ROWS`` galaxies, if they are not there, and return the dataset's folder."""
     if not Path(root, shards.DATASET_JSON).exists():
-        config = SimulateConfig(output=root, num_galaxies=sum(NUM_ROWS.values()), seed=seed)
-        info = dataclasses.replace(dataset_info(config), num_rows=NUM_ROWS)
+        survey, scene = SURVEYS["kids-r"], dict[str, Any](cutout_size=64, neighbour_fraction=0.2, seed=seed)
+        info = dataset_info(survey, SplitConfig(), {"num_galaxies": sum(NUM_ROWS.values()), **scene})
+        info = dataclasses.replace(info, num_rows=NUM_ROWS)
         start = 0
         for split, count in NUM_ROWS.items():
-            shards.write_shard(shards.part_uri(root, split, 0), simulate(config, start, start + count), info)
+            shards.write_shard(
+                shards.part_uri(root, split, 0), simulate(survey, **scene, start=start, stop=start + count), info
+            )
             start += count
         shards.write_dataset_info(root, info)
     return root

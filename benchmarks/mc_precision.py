@@ -15,11 +15,10 @@ from torch import nn
 from gampen_ray.config import gampen_vgg16
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.predictor import Predictor
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.mixture import Mixture
 
-_DRAWS, _BOOTSTRAPS, _GALAXIES, _DIMS = 1_000, 200, 2, 3
+_DRAWS, _BOOTSTRAPS, _GALAXIES = 1_000, 200, 2
 _LEVELS = np.array([0.15865, 0.84135])
 
 
@@ -58,7 +57,7 @@ def plain_loop(network: Network, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, fl
         network(x_NCHW)
         began = time.perf_counter()
         for _ in range(_DRAWS):
-            mean_ND, tril_NDD = gaussian(network(x_NCHW), _DIMS)
+            mean_ND, tril_NDD = network.likelihood.components(network(x_NCHW))
             draws.append(torch.distributions.MultivariateNormal(mean_ND, scale_tril=tril_NDD).sample().cpu())
             means.append(mean_ND.cpu())
     np.quantile(torch.stack(draws).numpy(), _LEVELS, axis=0)

@@ -41,7 +41,6 @@ from gampen_ray.engine.session import ray_session
 from gampen_ray.engine.train import run_workers
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import AUGMENTATIONS
-from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.training.loop import Plan, make_optimizer
 from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import HISTORY, Run, build_network, prepare
@@ -170,7 +169,7 @@ def bare_loop(run: Run, threads: int) -> float:
         x = AUGMENTATIONS[config.augment](x, torch.rand(3, len(x)).to(DEVICE))
         with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):
             outputs = network(x)
-        loss = negative_log_likelihood(outputs, y_ND[rows_N]).mean()
+        loss = network.likelihood.loss(outputs, y_ND[rows_N]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)

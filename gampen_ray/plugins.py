@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -50,8 +51,8 @@ class Registry(dict[str, T]):
             if name in self and _origin(self[name]) != _origin(item):
                 raise UserError(f"{self.kind}: {name!r} is registered already, by {self[name]!r}; choose another name")
             self[name] = item
-            if not item.__module__.startswith("gampen_ray."):
-                _registering.add(item.__module__)
+            if not (module := _code(item).__module__).startswith("gampen_ray."):
+                _registering.add(module)
             return item
 
         return add
@@ -103,5 +104,11 @@ def _named() -> Iterator[str]:
     return filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(",")))
 
 
+def _code(item: Any) -> Any:
+    """Return the function or class that the user wrote; an object that holds it has it under ``__wrapped__``."""
+    return inspect.unwrap(item)
+
+
 def _origin(item: Any) -> object:
-    return (item.__module__, item.__qualname__) if hasattr(item, "__qualname__") else item
+    code = _code(item)
+    return (code.__module__, code.__qualname__) if hasattr(code, "__qualname__") else code

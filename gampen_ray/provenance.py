@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequ
     return digest.hexdigest()
 
 
+# Moved to gampen_ray.run_folder; until no caller is left: RUN_FILE, _FREE_FIELDS and from here to first_difference.
 def check_output(output: str, config: Any, inputs: Mapping[str, str]) -> bool:
     """Return whether an output folder holds this run already, finished or not; nothing is written.
 
@@ -109,8 +111,21 @@ def first_difference(there: dict[str, Any], wanted: dict[str, Any], prefix: str 
 
 
 def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """Return the revision of the checkout that this package is run from, None if it is installed, in whatever repository."""
+    package = Path(__file__).resolve().parent
+    if _git(package, "rev-parse", "--show-toplevel") != str(package.parent):
+        return None
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        project = tomllib.loads((package.parent / "pyproject.toml").read_text())
+    except (OSError, ValueError):
+        return None
+    if project.get("project", {}).get("name") != "gampen_ray":
+        return None
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -10,10 +10,11 @@ import contextlib
 import functools
 import json
 import os
+import posixpath
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ __all__ = [
     "open_output",
     "read_bytes",
     "read_json",
+    "s3_client",
+    "s3_explained",
     "size",
+    "stamps",
     "write_bytes_atomic",
     "write_json",
 ]
@@ -76,11 +80,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if uri.startswith(_S3):
         path = uri.removeprefix(_S3).rstrip("/")
-        if not path:
+        if not {".", ".."}.isdisjoint(path.split("/")):
+            path = posixpath.normpath(path)
+        if not path or path.startswith("."):
             raise UserError(f"{uri}: names no bucket; write s3://bucket/prefix")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
-        return _s3_filesystem(endpoint, region, tuple(os.environ.get(name, "") for name in _CREDENTIALS)), path
+        return _s3_filesystem(*_s3_settings()), path
     if not uri or "://" in uri:
         raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix")
     # Symbolic links stay: they may lead elsewhere on another machine.
@@ -107,19 +111,42 @@ def size(uri: str) -> int | None:
 
 
 def list_files(uri: str, suffix: str = "") -> list[str]:
-    """Return the absolute URIs of all files below a folder whose names end in ``suffix``, sorted; hidden files are skipped.
+    """Return the absolute URIs of all files below a folder whose names end in ``suffix``, sorted.
 
-    A folder that is not there has no files.
+    Hidden files and what lies in hidden folders are skipped. A folder that is not there has no files, and folders may appear
+    and disappear meanwhile.
     """
     fs, path = filesystem(uri)
     with explained(uri):
-        found = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
-    prefix = _S3 if uri.startswith(_S3) else ""
+        if is_local(uri):
+            return sorted(found for found in _walk(path) if found.endswith(suffix))
+        listed = fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     return sorted(
-        prefix + info.path
-        for info in found
-        if info.type == pafs.FileType.File and info.base_name.endswith(suffix) and not info.base_name.startswith(".")
+        _S3 + info.path
+        for info in listed
+        if info.type == pafs.FileType.File and info.path.endswith(suffix) and "/." not in info.path.removeprefix(path)
     )
+
+
+def stamps(uris: Iterable[str]) -> dict[str, str]:
+    """Return for each file a text that another content changes: size and time of change, on S3 size and ETag.
+
+    Empty for a file that is not there. Of an S3 folder the files are listed, a thousand a request.
+    """
+    found: dict[str, str] = {}
+    folders: dict[str, list[str]] = {}
+    for uri in uris:
+        found[uri] = ""
+        if is_local(uri):
+            with explained(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                stat = Path(filesystem(uri)[1]).stat()
+                found[uri] = f"{stat.st_size} {stat.st_mtime_ns}"
+        else:
+            folders.setdefault(uri.rpartition("/")[0], []).append(uri)
+    for folder, below in folders.items():
+        listed = _listed_etags(folder, below)
+        found |= {uri: listed.get(filesystem(uri)[1], "") for uri in below}
+    return found
 
 
 def open_input(uri: str) -> pa.NativeFile:
@@ -249,23 +276,99 @@ def _s3_error(uri: str, text: str) -> UserError | StorageError:
     return UserError(f"{uri}: {text}; check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the AWS credentials")
 
 
-@functools.lru_cache(maxsize=8)
-def _s3_filesystem(endpoint: str, region: str, credentials: tuple[str, ...]) -> pafs.FileSystem:
-    # The credentials only tell cached connections apart: pyarrow reads them itself.
-    del credentials
-    options: dict[str, Any] = {}
+def s3_client() -> Any:
+    """Return a botocore client, for what pyarrow's file system cannot do; it may be shared by threads."""
+    return _s3_client(*_s3_settings())
+
+
+@contextlib.contextmanager
+def s3_explained(uri: str) -> Iterator[None]:
+    """Turn the errors of a botocore client into a `UserError` or a `StorageError` that names the URI."""
+    # Importing botocore takes a tenth of a second, which `gampen-ray --help` need not wait.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        text = f"{error} (HTTP status {error.response['ResponseMetadata'].get('HTTPStatusCode')})"
+        raise _s3_error(uri, text.replace("NoSuchBucket", "NO_SUCH_BUCKET")) from None
+    except BotoCoreError as error:
+        raise _s3_error(uri, f"AWS Error NETWORK_CONNECTION: {error}") from None
+
+
+def _s3_settings() -> tuple[str, str, tuple[str, ...]]:
+    """Endpoint, region and credentials by the environment; the credentials only tell cached connections apart."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
         if scheme not in ("", "http", "https"):
             raise UserError(
                 f"AWS_ENDPOINT_URL: {endpoint} has the scheme {scheme}; write http://host:port or https://host:port"
             )
-        # Servers other than Amazon's accept any region, but pyarrow would ask Amazon for the bucket's.
-        options = {"endpoint_override": host.rstrip("/"), "scheme": scheme or "https", "region": "us-east-1"}
-    if region:
-        options["region"] = region
+        endpoint = f"{scheme or 'https'}://{host.rstrip('/')}"
+    # Servers other than Amazon's accept any region, but pyarrow would ask Amazon for the bucket's.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else "")
+    return endpoint, region, tuple(os.environ.get(name, "") for name in _CREDENTIALS)
+
+
+@functools.lru_cache(maxsize=8)
+def _s3_filesystem(endpoint: str, region: str, credentials: tuple[str, ...]) -> pafs.FileSystem:
+    del credentials
+    options: dict[str, Any] = {"region": region} if region else {}
+    if endpoint:
+        options["scheme"], _, options["endpoint_override"] = endpoint.partition("://")
     retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
     return pafs.S3FileSystem(**options, retry_strategy=retries, connect_timeout=3)
+
+
+@functools.lru_cache(maxsize=8)
+def _s3_client(endpoint: str, region: str, credentials: tuple[str, ...]) -> Any:
+    del credentials
+    import botocore.config
+    import botocore.session
+
+    config = botocore.config.Config(
+        connect_timeout=3,
+        read_timeout=10,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        s3={"addressing_style": "path" if endpoint else "auto"},
+        # Not every server knows the checksums that newer versions send and expect.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    session = botocore.session.get_session()
+    return session.create_client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
+
+
+def _listed_etags(folder: str, uris: list[str]) -> dict[str, str]:
+    """Size and ETag by path, of the files of an S3 folder from the first to the last of those given."""
+    bucket, _, _ = filesystem(folder)[1].partition("/")
+    keys = sorted(filesystem(uri)[1].removeprefix(f"{bucket}/") for uri in uris)
+    pages = (
+        s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=posixpath.commonprefix(keys), Delimiter="/")
+    )
+    found: dict[str, str] = {}
+    with s3_explained(folder):
+        for page in pages:
+            files = page.get("Contents", [])
+            found |= {f"{bucket}/{file['Key']}": f"{file['Size']} {file['ETag']}" for file in files}
+            if files and files[-1]["Key"] >= keys[-1]:
+                break
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the paths of the files below a local folder; what vanishes meanwhile is left out."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        elif entry.is_file():
+            yield entry.path
 
 
 def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -> None:

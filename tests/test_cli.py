@@ -8,8 +8,10 @@ import pytest
 
 from gampen_ray import cli, storage
 from gampen_ray.commands import registry
+from gampen_ray.commands.infer import InferConfig
 from gampen_ray.commands.registry import Verb, load_verbs
-from gampen_ray.config import InferConfig, SimulateConfig, TrainConfig
+from gampen_ray.commands.simulate import SimulateConfig
+from gampen_ray.config import TrainConfig
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_program_error_is_exit_code_1_with_its_traceback(
     def fails(config: object) -> None:
         raise RuntimeError("not the user's")
 
-    monkeypatch.setitem(registry.VERBS, "report", Verb("tests.fails", load_verbs()["report"].config, fails, ""))
+    monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, fails))
     assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -112,7 +114,7 @@ def test_interruption_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[
     def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(registry.VERBS, "report", Verb("tests.interrupted", load_verbs()["report"].config, interrupted, ""))
+    monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, interrupted))
     assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
     assert capsys.readouterr().err == "gampen-ray: interrupted; run the same command again to resume\n"
 

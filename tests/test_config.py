@@ -4,19 +4,23 @@ import re
 import pytest
 
 from gampen_ray import config
+from gampen_ray.commands.crop import CropConfig
 from gampen_ray.commands.demo import DemoConfig
 from gampen_ray.commands.evaluate import EvaluateConfig
+from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.commands.registry import load_verbs
 from gampen_ray.commands.report import ReportConfig
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import build, fields, given, load_toml, narrowed, replace, sections, to_dict, to_toml, upgraded
 from gampen_ray.errors import UserError
 
 CONFIGS = [
-    config.SimulateConfig(output="d"),
-    config.IngestConfig(images="i", output="d", hdu=1, targets=("flux",)),
+    SimulateConfig(output="d"),
+    IngestConfig(images="i", output="d", reader=config.ReaderConfig(hdu=1), targets=("flux",)),
     config.TrainConfig(dataset="d", output="r"),
     config.TrainConfig(dataset="d", output="r", network=config.gampen_vgg16()),
-    config.InferConfig(bundle="b", dataset="d", output="o", resources=config.ActorResources(use_gpu=False)),
+    InferConfig(bundle="b", dataset="d", output="o", resources=config.ActorResources(use_gpu=False)),
     EvaluateConfig(catalog="c", output="e"),
     ReportConfig(evaluation="e", output="r.html"),
     DemoConfig(output='quoted "name" \\ ünï'),
@@ -196,3 +200,18 @@ def test_broken_toml_names_its_file() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         CONFIGS[0].output = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "value"),
+    [
+        (InferConfig, "bands", ["g"]),
+        (CropConfig, "bands", ["g"]),
+        (CropConfig, "zero_point_mag", 0.0),
+        (CropConfig, "pixel_scale_arcsec", 0.2),
+    ],
+)
+def test_what_the_bundle_determines_is_refused_of_the_reader(cls: type, field: str, value: object) -> None:
+    required = {"bundle": "b", "output": "o", "dataset" if cls is InferConfig else "images": "i"}
+    with pytest.raises(UserError, match=rf"^reader\.{field} is .*, but it comes from the bundle; leave it out$"):
+        build(cls, required | {"reader": {field: value}})

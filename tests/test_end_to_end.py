@@ -21,7 +21,7 @@ from astropy.table import Table
 
 from gampen_ray import cli
 from gampen_ray.commands.demo import DemoConfig, demo
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
 from gampen_ray.engine.train import train
 from gampen_ray.inference.bundle import load_bundle
@@ -98,7 +98,7 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(("folder", "pattern", "count"), [("kids", "*fitim.fits", 5), ("sdss_cutouts", "*.fits", 2)])
 def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
     ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
-    assert cli.main([*ingest, "--cutout-size", "96", "--bands", "r"]) == 0
+    assert cli.main([*ingest, "--cutout-size", "96", "--reader.bands", "r"]) == 0
     infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
     assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
     catalog = pq.read_table(tmp_path / "o" / "catalog")
@@ -170,7 +170,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
     config = dataclasses.replace(
         train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=40, learning_rate=1e-3),
-        resources=ResourcesConfig(num_workers=1),
+        resources=TrainResources(num_workers=1),
     )
     (tmp_path / "train.toml").write_text(to_toml(config))
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):

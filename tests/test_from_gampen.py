@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
-from tests.model.test_gampen_weights import DROPOUT
+from tests.gampen.test_weights import DROPOUT
 
 from gampen_ray import cli
 from gampen_ray.catalog.parquet import catalog_parts

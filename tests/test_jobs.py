@@ -111,7 +111,7 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
     cutouts.mkdir()
     for i, image in enumerate(galaxies(8)["image"]):
         fits.writeto(cutouts / f"{i}.fits", image[0])
-    runs("ingest", f"--images={cutouts}", f"--output={tmp_path}/ingested", "--bands=r")
+    runs("ingest", f"--images={cutouts}", f"--output={tmp_path}/ingested", "--reader.bands=r")
     assert json.loads((tmp_path / "ingested" / "dataset.json").read_text())["num_rows"] == {"all": 8}
     refused = submit(cluster, "infer", f"--bundle={tmp_path}/none", f"--dataset={data}", f"--output={tmp_path}/o")
     assert refused.returncode != 0

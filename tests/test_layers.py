@@ -20,6 +20,8 @@ LAYERS = [
     "progress",
     "storage",
     "provenance",
+    "lock",
+    "run_folder",
     "data",
     "simulation",
     "model",

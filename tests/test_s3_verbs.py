@@ -47,7 +47,7 @@ def test_from_cutouts_to_a_report(s3_folder: str, capsys: pytest.CaptureFixture[
     columns = _gampen_folder(hsc)
     _run("split", images=hsc, scheme="stratified", target="concentration", num_strata=4)
     ingested = {"images": hsc, "split_slug": "stratified-dev", "targets": "flux,concentration", "output": data}
-    _run("ingest", **ingested, cutout_size=SIZE, bands="r")
+    _run("ingest", **ingested, cutout_size=SIZE, **{"reader.bands": "r"})
     assert validation.validate_dataset(data) == []
     assert shards.read_dataset_info(data).num_rows == {"train": 56, "val": 12, "test": 12}
 

@@ -1,6 +1,6 @@
-"""The catalogue contract: columns, units and descriptions of the published table, readable by pyarrow, astropy and HATS tools.
+"""The catalogue as Parquet, with units and descriptions, readable by pyarrow, astropy and HATS tools.
 
-Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
+Shape legend: N galaxies, K passes, D targets.
 """
 
 import functools
@@ -16,54 +16,30 @@ from astropy.table import Table
 from astropy.table.meta import get_yaml_from_table
 
 from gampen_ray import storage
-from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL, Rows, catalog_columns
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.summary import Column, field, summarise, summary_columns
 
 CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
 """What the output folder of an inference holds."""
 
-_MIXTURE_MEAN, _MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
-
 
 @functools.cache
 def catalog_schema(
-    targets: TargetSchema, id_type: pa.DataType, num_passes: int = 0, *, mode_centred: bool = False
+    targets: TargetSchema,
+    id_type: pa.DataType,
+    num_passes: int = 0,
+    *,
+    mode_centred: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> pa.Schema:
     """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
 
     The schema's metadata holds the same under ``table_meta_yaml``, from which ``astropy.table.Table.read`` takes them.
-
-    Parameters
-    ----------
-    targets
-        Targets of the model.
-    id_type
-        Type of ``object_id``: int64 or string.
-    num_passes
-        K if the whole mixture is stored, 0 if not.
-    mode_centred
-        Whether the mode-centred intervals are there too.
+    Parameters are those of `catalog_columns`.
     """
-    flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
-    columns = [
-        (Column("object_id", "", "identifier of the galaxy, unique in its dataset"), id_type),
-        (Column("ra", "deg", "right ascension (ICRS), null if unknown"), pa.float64()),
-        (Column("dec", "deg", "declination (ICRS), null if unknown"), pa.float64()),
-        *((column, pa.float64()) for column in summary_columns(targets, mode_centred=mode_centred)),
-        (Column("crop_scale", "", "side of the spatial transformer's crop over the side of the network's input"), pa.float64()),
-        (Column("flags", "", f"bit mask: {flags}"), pa.int64()),
-    ]
-    if num_passes:
-        dims = len(targets)
-        sizes = {_MIXTURE_MEAN: num_passes * dims, _MIXTURE_TRIL: num_passes * dims * (dims + 1) // 2}
-        texts = {
-            _MIXTURE_MEAN: f"component means in standardised space, row-major {num_passes} x {dims}",
-            _MIXTURE_TRIL: f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows",
-        }
-        columns += [(Column(name, "", texts[name]), pa.list_(pa.float32(), size)) for name, size in sizes.items()]
-    return described([field(column, kind) for column, kind in columns])
+    columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, extra=extra)
+    return described([column.field for column in columns])
 
 
 def described(fields: Iterable[pa.Field]) -> pa.Schema:
@@ -86,6 +62,7 @@ def catalog_table(
     *,
     store_mixture: bool,
     mode_centred: bool = False,
+    extra: tuple[str, ...] = (),
 ) -> pa.Table:
     """Return the catalogue rows of N galaxies.
 
@@ -93,7 +70,7 @@ def catalog_table(
     ----------
     objects
         Table of N rows with ``object_id`` (integer or string) and, if known, ``ra`` and ``dec``, deg; other columns are
-        ignored.
+        ignored, but for registered columns that take them.
     mixture
         Calibrated posteriors of these galaxies.
     crop_scale_N
@@ -104,6 +81,8 @@ def catalog_table(
         Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
     mode_centred
         Whether to add the mode-centred intervals.
+    extra
+        Names of registered columns to add.
 
     Raises
     ------
@@ -113,25 +92,15 @@ def catalog_table(
     lengths = {"objects": len(objects), "mixture": len(mixture), "crop_scale_N": len(crop_scale_N), "flags_N": len(flags_N)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"a catalogue needs one row a galaxy everywhere, not {lengths}")
-    ids = objects["object_id"]
-    id_type = pa.int64() if pa.types.is_integer(ids.type) else pa.string()
-    unknown = pa.nulls(len(objects), pa.float64())
-    summary = summarise(mixture, mode_centred=mode_centred)
-    flags_N = np.asarray(flags_N, dtype=np.int64) | posterior_flags(summary, mixture.targets)
-    columns = {
-        "object_id": ids.cast(id_type),
-        **{name: _null_if_nan(objects[name]) if name in objects.column_names else unknown for name in ("ra", "dec")},
-        **summary,
-        "crop_scale": np.asarray(crop_scale_N, dtype=np.float64),
-        "flags": flags_N,
+    id_type = pa.int64() if pa.types.is_integer(objects["object_id"].type) else pa.string()
+    which: dict[str, Any] = {
+        "num_passes": mixture.num_passes if store_mixture else 0,
+        "mode_centred": mode_centred,
+        "extra": tuple(extra),
     }
-    if store_mixture:
-        rows, cols = np.tril_indices(len(mixture.targets))
-        columns[_MIXTURE_MEAN] = _lists(mixture.mean_NKD)
-        columns[_MIXTURE_TRIL] = _lists(mixture.scale_tril_NKDD[:, :, rows, cols])
-    num_passes = mixture.num_passes if store_mixture else 0
-    schema = catalog_schema(mixture.targets, id_type, num_passes, mode_centred=mode_centred)
-    return pa.table(list(columns.values()), schema=schema)
+    rows = Rows(mixture, objects, crop_scale_N, flags_N)
+    values = {column.name: column.value(rows) for column in catalog_columns(mixture.targets, id_type, **which)}
+    return pa.table(values, schema=catalog_schema(mixture.targets, id_type, **which))
 
 
 def part_content(table: pa.Table) -> pa.Buffer:
@@ -174,7 +143,7 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
     """
     dims = len(targets)
     triangle = dims * (dims + 1) // 2
-    mean, tril = _matrix(table, _MIXTURE_MEAN, dims), _matrix(table, _MIXTURE_TRIL, triangle)
+    mean, tril = _matrix(table, MIXTURE_MEAN, dims), _matrix(table, MIXTURE_TRIL, triangle)
     passes = mean.shape[1] // dims
     if (mean.shape[1], tril.shape[1]) != (passes * dims, passes * triangle):
         raise ValueError(
@@ -185,15 +154,6 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
     scale_tril_NKDD[:, :, rows, cols] = tril.reshape(len(mean), passes, triangle)
     mean_NKD = mean.reshape(len(mean), passes, dims)
     return Mixture(torch.from_numpy(mean_NKD), torch.from_numpy(scale_tril_NKDD), targets)
-
-
-def _null_if_nan(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array(column.cast(pa.float64()).to_numpy(), from_pandas=True)
-
-
-def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:
-    flat_NX = values.to(torch.float32).cpu().flatten(1).contiguous().numpy()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat_NX.reshape(-1)), flat_NX.shape[1])
 
 
 def _matrix(table: Any, name: str, component: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from gampen_ray.plugins import Registry, load_plugins
 _BUILT_IN = ("demo", "simulate", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report", "crop")
 _BUILT_IN += ("import-gampen",)
 # Verbs that are defined in `gampen_ray.commands.moving` until they have a module of their own.
-_MOVING = ("simulate", "ingest", "train", "infer", "crop")
+_MOVING = ("train",)
 _EXTENDS = "extends"
 
 
@@ -37,8 +37,6 @@ class Verb:
 
     Parameters
     ----------
-    origin
-        Module and name of the function.
     config
         Class of its config.
     function
@@ -47,10 +45,14 @@ class Verb:
         Field that an argument without a flag gives, unless it is a TOML file; empty: none.
     """
 
-    origin: str
-    config: type = dataclasses.field(compare=False, repr=False)
-    function: Callable[[Any], Any] = dataclasses.field(compare=False, repr=False)
-    positional: str = dataclasses.field(compare=False, repr=False)
+    config: type
+    function: Callable[[Any], Any]
+    positional: str = ""
+
+    @property
+    def __wrapped__(self) -> Callable[[Any], Any]:
+        """The user's own code, for `gampen_ray.plugins`."""
+        return self.function
 
     @property
     def leaves(self) -> dict[str, Leaf]:
@@ -99,9 +101,7 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
         config = next(iter(inspect.signature(function).parameters.values())).annotation
         if not dataclasses.is_dataclass(config):
             raise TypeError(f"verb {name}: annotate the parameter of {function.__qualname__} with a config class")
-        VERBS.register(name)(
-            Verb(f"{function.__module__}.{function.__qualname__}", typing.cast(type, config), function, positional)
-        )
+        VERBS.register(name)(Verb(typing.cast(type, config), function, positional))
         return function
 
     return register

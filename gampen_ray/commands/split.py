@@ -35,7 +35,7 @@ class SplitTablesConfig:
 
 @verb("split")
 def split(config: SplitTablesConfig) -> dict[str, int]:
-    """Write the tables; see `gampen_ray.data.split_tables.write_split_tables`."""
-    from gampen_ray.data.split_tables import write_split_tables
+    """Write the tables; see `gampen_ray.data.split_tables.write_tables`."""
+    from gampen_ray.data.split_tables import write_tables
 
-    return write_split_tables(**{name: getattr(config, name) for name in fields(SplitTablesConfig)})
+    return write_tables(**{name: getattr(config, name) for name in fields(SplitTablesConfig)})

@@ -8,11 +8,12 @@ from gampen_ray.config.parts import (
     ActorResources,
     BackboneConfig,
     CalibrationConfig,
+    CutoutsConfig,
     FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
-    ResourcesConfig,
+    ReaderConfig,
     SpatialTransformerConfig,
     Split,
     SplitConfig,
@@ -25,24 +26,20 @@ from gampen_ray.config.parts import (
 )
 from gampen_ray.config.training import TrainConfig
 from gampen_ray.config.tuning import Objective, ScanDropoutConfig, SearchRange, TuneConfig, default_search
-from gampen_ray.config.verbs import CropConfig, InferConfig, IngestConfig, SimulateConfig
 
 __all__ = [
     "ActorResources",
     "BackboneConfig",
     "CalibrationConfig",
-    "CropConfig",
+    "CutoutsConfig",
     "FineTuneConfig",
     "ImagesConfig",
-    "InferConfig",
-    "IngestConfig",
     "NetworkConfig",
     "Objective",
     "OptimizerConfig",
-    "ResourcesConfig",
+    "ReaderConfig",
     "ScanDropoutConfig",
     "SearchRange",
-    "SimulateConfig",
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",

@@ -101,7 +101,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
         Nested dictionary, as TOML or JSON gives it; a section may also be a config, of which the given fields count.
     recorded
         Whether the program itself, or an earlier version, has written the values: fields of earlier names are taken, and values
-        without effect ignored.
+        without effect do not count as given.
 
     Raises
     ------
@@ -110,16 +110,15 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     """
     table = upgraded(cls, plain(values), refuse=not recorded)
     config = _validated(cls, table)
-    idle = _without_effect(config)
-    if recorded and idle:
-        return _validated(cls, _without(table, idle))
     names = given(config)
-    for path, (need, other, value) in idle.items():
+    for path, (need, other, value) in _without_effect(config).items():
         name = ".".join(path)
-        leaf = name in names
-        if need.refused and (leaf or any(one.startswith(f"{name}.") for one in names)):
-            own = functools.reduce(lambda part, key: part[key] if isinstance(part, dict) else getattr(part, key), path, config)
-            raise UserError(f"{name}:{f' {shown(own)}' if leaf else ''} has no effect {need.remedy(other, value)}")
+        if recorded:
+            part = _at(config, path[:-1])
+            _remember(part, _own(part) - {path[-1]})
+        elif need.refused and (name in names or any(one.startswith(f"{name}.") for one in names)):
+            own = f" {shown(_at(config, path))}" if name in names else ""
+            raise UserError(f"{name}:{own} has no effect {need.remedy(other, value)}")
     return config
 
 
@@ -273,6 +272,10 @@ def _parts(config: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
         for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
             if _is_config(inner):
                 yield from _parts(inner, (*path, name) if key is None else (*path, name, key))
+
+
+def _at(config: Any, path: _Path) -> Any:
+    return functools.reduce(lambda part, key: part[key] if isinstance(part, dict) else getattr(part, key), path, config)
 
 
 def _validated(cls: type[T], table: dict[str, Any]) -> T:

@@ -1,4 +1,4 @@
-"""The parts of which the verbs' configs are made: targets, images, network, optimiser, calibration, resources, splits."""
+"""The parts of which the verbs' configs are made, from targets and network to resources, splits and image files."""
 
 from typing import Annotated, Literal
 
@@ -9,10 +9,13 @@ from gampen_ray.config.base import Needs, config_class, default
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
+GALAXIES_PER_FILE = 2048
+"""In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
 _IfCropped = Needs("family", unless="none")
 _IfSgd = Needs("name", "sgd")
 _IfVariances = Needs("network.likelihood", unless="unit_variance")
 _IfBatchNorm = Needs("network.backbone.normalisation", "batch")
+_IfSplit = Needs("targets", unless=())
 _IfBundle = Needs("bundle", unless="")
 
 
@@ -78,9 +81,10 @@ class BackboneConfig:
     """Layers in order: a number is a convolution (or residual block) of that many channels with ReLU, "M" a 2x2 max pool."""
     width: float = pydantic.Field(default=1.0, gt=0)
     """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: as they are."""
-    block: Literal["plain", "residual"] = "plain"
-    """What a number in the plan behind the first stands for: one 3x3 convolution, or a basic residual block of two with a
-    skip connection (He et al. 2016)."""
+    block: str = "plain"
+    """What a number in the plan behind the first stands for. plain: one 3x3 convolution; residual: a basic residual block of
+    two with a skip connection (He et al. 2016); or a block that your code registers
+    (`gampen_ray.model.backbones.register_block`)."""
     stem_kernel: int = pydantic.Field(default=5, ge=1)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
     stem_stride: int = pydantic.Field(default=2, ge=1)
@@ -104,8 +108,9 @@ class BackboneConfig:
 class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
-    likelihood: Literal["unit_variance", "diagonal", "full"] = "full"
-    """Gaussian with unit, diagonal or full covariance in standardised target space."""
+    likelihood: str = "full"
+    """Gaussian in standardised target space: of unit_variance, diagonal or full covariance; or a likelihood that your code
+    registers (`gampen_ray.model.likelihoods.register_likelihood`)."""
     spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
     backbone: BackboneConfig = default(BackboneConfig)
@@ -262,11 +267,6 @@ class TuneResources(ActorResources):
 
 
 @config_class
-class ResourcesConfig(TrainResources, TuneResources):
-    """All resources of all jobs."""
-
-
-@config_class
 class SplitConfig:
     """Shares of the splits; a galaxy's split is a hash of its object_id, the same in every run."""
 
@@ -280,3 +280,61 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.train + self.val > 1 + 1e-9:
             raise ValueError(f"train and val are {self.train:g} + {self.val:g}, more than 1; lower one")
+
+
+@config_class
+class ReaderConfig:
+    """How image files are read, and what holds for all of them."""
+
+    format: str = "auto"
+    """Format of the files: fits, or one whose reader your own code has registered; auto: by each file's content."""
+    hdu: int | None = pydantic.Field(default=None, ge=0)
+    """Index of the image HDU; left out: the first one that holds an image."""
+    bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
+    """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional."""
+    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
+    An image without any finite pixel is always quarantined."""
+    zero_point_mag: float | None = None
+    """AB magnitude of one unit of flux; left out: unknown."""
+    pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
+    """Pixel scale, arcsec; left out: unknown."""
+
+    def refuse(self, *names: str) -> None:
+        """Raise a ValueError if one of these fields, which the bundle determines, is given."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(ReaderConfig(), name):
+                raise ValueError(f"reader.{name} is {value!r}, but it comes from the bundle; leave it out")
+
+
+@config_class
+class CutoutsConfig:
+    """Cutouts and their catalogue."""
+
+    images: str
+    """Folder or s3:// prefix of cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
+    catalog: str = ""
+    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
+    id_column: str = "object_id"
+    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
+    file_column: str = "file_name"
+    """Catalogue column with the file's name below `images`."""
+    pattern: Annotated[str, Needs("catalog", "")] = "*.fits*"
+    """Without a catalogue: which files below `images` are taken."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files are read."""
+    targets: tuple[str, ...] = ()
+    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test. GaMPEN's
+    labels are understood: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
+    effective_radius_arcsec, ln_total_flux_adus: flux)."""
+    cutout_size: int = pydantic.Field(default=64, ge=1)
+    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
+    flux_unit: str = ""
+    """Unit of the pixels; empty: unknown."""
+    survey: str = ""
+    """Name of the survey, kept as metadata."""
+    split: Annotated[SplitConfig, _IfSplit, Needs("split_slug", "")] = default(SplitConfig)
+    """Train, val and test shares, used where there are targets."""
+    split_slug: Annotated[str, _IfSplit] = ""
+    """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
+    or sky-dev; rows in none of them are quarantined. Empty: by `split`."""

@@ -1,23 +1,19 @@
-"""One FITS file to one cutout. Files are taken as hostile: whatever is wrong becomes a reason that a person understands.
+"""Cutouts as arrays: crop, padding and non-finite pixels. Files are read by `gampen_ray.data.readers`.
 
 Shape legend: C bands, H x W pixels.
 """
 
 import dataclasses
-import io
 import math
 import re
-import warnings
-import zlib
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS
 
 from gampen_ray.errors import UserError
 
-__all__ = ["MAX_FILE_BYTES", "Cutout", "CutoutError", "fit_to_size", "read_cutout", "stem"]
+__all__ = ["MAX_FILE_BYTES", "Cutout", "CutoutError", "central", "fit_to_size", "overlap", "stem"]
 
 MAX_FILE_BYTES = 1 << 30
 """Larger files, and larger images after decompression, are no cutouts; this bounds the memory a file can take."""
@@ -38,62 +34,20 @@ class Cutout:
     image_CHW
         Pixels, float32 (C x H x W).
     ra, dec
-        Sky position of the image's centre, deg; NaN where the header has no celestial coordinates.
+        Sky position of the image's centre, deg; NaN where the file has no celestial coordinates.
     header
-        Cards of the image's HDU, without those that its pixels' layout needs.
+        Cards of the image's HDU, without those that its pixels' layout needs; empty where a format has none.
     """
 
     image_CHW: np.ndarray
-    ra: float
-    dec: float
-    header: fits.Header
+    ra: float = math.nan
+    dec: float = math.nan
+    header: fits.Header = dataclasses.field(default_factory=fits.Header)
 
 
 def stem(name: str) -> str:
     """Return a file's name without folder and without ``.fits``, ``.fits.gz``, ``.fits.fz`` and the like."""
     return re.sub(r"(\.(fits?|fts))?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
-
-
-def read_cutout(data: bytes, *, hdu: int | None = None, num_bands: int = 1) -> Cutout:
-    """Read the image of a FITS file, plain, gzipped or tile-compressed.
-
-    Parameters
-    ----------
-    data
-        Content of the file.
-    hdu
-        Index of the HDU; None: the first one that holds an image.
-    num_bands
-        1: the image is two-dimensional. More: it is a cube with the bands on its first axis. Leading axes of length one are
-        dropped.
-
-    Raises
-    ------
-    CutoutError
-        If there is no such image, or it is truncated, damaged or too large.
-    """
-    if not data:
-        raise CutoutError("the file is empty (0 bytes)")
-    if data[:2] == b"\x1f\x8b":
-        data = _gunzip(data)
-    if data[:6] != b"SIMPLE":
-        raise CutoutError(f"not a FITS file: it begins with {data[:20]!r}")
-    try:
-        # Headers that break the standard's letter are common and harmless; a truncated file is only a warning to astropy, too.
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True) as hdus:
-                chosen = _choose(hdus, hdu)
-                _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
-                image_CHW = _to_bands(chosen.data, num_bands)
-                ra, dec = _centre(chosen.header, image_CHW.shape[1:])
-                header = chosen.header.copy(strip=True)
-    except CutoutError:
-        raise
-    except Exception as error:
-        # Any exception may come out of a damaged file, and each concerns that file alone.
-        raise CutoutError(f"damaged FITS file: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
-    return Cutout(image_CHW, ra, dec, header)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
@@ -153,80 +107,3 @@ def overlap(length: int, size: int) -> tuple[slice, slice]:
     common = min(length, size)
     crop, pad = (length - common) // 2, (size - common) // 2
     return slice(crop, crop + common), slice(pad, pad + common)
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
-def _gunzip(data: bytes) -> bytes:
-    decompressor = zlib.decompressobj(wbits=31)
-    try:
-        content = decompressor.decompress(data, MAX_FILE_BYTES)
-    except zlib.error as error:
-        raise CutoutError(f"damaged gzip file: {error}") from None
-    if decompressor.unconsumed_tail:
-        raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: no cutout")
-    if not decompressor.eof:
-        raise CutoutError("the gzip file is truncated")
-    return content
-
-
-def _choose(hdus: Any, index: int | None) -> Any:
-    if index is None:
-        for candidate in hdus:
-            if candidate.is_image and candidate.header.get("NAXIS", 0):
-                return candidate
-        raise CutoutError("no HDU holds an image")
-    if not 0 <= index < len(hdus):
-        raise CutoutError(f"no HDU {index}: the file has {len(hdus)}, counted from 0")
-    if not hdus[index].is_image or not hdus[index].header.get("NAXIS", 0):
-        raise CutoutError(f"HDU {index} holds no image")
-    return hdus[index]
-
-
-def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
-    # Before any pixel is read: the array is allocated as large as the header says.
-    shape = tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
-    pixels = math.prod(shape)
-    if min(shape) < 1:
-        raise CutoutError(f"the image has no pixels: its shape is {shape}")
-    if pixels * 4 > MAX_FILE_BYTES:
-        raise CutoutError(f"the header promises an image of shape {shape}: no cutout")
-    if isinstance(hdu, fits.CompImageHDU):
-        if truncated:
-            raise CutoutError("the FITS file is truncated: it is shorter than its header says")
-        return
-    # Missing padding behind the last pixel does no harm.
-    promised = pixels * abs(int(hdu.header["BITPIX"])) // 8
-    there = file_bytes - hdu.fileinfo()["datLoc"]
-    if there < promised:
-        raise CutoutError(f"the FITS file is truncated: {promised:,} bytes of pixels promised, {max(there, 0):,} there")
-
-
-def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
-    shape = pixels.shape
-    while pixels.ndim > 2 and len(pixels) == 1:
-        pixels = pixels[0]
-    if num_bands == 1 and pixels.ndim == 2:
-        pixels = pixels[np.newaxis]
-    elif num_bands == 1 or pixels.ndim != 3 or len(pixels) != num_bands:
-        wanted = "a two-dimensional image" if num_bands == 1 else f"a cube of {num_bands} bands"
-        raise CutoutError(f"the image is {len(shape)}-dimensional with shape {shape}, not {wanted}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        # Values beyond float32 become infinite, and the image is judged by that. FITS is big-endian, the result is native.
-        return np.ascontiguousarray(pixels, dtype=np.float32)
-
-
-def _centre(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float]:
-    if "CTYPE1" not in header:
-        return math.nan, math.nan
-    try:
-        celestial: Any = WCS(header).celestial
-        if celestial.naxis != 2:
-            return math.nan, math.nan
-        height, width = shape
-        sky = celestial.pixel_to_world((width - 1) / 2, (height - 1) / 2).icrs
-        return float(sky.ra.deg), float(sky.dec.deg)
-    except Exception:
-        # A damaged coordinate system does not make the pixels unusable.
-        return math.nan, math.nan

@@ -4,6 +4,7 @@ Every row of the catalogue ends exactly once, in a shard or in quarantine.
 """
 
 import fnmatch
+import posixpath
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig, SplitConfig
-from gampen_ray.config.base import to_dict
-from gampen_ray.data import catalogs, gampen_folder, shards, validation
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, read_cutout, stem
+from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.base import fields, to_dict
+from gampen_ray.data import catalogs, gampen_folder, readers, shards, validation
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, stem
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -27,17 +28,17 @@ __all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack
 
 # Bookkeeping columns of the plan, beside those of the catalogue.
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
+_MAGNITUDE = "magnitude"
+_MAX_NAME_BYTES = 255
 _READ_AHEAD = 32
 _READ_THREADS = 8
-# Settings that change where or how fast the dataset is made, but no galaxy.
-_NO_CONTENT = ("images", "output", "catalog", "galaxies_per_shard", "resources")
 
 
 class NoFilesError(UserError):
     """A folder that is not there, or holds none of the files asked for."""
 
 
-def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
+def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     """Settle for every row its identifier, file and split, and whether the catalogue already rules it out.
 
     Parameters
@@ -57,6 +58,7 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
     UserError
         For a missing file, folder or column, or a column name that a shard gives another meaning.
     """
+    readers.chosen_readers(config.reader)
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
         raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")
@@ -66,34 +68,29 @@ def plan(config: IngestConfig) -> tuple[pa.Table, DatasetInfo]:
         spelled = next((column for column in columns if column.lower() == name), None)
         columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
     reasons = validation.validate_rows({"object_id": columns["object_id"]})
-    reasons[(reasons == "") & (sources == "")] = f"{config.file_column} is missing"
+    for row in np.flatnonzero((reasons == "") & (sources == "")):
+        name = table.column(config.file_column)[int(row)].as_py()
+        fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
+        reasons[row] = f"{config.file_column} {fault}"
     target_units = _settle_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _settle_splits(config, table, ids, reasons)
-    settings = {key: value for key, value in to_dict(config).items() if key not in _NO_CONTENT}
-    names = np.array([str(source).rpartition("/")[2] for source in sources])
     info = DatasetInfo(
-        bands=config.bands,
+        bands=config.reader.bands,
         cutout_size=config.cutout_size,
-        pixel_scale_arcsec=config.pixel_scale_arcsec,
-        zero_point_mag=config.zero_point_mag,
+        pixel_scale_arcsec=config.reader.pixel_scale_arcsec,
+        zero_point_mag=config.reader.zero_point_mag,
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=content_fingerprint(
-            settings,
-            _texts(ids),
-            names,
-            splits,
-            *(columns[t] for t in target_units),
-        ),
+        fingerprint=_fingerprint(config, sources, _texts(ids), splits, *(columns[name] for name in target_units)),
         source=to_dict(config),
     )
     bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
     return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
 
 
-def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> Counter[str]:
+def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Counter[str]:
     """Read the files of some rows and write their shards and their quarantine, all numbered ``part``.
 
     Doing it again gives the same files.
@@ -104,7 +101,9 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
         Some rows of the plan.
     part
         Number of the files.
-    config, info
+    output
+        Dataset that they belong to.
+    reader, info
         As for and from `plan`.
 
     Returns
@@ -112,13 +111,13 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     Counter
         Rows by split (``"all"`` without targets) and in ``"quarantine"``.
     """
-    columns, sources, reasons = read_rows(rows, config, info)
+    columns, sources, reasons, _ = read_rows(rows, reader, info)
     ids = rows.column("object_id").to_pylist()
     counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
-    for split in shards.SPLITS if config.targets else (shards.ALL,):
+    for split in shards.SPLITS if info.targets else (shards.ALL,):
         chosen = np.flatnonzero((reasons == "") & (splits == split))
-        uri = shards.part_uri(config.output, split, part)
+        uri = shards.part_uri(output, split, part)
         counts[split] = len(chosen)
         if len(chosen):
             taken = {
@@ -131,7 +130,7 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
             storage.delete(uri)
     bad = np.flatnonzero(reasons != "")
     counts[shards.QUARANTINE] = len(bad)
-    uri = shards.part_uri(config.output, shards.QUARANTINE, part)
+    uri = shards.part_uri(output, shards.QUARANTINE, part)
     if len(bad):
         texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
         shards.write_quarantine(uri, zip(texts, [sources[row] for row in bad], reasons[bad], strict=True))
@@ -140,7 +139,7 @@ def pack(rows: pa.Table, part: int, config: IngestConfig, info: DatasetInfo) -> 
     return counts
 
 
-def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray, int]:
     """Read the files of some rows of the plan.
 
     Returns
@@ -151,11 +150,13 @@ def read_rows(rows: pa.Table, config: IngestConfig, info: DatasetInfo) -> tuple[
         File of each row.
     reasons
         Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    num_bytes
+        Read from the files, as stored.
     """
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    columns |= _read_cutouts(rows, reasons, config, info)
-    return columns, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons
+    cutouts, num_bytes = _read_cutouts(rows, reasons, reader, info)
+    return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes
 
 
 def to_bytes(rows: pa.Table) -> bytes:
@@ -175,11 +176,15 @@ def from_bytes(data: bytes) -> pa.Table:
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
-def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
-    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and a magnitude where flux has
-    # one, and returns their units by name.
+def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and the magnitude of a flux (NaN
+    # where it has none), and returns the units of the targets by name.
     target_units = {}
+    zero_point_mag = None if _MAGNITUDE in columns else config.reader.zero_point_mag
     for name in config.targets:
+        if name not in columns:
+            # The magnitude, which is derived below.
+            continue
         label = Label.parse(name)
         if label.target != name and label.target in columns:
             raise UserError(f"targets: {name} stands for {label.target}, which the catalogue has too; name one of the two")
@@ -187,22 +192,23 @@ def _settle_targets(config: IngestConfig, table: pa.Table, columns: dict[str, An
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
         target_units[label.target] = _target_unit(config, table, label)
-    if "flux" in target_units and config.zero_point_mag is not None and "magnitude" not in columns:
+    if "flux" in target_units and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
-        _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
-        columns["magnitude"] = magnitude(np.where(dark, np.nan, flux), config.zero_point_mag)
-        target_units["magnitude"] = "mag"
+        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), zero_point_mag)
+        if _MAGNITUDE in config.targets:
+            _add(reasons, dark, np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object))
+            target_units[_MAGNITUDE] = "mag"
     return target_units
 
 
-def _settle_splits(config: IngestConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+def _derives_magnitude(config: CutoutsConfig) -> bool:
+    return config.reader.zero_point_mag is not None and "flux" in (Label.parse(name).target for name in config.targets)
+
+
+def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
     # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
     if config.split_slug:
-        if not config.targets or config.split != SplitConfig():
-            other = "split asks for other shares; give one of the two"
-            fault = other if config.targets else "a dataset without targets is not split; give targets"
-            raise UserError(f"split_slug: {config.split_slug}, but {fault}")
         keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
         splits, faults = listed_splits(config.images, config.split_slug, keys | {config.id_column: _texts(ids)})
         _add(reasons, faults != "", faults)
@@ -214,37 +220,51 @@ def _settle_splits(config: IngestConfig, table: pa.Table, ids: pa.Array, reasons
     return splits
 
 
+def _fingerprint(config: CutoutsConfig, sources: np.ndarray, *columns: np.ndarray | list[str]) -> str:
+    # Where the files lie changes no galaxy, nor do the fields of a verb; other pixels under the same name do.
+    content = fields(CutoutsConfig).keys() - {"images", "catalog"}
+    settings = {key: value for key, value in to_dict(config).items() if key in content}
+    stamps = storage.stamps({source for source in sources if source})
+    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
+    return content_fingerprint(settings, files, *columns)
+
+
 def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
     # Nulls become empty texts.
     return [text.strip() for text in values.cast(pa.string()).fill_null("").to_pylist()]
 
 
-def _read_cutouts(rows: pa.Table, reasons: np.ndarray, config: IngestConfig, info: DatasetInfo) -> dict[str, np.ndarray]:
-    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files.
+def _read_cutouts(
+    rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo
+) -> tuple[dict[str, np.ndarray], int]:
+    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files and how many
+    # bytes were read.
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    planned, sources = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist()
+    planned, sources, num_bytes = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist(), 0
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for start in range(0, len(planned), _READ_AHEAD):
             ahead = planned[start : start + _READ_AHEAD]
             for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
+                num_bytes += len(content) if isinstance(content, bytes) else 0
                 try:
-                    cutout = read_cutout(raised(content), hdu=config.hdu, num_bands=len(config.bands))
-                    image_NCHW[row] = fit_to_size(cutout.image_CHW, config.cutout_size, config.nan_policy)
+                    cutout = readers.read_cutout(raised(content), sources[row], reader)
+                    image_NCHW[row] = fit_to_size(cutout.image_CHW, info.cutout_size, reader.nan_policy)
                 except CutoutError as error:
                     reasons[row] = str(error)
                 else:
-                    inside_CHW = central(cutout.image_CHW, config.cutout_size)
+                    inside_CHW = central(cutout.image_CHW, info.cutout_size)
                     filled[row] = not np.isfinite(inside_CHW).all()
-                    padded[row] = min(inside_CHW.shape[1:]) < config.cutout_size
+                    padded[row] = min(inside_CHW.shape[1:]) < info.cutout_size
                     if not np.isfinite(ra[row] + dec[row]):
                         ra[row], dec[row] = cutout.ra, cutout.dec
-    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}
+    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}, num_bytes
 
 
-def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
-    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none), the catalogue's URI.
+def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
+    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none below the folder), the
+    # catalogue's URI.
     gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
     if not config.catalog and not gampen:
         if config.targets:
@@ -261,12 +281,12 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
     table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
     # GaMPEN asks for no identifier: there, the file's stem is one.
     by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
-    wanted = {} if by_stem else {config.id_column: "id_column"}
-    catalogs.require_columns(
-        uri, table, wanted | {config.file_column: "file_column"} | dict.fromkeys(config.targets, "targets")
-    )
+    wanted = {config.file_column: "file_column"} | ({} if by_stem else {config.id_column: "id_column"})
+    derived = (_MAGNITUDE,) if _derives_magnitude(config) else ()
+    wanted |= {name: "targets" for name in config.targets if name not in derived}
+    catalogs.require_columns(uri, table, wanted)
     files = _texts(table.column(config.file_column))
-    sources = np.array([storage.join(folder, file) if file else "" for file in files], dtype=object)
+    sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
     ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
@@ -275,6 +295,18 @@ def _rows(config: IngestConfig) -> tuple[pa.Table, np.ndarray, str]:
     others = [name for name in table.column_names if name != config.id_column]
     fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def _file_uri(folder: str, name: str) -> str:
+    # Empty for no name, and for one that leads out of the folder or that no file can have.
+    parts = name.split("/")
+    if not name or "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
+        return ""
+    uri = name if name.startswith(("/", "s3://")) else storage.join(folder, name)
+    if not {".", ".."}.isdisjoint(parts):
+        scheme = "" if storage.is_local(folder) else "s3://"
+        uri = scheme + posixpath.normpath(uri.removeprefix(scheme))
+    return uri if uri.startswith(storage.join(folder, "")) else ""
 
 
 def matching_files(images: str, pattern: str) -> list[str]:
@@ -291,7 +323,7 @@ def matching_files(images: str, pattern: str) -> list[str]:
     return matching
 
 
-def _target_unit(config: IngestConfig, table: pa.Table, label: Label) -> str:
+def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
     # The unit of a transformed column is that of a logarithm.
     if label.transform == "identity" and (unit := catalogs.column_unit(table, label.column)):
         return unit

@@ -256,7 +256,7 @@ def read_shard(
 
 
 def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], num_rows: int) -> Iterator[tuple[pa.Table, int]]:
-    """Yield some row groups of a shard in pieces of ``num_rows`` rows, each with the bytes that a row takes in the file.
+    """Yield some row groups of a shard in pieces of ``num_rows`` rows, each with the bytes that these columns take in the file.
 
     Columns that are not there are left out. Pages are verified as in `read_shard`.
 
@@ -269,7 +269,8 @@ def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], nu
         file = _opened(uri, source)
         there = [name for name in columns if name in file.schema_arrow.names]
         groups = [file.metadata.row_group(group) for group in row_groups]
-        compressed = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+        compressed = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in there)
         for batch in file.iter_batches(num_rows, row_groups, columns=there):
             yield pa.Table.from_batches([batch]), round(compressed * len(batch) / sum(group.num_rows for group in groups))
 

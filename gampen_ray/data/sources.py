@@ -6,7 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import IngestConfig
+from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
@@ -58,15 +60,15 @@ class Source:
     ----------
     info
         What holds for all of them.
-    ingest
-        How FITS files are read; None for shards.
+    reader
+        How the files of a folder are read; None for shards.
     """
 
     info: shards.DatasetInfo
-    ingest: IngestConfig | None
+    reader: ReaderConfig | None
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the number of bytes read.
+        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the bytes read for it, as stored.
 
         Yields
         ------
@@ -74,16 +76,22 @@ class Source:
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
             ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled`` and ``padded``.
         """
-        if self.ingest is None:
+        if self.reader is None:
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), _COLUMNS, num_rows):
                 yield _shard_rows(table, unit.uri), num_bytes
             return
         plan = ingest_plan.from_bytes(unit.rows)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N = ingest_plan.read_rows(table, self.ingest, self.info)
+            columns, source_N, reason_N, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
             columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
-            yield _rows(columns, reason_N, source_N), columns["image"].nbytes
+            yield _rows(columns, reason_N, source_N), num_bytes
+
+    def read_ids(self, unit: Unit) -> pa.ChunkedArray:
+        """Return the identifiers of a unit's rows, as `read` gives them."""
+        if self.reader is None:
+            return shards.read_shard(unit.uri, ["object_id"], range(unit.start, unit.stop))["object_id"]
+        return _filled(ingest_plan.from_bytes(unit.rows)["object_id"])
 
 
 def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
@@ -103,7 +111,7 @@ def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -
 
 
 def open_source(
-    dataset: str, *, split: str, bands: tuple[str, ...], size: int, unit_rows: int = 4096
+    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = GALAXIES_PER_FILE
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
@@ -113,8 +121,10 @@ def open_source(
         Dataset of cutout shards, folder of FITS cutouts, or GaMPEN data folder.
     split
         Of a dataset that has splits; empty: all rows.
+    reader
+        How the files of a folder are read; its bands are not used.
     bands, size
-        As the model takes them: FITS cutouts are read with these.
+        As the model takes them: the files of a folder are read with these.
     unit_rows
         Rows of a unit at most, but for a row group that has more.
 
@@ -124,14 +134,17 @@ def open_source(
         If there is neither a complete dataset nor a FITS file, or a shard is damaged.
     """
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
+        if reader != ReaderConfig():
+            raise UserError(f"reader: {dataset} holds shards, whose images are read as `ingest` stored them; leave reader out")
         info = shards.read_dataset_info(dataset)
-        return Source(info=info, ingest=None), dataset_units(dataset, split, info, unit_rows)
-    ingest = IngestConfig(images=dataset, output=dataset, cutout_size=size, bands=bands)
+        return Source(info=info, reader=None), dataset_units(dataset, split, info, unit_rows)
+    reader = dataclasses.replace(reader, bands=bands)
+    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader)
     try:
-        plan, info = ingest_plan.plan(ingest)
+        plan, info = ingest_plan.plan(cutouts)
     except ingest_plan.NoFilesError:
         raise UserError(
-            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({ingest.pattern}); "
+            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({cutouts.pattern}); "
             "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
         ) from None
     if split:
@@ -141,7 +154,13 @@ def open_source(
     units = [
         Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
     ]
-    return Source(info=info, ingest=ingest), units
+    return Source(info=info, reader=reader), units
+
+
+def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:
+    """Return a hash of how a dataset's rows are divided among its units."""
+    rows = [(unit.name, unit.uri.removeprefix(dataset), unit.start, unit.stop, unit.num_rows) for unit in units]
+    return content_fingerprint({"units": rows})
 
 
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:

@@ -18,6 +18,8 @@ from gampen_ray import storage
 from gampen_ray.data import catalogs, gampen_folder
 from gampen_ray.errors import UserError
 
+__all__ = ["PARTS", "SHARES", "gampen_split", "listed_splits", "part_sizes", "sky_split", "stratified_split", "write_tables"]
+
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "devel", "test")
@@ -39,7 +41,7 @@ _GAMPEN_BINS = 4
 _DEALS = 100
 
 
-def write_split_tables(
+def write_tables(
     images: str,
     *,
     catalog: str,
@@ -50,7 +52,7 @@ def write_split_tables(
     cell_size_deg: float,
     seed: int,
 ) -> dict[str, int]:
-    """Write the tables of all splits of a scheme; the parameters are the fields of the verb ``split``.
+    """Write the tables of all splits of a scheme; the arguments are the fields of `split`.
 
     Returns
     -------
@@ -63,16 +65,25 @@ def write_split_tables(
         For a catalogue that cannot be read or lacks a column or a value, or if a file is there with other content; nothing is
         written then.
     """
-    if not catalog and not storage.exists(storage.join(images, gampen_folder.INFO_CSV)):
-        raise UserError(f"images: no {gampen_folder.INFO_CSV} in {images}; give a GaMPEN data folder, or set catalog")
     uri = catalog or storage.join(images, gampen_folder.INFO_CSV)
+    if not catalog and not storage.exists(uri):
+        raise UserError(f"images: no {gampen_folder.INFO_CSV} in {images}; give a GaMPEN data folder, or set catalog")
     if not uri.lower().endswith(".csv"):
         raise UserError(f"catalog: {uri}: the name must end in .csv, as a split holds lines of it")
     table = catalogs.read_catalog(uri, (target,))
     header, *lines = _lines(uri)
     if len(lines) != len(table):
         raise UserError(f"catalog {uri}: {len(table):,} rows on {len(lines):,} lines; write each row on a line of its own")
-    rows, balance = _split_rows(uri, table, scheme, target, num_strata, cell_size_deg, seed)
+    balance: list[str] = []
+    if scheme == "sky":
+        rows = sky_split(*_positions(uri, table), cell_size_deg, seed)
+    elif scheme == "stratified":
+        rows = stratified_split(_numbers(uri, table, target, "target"), num_strata, seed)
+    elif _BALANCE in table.column_names:
+        raise UserError(f"catalog {uri}: GaMPEN's balanced splits get a column {_BALANCE!r} of their own; rename yours")
+    else:
+        rows, balance_N = gampen_split(_numbers(uri, table, target, "target"))
+        balance = balance_N.tolist()
     binned = [b'%s,"%s"' % (line, name.encode()) for line, name in zip(lines, balance, strict=False)]
 
     def content(name: str) -> bytes:
@@ -253,23 +264,12 @@ def listed_splits(images: str, slug: str, keys: Mapping[str, Sequence[str]]) -> 
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
-def _split_rows(
-    uri: str, table: pa.Table, scheme: str, target: str, num_strata: int, cell_size_deg: float, seed: int
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    # Row numbers by name, and the bins of GaMPEN's balanced splits.
-    if scheme == "sky":
-        spelled = {name.lower(): name for name in table.column_names}
-        ra_N, dec_N = (_numbers(uri, table, spelled.get(name, name), name) for name in ("ra", "dec"))
-        if (beyond_N := np.abs(dec_N) > 90).any():
-            raise UserError(f"dec: catalog {uri} has {dec_N[beyond_N][0]:g}; give degrees from -90 to 90")
-        return sky_split(ra_N, dec_N, cell_size_deg, seed), []
-    target_N = _numbers(uri, table, target, "target")
-    if scheme == "stratified":
-        return stratified_split(target_N, num_strata, seed), []
-    if _BALANCE in table.column_names:
-        raise UserError(f"catalog {uri}: GaMPEN's balanced splits get a column {_BALANCE!r} of their own; rename yours")
-    rows, balance_N = gampen_split(target_N)
-    return rows, balance_N.tolist()
+def _positions(uri: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    spelled = {name.lower(): name for name in table.column_names}
+    ra_N, dec_N = (_numbers(uri, table, spelled.get(name, name), name) for name in ("ra", "dec"))
+    if (beyond_N := np.abs(dec_N) > 90).any():
+        raise UserError(f"dec: catalog {uri} has {dec_N[beyond_N][0]:g}; give degrees from -90 to 90")
+    return ra_N, dec_N
 
 
 def _numbers(uri: str, table: pa.Table, column: str, field: str) -> np.ndarray:

@@ -59,6 +59,11 @@ def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: 
     return workers
 
 
+def uses_gpus(config: ActorResources) -> bool:
+    """Return whether the workers of a job get GPUs."""
+    return any(node.gpus for node in _nodes()) if config.use_gpu is None else config.use_gpu
+
+
 def task_cpus(config: TaskResources, usual: float) -> float:
     """Return what each task of a job without workers takes; there is room for one, now or after a wait.
 

@@ -16,16 +16,18 @@ import pyarrow as pa
 import torch
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import mixture_from_catalog
+from gampen_ray.catalog.parquet import catalog_parts, mixture_from_catalog
 from gampen_ray.data.gampen_labels import GAMPEN_ZERO_POINT_MAG, label_of, magnitude, snap
 from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS, summarise
 
-__all__ = ["gampen_summary", "join_summaries", "write_draws"]
+__all__ = ["gampen_summary", "write_files", "write_part"]
 
 FOLDER, SUMMARY = "gampen", "summary.csv"
 """Folder of these files in the output of an inference, and the name of the summary."""
+PARTS = f"{FOLDER}/parts"
+"""Folder of the parts of the summary until it is written."""
 
 # Files written side by side: all catalogue parts are read once for each such group of passes.
 _OPEN_FILES = 64
@@ -68,6 +70,22 @@ def gampen_summary(
                 ends = zip(values[f"lo{suffix}"].tolist(), values[f"hi{suffix}"].tolist(), strict=True)
                 table[f"{prefix}_{name}"] = [f"({low!r}, {high!r})" for low, high in ends]
     return pd.DataFrame(table)
+
+
+def write_part(
+    name: str, objects: pa.Table, mixture: Mixture, *, output: str, zero_point_mag: float | None, gampen_magnitudes: bool
+) -> None:
+    """Write the `gampen_summary` of the galaxies in one catalogue file of that name."""
+    summary = gampen_summary(objects, mixture, zero_point_mag=zero_point_mag, gampen_magnitudes=gampen_magnitudes)
+    uri = storage.join(output, PARTS, name.removesuffix(".parquet") + ".csv")
+    storage.write_bytes_atomic(uri, summary.to_csv(index=False).encode())
+
+
+def write_files(output: str, targets: TargetSchema, num_passes: int, seed: int) -> None:
+    """Write GaMPEN's files from a finished catalogue with mixtures and from the parts of the summary."""
+    folder = storage.join(output, FOLDER)
+    join_summaries(storage.list_files(storage.join(output, PARTS), ".csv"), storage.join(folder, SUMMARY))
+    write_draws(lambda: catalog_parts(output), targets, folder, num_passes, seed)
 
 
 def join_summaries(parts: list[str], output: str) -> None:

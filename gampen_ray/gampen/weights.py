@@ -20,7 +20,7 @@ from gampen_ray.config.base import build, to_dict
 from gampen_ray.data import catalogs
 from gampen_ray.data.gampen_labels import Label, logit_limits
 from gampen_ray.errors import UserError
-from gampen_ray.model.likelihood import num_outputs
+from gampen_ray.model.likelihoods import LIKELIHOODS
 from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import NUM_PARAMETERS
 from gampen_ray.model.targets import Target, TargetSchema
@@ -182,7 +182,7 @@ def _network_config(state: Mapping[str, torch.Tensor], prefix: str, num_targets:
     else:
         family = "none"
     outputs = _length(state, f"{prefix}classifier.6.bias", 0)
-    families = {num_outputs(name, num_targets): name for name in ("unit_variance", "diagonal", "full")}
+    families = {LIKELIHOODS[name](num_targets).num_outputs: name for name in ("unit_variance", "diagonal", "full")}
     if outputs not in families:
         raise UserError(
             f"model: {prefix}classifier.6.bias has shape ({outputs},), but {num_targets} targets make "

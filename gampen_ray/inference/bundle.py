@@ -19,7 +19,7 @@ from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
-from gampen_ray.inference.predictor import Predictor
+from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -71,6 +71,8 @@ class Bundle:
         num_passes: int = 32,
         seed: int = 0,
         batch_size: int = 0,
+        device: str = "auto",
+        precision: Precision = "auto",
         zero_point_mag: float | None = None,
         pixel_scale_arcsec: float | None = None,
     ) -> Mixture:
@@ -85,7 +87,11 @@ class Bundle:
         seed
             Seed of the dropout masks.
         batch_size
-            Galaxies per forward pass, which changes no result; 0: as many as keep the processor's caches busy.
+            Galaxies per forward pass, which changes no result; 0: as many as fit the device.
+        device
+            Where the network runs: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: on a GPU if there is one.
+        precision
+            Of the network behind the spatial transformer: float32 or bfloat16; ``auto``: bfloat16 on a GPU, else float32.
         zero_point_mag, pixel_scale_arcsec
             Of the cutouts, which are converted to those of the training cutouts; None: the same.
 
@@ -99,6 +105,8 @@ class Bundle:
             num_passes=num_passes,
             seed=seed,
             batch_size=batch_size,
+            device=device,
+            precision=precision,
             zero_point_mag=zero_point_mag,
             pixel_scale_arcsec=pixel_scale_arcsec,
         )
@@ -152,12 +160,12 @@ def load_bundle(uri: str) -> Bundle:
     if version != FORMAT_VERSION:
         remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
         raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
-    _verify_checksums(uri, files)
     description = json.loads(files[_DESCRIPTION])
-    novelty = None
     if description.get("novelty"):
         files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
-        _verify_checksums(uri, files)
+    _verify_checksums(uri, files)
+    novelty = None
+    if _NOVELTY in files:
         novelty = OutOfDistribution.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
     config = build(NetworkConfig, description["network"], recorded=True)
     targets = TargetSchema.from_dict(description["targets"])

@@ -4,6 +4,7 @@ GaMPEN's autocrop writes the first channel of the stretched network input. Here 
 the pixels as they are stored go through its affine map. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
+import dataclasses
 import gzip
 import io
 import warnings
@@ -15,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from astropy.io import fits
 
-from gampen_ray.data.cutouts import CutoutError, NanPolicy, fit_to_size, overlap, read_cutout
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data.cutouts import CutoutError, fit_to_size, overlap
 from gampen_ray.data.ingest_plan import raised
+from gampen_ray.data.readers import chosen_readers, read_cutout
 from gampen_ray.data.wcs import mapped_header
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -48,10 +51,8 @@ class Cropper:
     oversampling
         Each pixel is the mean of this many bilinear samples a side; 0: 4 where the crop's pixels are larger than the file's,
         else 1. The bilinear samples alone, as the network sees them, change the flux of objects that are narrow on their grid.
-    hdu
-        Index of the image HDU; None: the first one that holds an image.
-    nan_policy
-        What becomes of cutouts with non-finite pixels; see `gampen_ray.data.cutouts.fit_to_size`.
+    reader
+        How the files are read, in the bundle's bands; None: by default.
     device
         Where the spatial transformer runs.
 
@@ -68,8 +69,7 @@ class Cropper:
         *,
         crop_size: int = 0,
         oversampling: int = 0,
-        hdu: int | None = None,
-        nan_policy: NanPolicy = "quarantine",
+        reader: ReaderConfig | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         if bundle.network.transformer is None:
@@ -81,8 +81,9 @@ class Cropper:
         if self._crop_size < 2:
             raise UserError(f"crop_size: a crop of {self._crop_size} pixel a side has no scale; give 2 or more")
         self._images, self._digest, self._device = bundle.images, digest, device
-        self._oversampling, self._hdu = oversampling, hdu
-        self._nan_policy: NanPolicy = nan_policy
+        self._oversampling = oversampling
+        self._reader = dataclasses.replace(reader or ReaderConfig(), bands=bundle.images.bands)
+        chosen_readers(self._reader)
 
     def __call__(self, names: Sequence[str], contents: Sequence[bytes | CutoutError]) -> list[bytes | CutoutError]:
         """Return the crop of each file, or why there is none.
@@ -94,7 +95,7 @@ class Cropper:
         contents
             Content of the files, or why it could not be read.
         """
-        inputs = [self._read(content) for content in contents]
+        inputs = [self._read(name, content) for name, content in zip(names, contents, strict=True)]
         good = [item for item in inputs if isinstance(item, _Input)]
         maps = iter(self._affine(np.stack([item.image_CHW for item in good])) if good else ())
         return [
@@ -102,10 +103,10 @@ class Cropper:
             for name, item in zip(names, inputs, strict=True)
         ]
 
-    def _read(self, content: bytes | CutoutError) -> "_Input | CutoutError":
+    def _read(self, name: str, content: bytes | CutoutError) -> "_Input | CutoutError":
         try:
-            cutout = read_cutout(raised(content), hdu=self._hdu, num_bands=len(self._images.bands))
-            image_CHW = fit_to_size(cutout.image_CHW, self._images.size, self._nan_policy)
+            cutout = read_cutout(raised(content), name, self._reader)
+            image_CHW = fit_to_size(cutout.image_CHW, self._images.size, self._reader.nan_policy)
         except CutoutError as error:
             return error
         return _Input(image_CHW, cutout.header, cutout.image_CHW.shape[1:])

@@ -8,9 +8,8 @@ import itertools
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gampen_ray.model.backbones import ResidualBlock
+from gampen_ray.model.backbones import scale_input, without_batch_norm
 from gampen_ray.model.network import Network
 
 
@@ -36,11 +35,11 @@ def folded(network: Network, *, repeated_band: bool = False) -> Network:
     """
     result = copy.deepcopy(network).eval()
     with torch.no_grad():
-        result.stem = nn.Sequential(*_without_batch_norm(list(result.stem)))
-        tail = [layer for layer in _without_batch_norm(list(result.tail)) if getattr(layer, "p", 1) > 0]
+        result.stem = nn.Sequential(*without_batch_norm(result.stem))
+        tail = [layer for layer in without_batch_norm(result.tail) if getattr(layer, "p", 1) > 0]
         for layer, behind in itertools.pairwise(tail):
             if isinstance(layer, nn.Dropout):
-                _scale_input(behind, 1 / (1 - layer.p))
+                scale_input(behind, 1 / (1 - layer.p))
         result.tail = nn.Sequential(*tail)
         if repeated_band:
             firsts = [result.stem[0]] if result.transformer is None else [result.stem[0], result.transformer.localisation[0]]
@@ -49,31 +48,3 @@ def folded(network: Network, *, repeated_band: bool = False) -> Network:
                 first.weight.data = first.weight.sum(dim=1, keepdim=True)
                 first.in_channels = 1
     return result
-
-
-def _without_batch_norm(layers: list[nn.Module]) -> list[nn.Module]:
-    kept: list[nn.Module] = []
-    for layer in layers:
-        if isinstance(layer, nn.BatchNorm2d):
-            convolution = kept[-1]
-            assert isinstance(convolution, nn.Conv2d)
-            kept[-1] = fuse_conv_bn_eval(convolution, layer)
-        else:
-            if isinstance(layer, ResidualBlock):
-                layer.branch = nn.Sequential(*_without_batch_norm(list(layer.branch)))
-                layer.skip = nn.Sequential(*_without_batch_norm(list(layer.skip)))
-            kept.append(layer)
-    return kept
-
-
-def _scale_input(layer: nn.Module, factor: float) -> None:
-    """Make a layer compute what it would of ``factor`` times its input."""
-    if isinstance(layer, ResidualBlock):
-        _scale_input(layer.branch[0], factor)
-        if len(layer.skip):
-            _scale_input(layer.skip[0], factor)
-        else:
-            layer.skip_factor = factor
-    else:
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        layer.weight.data *= factor

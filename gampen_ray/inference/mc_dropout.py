@@ -15,7 +15,7 @@ from torch import nn
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.folding import folded
-from gampen_ray.model.backbones import ResidualBlock
+from gampen_ray.model.backbones import Block
 from gampen_ray.model.network import Network
 
 
@@ -98,10 +98,10 @@ class ThinnedNetworks:
         sizes: list[int] = []
 
         def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            # A residual block holds its input while the branch goes from one activation to the next.
-            sizes.append(inputs[0].nbytes + (2 if isinstance(layer, ResidualBlock) else 1) * output.nbytes)
+            block = isinstance(layer, Block)
+            sizes.append(layer.activation_bytes(inputs[0], output) if block else inputs[0].nbytes + output.nbytes)
 
-        layers = [layer for layer in self._network.modules() if isinstance(layer, ResidualBlock) or not list(layer.children())]
+        layers = [layer for layer in self._network.modules() if isinstance(layer, Block) or not list(layer.children())]
         hooks = [layer.register_forward_hook(measure) for layer in layers]
         activations, _ = self._prefix(x_NCHW)
         x = activations

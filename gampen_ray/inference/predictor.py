@@ -14,7 +14,6 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, image_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
+"""Of the network behind the spatial transformer; auto: bfloat16 on a GPU, float32 elsewhere."""
 # What the activations of a batch may take: on a CPU such that layers stay near the cache, on a GPU half of what is free.
 _CPU_BYTES = 64 << 20
 _MAX_BATCH = 4096
@@ -62,6 +62,13 @@ class Prediction:
         return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
 
 
+def settled_precision(precision: Precision, *, gpu: bool) -> Precision:
+    """Return what a precision means on a GPU or on a CPU: float32 or bfloat16."""
+    if precision == "auto":
+        return "bfloat16" if gpu else "float32"
+    return precision
+
+
 class Predictor:
     """Maps cutouts to posteriors with one set of thinned networks.
 
@@ -72,9 +79,9 @@ class Predictor:
     num_passes, seed
         Number of dropout masks and their seed.
     device
-        Where the network runs.
+        Where the network runs; ``auto``: on a GPU if there is one.
     precision
-        Of the network behind the spatial transformer; ``auto``: bfloat16 on a GPU that has it, float32 elsewhere.
+        See `Precision`.
     batch_size
         Galaxies per forward pass; 0: as many as fit the device. Halved for good where memory runs out. Changes no result.
     zero_point_mag, pixel_scale_arcsec
@@ -87,23 +94,23 @@ class Predictor:
         *,
         num_passes: int,
         seed: int,
-        device: str | torch.device = "cpu",
+        device: str = "auto",
         precision: Precision = "auto",
         batch_size: int = 0,
         zero_point_mag: float | None = None,
         pixel_scale_arcsec: float | None = None,
     ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self._bundle, self._device = bundle, torch.device(device)
         self._units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
         gpu = self._device.type == "cuda"
-        if precision == "auto":
-            precision = "bfloat16" if gpu and torch.cuda.is_bf16_supported() else "float32"
         self._thinned = ThinnedNetworks(
             bundle.network,
             num_passes,
             seed,
             device=self._device,
-            dtype=getattr(torch, precision),
+            dtype=getattr(torch, settled_precision(precision, gpu=gpu)),
             repeated_band=bundle.images.repeats_a_band,
         )
         image_NCHW = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=self._device)
@@ -144,7 +151,7 @@ class Predictor:
     def _batch(self, images_NCHW: np.ndarray) -> Prediction:
         matched_NCHW = self.match(images_NCHW)
         passes = self._thinned(self._bundle.images.stretched(matched_NCHW))
-        mean_NKD, scale_tril_NKDD = gaussian(passes.outputs_NKP.double(), len(self._bundle.targets))
+        mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD

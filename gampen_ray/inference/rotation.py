@@ -10,6 +10,7 @@ import numpy as np
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.predictor import Precision
 from gampen_ray.model.images import rotate
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import interval_levels
@@ -59,7 +60,9 @@ def rotation_stability(
     num_angles: int = 36,
     num_passes: int = 32,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 0,
+    device: str = "auto",
+    precision: Precision = "auto",
     zero_point_mag: float | None = None,
     pixel_scale_arcsec: float | None = None,
 ) -> RotationStability:
@@ -78,7 +81,7 @@ def rotation_stability(
         Square cutouts in flux units, at least one.
     num_angles
         Number A of angles, evenly spaced from 0; a multiple of 4 holds the quarter turns, which need no interpolation.
-    num_passes, seed, batch_size, zero_point_mag, pixel_scale_arcsec
+    num_passes, seed, batch_size, device, precision, zero_point_mag, pixel_scale_arcsec
         As in `Bundle.predict`.
 
     Raises
@@ -88,8 +91,16 @@ def rotation_stability(
     """
     if num_angles < 2:
         raise UserError(f"num_angles: {num_angles} turns nothing; give at least 2")
-    units = {"zero_point_mag": zero_point_mag, "pixel_scale_arcsec": pixel_scale_arcsec}
-    predict = functools.partial(bundle.predict, num_passes=num_passes, seed=seed, batch_size=batch_size, **units)
+    predict = functools.partial(
+        bundle.predict,
+        num_passes=num_passes,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        zero_point_mag=zero_point_mag,
+        pixel_scale_arcsec=pixel_scale_arcsec,
+    )
     unturned = predict(images_NCHW)
     angle_A = np.arange(num_angles) * 360 / num_angles
     image_NCHW = np.asarray(images_NCHW, dtype=np.float32)

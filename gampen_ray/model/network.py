@@ -3,12 +3,14 @@
 Shape legend: N galaxies, C channels, H x W pixels, P outputs.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
 from gampen_ray.config import NetworkConfig
 from gampen_ray.model.backbones import backbone
-from gampen_ray.model.likelihood import num_outputs
+from gampen_ray.model.likelihoods import LIKELIHOODS
 from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_map
 
 
@@ -33,10 +35,23 @@ class Network(nn.Module):
         transformer = config.spatial_transformer
         self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size)
         side = size if self.transformer is None else self.transformer.output_size
-        layers = backbone(config.backbone, channels, side, num_outputs(config.likelihood, num_targets))
+        self.likelihood = LIKELIHOODS[config.likelihood](num_targets)
+        parts = backbone(config.backbone, channels, side, self.likelihood.num_outputs)
+        self._part_sizes = {name: len(part) for name, part in parts.items()}
+        layers = [layer for part in parts.values() for layer in part]
         first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers) - 1)
         self.stem = nn.Sequential(*layers[:first])
         self.tail = nn.Sequential(*layers[first:])
+
+    def blocks(self) -> dict[str, list[nn.Module]]:
+        """Return the layers by block, from the input to the output; a block without weights is left out.
+
+        The blocks are ``spatial_transformer`` and the parts of `gampen_ray.model.backbones.backbone`.
+        """
+        found: dict[str, list[nn.Module]] = {"spatial_transformer": [self.transformer] if self.transformer else []}
+        layers = iter([*self.stem, *self.tail])
+        found |= {name: list(itertools.islice(layers, size)) for name, size in self._part_sizes.items()}
+        return {name: block for name, block in found.items() if any(list(layer.parameters()) for layer in block)}
 
     def crop(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the spatial transformer's crops and their affine maps (N x 2 x 3)."""

@@ -1,11 +1,13 @@
-"""From a mixture to one catalogue row a galaxy: the summary columns, their units and meanings.
+"""From a mixture to one catalogue row a galaxy: the summary columns with their units, meanings and values.
 
-Shape legend: N galaxies, D targets, Q quantile levels.
+Shape legend: N galaxies, D targets, L levels, Q quantile levels.
 """
 
 import dataclasses
+import functools
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,46 +23,99 @@ LEVELS = {"68": 0.6827, "95": 0.9545, "997": 0.9973}
 
 
 @dataclasses.dataclass(frozen=True)
+class Statistics:
+    """What the summary columns take of the posteriors of N galaxies, computed once."""
+
+    mixture: "Mixture"
+
+    @functools.cached_property
+    def quantile_NQD(self) -> np.ndarray:
+        """The median, then the ends of the intervals."""
+        return self.mixture.quantile(np.append(0.5, interval_levels()))
+
+    @functools.cached_property
+    def mode_ND(self) -> np.ndarray:
+        """Modes of the marginal densities."""
+        return self.mixture.mode()
+
+    @functools.cached_property
+    def correlation_NDD(self) -> np.ndarray:
+        """Correlations between targets."""
+        return self.mixture.correlation()
+
+    @functools.cached_property
+    def centred_NL2D(self) -> np.ndarray:
+        """Ends of the mode-centred intervals."""
+        return mode_centred_interval(self.mixture, list(LEVELS.values()))
+
+
+@dataclasses.dataclass(frozen=True)
 class Column:
-    """A catalogue column: its name, unit in astropy's notation (empty: dimensionless) and meaning."""
+    """A catalogue column.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    unit
+        In astropy's notation; empty: dimensionless.
+    description
+        Its meaning.
+    value
+        Gives the N values, of `Statistics` for a summary column and of `gampen_ray.catalog.columns.Rows` for any other.
+    type
+        Arrow type.
+    """
 
     name: str
     unit: str
     description: str
+    value: Callable[[Any], Any]
+    type: pa.DataType = dataclasses.field(default_factory=pa.float64)
+
+    @property
+    def field(self) -> pa.Field:
+        """Arrow field that carries unit and description as metadata."""
+        return pa.field(self.name, self.type, metadata={"unit": self.unit, "description": self.description})
+
+    @property
+    def __wrapped__(self) -> Callable[[Any], Any]:
+        """The code behind the column, as `gampen_ray.plugins` asks for it."""
+        return self.value
 
 
 def summary_columns(targets: TargetSchema, *, mode_centred: bool = False) -> list[Column]:
     """Return the summary columns in the order of the catalogue, those of the mode-centred intervals (GaMPEN's) on request."""
-    columns = []
-    for target in targets:
-        name, unit = target.name, target.unit
-        columns += [
-            Column(f"{name}_mean", unit, f"posterior mean of {name}"),
-            Column(f"{name}_median", unit, f"posterior median of {name}"),
-            Column(f"{name}_mode", unit, f"value of {name} at which its marginal posterior density is highest"),
-            Column(f"{name}_std", unit, f"posterior standard deviation of {name}"),
-            Column(f"{name}_skew", "", f"posterior skewness of {name}"),
-            Column(f"{name}_kurtosis", "", f"posterior excess kurtosis of {name}, 0 for a Gaussian"),
-        ]
-        for suffix, level in LEVELS.items():
-            text = f"end of the equal-tailed {100 * level:g} % credible interval of {name}"
-            columns += [
-                Column(f"{name}_lo{suffix}", unit, f"lower {text}"),
-                Column(f"{name}_hi{suffix}", unit, f"upper {text}"),
-            ]
-        for suffix, level in LEVELS.items() if mode_centred else ():
-            text = f"end of the {100 * level:g} % credible interval of {name} that is centred on the mode"
-            columns += [
-                Column(f"{name}_mode_lo{suffix}", unit, f"lower {text}"),
-                Column(f"{name}_mode_hi{suffix}", unit, f"upper {text}"),
-            ]
-        columns += [
-            Column(f"{name}_std_aleatoric", unit, f"aleatoric part of {name}_std: root mean variance of the dropout passes"),
-            Column(f"{name}_std_epistemic", unit, f"epistemic part of {name}_std: standard deviation of the passes' means"),
-        ]
-    for a, b in itertools.combinations(targets.names, 2):
-        columns.append(Column(f"corr_{a}_{b}", "", f"posterior correlation of {a} and {b}"))
+    columns = [column for d in range(len(targets)) for column in _target_columns(targets, d, mode_centred)]
+    for i, j in itertools.combinations(range(len(targets)), 2):
+        a, b = targets.names[i], targets.names[j]
+        text = f"posterior correlation of {a} and {b}"
+        columns.append(Column(f"corr_{a}_{b}", "", text, lambda s, i=i, j=j: s.correlation_NDD[:, i, j]))
     return columns
+
+
+def _target_columns(targets: TargetSchema, d: int, mode_centred: bool) -> Iterator[Column]:
+    name, unit = targets.names[d], targets.targets[d].unit
+    yield Column(f"{name}_mean", unit, f"posterior mean of {name}", lambda s: s.mixture.mean()[:, d])
+    yield Column(f"{name}_median", unit, f"posterior median of {name}", lambda s: s.quantile_NQD[:, 0, d])
+    text = f"value of {name} at which its marginal posterior density is highest"
+    yield Column(f"{name}_mode", unit, text, lambda s: s.mode_ND[:, d])
+    yield Column(f"{name}_std", unit, f"posterior standard deviation of {name}", lambda s: s.mixture.std()[:, d])
+    yield Column(f"{name}_skew", "", f"posterior skewness of {name}", lambda s: s.mixture.skew()[:, d])
+    text = f"posterior excess kurtosis of {name}, 0 for a Gaussian"
+    yield Column(f"{name}_kurtosis", "", text, lambda s: s.mixture.kurtosis()[:, d])
+    for i, (suffix, level) in enumerate(LEVELS.items()):
+        text = f"end of the equal-tailed {100 * level:g} % credible interval of {name}"
+        yield Column(f"{name}_lo{suffix}", unit, f"lower {text}", lambda s, i=i: s.quantile_NQD[:, 1 + 2 * i, d])
+        yield Column(f"{name}_hi{suffix}", unit, f"upper {text}", lambda s, i=i: s.quantile_NQD[:, 2 + 2 * i, d])
+    for i, (suffix, level) in enumerate(LEVELS.items() if mode_centred else ()):
+        text = f"end of the {100 * level:g} % credible interval of {name} that is centred on the mode"
+        yield Column(f"{name}_mode_lo{suffix}", unit, f"lower {text}", lambda s, i=i: s.centred_NL2D[:, i, 0, d])
+        yield Column(f"{name}_mode_hi{suffix}", unit, f"upper {text}", lambda s, i=i: s.centred_NL2D[:, i, 1, d])
+    text = f"aleatoric part of {name}_std: root mean variance of the dropout passes"
+    yield Column(f"{name}_std_aleatoric", unit, text, lambda s: s.mixture.aleatoric_std()[:, d])
+    text = f"epistemic part of {name}_std: standard deviation of the passes' means"
+    yield Column(f"{name}_std_epistemic", unit, text, lambda s: s.mixture.epistemic_std()[:, d])
 
 
 def interval_levels() -> np.ndarray:
@@ -70,28 +125,10 @@ def interval_levels() -> np.ndarray:
 
 def summarise(mixture: "Mixture", *, mode_centred: bool = False) -> dict[str, np.ndarray]:
     """Return the summary columns (float64, N) by name, in physical units and catalogue order; see `summary_columns`."""
-    quantile_NQD = mixture.quantile(np.append(0.5, interval_levels()))
-    mode_ND, correlation_NDD = mixture.mode(), mixture.correlation()
-    centred_NL2D = mode_centred_interval(mixture, list(LEVELS.values())) if mode_centred else None
-    values = []
-    for d in range(len(mixture.targets)):
-        moments = (mixture.mean(), quantile_NQD[:, 0], mode_ND, mixture.std(), mixture.skew(), mixture.kurtosis())
-        values += [moment[:, d] for moment in moments]
-        values += list(quantile_NQD[:, 1:, d].T)
-        if centred_NL2D is not None:
-            values += list(centred_NL2D[..., d].reshape(len(mixture), -1).T)
-        values += [mixture.aleatoric_std()[:, d], mixture.epistemic_std()[:, d]]
-    values += [correlation_NDD[:, i, j] for i, j in itertools.combinations(range(len(mixture.targets)), 2)]
-    columns = summary_columns(mixture.targets, mode_centred=mode_centred)
-    return {column.name: value for column, value in zip(columns, values, strict=True)}
+    statistics = Statistics(mixture)
+    return {column.name: column.value(statistics) for column in summary_columns(mixture.targets, mode_centred=mode_centred)}
 
 
 def summary_table(mixture: "Mixture") -> pa.Table:
     """Return `summarise` as a table whose fields carry ``unit`` and ``description`` metadata."""
-    fields = [field(column, pa.float64()) for column in summary_columns(mixture.targets)]
-    return pa.table(list(summarise(mixture).values()), schema=pa.schema(fields))
-
-
-def field(column: Column, kind: pa.DataType) -> pa.Field:
-    """Return an Arrow field of type ``kind`` that carries the column's unit and description as metadata."""
-    return pa.field(column.name, kind, metadata={"unit": column.unit, "description": column.description})
+    return pa.table(summarise(mixture), pa.schema([column.field for column in summary_columns(mixture.targets)]))

@@ -93,6 +93,7 @@ def _prediction_options(judged: EvaluatedCatalog) -> dict[str, Any]:
     return {
         "num_passes": inference["num_passes"],
         "seed": inference["seed"],
+        "precision": inference["precision"],
         "zero_point_mag": info.zero_point_mag,
         "pixel_scale_arcsec": info.pixel_scale_arcsec,
     }
@@ -120,7 +121,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
     """Return rows of the catalogue, predicted once more for their curves and crops."""
     predictor = Predictor(judged.bundle, **_prediction_options(judged))
     prediction = predictor(image_NCHW)
-    image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).numpy()
+    image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()

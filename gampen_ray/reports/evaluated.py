@@ -58,8 +58,8 @@ def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     manifest = storage.read_json(manifest_uri)
     inference = manifest["config"]
     now = {"bundle": bundle_digest(inference["bundle"]), "dataset": shards.read_dataset_info(inference["dataset"]).fingerprint}
-    for name, value in manifest["inputs"].items():
-        if now[name] != value:
+    for name, value in now.items():
+        if manifest["inputs"][name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
     bundle = load_bundle(inference["bundle"])
     catalog = pa.concat_tables(list(catalog_parts(output)))

@@ -29,103 +29,18 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from gampen_ray.config import SimulateConfig
+from gampen_ray.simulation.surveys import PSF_BETA, Survey
 
-__all__ = ["SURVEYS", "TARGETS", "Galaxy", "Survey", "add_noise", "draw_galaxy", "render", "simulate"]
+__all__ = ["TARGETS", "Galaxy", "add_noise", "draw_galaxy", "render", "simulate"]
 
 BULGE_SERSIC_INDEX = 4.0
 DISK_SERSIC_INDEX = 1.0
-PSF_BETA = 3.5
-"""Index of the Moffat PSF: between 2.5, often used for stars, and turbulence's 4.765 (Trujillo et al. 2001, MNRAS 328, 977)."""
 TARGETS = ("bulge_to_total", "effective_radius_arcsec", "flux")
 """The columns of `simulate` that a network is trained on by default."""
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
 
 # Smaller Fourier transforms than GalSim's defaults, at half the cost; flux within a cutout is still exact to 0.2 %.
 _GSPARAMS = galsim.GSParams(folding_threshold=0.02, stepk_minimum_hlr=3)
-
-
-# --- surveys -------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What a galaxy meets on its way to a coadded image."""
-
-    name: str
-    """Name of the preset."""
-    band: str
-    """Filter."""
-    pixel_scale_arcsec: float
-    """Side of a pixel, arcsec."""
-    zero_point_mag: float
-    """AB magnitude of one unit of flux."""
-    flux_unit: str
-    """One unit of flux, in astropy's notation."""
-    psf_fwhm_arcsec: tuple[float, float]
-    """Smallest and largest full width at half maximum of the PSF, arcsec."""
-    sky_noise: float
-    """Typical standard deviation of the sky noise of one pixel, flux units."""
-    electrons_per_flux: float
-    """Detected electrons per unit of flux: the variance of a source's photon noise is its flux over this number."""
-    magnitude_range: tuple[float, float]
-    """Brightest and faintest simulated AB magnitude."""
-
-    def flux(self, magnitude: float) -> float:
-        """Return the flux of an AB magnitude."""
-        return 10 ** (0.4 * (self.zero_point_mag - magnitude))
-
-
-def moffat_noise_area(fwhm_arcsec: float, beta: float) -> float:
-    """Return the noise-equivalent area 1 / integral(PSF^2) of a Moffat profile, arcsec^2 (its closed form)."""
-    scale_radius = fwhm_arcsec / (2 * math.sqrt(2 ** (1 / beta) - 1))
-    return math.pi * scale_radius**2 * (2 * beta - 1) / (beta - 1) ** 2
-
-
-def sky_noise(depth_mag: float, zero_point_mag: float, area_arcsec2: float, pixel_scale_arcsec: float) -> float:
-    """Return the noise of a pixel (flux units) where the 5 sigma limit over ``area_arcsec2`` is ``depth_mag``."""
-    limit_flux = 10 ** (0.4 * (zero_point_mag - depth_mag))
-    return limit_flux / 5 / math.sqrt(area_arcsec2 / pixel_scale_arcsec**2)
-
-
-def _hsc(band: str, depth_mag: float, seeing_arcsec: float, fwhm: tuple[float, float], electrons: float) -> Survey:
-    # HSC-SSP Wide PDR2 (Aihara et al. 2019, PASJ 71, 114): 5 sigma depth for point sources and median seeing.
-    # Electrons per flux: those that make sky_noise the photon noise of a dark sky of 22.2 (g), 21.2 (r), 20.4 (i) mag/arcsec^2.
-    return Survey(
-        name=f"hsc-{band}",
-        band=band,
-        pixel_scale_arcsec=0.168,
-        zero_point_mag=27.0,
-        flux_unit="57.544 nJy",
-        psf_fwhm_arcsec=fwhm,
-        sky_noise=sky_noise(depth_mag, 27.0, moffat_noise_area(seeing_arcsec, PSF_BETA), 0.168),
-        electrons_per_flux=electrons,
-        magnitude_range=(18.5, 23.0),
-    )
-
-
-SURVEYS: dict[str, Survey] = {
-    survey.name: survey
-    for survey in (
-        _hsc("g", 26.6, 0.77, (0.6, 1.0), 2000.0),
-        _hsc("r", 26.2, 0.76, (0.6, 1.0), 2400.0),
-        _hsc("i", 26.2, 0.58, (0.45, 0.75), 2900.0),
-        # KiDS DR4 (Kuijken et al. 2019, A&A 625, A2): 25.02 mag at 5 sigma in a 2 arcsec aperture, mean seeing 0.70 arcsec.
-        # Electrons per flux: slope of variance over flux in the error maps of GAMA cutouts (Robotham et al. 2017).
-        # Those cutouts are in maggies (zero point 0); 1e-12 maggies keep the numbers near one, and the zero point is 30.
-        Survey(
-            name="kids-r",
-            band="r",
-            pixel_scale_arcsec=0.2,
-            zero_point_mag=30.0,
-            flux_unit="1e-12 mgy",
-            psf_fwhm_arcsec=(0.55, 0.9),
-            sky_noise=sky_noise(25.02, 30.0, math.pi, 0.2),
-            electrons_per_flux=18.0,
-            magnitude_range=(17.5, 21.5),
-        ),
-    )
-}
 
 
 # --- one galaxy ----------------------------------------------------------------------------------------------------------
@@ -311,16 +226,24 @@ def add_noise(model: np.ndarray, sky: float, survey: Survey, rng: np.random.Gene
 # --- datasets ------------------------------------------------------------------------------------------------------------
 
 
-def simulate(config: SimulateConfig, start: int, stop: int) -> dict[str, np.ndarray]:
+def simulate(
+    survey: Survey, *, cutout_size: int, neighbour_fraction: float, seed: int, start: int, stop: int
+) -> dict[str, np.ndarray]:
     """Simulate the galaxies with indices ``start`` to ``stop - 1``.
 
-    Each galaxy depends on ``config`` (without ``num_galaxies``, ``galaxies_per_shard``) and its index alone, so that any
-    partition of the indices gives the same galaxies, bit by bit.
+    Each galaxy depends on the other arguments and its index alone, so that any partition of the indices gives the same
+    galaxies, bit by bit.
 
     Parameters
     ----------
-    config
-        Survey, cutout size, share of neighbours and seed are used.
+    survey
+        Instrument and depth.
+    cutout_size
+        Side of the cutouts, pixels.
+    neighbour_fraction
+        Share of cutouts that contain a second, unrelated galaxy.
+    seed
+        Another seed gives other galaxies.
     start, stop
         Range of indices.
 
@@ -332,19 +255,19 @@ def simulate(config: SimulateConfig, start: int, stop: int) -> dict[str, np.ndar
         ``magnitude``, ``concentration``, the components' radii (circularised), axis ratios and position angles, the offsets of
         the centre in pixels, ``psf_fwhm_arcsec``, ``sky_noise`` (flux per pixel) and ``num_neighbours``.
     """
-    rows = [_simulate_one(config, index) for index in range(start, stop)]
-    size = config.cutout_size
-    images = np.stack([image for image, _ in rows]) if rows else np.empty((0, size, size), np.float32)
+    rows = [_simulate_one(survey, cutout_size, neighbour_fraction, seed, index) for index in range(start, stop)]
+    images = np.stack([image for image, _ in rows]) if rows else np.empty((0, cutout_size, cutout_size), np.float32)
     columns: dict[str, np.ndarray] = {"object_id": np.arange(start, stop, dtype=np.int64)}
     columns |= {name: np.array([row[name] for _, row in rows]) for name in (rows[0][1] if rows else {})}
     columns["image"] = images[:, None]  # (N, H, W) -> (N, C, H, W)
     return columns
 
 
-def _simulate_one(config: SimulateConfig, index: int) -> tuple[np.ndarray, dict[str, float]]:
-    survey = SURVEYS[config.survey]
-    rng = np.random.default_rng([config.seed, index])
-    scale, side_arcsec = survey.pixel_scale_arcsec, config.cutout_size * survey.pixel_scale_arcsec
+def _simulate_one(
+    survey: Survey, cutout_size: int, neighbour_fraction: float, seed: int, index: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    rng = np.random.default_rng([seed, index])
+    scale, side_arcsec = survey.pixel_scale_arcsec, cutout_size * survey.pixel_scale_arcsec
     ra, dec = _random_position(rng)
     magnitude = rng.uniform(*survey.magnitude_range)
     x_pixel, y_pixel = rng.normal(0, 0.7, size=2).clip(-2, 2).tolist()
@@ -354,9 +277,9 @@ def _simulate_one(config: SimulateConfig, index: int) -> tuple[np.ndarray, dict[
     psf_fwhm = rng.uniform(*survey.psf_fwhm_arcsec)
     sky = survey.sky_noise * rng.uniform(0.9, 1.25)
     scene = [galaxy]
-    if rng.random() < config.neighbour_fraction:
+    if rng.random() < neighbour_fraction:
         scene.append(_draw_neighbour(rng, survey.flux(magnitude + rng.uniform(-0.5, 3)), side_arcsec))
-    model = render(scene, psf_fwhm_arcsec=psf_fwhm, pixel_scale_arcsec=scale, size=config.cutout_size)
+    model = render(scene, psf_fwhm_arcsec=psf_fwhm, pixel_scale_arcsec=scale, size=cutout_size)
     return add_noise(model, sky, survey, rng), {
         "ra": ra,
         "dec": dec,

@@ -5,10 +5,7 @@ Shape legend: N galaxies, C bands, H x W pixels, D targets.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
-
-from torch import nn
 
 from gampen_ray.config import FineTuneConfig, NetworkConfig, TrainConfig
 from gampen_ray.config.base import given, replace, shown
@@ -71,25 +68,6 @@ class Start:
         return {"uri": self.uri, "digest": self.digest, "provenance": self.provenance}
 
 
-def blocks(network: Network) -> dict[str, list[nn.Module]]:
-    """Return the layers of a network by block, in order from the input to the output.
-
-    The blocks are ``spatial_transformer``; ``block1``, ``block2``, ..., each with its max pool at the end; ``classifier``, the
-    fully connected layers behind the convolutions; and ``head``, the output layer. A block without weights is left out.
-    """
-    layers = [*network.stem, *network.tail]
-    pooled = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d))
-    found: dict[str, list[nn.Module]] = {}
-    if network.transformer is not None:
-        found["spatial_transformer"] = [network.transformer]
-    number = 1
-    for layer in layers[:pooled]:
-        found.setdefault(f"block{number}", []).append(layer)
-        number += isinstance(layer, nn.MaxPool2d)
-    found |= {"classifier": layers[pooled:-1], _HEAD: layers[-1:]}
-    return {name: block for name, block in found.items() if any(True for _ in _parameters(block))}
-
-
 def parameter_groups(network: Network, learning_rate: float, decay: float) -> list[dict[str, Any]]:
     """Return an optimiser's parameter groups: the weights that train, by block, from the output to the input.
 
@@ -103,8 +81,8 @@ def parameter_groups(network: Network, learning_rate: float, decay: float) -> li
         Factor on the learning rate from a block to the one in front of it.
     """
     groups = []
-    for behind, block in enumerate(reversed(blocks(network).values())):
-        if trained := [parameter for parameter in _parameters(block) if parameter.requires_grad]:
+    for behind, block in enumerate(reversed(network.blocks().values())):
+        if trained := [parameter for layer in block for parameter in layer.parameters() if parameter.requires_grad]:
             groups.append({"params": trained, "lr": learning_rate * decay**behind})
     return groups
 
@@ -117,8 +95,8 @@ def start_from(network: Network, bundle: Bundle, config: FineTuneConfig) -> None
     UserError
         If a block to freeze is not there or has new weights, or none is left to be trained.
     """
-    found = blocks(network)
-    for (name, block), source in zip(found.items(), blocks(bundle.network).values(), strict=True):
+    found = network.blocks()
+    for (name, block), source in zip(found.items(), bundle.network.blocks().values(), strict=True):
         if name != _HEAD or config.head == "keep":
             for layer, trained in zip(block, source, strict=True):
                 layer.load_state_dict(trained.state_dict())
@@ -188,7 +166,3 @@ def _targets(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> TargetSc
                 "column, or give fine_tune.head 'replace'"
             )
     return bundle.targets
-
-
-def _parameters(block: Iterable[nn.Module]) -> Iterable[nn.Parameter]:
-    return (parameter for layer in block for parameter in layer.parameters())

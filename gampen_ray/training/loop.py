@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import AUGMENTATIONS
-from gampen_ray.model.likelihood import negative_log_likelihood, training_loss
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
@@ -104,7 +103,7 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     Returns
     -------
     list of dict
-        Per epoch: epoch, train_loss (see `gampen_ray.model.likelihood.training_loss`), val_loss (negative log-likelihood in
+        Per epoch: epoch, train_loss (see `gampen_ray.model.likelihoods.Likelihood.loss`), val_loss (negative log-likelihood in
         standardised target space, without constant), learning_rate (the highest of the blocks), galaxies_per_s,
         data_wait_fraction.
 
@@ -134,7 +133,7 @@ def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
 
 
 @torch.inference_mode()
-def evaluate(worker: Worker, network: nn.Module, images: Inputs, batches: Iterable[Batch]) -> float:
+def evaluate(worker: Worker, network: Network, images: Inputs, batches: Iterable[Batch]) -> float:
     """Return the mean loss of the batches of all workers, without dropout.
 
     Parameters
@@ -149,7 +148,8 @@ def evaluate(worker: Worker, network: nn.Module, images: Inputs, batches: Iterab
         This worker's galaxies.
     """
     network.eval()
-    losses = torch.cat([negative_log_likelihood(network(images(b.cutout_NCHW)), b.target_ND).double().cpu() for b in batches])
+    loss = network.likelihood.loss
+    losses = torch.cat([loss(network(images(b.cutout_NCHW)), b.target_ND).double().cpu() for b in batches])
     sums = worker.gather((float(losses.sum()), len(losses)))
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
@@ -244,7 +244,7 @@ class _Fitting:
             "galaxies_per_s": self.worker.orders["train"].rows_per_epoch / self.seconds,
             "data_wait_fraction": self.waited / self.seconds,
         }
-        kept = self.average.module if self.average else self.network
+        kept: Network = self.average.module if self.average else self.network  # type: ignore[assignment]
         # Running statistics of the batches differ between workers: those of worker 0 count.
         self.worker.broadcast(kept.buffers())
         with self._autocast():
@@ -279,7 +279,7 @@ class _Fitting:
             with self._gradients_kept(number < parts):
                 with self._autocast():
                     outputs = self.model(x_part)
-                loss_N = training_loss(outputs, y_part, beta=self.config.beta, mean_only=mean_only)
+                loss_N = self.network.likelihood.loss(outputs, y_part, beta=self.config.beta, mean_only=mean_only)
                 # The mean over the batch, once gradients are averaged over workers.
                 (loss_N.sum() * self.worker.world_size / batch.total).backward()
                 losses.append(loss_N.detach())

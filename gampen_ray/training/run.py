@@ -24,7 +24,6 @@ from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.model.images import ImagePreprocessing
-from gampen_ray.model.likelihood import gaussian
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import coverage, fit_scale
@@ -290,7 +289,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
     own = [(thinned(run.network_inputs(b.cutout_NCHW)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_pass(worker, "val")]
     outputs_NKP, z_ND = (torch.cat(parts) for parts in zip(*itertools.chain(*worker.gather(own)), strict=True))
-    mean_NKD, scale_tril_NKDD = gaussian(outputs_NKP.double(), len(run.targets))
+    mean_NKD, scale_tril_NKDD = network.likelihood.components(outputs_NKP.double())
     return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().numpy())
 
 

@@ -18,6 +18,8 @@ from optuna.trial import FixedTrial
 from gampen_ray.config import SearchRange, TrainConfig, TrainResources, TuneConfig, default_search
 from gampen_ray.config.base import build, fields, narrowed, to_dict, upgraded
 from gampen_ray.errors import UserError
+from gampen_ray.model.backbones import BLOCKS
+from gampen_ray.model.likelihoods import LIKELIHOODS
 
 _SECTIONS = ("images", "network", "fine_tune", "optimizer")
 # What would make trials incomparable: other starting points, or other numbers of steps between ASHA's decisions.
@@ -148,6 +150,7 @@ def _check(name: str, range_: SearchRange, base: TrainConfig) -> None:
     if range_.choices:
         for choice in range_.choices:
             _check_value(field, choice, f"search.{name}.choices")
+            _check_registered(name, choice)
     else:
         kind = _number(field)
         if kind is None:
@@ -185,6 +188,15 @@ def _field(name: str, where: str) -> pydantic.fields.FieldInfo:
     if dataclasses.is_dataclass(cls):
         raise UserError(f"{where}: a section, of which single fields are searched: {', '.join(fields(typing.cast(type, cls)))}")
     return field
+
+
+def _check_registered(name: str, choice: Any) -> None:
+    for registry in (LIKELIHOODS, BLOCKS):
+        try:
+            if registry.kind == name:
+                registry[choice]
+        except UserError as error:
+            raise UserError(f"search.{error}") from None
 
 
 def _check_value(field: pydantic.fields.FieldInfo, value: Any, where: str) -> None:

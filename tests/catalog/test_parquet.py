@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Table
 
-from gampen_ray.catalog.parquet import Flag, catalog_schema, catalog_table, mixture_from_catalog, part_content
+from gampen_ray.catalog import parquet
+from gampen_ray.catalog.parquet import catalog_schema, catalog_table, mixture_from_catalog, part_content
+from gampen_ray.inference.flags import Flag
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
 
@@ -169,3 +171,12 @@ def test_no_mixture_stored(kind):
 def test_mixture_of_another_number_of_targets():
     with pytest.raises(ValueError, match="not mixtures of 3 targets"):
         mixture_from_catalog(build(mixture("log", "logit")), schema("log", "logit", "identity"))
+
+
+def test_columns_are_joined_by_name(monkeypatch):
+    m = mixture("logit", "log")
+    expected = build(m)
+    order = expected.column_names[::-1]
+    schema_ = pa.schema([expected.schema.field(name) for name in order])
+    monkeypatch.setattr(parquet, "catalog_schema", lambda *_, **__: schema_)
+    assert build(m).equals(expected.select(order))

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from gampen_ray.config import SimulateConfig, SplitConfig
+from gampen_ray.commands.simulate import SimulateConfig
+from gampen_ray.config import SplitConfig
 from gampen_ray.config.base import build
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError

@@ -8,7 +8,6 @@ import torch
 
 from gampen_ray.errors import UserError
 from gampen_ray.gampen.weights import label_schema, network_from_state_dict, read_state_dict
-from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.model.network import Network
 from tests.parity import FOLDER, golden, golden_state, needs_parity
 
@@ -166,7 +165,7 @@ def test_an_imported_network_gives_the_outputs_of_the_original(variant: str) -> 
     network.double()
     outputs = network(x.double())
     assert outputs.detach().numpy() == pytest.approx(arrays["out_f64"], abs=1e-10)
-    loss = negative_log_likelihood(outputs, torch.from_numpy(arrays["target"])).mean()
+    loss = network.likelihood.loss(outputs, torch.from_numpy(arrays["target"])).mean()
     loss.backward()
     assert loss.item() == pytest.approx(float(arrays["loss_f64"]), rel=1e-10)
     norms = json.loads((FOLDER / "forward_summary.json").read_text())["grad_l2_f64"]

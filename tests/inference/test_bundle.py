@@ -2,16 +2,19 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import gampen_ray
+from gampen_ray.config import TrainConfig
+from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
-from tests.networks import bundle, galaxies
+from tests.networks import NETWORK, bundle, galaxies
 
 
 @pytest.fixture
@@ -28,6 +31,39 @@ def test_loaded_bundle_predicts_the_same(saved: Path) -> None:
     loaded = load_bundle(str(saved))
     assert (loaded.config, loaded.targets, loaded.images) == (bundle().config, bundle().targets, bundle().images)
     assert (loaded.metrics, loaded.provenance) == (bundle().metrics, bundle().provenance)
+
+
+def test_device_and_precision_are_those_asked_for(saved: Path) -> None:
+    images, loaded = galaxies(7)["image"], load_bundle(str(saved))
+    whole, half = (loaded.predict(images, num_passes=2, device="cpu", precision=p) for p in ("float32", "bfloat16"))
+    difference = np.abs(half.standardised_mean() - whole.standardised_mean())
+    assert 0 < difference.max() < 0.05
+    assert np.array_equal(whole.mean(), loaded.predict(images, num_passes=2, device="cpu").mean())
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_used_where_there_is_one(saved: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    torch.cuda.reset_peak_memory_stats()
+    loaded, images = load_bundle(str(saved)), galaxies(20)["image"]
+    mixture = loaded.predict(images, num_passes=2)
+    assert torch.cuda.max_memory_allocated() > images.nbytes
+    assert mixture.mean_NKD.device.type == "cpu"
+    assert next(loaded.network.parameters()).device.type == "cpu"
+
+
+def test_every_file_is_hashed_once_at_a_load(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_novelty().save(str(saved))
+    hashed, sha256 = [], hashlib.sha256
+
+    def counted(data: bytes) -> Any:
+        hashed.append(len(data))
+        return sha256(data)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    load_bundle(str(saved))
+    assert sorted(hashed) == sorted(path.stat().st_size for path in saved.iterdir() if path.name != "SHA256SUMS")
 
 
 def test_run_folder_stands_for_its_bundle(tmp_path: Path) -> None:
@@ -66,13 +102,35 @@ def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
     assert description["novelty"] == {"threshold": novelty.threshold}
     # As bundles were before there was such a thing.
     del description["novelty"]
-    content = json.dumps(description).encode()
-    (saved / "bundle.json").write_bytes(content)
-    (saved / "SHA256SUMS").write_text(
-        f"{hashlib.sha256(content).hexdigest()}  bundle.json\n"
-        f"{hashlib.sha256((saved / 'weights.safetensors').read_bytes()).hexdigest()}  weights.safetensors\n"
-    )
+    write_description(saved, description)
     assert load_bundle(str(saved)).novelty is None
+
+
+def write_description(saved: Path, description: dict) -> None:
+    """Replace bundle.json, and its checksum."""
+    (saved / "bundle.json").write_text(json.dumps(description))
+    sums = {name: hashlib.sha256((saved / name).read_bytes()).hexdigest() for name in ("bundle.json", "weights.safetensors")}
+    (saved / "SHA256SUMS").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def test_a_bundle_with_former_names_loads(tmp_path: Path) -> None:
+    config = dataclasses.replace(NETWORK, likelihood="unit_variance")
+    train = to_dict(TrainConfig(dataset="d", output="o", network=config))
+    made = dataclasses.replace(bundle(config), provenance={"train": train})
+    made.save(str(tmp_path))
+    text = (tmp_path / "bundle.json").read_text()
+    for now, before in (
+        ("unit_variance", "mse"),
+        ("gradient_accumulation_steps", "accumulate"),
+        ("max_grad_norm", "clip_norm"),
+    ):
+        assert f'"{now}"' in text
+        text = text.replace(f'"{now}"', f'"{before}"')
+    write_description(tmp_path, json.loads(text))
+    loaded, images = load_bundle(str(tmp_path)), galaxies(3)["image"]
+    assert loaded.config == made.config
+    assert to_dict(build(TrainConfig, loaded.provenance["train"], recorded=True)) == train
+    torch.testing.assert_close(loaded.predict(images, num_passes=2).mean_NKD, made.predict(images, num_passes=2).mean_NKD)
 
 
 def with_novelty() -> Bundle:

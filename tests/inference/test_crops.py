@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
 
-from gampen_ray.config import NetworkConfig
+from gampen_ray.config import NetworkConfig, ReaderConfig
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -209,7 +209,7 @@ def test_bad_files_have_a_reason_and_the_others_a_crop() -> None:
     ):
         assert isinstance(result, CutoutError)
         assert reason in str(result)
-    filled = Cropper(_bundle(INSIDE["scale"]), "d", nan_policy="zero")(["a"], [_fits(with_nan)])[0]
+    filled = Cropper(_bundle(INSIDE["scale"]), "d", reader=ReaderConfig(nan_policy="zero"))(["a"], [_fits(with_nan)])[0]
     expected = _crop(_bundle(INSIDE["scale"]), np.nan_to_num(with_nan))[0]
     np.testing.assert_array_equal(_open(filled)[0], expected)
 

@@ -50,6 +50,14 @@ def ramp(count: int = 3) -> np.ndarray:
     return (slope * np.broadcast_to(x, (1, 1, SIZE, SIZE))).astype(np.float32)
 
 
+def test_precision_is_the_one_asked_for() -> None:
+    cutouts = galaxies(2)["image"]
+    whole, half = (
+        rotation_stability(bundle(), cutouts, num_angles=2, num_passes=2, precision=p) for p in ("float32", "bfloat16")
+    )
+    assert 0 < np.abs(half.mean_NAD - whole.mean_NAD).max() < 0.05
+
+
 def test_off_centre_pixel_sees_a_plane_turn_as_a_cosine() -> None:
     # The pixel lies at (4.5, 2.5) from the centre of 20 x 20 pixels.
     model = reading(lambda x: 1e3 * x[:, 0, 12, 14])

@@ -7,11 +7,15 @@ from torch import nn
 
 from gampen_ray.config import BackboneConfig, NetworkConfig, SpatialTransformerConfig, gampen_vgg16
 from gampen_ray.errors import UserError
-from gampen_ray.model.backbones import ResidualBlock, backbone
-from gampen_ray.model.likelihood import training_loss
+from gampen_ray.model.backbones import ResidualBlock
+from gampen_ray.model.backbones import backbone as parts
 from gampen_ray.model.network import Network
 
 PLAN = (4, 4, "M", 8, 8, "M")
+
+
+def backbone(config: BackboneConfig, channels: int, side: int, outputs: int) -> list[nn.Module]:
+    return list(itertools.chain(*parts(config, channels, side, outputs).values()))
 
 
 def dropped_before(placement: str, plan: tuple = PLAN, block: str = "plain") -> list[str]:
@@ -115,7 +119,7 @@ def test_every_variant_trains(normalisation: str, block: str, placement: str, fa
     )
     network = Network(config, channels=1, size=24, num_targets=2)
     outputs = network(torch.randn(2, 1, 24, 24))
-    training_loss(outputs, torch.zeros(2, 2), beta=0.5).mean().backward()
+    network.likelihood.loss(outputs, torch.zeros(2, 2), beta=0.5).mean().backward()
     gradients = [parameter.grad for parameter in network.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
 

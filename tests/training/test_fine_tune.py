@@ -22,9 +22,8 @@ from gampen_ray.config.base import build, to_dict
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
-from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.model.network import Network
-from gampen_ray.training.fine_tune import blocks, parameter_groups
+from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import evaluate, one_pass
 from gampen_ray.training.run import Run, build_network, execute, prepare
@@ -76,10 +75,10 @@ def val_loss(run: Run) -> float:
 
 def unchanged_blocks(made: Network, given: Network) -> set[str]:
     """Return the blocks whose weights and running statistics are all equal, bit by bit."""
-    before = blocks(given)
+    before = given.blocks()
     return {
         name
-        for name, block in blocks(made).items()
+        for name, block in made.blocks().items()
         if all(
             torch.equal(a, b)
             for layer, start in zip(block, before[name], strict=True)
@@ -112,7 +111,7 @@ def network(config: NetworkConfig, channels: int = 1, size: int = 96) -> Network
 )
 def test_every_weight_is_in_one_block(config: NetworkConfig, names: str) -> None:
     with torch.device("meta"):
-        layers = blocks(made := network(config))
+        layers = (made := network(config)).blocks()
     assert " ".join(layers) == names
     in_blocks = [id(p) for block in layers.values() for layer in block for p in layer.parameters()]
     assert sorted(in_blocks) == sorted(id(p) for p in made.parameters())
@@ -120,7 +119,7 @@ def test_every_weight_is_in_one_block(config: NetworkConfig, names: str) -> None
 
 def test_blocks_of_the_published_network_are_those_of_vgg16() -> None:
     with torch.device("meta"):
-        layers = blocks(network(gampen_vgg16()))
+        layers = network(gampen_vgg16()).blocks()
     counts = {name: sum(isinstance(layer, torch.nn.Conv2d) for layer in block) for name, block in layers.items()}
     assert [counts[f"block{i}"] for i in range(1, 6)] == [2, 2, 3, 3, 3]
     assert [layer.out_features for layer in layers["classifier"] if isinstance(layer, torch.nn.Linear)] == [4096, 4096]
@@ -153,7 +152,7 @@ def test_a_kept_head_starts_at_the_loss_of_the_bundle(data: str, start: str) -> 
     truths = trained.targets.standardise(np.stack([columns[name] for name in TARGETS], axis=1))
     with torch.no_grad():
         outputs = trained.network(trained.images(torch.from_numpy(columns["image"])))
-    expected = float(negative_log_likelihood(outputs, torch.from_numpy(truths).float()).mean())
+    expected = float(trained.network.likelihood.loss(outputs, torch.from_numpy(truths).float()).mean())
     assert val_loss(run) == pytest.approx(expected, rel=1e-5)
     assert run.targets == trained.targets
 

@@ -9,7 +9,6 @@ import torch
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.gampen.weights import network_from_state_dict
-from gampen_ray.model.likelihood import negative_log_likelihood
 from gampen_ray.training.loop import Plan, make_optimizer
 from tests.parity import FOLDER, golden_state, needs_parity, recipe
 
@@ -32,7 +31,7 @@ def test_four_steps_give_the_losses_of_the_original() -> None:
     optimizer = make_optimizer(Plan(network=network, images=images, optimizer=config, seed=0))
     losses = []
     for _ in range(4):
-        loss = negative_log_likelihood(network(x), targets).mean()
+        loss = network.likelihood.loss(network(x), targets).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,17 +1,22 @@
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gampen_ray.config import ResourcesConfig, SimulateConfig, SplitConfig
+from gampen_ray.commands.simulate import SimulateConfig, simulate
+from gampen_ray.config import SplitConfig, TaskResources
 from gampen_ray.data import shards, validation
 from gampen_ray.data.splits import assign_splits
-from gampen_ray.engine import simulate as engine
+from gampen_ray.engine import units
 from gampen_ray.errors import UserError
-from gampen_ray.provenance import claim_output
-from gampen_ray.simulation.galaxies import simulate as simulate_galaxies
+from gampen_ray.run_folder import RunFolder
+from gampen_ray.simulation import galaxies
+from gampen_ray.simulation.surveys import SURVEYS
+
+CHANGES: dict[str, dict] = {"a": {}, "b": {"galaxies_per_shard": 7}, "c": {"seed": 1}, "d": {"survey": "mine"}}
 
 
 def config(output: Path, **changes: object) -> SimulateConfig:
@@ -33,9 +38,9 @@ def read(dataset: Path | str, split: str = "") -> dict[str, np.ndarray]:
 @pytest.mark.ray
 def test_dataset_is_that_of_the_pure_function(ray_local: None, tmp_path: Path) -> None:
     wanted = config(tmp_path / "dataset", split=SplitConfig(train=0.6, val=0.2))
-    engine.simulate(wanted)
+    simulate(wanted)
     assert validation.validate_dataset(wanted.output) == []
-    expected = simulate_galaxies(wanted, 0, 50)
+    expected = galaxies.simulate(SURVEYS["kids-r"], cutout_size=16, neighbour_fraction=0.2, seed=0, start=0, stop=50)
     found = read(wanted.output)
     assert set(found) == set(expected)
     for name, values in expected.items():
@@ -55,57 +60,72 @@ def test_an_unfinished_dataset_is_completed_and_a_complete_one_left(
 ) -> None:
     wanted = config(tmp_path / "dataset")
 
-    def die_after_the_first(config: SimulateConfig, info: shards.DatasetInfo, parts: list[int]) -> list[int]:
-        engine.simulate_part(config, info, parts[0])
+    def die_after_the_first(what: str, units: list, start: Callable, **_: object) -> None:
+        start(None)(units[0])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "_run", die_after_the_first)
-        engine.simulate(wanted)
+        patch.setattr(units, "run_units", die_after_the_first)
+        simulate(wanted)
     first = shards.part_uri(wanted.output, "train", 0)
     written = Path(first).stat().st_mtime_ns
     with pytest.raises(UserError, match="is not complete"):
         shards.read_dataset_info(wanted.output)
     with pytest.raises(UserError, match=r"another seed \(0, not 1\); nothing was changed"):
-        engine.simulate(dataclasses.replace(wanted, seed=1))
+        simulate(dataclasses.replace(wanted, seed=1))
 
-    engine.simulate(wanted)
+    with caplog.at_level(logging.INFO):
+        simulate(wanted)
+    # What was there before does not count for the rate.
+    assert next(line for line in caplog.messages if line.startswith("simulate: ")) == "simulate: 20/50 galaxies"
     assert Path(first).stat().st_mtime_ns == written
     np.testing.assert_array_equal(read(wanted.output)["object_id"], np.arange(50))
 
-    monkeypatch.setattr(engine, "_run", None)
+    monkeypatch.setattr(units, "run_units", None)
     with caplog.at_level(logging.INFO):
-        engine.simulate(dataclasses.replace(wanted, resources=ResourcesConfig(num_workers=1)))
+        simulate(dataclasses.replace(wanted, resources=TaskResources(num_workers=1)))
     assert "is complete" in caplog.text
     with pytest.raises(UserError, match=r"another num_galaxies \(50, not 60\);|another survey"):
-        engine.simulate(dataclasses.replace(wanted, num_galaxies=60, survey="hsc-g"))
+        simulate(dataclasses.replace(wanted, num_galaxies=60, survey="hsc-g"))
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("irreplaceable")
     with pytest.raises(UserError, match="already holds other files; nothing was changed"):
-        engine.simulate(config(tmp_path))
+        simulate(config(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_shards_do_not_change_the_galaxies_or_the_fingerprint(tmp_path: Path) -> None:
-    datasets = []
-    for per_shard in (7, 20):
-        wanted = config(tmp_path / str(per_shard), num_galaxies=20, galaxies_per_shard=per_shard)
-        info = engine.dataset_info(wanted)
-        counts = [engine.simulate_part(wanted, info, part) for part in range(-(-20 // per_shard))]
-        assert sum(counts) == 20
-        datasets.append((info.fingerprint, read(wanted.output)))
-    assert datasets[0][0] == datasets[1][0]
-    for name, values in datasets[0][1].items():
-        np.testing.assert_array_equal(values, datasets[1][1][name])
-    assert engine.dataset_info(config(tmp_path, seed=1)).fingerprint != engine.dataset_info(config(tmp_path)).fingerprint
+def test_shards_do_not_change_the_galaxies_or_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_here(what: str, units: list, start: Callable, **_: object) -> None:
+        for unit in units:
+            start(None)(unit)
+
+    monkeypatch.setattr(units, "run_units", run_here)
+    # A survey is known by its numbers, not by its name.
+    monkeypatch.setitem(SURVEYS, "mine", dataclasses.replace(SURVEYS["kids-r"], name="mine", band="i"))
+    wanted = [config(tmp_path / name, **changes) for name, changes in CHANGES.items()]
+    for each in wanted:
+        simulate(each)
+    infos = [shards.read_dataset_info(each.output) for each in wanted]
+    assert infos[0].fingerprint == infos[1].fingerprint
+    assert len({info.fingerprint for info in infos}) == 3
+    assert infos[3].bands == ("i",)
+    datasets = [read(each.output) for each in wanted]
+    for name, values in datasets[0].items():
+        np.testing.assert_array_equal(values, datasets[1][name])
 
 
 @pytest.mark.ray
 def test_an_error_of_a_task_is_one_line_for_the_user(ray_local: None, tmp_path: Path) -> None:
     wanted = config(tmp_path / "dataset")
-    claim_output(wanted.output, wanted, {})
-    (tmp_path / "dataset" / "split=train").write_text("a file where a folder should be")
+    with RunFolder.open(wanted.output, "simulate", wanted, {}, complete=shards.DATASET_JSON):
+        (tmp_path / "dataset" / "split=train").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"split=train/part-000000.parquet: "):
-        engine.simulate(wanted)
+        simulate(wanted)
+
+
+def test_an_unknown_survey_is_told_with_the_valid_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"survey: 'kidz-r' is unknown; did you mean 'kids-r'\? give one of hsc-g, "):
+        simulate(config(tmp_path / "d", survey="kidz-r"))
+    assert not (tmp_path / "d").exists()

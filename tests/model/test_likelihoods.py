@@ -5,25 +5,28 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from gampen_ray.model.likelihood import gaussian, negative_log_likelihood, num_outputs, split_outputs, training_loss
+from gampen_ray.model.likelihoods import LIKELIHOODS, FullGaussian
 from tests.parity import golden, needs_parity
+
+FULL = FullGaussian(3)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
 @pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
 def test_loss_is_the_gaussian_density_without_its_constant(family: str, d: int) -> None:
     generator = torch.Generator().manual_seed(d)
-    outputs = torch.randn(20, num_outputs(family, d), generator=generator, dtype=torch.float64)
+    likelihood = LIKELIHOODS[family](d)
+    outputs = torch.randn(20, likelihood.num_outputs, generator=generator, dtype=torch.float64)
     targets = torch.randn(20, d, generator=generator, dtype=torch.float64)
-    mean, scale_tril = gaussian(outputs, d)
+    mean, scale_tril = likelihood.components(outputs)
     oracle = -MultivariateNormal(mean, scale_tril=scale_tril).log_prob(targets)
     constant = 0.5 * d * torch.log(torch.tensor(2 * torch.pi, dtype=torch.float64))
-    torch.testing.assert_close(negative_log_likelihood(outputs, targets), oracle - constant, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(likelihood.loss(outputs, targets), oracle - constant, rtol=1e-12, atol=1e-12)
 
 
 def test_output_order_is_mean_log_diagonal_then_rows_of_the_triangle() -> None:
     outputs = torch.tensor([[1.0, 2.0, 3.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7]], dtype=torch.float64)
-    mean, scale_tril = gaussian(outputs, 3)
+    mean, scale_tril = FULL.components(outputs)
     lower = torch.tensor([[1, 0, 0], [0.5, 1, 0], [0.6, 0.7, 1]], dtype=torch.float64)
     covariance = lower @ torch.diag(torch.exp(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))) @ lower.T
     torch.testing.assert_close(mean[0], torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
@@ -31,20 +34,20 @@ def test_output_order_is_mean_log_diagonal_then_rows_of_the_triangle() -> None:
 
 
 def test_number_of_outputs() -> None:
-    assert [num_outputs(f, 3) for f in ("unit_variance", "diagonal", "full")] == [3, 6, 9]
+    assert [LIKELIHOODS[f](3).num_outputs for f in ("unit_variance", "diagonal", "full")] == [3, 6, 9]
 
 
 def test_gradient_matches_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(4, 9, generator=generator, dtype=torch.float64, requires_grad=True)
     targets = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda o: negative_log_likelihood(o, targets), (outputs,))
+    assert torch.autograd.gradcheck(lambda o: FULL.loss(o, targets), (outputs,))
 
 
 def random_case(family: str, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Raw outputs (20 x P) that take a gradient, and targets (20 x D)."""
     generator = torch.Generator().manual_seed(7)
-    outputs = torch.randn(20, num_outputs(family, d), generator=generator, dtype=torch.float64).requires_grad_()
+    outputs = torch.randn(20, LIKELIHOODS[family](d).num_outputs, generator=generator, dtype=torch.float64).requires_grad_()
     return outputs, torch.randn(20, d, generator=generator, dtype=torch.float64)
 
 
@@ -53,21 +56,13 @@ def gradient(loss_N: torch.Tensor, outputs_NP: torch.Tensor) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
-def test_beta_of_zero_is_the_likelihood(family: str) -> None:
-    outputs, targets = random_case(family)
-    plain, weighted = negative_log_likelihood(outputs, targets), training_loss(outputs, targets, beta=0.0)
-    assert torch.equal(plain, weighted)
-    assert torch.equal(gradient(plain, outputs), gradient(weighted, outputs))
-
-
 @pytest.mark.parametrize("beta", [0.25, 1.0])
 def test_beta_loss_of_the_diagonal_family_is_that_of_seitzer_et_al(beta: float) -> None:
     outputs, targets = random_case("diagonal")
     mean, variance = outputs[:, :3], outputs[:, 3:].exp()
     # Equation 5, for each target.
     oracle = (variance.detach() ** beta * (0.5 * variance.log() + (targets - mean) ** 2 / (2 * variance))).sum(-1)
-    loss = training_loss(outputs, targets, beta=beta)
+    loss = LIKELIHOODS["diagonal"](3).loss(outputs, targets, beta=beta)
     torch.testing.assert_close(loss, oracle, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient(loss, outputs), gradient(oracle, outputs), rtol=1e-12, atol=1e-12)
 
@@ -75,16 +70,16 @@ def test_beta_loss_of_the_diagonal_family_is_that_of_seitzer_et_al(beta: float) 
 def test_beta_of_one_gives_means_of_the_diagonal_family_the_gradient_of_the_squared_error() -> None:
     outputs, targets = random_case("diagonal")
     squared = gradient(0.5 * (targets - outputs[:, :3]).square().sum(-1), outputs)
-    got = gradient(training_loss(outputs, targets, beta=1.0), outputs)
+    got = gradient(LIKELIHOODS["diagonal"](3).loss(outputs, targets, beta=1.0), outputs)
     torch.testing.assert_close(got[:, :3], squared[:, :3], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_gradients_of_the_full_family_are_the_documented_ones(beta: float) -> None:
     outputs, targets = random_case("full")
-    mean, log_diagonal, lower = (x.detach() for x in split_outputs(outputs, 3))
+    mean, log_diagonal, lower = (x.detach() for x in FULL.split(outputs))
     whitened = (torch.linalg.inv(lower) @ (targets - mean).unsqueeze(-1)).squeeze(-1)
-    got = gradient(training_loss(outputs, targets, beta=beta), outputs)
+    got = gradient(FULL.loss(outputs, targets, beta=beta), outputs)
     of_mean = -(torch.linalg.inv(lower).mT @ (torch.exp((beta - 1) * log_diagonal) * whitened).unsqueeze(-1)).squeeze(-1)
     of_diagonal = 0.5 * torch.exp(beta * log_diagonal) * (1 - whitened**2 * torch.exp(-log_diagonal))
     torch.testing.assert_close(got[:, :6], torch.cat([of_mean, of_diagonal], dim=1), rtol=1e-10, atol=1e-10)
@@ -93,17 +88,17 @@ def test_gradients_of_the_full_family_are_the_documented_ones(beta: float) -> No
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_the_mean_gradient_vanishes_at_the_true_distribution(beta: float) -> None:
     outputs = torch.randn(1, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64).requires_grad_()
-    mean, scale_tril = (x[0].detach() for x in gaussian(outputs, 3))
+    mean, scale_tril = (x[0].detach() for x in FULL.components(outputs))
     # Points mean +- sqrt(D) times the columns of the factor have exactly its mean and covariance.
     offsets = 3**0.5 * torch.cat([scale_tril.T, -scale_tril.T])
-    loss = training_loss(outputs.expand(6, -1), mean + offsets, beta=beta).mean()
+    loss = FULL.loss(outputs.expand(6, -1), mean + offsets, beta=beta).mean()
     torch.testing.assert_close(gradient(loss, outputs), torch.zeros(1, 9, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
 def test_mean_only_is_half_the_squared_error(family: str) -> None:
     outputs, targets = random_case(family)
-    loss = training_loss(outputs, targets, beta=0.5, mean_only=True)
+    loss = LIKELIHOODS[family](3).loss(outputs, targets, beta=0.5, mean_only=True)
     torch.testing.assert_close(loss, 0.5 * (targets - outputs[:, :3]).square().sum(-1), rtol=1e-14, atol=0)
     got = gradient(loss, outputs)
     torch.testing.assert_close(got[:, :3], outputs[:, :3].detach() - targets)
@@ -116,9 +111,9 @@ def test_full_covariance_and_gradient_are_those_of_gampen(case: str) -> None:
     arrays = golden("losses.npz")
     outputs = torch.from_numpy(arrays[f"{case}_outputs"]).requires_grad_()
     targets = torch.from_numpy(arrays[f"{case}_targets"])
-    scale_tril = gaussian(outputs, targets.shape[1])[1].detach()
+    scale_tril = FullGaussian(targets.shape[1]).components(outputs)[1].detach()
     assert (scale_tril @ scale_tril.mT).numpy() == pytest.approx(arrays[f"{case}_covmat"], rel=1e-10, abs=1e-12)
-    losses = negative_log_likelihood(outputs, targets)
+    losses = FullGaussian(targets.shape[1]).loss(outputs, targets)
     for reduction in ("mean", "sum"):
         check_loss(getattr(losses, reduction)(), outputs, arrays[f"{case}_{reduction}"], arrays[f"{case}_{reduction}_grad"])
 
@@ -131,7 +126,8 @@ def test_diagonal_and_mse_losses_are_those_of_gampen_up_to_its_mean_over_targets
     for case, factor in ((f"al{dims}", 1 / dims), (f"mse{dims}", 2 / dims)):
         value, gradient = (f"{case}_mean", f"{case}_mean_grad") if case.startswith("al") else (case, f"{case}_grad")
         outputs = torch.from_numpy(arrays[f"{case}_outputs"]).requires_grad_()
-        loss = factor * negative_log_likelihood(outputs, torch.from_numpy(arrays[f"{case}_targets"])).mean()
+        likelihood = LIKELIHOODS["diagonal" if case.startswith("al") else "unit_variance"](dims)
+        loss = factor * likelihood.loss(outputs, torch.from_numpy(arrays[f"{case}_targets"])).mean()
         check_loss(loss, outputs, arrays[value], arrays[gradient])
 
 

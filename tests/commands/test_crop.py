@@ -1,6 +1,7 @@
 """Crops through Ray: folders, interruption, and what the output may hold."""
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from gampen_ray.config import CropConfig
-from gampen_ray.engine import crop as engine
-from gampen_ray.engine.crop import crop
+from gampen_ray.commands.crop import CropConfig, crop
+from gampen_ray.config import ReaderConfig
+from gampen_ray.engine import units
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.crops import Cropper
@@ -58,24 +59,47 @@ def test_every_file_has_a_crop_of_its_name_or_a_reason(config: CropConfig) -> No
     assert "truncated" in reasons["n"]["reason"]
 
 
-def test_interrupted_job_goes_on_and_a_finished_one_is_left(config: CropConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_job_is_continued_and_a_finished_one_is_left(
+    config: CropConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = crop(config)
     # As a run leaves it that was killed in its second batch, of g3, g4, g5 and h.
     (Path(config.output) / "manifest.json").unlink()
     (Path(config.output) / "cutouts" / "g4.fits").unlink()
     before = _written(config.output)
-    assert crop(config)["num_crops"] == whole["num_crops"]
+    with caplog.at_level(logging.INFO):
+        assert crop(config)["num_crops"] == whole["num_crops"]
+    # What was there before does not count for the rate.
+    assert next(line for line in caplog.messages if line.startswith("crop: ")) == "crop: 9/10 files"
     after = _written(config.output)
-    again = {name for name in after if after[name] != before.get(name)}
-    assert again == {"cutouts/g3.fits", "cutouts/g4.fits", "cutouts/g5.fits"}
-    monkeypatch.setattr(engine, "_crop_all", None)
+    assert {name for name in after if after[name] != before.get(name)} == {"cutouts/g4.fits"}
+    monkeypatch.setattr(units, "run_units", None)
     assert crop(config)["num_quarantined"] == 3
     assert _written(config.output) == after
     with pytest.raises(UserError, match=r"another crop_size \(0, not 30\); nothing was changed: give a new folder"):
         crop(dataclasses.replace(config, crop_size=30))
+    # Other pixels in a file of the same name, and one more file.
+    g0, g1 = (Path(config.images) / "cutouts" / f"g{i}.fits" for i in (0, 1))
+    content = g0.read_bytes()
+    g0.write_bytes(g1.read_bytes())
+    with pytest.raises(UserError, match="holds a run on another images; nothing was changed"):
+        crop(config)
+    g0.write_bytes(content)
     (Path(config.images) / "new.fits").write_text("")
     with pytest.raises(UserError, match="holds a run on another images; nothing was changed"):
         crop(config)
+
+
+def test_a_job_may_be_continued_with_other_batches_from_another_folder(config: CropConfig, tmp_path: Path) -> None:
+    crop(config)
+    # As a run leaves it that was killed when all but one batch were done: what is in quarantine stays there.
+    (Path(config.output) / "manifest.json").unlink()
+    for name in ("g2", "g3", "deep/g6"):
+        (Path(config.output) / "cutouts" / f"{name}.fits").unlink()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    manifest = crop(dataclasses.replace(config, images=str(tmp_path / "moved"), batch_size=1))
+    assert (manifest["num_crops"], manifest["num_quarantined"]) == (7, 3)
+    assert sorted(row["object_id"] for row in pq.read_table(f"{config.output}/quarantine").to_pylist()) == ["h", "n", "nan"]
 
 
 def test_mistakes_are_refused_before_anything_is_written(config: CropConfig) -> None:
@@ -93,6 +117,6 @@ def test_mistakes_are_refused_before_anything_is_written(config: CropConfig) -> 
 
 
 def test_nothing_usable_is_one_error_and_leaves_nothing(config: CropConfig) -> None:
-    with pytest.raises(UserError, match=r"none of the 10 files .*\(9 files\), here for cutouts/deep/g6.fits: no HDU 3"):
-        crop(dataclasses.replace(config, hdu=3))
+    with pytest.raises(UserError, match=r"none of the 10 files .*\(9 files\), here for .*/cutouts/deep/g6.fits: no HDU 3"):
+        crop(dataclasses.replace(config, reader=ReaderConfig(hdu=3)))
     assert not [path for path in Path(config.output).rglob("*") if path.is_file()]

@@ -1,6 +1,6 @@
 import dataclasses
-import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,11 +15,12 @@ import ray
 
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import Flag, mixture_from_catalog
-from gampen_ray.config import InferConfig, ResourcesConfig
+from gampen_ray.commands import infer as command
+from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
-from gampen_ray.engine import estimate
-from gampen_ray.engine import infer as engine
-from gampen_ray.engine.infer import infer
+from gampen_ray.engine import cluster
+from gampen_ray.engine import units as engine
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.reports.evaluated import load_evaluated_catalog
@@ -45,7 +46,7 @@ def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
         num_passes=4,
         posterior="mixture",
         # A second actor would only take its time to start.
-        resources=ResourcesConfig(num_workers=1),
+        resources=ActorResources(num_workers=1),
     )
     return dataclasses.replace(base, **fields)
 
@@ -60,7 +61,7 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
     for batch_size, workers in ((64, 2), (1, 1)):
         output = tmp_path / f"{batch_size}-{workers}"
         manifest = infer(
-            config(inputs, output, batch_size=batch_size, resources=ResourcesConfig(num_workers=workers, cpus_per_worker=0.4))
+            config(inputs, output, batch_size=batch_size, resources=ActorResources(num_workers=workers, cpus_per_worker=0.4))
         )
         assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (COUNT, 0)
         tables.append(catalog(output))
@@ -88,25 +89,83 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = config(inputs, tmp_path / "o")
-    real = engine.predicted
-
-    def interrupted(config, bundle, source, units, workers):
-        yield from itertools.islice(real(config, bundle, source, units[:1], workers), 1)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "run_inference", interrupted)
-        infer(wanted)
-    (first,) = (tmp_path / "o" / "catalog").iterdir()
+    first = begun(wanted, monkeypatch)
     written = first.stat().st_mtime_ns
-    assert not (tmp_path / "o" / "manifest.json").exists()
     with pytest.raises(UserError, match=r"another seed \(0, not 1\); nothing was changed: give a new folder"):
         infer(dataclasses.replace(wanted, seed=1))
     assert infer(wanted)["num_galaxies"] == COUNT
     assert first.stat().st_mtime_ns == written
     assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
-    monkeypatch.setattr(engine, "run_inference", None)
+    monkeypatch.setattr(engine, "stream_units", None)
     assert infer(wanted)["num_galaxies"] == COUNT
+
+
+def begun(wanted: InferConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run a job that is interrupted after its first unit; return the file that it leaves."""
+    real = engine.stream_units
+
+    def interrupted(units, *arguments, **options):
+        yield from real(units[:1], *arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "stream_units", interrupted)
+        infer(wanted)
+    (first,) = Path(wanted.output, "catalog").iterdir()
+    assert not Path(wanted.output, "manifest.json").exists()
+    return first
+
+
+@pytest.mark.ray
+def test_a_dataset_divided_otherwise_is_not_continued_with(
+    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    dataset(str(data), {shards.ALL: COUNT}, rows_per_shard=60)
+    wanted = config(inputs, tmp_path / "o", dataset=str(data))
+    begun(wanted, monkeypatch)
+    # The same galaxies, and files of the same names.
+    shutil.rmtree(data)
+    dataset(str(data), {shards.ALL: COUNT}, rows_per_shard=50)
+    with pytest.raises(UserError, match=r"output: .*/o holds a run on another dataset layout; nothing was changed"):
+        infer(wanted)
+    # Elsewhere, the dataset is the same one.
+    dataset(str(tmp_path / "moved"), {shards.ALL: COUNT}, rows_per_shard=60)
+    assert infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "moved")))["num_galaxies"] == COUNT
+
+
+@pytest.mark.ray
+def test_galaxies_are_compared_and_not_only_counted(
+    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = config(inputs, tmp_path / "o")
+    first = begun(wanted, monkeypatch)
+    table = pq.read_table(first)
+    ids = pa.array([1, *table["object_id"].to_pylist()[1:]])
+    pq.write_table(table.set_column(0, table.schema.field(0), ids), first)
+    with pytest.raises(RuntimeError, match=f"/o holds {COUNT} galaxies that are not the {COUNT} of .*: its files were changed"):
+        infer(wanted)
+
+
+@pytest.mark.ray
+def test_precision_is_one_and_recorded(ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config(inputs, tmp_path / "o", posterior="summary")
+    # As on a cluster with GPUs; the workers do as they are told, whatever they have.
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "uses_gpus", lambda resources: True)
+        begun(wanted, patch)
+    with pytest.raises(UserError, match=r"another precision \('bfloat16', not 'float32'\)"):
+        infer(dataclasses.replace(wanted, precision="float32"))
+    assert infer(wanted)["config"]["precision"] == "bfloat16"
+    medians = catalog(tmp_path / "o")["flux_median"].to_numpy()
+    predict = load_bundle(str(inputs / "model")).predict
+    half, whole = (
+        predict(galaxies(COUNT)["image"], num_passes=4, device="cpu", precision=precision).quantile(0.5)[:, 0]
+        for precision in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(medians, half, rtol=1e-4)
+    assert np.abs(medians / whole - 1).max() > 1e-3
+    assert infer(config(inputs, tmp_path / "p"))["config"]["precision"] == "float32"
 
 
 @pytest.mark.ray
@@ -191,7 +250,7 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
 def test_an_estimate_writes_nothing_and_scales(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(estimate, "_SECONDS", 1.0)
+    monkeypatch.setattr(command, "_ESTIMATE_SECONDS", 1.0)
     caplog.set_level("INFO", "gampen_ray")
     result = infer(config(inputs, tmp_path / "o", estimate=True, estimate_workers=64))
     assert not (tmp_path / "o").exists()
@@ -201,24 +260,6 @@ def test_an_estimate_writes_nothing_and_scales(
     written = infer(config(inputs, tmp_path / "o"))["rates"]["bytes_written"]
     assert scaled["output_bytes"] == pytest.approx(written, rel=0.1)
     assert f"estimate for {COUNT} galaxies and 64 workers: " in caplog.text
-
-
-@pytest.mark.parametrize(("workers", "gpus"), [(1, 0), (8, 1), (1000, 1)])
-def test_an_estimate_is_arithmetic(workers: int, gpus: int) -> None:
-    measured = {
-        "galaxies": 1000,
-        "galaxies_per_second": 50.0,
-        "workers": 2,
-        "gpus_per_worker": gpus,
-        "startup_seconds": 36.0,
-        "bytes_read": 4_000,
-        "bytes_written": 1_000,
-    }
-    result = estimate.extrapolate(measured, 10**9, workers)
-    hours = 10**9 / (25 * workers) / 3600 + 0.01
-    assert result["hours"] == pytest.approx(hours)
-    assert result["gpu_hours"] == pytest.approx(hours * workers * gpus)
-    assert (result["input_bytes"], result["output_bytes"]) == (4 * 10**9, 10**9)
 
 
 @pytest.mark.ray

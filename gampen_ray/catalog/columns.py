@@ -1,0 +1,144 @@
+"""The catalogue contract: its columns as one list of name, unit, description, value and type, open to a user's own.
+
+Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gampen_ray.errors import UserError
+from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.plugins import Registry
+from gampen_ray.posterior.summary import Column, Statistics, summary_columns
+
+__all__ = ["COLUMNS", "MIXTURE_MEAN", "MIXTURE_TRIL", "Column", "Rows", "catalog_columns", "register_column"]
+
+MIXTURE_MEAN, MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
+COLUMNS: Registry[Column] = Registry("columns")
+"""Columns that user code registers; a catalogue has those that ``columns`` of `infer` names."""
+
+Value = Callable[["Rows"], Any]
+
+
+def register_column(name: str, *, unit: str, description: str, type: pa.DataType | None = None) -> Callable[[Value], Value]:
+    """Return a decorator of the function that gives a column's N values from `Rows`.
+
+    Parameters
+    ----------
+    name, unit, description, type
+        See `Column`; type left out: float64.
+    """
+
+    def add(value: Value) -> Value:
+        COLUMNS.register(name)(Column(name, unit, description, value, type or pa.float64()))
+        return value
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Statistics):
+    """What the values of N catalogue rows are computed from.
+
+    Parameters
+    ----------
+    mixture
+        Calibrated posteriors.
+    objects
+        Table of N rows with ``object_id`` and, if known, ``ra`` and ``dec``, deg.
+    crop_scale_N
+        Side of the crop over the side of the network's input.
+    image_flags_N
+        Sums of the `Flag` values of the images.
+    """
+
+    objects: pa.Table
+    crop_scale_N: np.ndarray
+    image_flags_N: np.ndarray
+
+    @functools.cached_property
+    def flags_N(self) -> np.ndarray:
+        """Sums of all `Flag` values, those of the posteriors too."""
+        summary = {column.name: column.value(self) for column in summary_columns(self.mixture.targets)}
+        return np.asarray(self.image_flags_N, dtype=np.int64) | posterior_flags(summary, self.mixture.targets)
+
+
+def catalog_columns(
+    targets: TargetSchema,
+    id_type: pa.DataType,
+    num_passes: int = 0,
+    *,
+    mode_centred: bool = False,
+    extra: Sequence[str] = (),
+) -> list[Column]:
+    """Return the columns of a catalogue, in order.
+
+    Parameters
+    ----------
+    targets
+        Targets of the model.
+    id_type
+        Type of ``object_id``: int64 or string.
+    num_passes
+        K if the whole mixture is stored, 0 if not.
+    mode_centred
+        Whether the mode-centred intervals are there too.
+    extra
+        Names of registered columns to add.
+
+    Raises
+    ------
+    UserError
+        If a name of ``extra`` is not registered, or that of another column.
+    """
+    flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
+    scale = "side of the spatial transformer's crop over the side of the network's input"
+    columns = [
+        Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type),
+        Column("ra", "deg", "right ascension (ICRS), null if unknown", lambda rows: _position(rows, "ra")),
+        Column("dec", "deg", "declination (ICRS), null if unknown", lambda rows: _position(rows, "dec")),
+        *summary_columns(targets, mode_centred=mode_centred),
+        Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64)),
+        Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64()),
+    ]
+    if num_passes:
+        dims = len(targets)
+        mean, tril = (pa.list_(pa.float32(), num_passes * size) for size in (dims, dims * (dims + 1) // 2))
+        text = f"component means in standardised space, row-major {num_passes} x {dims}"
+        columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean))
+        text = f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows"
+        columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril))
+    for name in extra:
+        if name in [column.name for column in columns]:
+            raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
+        columns.append(COLUMNS[name])
+    return columns
+
+
+def _object_id(rows: Rows) -> pa.ChunkedArray:
+    ids = rows.objects["object_id"]
+    return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
+
+
+def _position(rows: Rows, name: str) -> pa.Array:
+    if name not in rows.objects.column_names:
+        return pa.nulls(len(rows.objects), pa.float64())
+    values = rows.objects[name].cast(pa.float64()).to_numpy()
+    return pa.array(values, mask=~np.isfinite(values))
+
+
+def _triangles(rows: Rows) -> pa.FixedSizeListArray:
+    row, column = np.tril_indices(len(rows.mixture.targets))
+    return _lists(rows.mixture.scale_tril_NKDD[:, :, row, column])
+
+
+def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:
+    flat_NX = values.to(torch.float32).cpu().flatten(1).contiguous().numpy()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat_NX.reshape(-1)), flat_NX.shape[1])

@@ -1,0 +1,59 @@
+"""Whether a catalogue and its quarantine hold each galaxy of the input once.
+
+Galaxies are compared by the sum of a hash of their identifiers, modulo 2^64: it takes no memory, needs no order, and all but
+certainly differs if any galaxy is missing, doubled or another one.
+"""
+
+import functools
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pandas.util import hash_array
+
+from gampen_ray import storage
+from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
+from gampen_ray.data.sources import Source, Unit
+
+__all__ = ["catalog_contents", "id_sum", "input_id_sum"]
+
+_THREADS = 32
+
+
+def id_sum(ids: Any) -> int:
+    """Return the sum of the hashes of identifiers, integers or texts, of which an Arrow or NumPy array is given."""
+    values = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids)])
+    kind = pa.int64() if pa.types.is_integer(values.type) else pa.string()
+    hash_N: np.ndarray = hash_array(values.cast(kind).to_numpy(), categorize=False)  # type: ignore[operator]
+    return int(hash_N.sum(dtype=np.uint64))
+
+
+def input_id_sum(source: Source, units: Iterable[Unit]) -> int:
+    """Return the `id_sum` of some units; nothing but their identifiers is read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return sum(pool.map(lambda unit: id_sum(source.read_ids(unit)), units)) % 2**64
+
+
+def catalog_contents(output: str) -> tuple[dict[str, int], int]:
+    """Return how many galaxies the catalogue and the quarantine of an inference hold, and the `id_sum` of all of them."""
+    uris = {folder: storage.list_files(storage.join(output, folder), ".parquet") for folder in (CATALOG, QUARANTINE)}
+    with storage.open_input(uris[CATALOG][0]) as file:
+        kind = pq.read_schema(file).field("object_id").type
+    counts, total = {}, 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
+            counts[name] = 0
+            for num_rows, part in pool.map(functools.partial(_file_contents, kind=kind), uris[folder]):
+                counts[name] += num_rows
+                total += part
+    return counts, total % 2**64
+
+
+def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[int, int]:
+    with storage.open_input(uri) as file:
+        ids = pq.read_table(file, columns=["object_id"])["object_id"]
+    # Quarantine holds texts, whatever the identifiers are.
+    return len(ids), id_sum(ids.cast(kind))

@@ -1,0 +1,230 @@
+"""From a unit of input to its catalogue file: read, predict, summarise, write.
+
+A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, whole or not at all. Its quarantine file comes
+first, so the presence of the catalogue's says that the unit is done; a unit that is predicted twice, as after a lost node, is
+written twice with the same content.
+Shape legend: N galaxies, K passes, D targets.
+"""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gampen_ray import storage
+from gampen_ray.catalog.completeness import id_sum
+from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
+from gampen_ray.data import shards
+from gampen_ray.data.sources import Source, Unit
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.predictor import Prediction, Predictor
+from gampen_ray.inference.rates import UnitReceipt
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture, proper
+
+__all__ = ["PredictedUnit", "UnitPredictor", "check_fit", "write_unit"]
+
+logger = logging.getLogger(__name__)
+
+_NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictedUnit:
+    """What is known of a unit's rows but their pixels.
+
+    Parameters
+    ----------
+    name
+        Of the unit.
+    rows
+        ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``mean`` and
+        ``scale_tril``; None if time was over before any was predicted.
+    bytes_read, start, stop, device_seconds
+        As `gampen_ray.inference.rates.UnitReceipt` has them.
+    """
+
+    name: str
+    rows: pa.Table | None
+    bytes_read: int
+    start: float
+    stop: float
+    device_seconds: float
+
+
+class UnitPredictor:
+    """Reads a unit piece by piece and predicts it.
+
+    May be called from several threads: while one waits for storage, decodes or summarises, another has the device.
+
+    Parameters
+    ----------
+    predict
+        The model on its device.
+    source
+        Where units come from.
+    seconds
+        What comes later than so long after the start is not predicted; None: everything is.
+    count
+        Given the galaxies, bytes_read and device_seconds of each piece.
+    """
+
+    def __init__(
+        self, predict: Predictor, source: Source, *, seconds: float | None = None, count: Callable[..., None] | None = None
+    ) -> None:
+        self._predict, self._source, self._count = predict, source, count
+        self._device = threading.Lock()
+        self._deadline = None if seconds is None else time.monotonic() + seconds
+
+    def __call__(self, unit: Unit) -> PredictedUnit:
+        """Return the posteriors of a unit's rows."""
+        start, device_seconds, bytes_read = time.time(), 0.0, 0
+        parts = []
+        for rows, num_bytes in () if self._is_over() else self._source.read(unit, self._predict.batch_size):
+            with self._device:
+                began = time.monotonic()
+                if self._is_over():
+                    break
+                prediction = self._predict(rows["image"])
+                seconds = time.monotonic() - began
+            parts.append(_table(rows, prediction))
+            device_seconds, bytes_read = device_seconds + seconds, bytes_read + num_bytes
+            if self._count:
+                self._count(galaxies=len(rows["reason"]), bytes_read=num_bytes, device_seconds=seconds)
+        return PredictedUnit(
+            name=unit.name,
+            rows=pa.concat_tables(parts) if parts else None,
+            bytes_read=bytes_read,
+            start=start,
+            stop=time.time(),
+            device_seconds=device_seconds,
+        )
+
+    def _is_over(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+
+def write_unit(
+    unit: PredictedUnit,
+    *,
+    output: str | None,
+    targets: TargetSchema,
+    store_mixture: bool,
+    mode_centred: bool,
+    write_summary: Callable[[str, pa.Table, Mixture], None] | None = None,
+) -> UnitReceipt:
+    """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last.
+
+    Parameters
+    ----------
+    unit
+        From `UnitPredictor`.
+    output
+        Folder of the catalogue; None: nothing is written.
+    targets
+        Of the model.
+    store_mixture, mode_centred
+        Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
+    write_summary
+        Writes another summary of the rows in the catalogue: given the unit's name, the rows and their posteriors.
+    """
+    counts = {"num_rows": 0, "num_quarantined": 0, "id_sum": 0, "bytes_written": 0}
+    if unit.rows is not None:
+        reason_N = unit.rows["reason"].to_numpy()
+        good_M = np.flatnonzero(reason_N == "")
+        rows = unit.rows.take(pa.array(good_M))
+        mixture = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets)
+        columns: dict[str, Any] = {"crop_scale_N": rows["crop_scale"].to_numpy(), "flags_N": rows["flags"].to_numpy()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            catalog = catalog_table(rows, mixture, **columns, store_mixture=store_mixture, mode_centred=mode_centred)
+        if (bad_M := (fault_M := _faults(catalog)) != "").any():
+            reason_N[good_M[bad_M]] = fault_M[bad_M]
+            kept = pa.array(~bad_M)
+            catalog, rows, mixture = catalog.filter(kept), rows.filter(kept), mixture[~bad_M]
+        wrong = {name: unit.rows[name].to_numpy()[reason_N != ""].astype(str) for name in ("object_id", "source")}
+        num_wrong = len(wrong["object_id"])
+        content = part_content(catalog)
+        counts = {
+            "num_rows": len(unit.rows),
+            "num_quarantined": num_wrong,
+            "id_sum": id_sum(unit.rows["object_id"]),
+            "bytes_written": content.size,
+        }
+        if output is not None:
+            if write_summary:
+                write_summary(unit.name, rows, mixture)
+            if num_wrong:
+                texts = zip(wrong["object_id"], wrong["source"], reason_N[reason_N != ""], strict=True)
+                shards.write_quarantine(storage.join(output, QUARANTINE, unit.name), texts)
+            storage.write_bytes_atomic(storage.join(output, CATALOG, unit.name), content)
+    times = {name: getattr(unit, name) for name in ("bytes_read", "start", "stop", "device_seconds")}
+    return UnitReceipt(**counts, **times)
+
+
+def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_passes: int, seed: int) -> None:
+    """See that a model can predict a dataset, and log how pixels are converted.
+
+    Raises
+    ------
+    UserError
+        If the model has no dropout for several passes, or the dataset has another number of bands.
+    """
+    ThinnedNetworks(bundle.network, num_passes, seed)
+    expected = bundle.images.bands
+    if len(info.bands) != len(expected):
+        raise UserError(
+            f"dataset: {dataset} has the bands {', '.join(info.bands)}, but the bundle was trained on "
+            f"{', '.join(expected)}; use a dataset with these bands"
+        )
+    if info.bands != expected:
+        logger.warning("the bundle was trained on the bands %s, the dataset has %s", ", ".join(expected), ", ".join(info.bands))
+    for line in bundle.images.conversions(zero_point_mag=info.zero_point_mag, pixel_scale_arcsec=info.pixel_scale_arcsec):
+        logger.info(line)
+
+
+def _table(rows: dict[str, np.ndarray], prediction: Prediction) -> pa.Table:
+    # As they are stored: a number that only float64 can hold is none here.
+    mean_NKD, scale_tril_NKDD = prediction.mixture.mean_NKD.float(), prediction.mixture.scale_tril_NKDD.float()
+    usable_N = prediction.usable_N & proper(mean_NKD, scale_tril_NKDD).numpy()
+    reason_N = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
+    flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
+    flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
+    columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows}
+    columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
+    columns["mean"] = _tensor_array(mean_NKD)
+    columns["scale_tril"] = _tensor_array(scale_tril_NKDD)
+    return pa.table(columns)
+
+
+def _faults(catalog: pa.Table) -> np.ndarray:
+    """Return why a row cannot be in a catalogue, N texts, empty for a good one: a summary that is not finite."""
+    fault_N = np.full(len(catalog), "", dtype=object)
+    for name in catalog.column_names:
+        column = catalog[name].combine_chunks()
+        if name in ("ra", "dec") or not len(column):
+            continue
+        if pa.types.is_fixed_size_list(column.type):
+            finite_N = np.isfinite(column.flatten().to_numpy()).reshape(len(column), -1).all(axis=1)
+        elif pa.types.is_floating(column.type):
+            finite_N = np.isfinite(column.to_numpy())
+        else:
+            continue
+        fault_N[(fault_N == "") & ~finite_N] = f"the posterior is too wide: {name} is not a finite number"
+    return fault_N
+
+
+def _tensor_array(values: torch.Tensor) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(values.contiguous().numpy())
+
+
+def _tensor(column: pa.ChunkedArray) -> torch.Tensor:
+    return torch.from_numpy(column.combine_chunks().to_numpy_ndarray().astype(np.float64))

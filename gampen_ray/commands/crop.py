@@ -1,0 +1,201 @@
+"""The `crop` verb: image files in, their learned crops out, a batch of files at a time on every worker.
+
+A crop has its file's name below the output folder. A file is done when it has a crop or is in quarantine.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import threading
+import time
+import typing
+from typing import Any
+
+import pydantic
+
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import ActorResources, ReaderConfig
+from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.errors import UserError
+
+if typing.TYPE_CHECKING:
+    from gampen_ray.engine.resources import Workers
+    from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.inference.crops import Cropper
+
+__all__ = ["CropConfig", "crop"]
+
+logger = logging.getLogger(__name__)
+
+_READ_THREADS = 8
+
+
+@config_class
+class CropConfig:
+    """Write the spatial transformer's crop of every FITS cutout of a folder as FITS, with its flux and WCS carried through."""
+
+    bundle: str
+    """Model bundle (or the run folder that holds it) with a spatial transformer: a folder or s3:// URI."""
+    images: str
+    """Folder or s3:// prefix of FITS cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
+    scale and flux unit."""
+    output: str
+    """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
+    pattern: str = "*.fits*"
+    """Which files below `images` are taken."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files are read; filled pixels are filled in the crop, too."""
+    crop_size: int = pydantic.Field(default=0, ge=0)
+    """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: as the network sees them."""
+    oversampling: int = pydantic.Field(default=0, ge=0, le=64)
+    """Each pixel is the mean of this many bilinear samples a side. 1: the network's own samples, which on a grid coarser than
+    the file's change the flux of a star by some percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
+    batch_size: int = pydantic.Field(default=64, ge=1)
+    """Files read, cropped and written at a time by one worker."""
+    resources: ActorResources = default(ActorResources)
+    """What the job asks of Ray."""
+
+    def __post_init__(self) -> None:
+        self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
+
+
+@verb("crop")
+def crop(config: CropConfig) -> dict[str, Any]:
+    """Write the learned crop of every FITS cutout of a folder and return the manifest.
+
+    An unfinished job of the same config is continued; a finished one is left as it is.
+
+    Raises
+    ------
+    UserError
+        If the bundle has no spatial transformer, the output holds another run, or no file can be cropped.
+    """
+    from gampen_ray import storage
+    from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray.data import quarantine, shards
+    from gampen_ray.data.ingest_plan import matching_files
+    from gampen_ray.inference.bundle import bundle_digest, load_bundle
+    from gampen_ray.provenance import content_fingerprint, provenance
+    from gampen_ray.run_folder import RunFolder, files_identity
+
+    folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
+    config = replace(config, **folders)
+    bundle, digest = load_bundle(config.bundle), bundle_digest(config.bundle)
+    _cropper(config, bundle, digest)
+    if f"{config.output}/".startswith(f"{config.images}/"):
+        raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
+    uris = matching_files(config.images, config.pattern)
+    names = {uri.removeprefix(config.images).strip("/") for uri in uris}
+    inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(uris)}, sorted(names))}
+    with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
+        if folder.is_complete:
+            logger.info("%s is complete; nothing to do", config.output)
+            return storage.read_json(folder.path(MANIFEST))
+        began = time.monotonic()
+        _crop_all(config, sorted(names - _done(config.output, names)), len(names), digest)
+        if missing := names - _done(config.output, names):
+            raise RuntimeError(f"{len(missing)} files have neither a crop nor a reason, one is {missing.pop()}")
+        reasons = quarantine.read_quarantine(config.output)
+        folder.check_lock()
+        if len(reasons) == len(names):
+            # Nothing is lost, and the next attempt may have other settings.
+            storage.delete(folder.path(shards.QUARANTINE))
+            folder.release_claim()
+            raise quarantine.nothing_usable(f"images: none of the {len(reasons):,} files can be cropped", reasons, "files")
+        manifest = {
+            "num_crops": len(names) - len(reasons),
+            "num_quarantined": len(reasons),
+            "seconds": round(time.monotonic() - began, 1),
+            "config": to_dict(config),
+            "inputs": inputs,
+            "bundle_provenance": bundle.provenance,
+            "provenance": provenance(),
+        }
+        storage.write_json(folder.path(MANIFEST), manifest)
+    logger.info("wrote %s: %s crops, %s files in quarantine", config.output, manifest["num_crops"], len(reasons))
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Files that are cropped together."""
+
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of their quarantine file: from their names, as an attempt with another batch size makes other batches."""
+        return f"part-{hashlib.blake2b(chr(0).join(self.files).encode(), digest_size=8).hexdigest()}.parquet"
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.files)
+
+
+def _crop_all(config: CropConfig, names: list[str], total: int, digest: str) -> None:
+    from gampen_ray.engine.units import run_units
+
+    num_bad = 0
+
+    def receive(bad: int, _: "Workers") -> str:
+        nonlocal num_bad
+        num_bad += bad
+        return f"{num_bad:,} in quarantine" if num_bad else ""
+
+    batches = [_Batch(tuple(names[i : i + config.batch_size])) for i in range(0, len(names), config.batch_size)]
+    start = functools.partial(_Crop, config, digest)
+    run_units("crop", batches, start, total=total, noun="files", resources=config.resources, receive=receive)
+
+
+class _Crop:
+    """Crops the files of a batch; called from two threads, so that one reads and writes while the other computes."""
+
+    def __init__(self, config: CropConfig, digest: str, workers: "Workers") -> None:
+        import torch
+
+        from gampen_ray.inference.bundle import load_bundle
+
+        torch.set_num_threads(workers.threads)
+        self._config, self._lock = config, threading.Lock()
+        self._crop = _cropper(config, load_bundle(config.bundle), digest, "cuda" if workers.gpus else "cpu")
+
+    def __call__(self, batch: _Batch) -> int:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from gampen_ray import storage
+        from gampen_ray.data import shards
+        from gampen_ray.data.cutouts import CutoutError, stem
+        from gampen_ray.data.ingest_plan import file_content
+
+        uris = [storage.join(self._config.images, name) for name in batch.files]
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            contents = list(pool.map(file_content, uris))
+        with self._lock:
+            crops = self._crop(batch.files, contents)
+        bad = []
+        for name, uri, result in zip(batch.files, uris, crops, strict=True):
+            if isinstance(result, CutoutError):
+                bad.append((stem(name), uri, str(result)))
+            else:
+                storage.write_bytes_atomic(storage.join(self._config.output, name), result)
+        if bad:
+            shards.write_quarantine(storage.join(self._config.output, shards.QUARANTINE, batch.name), bad)
+        return len(bad)
+
+
+def _cropper(config: CropConfig, bundle: "Bundle", digest: str, device: str = "cpu") -> "Cropper":
+    from gampen_ray.inference.crops import Cropper
+
+    size = {"crop_size": config.crop_size, "oversampling": config.oversampling}
+    return Cropper(bundle, digest, **size, reader=config.reader, device=device)
+
+
+def _done(output: str, names: set[str]) -> set[str]:
+    """Return which files have a crop or are in quarantine, under the folder where they lay then."""
+    from gampen_ray import storage
+    from gampen_ray.data.quarantine import read_quarantine
+
+    crops = {uri.removeprefix(output).strip("/") for uri in storage.list_files(output)} & names
+    sources = (source.split("/") for source, _ in read_quarantine(output))
+    return crops | {next(name for i in range(len(parts)) if (name := "/".join(parts[i:])) in names) for parts in sources}

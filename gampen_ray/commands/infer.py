@@ -1,0 +1,314 @@
+"""The `infer` verb: from a model and cutouts to a catalogue, a unit of work at a time on every worker.
+
+Each unit becomes one catalogue file of a name that depends on the input alone (`gampen_ray.catalog.prediction`): the presence
+of that file says that the unit is done. Nothing else has to be kept, for any number of rows, and whatever was killed leaves
+whole files only.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+
+from gampen_ray.commands.registry import verb
+from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
+from gampen_ray.config.parts import GALAXIES_PER_FILE, ActorResources, ReaderConfig
+
+if TYPE_CHECKING:
+    from gampen_ray.catalog.prediction import UnitPredictor
+    from gampen_ray.data.sources import Source, Unit
+    from gampen_ray.engine.resources import Workers
+    from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_ESTIMATE_SECONDS = 30.0
+# More than the fastest device ends in that time.
+_ESTIMATE_UNITS_PER_WORKER = 400
+_COUNTERS = {
+    "galaxies": "Galaxies predicted.",
+    "passes": "Monte Carlo dropout passes, summed over galaxies.",
+    "bytes_read": "Bytes of the input read, as stored.",
+    "device_seconds": "Time in which the device worked, seconds.",
+}
+
+
+@config_class
+class InferConfig:
+    """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
+
+    bundle: str
+    """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
+    dataset: str
+    """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
+    output: str
+    """Folder to create: catalog/, quarantine/ and manifest.json."""
+    reader: ReaderConfig = default(ReaderConfig)
+    """How the files of a folder of cutouts are read."""
+    split: Literal["", "train", "val", "test"] = ""
+    """Predict this split alone; empty: all rows."""
+    num_passes: int = pydantic.Field(default=32, ge=1)
+    """Monte Carlo dropout passes per galaxy."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
+    batch_size: int = pydantic.Field(default=0, ge=0)
+    """Galaxies per forward pass, which changes no result. 0: as many as fit the device."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network behind the spatial transformer, the same for the whole catalogue. auto: bfloat16 on GPUs, float32 on CPUs;
+    a job that is continued keeps the one it began with."""
+    galaxies_per_file: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
+    """Galaxies per catalogue file at most, the unit of work that a killed job repeats; a file never spans two input shards, and
+    small inputs are cut finer."""
+    posterior: Literal["summary", "mixture"] = "summary"
+    """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
+    mode_centred: bool = False
+    """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
+    catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
+    """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
+    `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
+    gampen/summary.csv with GaMPEN's columns; the mixture is stored then in any case."""
+    gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
+    """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
+    estimate: bool = False
+    """Only measure: predict for 30 s, write nothing, and print galaxies/s, hours, GPU-hours and the size of the output."""
+    estimate_workers: Annotated[int, Needs("estimate", True)] = pydantic.Field(default=0, ge=0)
+    """Workers of the cluster that the estimate is for; 0: those of this one."""
+    resources: ActorResources = default(ActorResources)
+    """What the job asks of Ray."""
+
+    def __post_init__(self) -> None:
+        self.reader.refuse("bands")
+
+
+@verb("infer")
+def infer(config: InferConfig) -> dict[str, Any]:
+    """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
+
+    An unfinished job of the same config is continued; a finished one is left as it is.
+
+    Raises
+    ------
+    UserError
+        If bundle and dataset do not fit, the output holds another run, or the cluster is too small.
+    """
+    from gampen_ray import storage
+    from gampen_ray.catalog.hats import check_hats
+    from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray.catalog.prediction import check_fit
+    from gampen_ray.data.sources import layout_identity, open_source
+    from gampen_ray.engine.cluster import uses_gpus
+    from gampen_ray.engine.session import ray_session
+    from gampen_ray.gampen.summary_files import PARTS
+    from gampen_ray.inference.bundle import bundle_digest, load_bundle
+    from gampen_ray.inference.predictor import settled_precision
+    from gampen_ray.provenance import provenance
+    from gampen_ray.run_folder import RunFolder
+
+    uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
+    config = replace(config, **uris)
+    bundle = load_bundle(config.bundle)
+    images = bundle.images
+    source, units = open_source(
+        config.dataset,
+        split=config.split,
+        reader=config.reader,
+        bands=images.bands,
+        size=images.size,
+        unit_rows=config.galaxies_per_file,
+    )
+    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, units)
+    if config.estimate:
+        return _estimate(config, bundle, source, units)
+    inputs = {
+        "bundle": bundle_digest(config.bundle),
+        "dataset": source.info.fingerprint,
+        "dataset layout": layout_identity(source, config.dataset, units),
+    }
+    began, precision = time.time(), _recorded_precision(config)
+    with contextlib.ExitStack() as stack:
+        run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
+        if precision == "auto" and RunFolder.check(config=config, **run) == "free":
+            # The same for all workers, now and after an interruption.
+            stack.enter_context(ray_session())
+            precision = settled_precision("auto", gpu=uses_gpus(config.resources))
+        config = replace(config, precision=precision)
+        folder = stack.enter_context(RunFolder.open(config=config, **run))
+        manifest_uri = folder.path(MANIFEST)
+        if folder.is_complete:
+            logger.info("%s is complete; nothing to do", config.output)
+            return storage.read_json(manifest_uri)
+        rates, id_sum = _predict_all(config, folder, bundle, source, units, began)
+        manifest = {
+            **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
+            "rates": rates,
+            "config": to_dict(config),
+            "calibration_scale": bundle.calibration_scale_D.tolist(),
+            "inputs": inputs,
+            "bundle_provenance": bundle.provenance,
+            "provenance": provenance(),
+        }
+        folder.check_lock()
+        storage.write_json(manifest_uri, manifest)
+        storage.delete(folder.path(PARTS))
+    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
+    return manifest
+
+
+def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:
+    """Return the precision that is asked for, for ``auto`` that of the run in the output folder if there is one."""
+    from gampen_ray import storage
+    from gampen_ray.run_folder import RUN_FILE
+
+    run = storage.join(config.output, RUN_FILE)
+    if config.precision != "auto" or not storage.exists(run):
+        return config.precision
+    return storage.read_json(run)["config"].get("precision", "auto")
+
+
+def _predict_all(
+    config: InferConfig, folder: "RunFolder", bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
+) -> tuple[dict[str, Any], int]:
+    """Predict the units that are not there yet; return at what rate, and the sum of all identifiers (`id_sum`) of the input."""
+    from gampen_ray import storage
+    from gampen_ray.catalog.completeness import input_id_sum
+    from gampen_ray.catalog.parquet import CATALOG
+    from gampen_ray.engine.units import run_units
+    from gampen_ray.inference.rates import Rates, UnitReceipt
+
+    there = {uri.rpartition("/")[2] for uri in storage.list_files(folder.path(CATALOG), ".parquet")}
+    todo = [unit for unit in units if unit.name not in there]
+    total = input_id_sum(source, [unit for unit in units if unit.name in there])
+    rates = Rates(config.num_passes, began)
+
+    def receive(receipt: UnitReceipt, workers: "Workers") -> str:
+        nonlocal total
+        folder.check_lock()
+        total = (total + receipt.id_sum) % 2**64
+        rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
+        return rates.text()
+
+    run_units(
+        "infer",
+        todo,
+        functools.partial(_start, config, source, None),
+        total=sum(unit.num_rows for unit in units),
+        noun="galaxies",
+        resources=config.resources,
+        write=_writer(config, bundle, config.output),
+        receive=receive,
+    )
+    measured = rates.to_dict()
+    if measured:
+        speed = measured["galaxies_per_second"]
+        logger.info("without %.0f s of start-up: %.4g galaxies/s, %s", measured["startup_seconds"], speed, rates.text())
+    return measured, total
+
+
+def _start(config: InferConfig, source: "Source", seconds: float | None, workers: "Workers") -> "UnitPredictor":
+    """Load the model on a worker; see `gampen_ray.engine.units.run_units`."""
+    import torch
+
+    from gampen_ray.catalog.prediction import UnitPredictor
+    from gampen_ray.engine.units import counters
+    from gampen_ray.inference.bundle import load_bundle
+    from gampen_ray.inference.predictor import Predictor
+
+    torch.set_num_threads(workers.threads)
+    torch.backends.cudnn.benchmark = True
+    predict = Predictor(
+        load_bundle(config.bundle),
+        num_passes=config.num_passes,
+        seed=config.seed,
+        device="cuda" if workers.gpus else "cpu",
+        precision=config.precision,
+        batch_size=config.batch_size,
+        zero_point_mag=source.info.zero_point_mag,
+        pixel_scale_arcsec=source.info.pixel_scale_arcsec,
+    )
+    count = counters("gampen_ray_infer", _COUNTERS)
+    return UnitPredictor(predict, source, seconds=seconds, count=count)
+
+
+def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
+    """Return what summarises and writes the units that workers have predicted; ``output`` None: it writes nothing."""
+    from gampen_ray.catalog.prediction import write_unit
+    from gampen_ray.gampen.summary_files import write_part
+
+    write_summary = None
+    if config.catalog_format == "gampen":
+        magnitudes = {"zero_point_mag": bundle.images.zero_point_mag, "gampen_magnitudes": config.gampen_magnitudes}
+        write_summary = functools.partial(write_part, output=output, **magnitudes)
+    return functools.partial(
+        write_unit,
+        output=output,
+        targets=bundle.targets,
+        store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
+        mode_centred=config.mode_centred,
+        write_summary=write_summary,
+    )
+
+
+def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, int]:
+    """Check that each galaxy of the input is there once, write the catalogue's other formats, and return its counts."""
+    from gampen_ray.catalog.completeness import catalog_contents
+    from gampen_ray.catalog.hats import write_hats
+    from gampen_ray.gampen.summary_files import write_files
+
+    counts, found = catalog_contents(config.output)
+    if (sum(counts.values()), found) != (num_rows, id_sum):
+        raise RuntimeError(
+            f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
+            "were changed; run infer again with a new folder as output"
+        )
+    if config.catalog_format == "gampen":
+        write_files(config.output, bundle.targets, config.num_passes, config.seed)
+    if config.catalog_format == "hats":
+        counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
+    return counts
+
+
+def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]") -> dict[str, Any]:
+    """Predict for half a minute, write nothing, and return and log what the whole input will take."""
+    from gampen_ray.engine.cluster import cluster_workers
+    from gampen_ray.engine.session import ray_session
+    from gampen_ray.engine.units import stream_units
+    from gampen_ray.errors import UserError
+    from gampen_ray.inference.rates import Rates, extrapolate
+
+    rates = Rates(config.num_passes, time.time())
+    with ray_session():
+        workers = cluster_workers(config.resources)
+        # Those that have to wait for nodes would be measured as idle.
+        workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
+        some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
+        start, write = functools.partial(_start, config, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
+        for _, receipt in stream_units(some, start, workers, write=write):
+            # What comes when the time is over is empty.
+            if receipt.num_rows:
+                rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
+    measured, total = rates.to_dict(), sum(unit.num_rows for unit in units)
+    if not measured:
+        raise UserError(
+            f"estimate: no galaxy of {config.dataset} was predicted in {_ESTIMATE_SECONDS:g} s; give smaller --num-passes"
+        )
+    result = extrapolate(measured, total, config.estimate_workers or workers.count)
+    speed = measured["galaxies_per_second"]
+    logger.info("measured with %s workers: %.4g galaxies/s, %s", workers.count, speed, rates.text())
+    logger.info(
+        "estimate for %s galaxies and %s workers: %.3g galaxies/s, %.3g hours, %.3g GPU-hours, catalogue of %.3g GB",
+        f"{total:,}",
+        result["workers"],
+        result["galaxies_per_second"],
+        result["hours"],
+        result["gpu_hours"],
+        result["output_bytes"] / 1e9,
+    )
+    return {"measured": measured, "estimate": result}

@@ -1,0 +1,168 @@
+"""The `ingest` verb: a plan for all rows, of which each task on Ray reads some files and writes its own shards."""
+
+import dataclasses
+import functools
+import logging
+import typing
+from collections import Counter
+
+import pydantic
+
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import CutoutsConfig, TaskResources
+from gampen_ray.config.base import config_class, default, replace
+from gampen_ray.config.parts import GALAXIES_PER_FILE
+
+if typing.TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gampen_ray.data.shards import DatasetInfo
+    from gampen_ray.engine.resources import Workers
+
+__all__ = ["IngestConfig", "IngestSummary", "ingest"]
+
+logger = logging.getLogger(__name__)
+
+# Reading cutouts waits for storage more than it computes.
+_CPUS_PER_TASK = 0.5
+_RECEIPTS = "ingest"
+"""Folder of an unfinished ingest: a file with the counts of each finished part, which may have no shard of a split."""
+
+
+@config_class
+class IngestConfig(CutoutsConfig):
+    """Turn cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
+
+    output: str
+    """Dataset to create: a folder or s3:// URI."""
+    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
+    """Galaxies per Parquet file."""
+    resources: TaskResources = default(TaskResources)
+    """What the job asks of Ray."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IngestSummary:
+    """What became of the catalogue's rows.
+
+    Parameters
+    ----------
+    dataset
+        URI of the dataset.
+    num_rows
+        Usable galaxies by split, or under ``"all"``.
+    num_quarantined
+        Rows in quarantine.
+    reasons
+        Rows in quarantine by kind of reason, the most common first.
+    """
+
+    dataset: str
+    num_rows: dict[str, int]
+    num_quarantined: int
+    reasons: dict[str, int]
+
+
+@verb("ingest")
+def ingest(config: IngestConfig) -> IngestSummary:
+    """Turn cutouts and a catalogue into a dataset of cutout shards.
+
+    An interrupted ingest is continued; a finished one with the same config, catalogue and files is left as it is.
+
+    Raises
+    ------
+    UserError
+        For a mistake in the config or the catalogue, an output that holds something else, or if no row can be used.
+    """
+    from gampen_ray import storage
+    from gampen_ray.data import ingest_plan, quarantine, shards
+    from gampen_ray.run_folder import RunFolder
+
+    config = replace(
+        config,
+        images=storage.absolute(config.images),
+        output=storage.absolute(config.output),
+        catalog=storage.absolute(config.catalog) if config.catalog else "",
+    )
+    rows, info = ingest_plan.plan(config)
+    inputs, moving = {"images or catalog": info.fingerprint}, ("images", "catalog")
+    with RunFolder.open(config.output, "ingest", config, inputs, complete=shards.DATASET_JSON, ignored=moving) as folder:
+        if folder.is_complete:
+            logger.info("%s is complete; nothing to do", config.output)
+            info = shards.read_dataset_info(config.output)
+        else:
+            counts = _pack_all(config, rows, info)
+            num_bad = counts.pop(shards.QUARANTINE)
+            folder.check_lock()
+            if not counts.total():
+                bad = quarantine.read_quarantine(config.output)
+                # Nothing is lost, and the next attempt may have other settings.
+                for name in (shards.QUARANTINE, _RECEIPTS):
+                    storage.delete(folder.path(name))
+                folder.release_claim()
+                raise quarantine.nothing_usable(f"images: none of the {num_bad:,} rows can be used", bad, "rows")
+            info = dataclasses.replace(info, num_rows=dict(counts), num_quarantined=num_bad)
+            shards.write_dataset_info(config.output, info)
+        storage.delete(folder.path(_RECEIPTS))
+    reasons = quarantine.reason_kinds(reason for _, reason in quarantine.read_quarantine(config.output))
+    logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, sum(info.num_rows.values()), info.num_quarantined)
+    for reason, count in reasons.most_common(5):
+        logger.info("  %s in quarantine: %s", count, reason)
+    return IngestSummary(
+        dataset=config.output,
+        num_rows=info.num_rows,
+        num_quarantined=info.num_quarantined,
+        reasons=dict(reasons.most_common()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Rows of the plan, as an Arrow stream, that become the shards of one number."""
+
+    index: int
+    num_rows: int
+    rows: bytes
+
+    @property
+    def name(self) -> str:
+        return f"part-{self.index:06d}.json"
+
+
+def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> Counter[str]:
+    """Write all shards that are not there and return the number of rows of each split and in quarantine."""
+    from gampen_ray import storage
+    from gampen_ray.data import ingest_plan, shards
+    from gampen_ray.engine.units import run_units
+
+    receipts = {uri.rpartition("/")[2]: uri for uri in storage.list_files(storage.join(config.output, _RECEIPTS))}
+    splits = shards.SPLITS if config.targets else (shards.ALL,)
+    counts: Counter[str] = Counter(dict.fromkeys((*splits, shards.QUARANTINE), 0))
+    parts = []
+    for index, start in enumerate(range(0, len(rows), config.galaxies_per_shard)):
+        some = rows.slice(start, config.galaxies_per_shard)
+        part = _Part(index, len(some), ingest_plan.to_bytes(some))
+        if part.name in receipts:
+            counts.update(storage.read_json(receipts[part.name]))
+        else:
+            parts.append(part)
+
+    def receive(done: dict[str, int], _: "Workers") -> str:
+        counts.update(done)
+        bad = counts[shards.QUARANTINE]
+        return f"{bad:,} in quarantine" if bad else ""
+
+    pack = functools.partial(_pack, config=config, info=info)
+    job = {"total": len(rows), "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
+    run_units("ingest", parts, lambda _: pack, receive=receive, **job)
+    return counts
+
+
+def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str, int]:
+    from gampen_ray import storage
+    from gampen_ray.data import ingest_plan
+
+    rows = ingest_plan.from_bytes(part.rows)
+    counts = dict(ingest_plan.pack(rows, part.index, output=config.output, reader=config.reader, info=info))
+    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), counts)
+    return counts

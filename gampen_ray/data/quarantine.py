@@ -1,0 +1,46 @@
+"""What became of rows and files that cannot be used: their reasons, read back from the files of a quarantine folder."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from gampen_ray import storage
+from gampen_ray.data import shards
+from gampen_ray.errors import UserError
+
+__all__ = ["nothing_usable", "read_quarantine", "reason_kinds"]
+
+
+def read_quarantine(folder: str) -> list[tuple[str, str]]:
+    """Return source and reason of every row in the quarantine of a dataset or output folder."""
+    rows: list[tuple[str, str]] = []
+    for uri in storage.list_files(storage.join(folder, shards.QUARANTINE), ".parquet"):
+        table = shards.read_shard(uri, ["source", "reason"])
+        rows += zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    return rows
+
+
+def reason_kinds(reasons: Iterable[str]) -> Counter[str]:
+    """Return how many reasons there are of each kind, which leaves out numbers and all behind a colon."""
+    return Counter(map(_kind, reasons))
+
+
+def nothing_usable(claim: str, rows: Sequence[tuple[str, str]], noun: str) -> UserError:
+    """Return an error with the most common reason and one of its sources.
+
+    Parameters
+    ----------
+    claim
+        What the error says first, e.g. ``"images: none of the 3 files can be cropped"``.
+    rows
+        Sources and reasons.
+    noun
+        What the rows are.
+    """
+    ((common, count),) = reason_kinds(reason for _, reason in rows).most_common(1)
+    source, reason = min(row for row in rows if _kind(row[1]) == common)
+    return UserError(f"{claim}; the most common reason ({count:,} {noun}), here for {source}: {reason}")
+
+
+def _kind(reason: str) -> str:
+    return re.sub(r"\d[\d,.]*", "N", reason.partition(":")[0])

@@ -1,0 +1,86 @@
+"""From the content of a file to a cutout: the contract of a reader, and the readers by name of their format.
+
+A reader is a class in a file of this folder, or in a module of your own (`gampen_ray.plugins`), registered in `READERS`.
+"""
+
+import gzip
+import io
+import zlib
+from typing import Protocol
+
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.readers.fits import FitsReader
+from gampen_ray.plugins import Registry
+
+__all__ = ["READERS", "CutoutReader", "chosen_readers", "read_cutout"]
+
+_HEAD_BYTES = 1024
+_CHUNK_BYTES = 1 << 20
+
+
+class CutoutReader(Protocol):
+    """Reads the files of one format."""
+
+    def reads(self, name: str, head: bytes) -> bool:
+        """Return whether a file has this format, by its name without ``.gz`` and its first kilobyte, decompressed."""
+        ...
+
+    def read(self, data: bytes, config: ReaderConfig) -> Cutout:
+        """Return the image of a file, given its decompressed content; a `CutoutError` holds the reason why there is none."""
+        ...
+
+
+READERS: Registry[type[CutoutReader]] = Registry("reader.format")
+"""Readers by name of their format; with format "auto" the first one that recognises a file reads it."""
+READERS.register("fits")(FitsReader)
+
+
+def chosen_readers(config: ReaderConfig) -> dict[str, CutoutReader]:
+    """Return the readers of the format asked for, or of all formats, by name; a `UserError` if there is none of this name."""
+    names = READERS.names if config.format == "auto" else (config.format,)
+    return {name: READERS[name]() for name in names}
+
+
+def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
+    """Read the image of a file, gzipped or not.
+
+    Parameters
+    ----------
+    data
+        Content of the file.
+    name
+        Its name or URI.
+    config
+        Format, HDU and bands.
+
+    Raises
+    ------
+    CutoutError
+        If there is no such image, or it is truncated, damaged or too large.
+    """
+    if not data:
+        raise CutoutError("the file is empty (0 bytes)")
+    if data.startswith(b"\x1f\x8b"):
+        data, name = _gunzip(data), name.removesuffix(".gz")
+    chosen = chosen_readers(config)
+    for reader in chosen.values():
+        if reader.reads(name, data[:_HEAD_BYTES]):
+            return reader.read(data, config)
+    raise CutoutError(f"not a {' or '.join(map(str.upper, chosen))} file: it begins with {data[:20]!r}")
+
+
+def _gunzip(data: bytes) -> bytes:
+    # In small reads: a single large one would allocate its whole size first.
+    content = bytearray()
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                content += chunk
+                if len(content) > MAX_FILE_BYTES:
+                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: no cutout")
+    except EOFError:
+        raise CutoutError("the gzip file is truncated") from None
+    except (OSError, zlib.error) as error:
+        raise CutoutError(f"damaged gzip file: {error}") from None
+    return bytes(content)

@@ -1,0 +1,196 @@
+"""Units of work on Ray: the one way in which `simulate`, `ingest`, `crop` and `infer` spread their work over a cluster.
+
+A job is a list of units, each of which a worker turns into files whose names depend on the unit alone. The files are the only
+record: a job that was interrupted is given the units whose files are not there, and a unit that is processed twice, as after
+the loss of a node, writes the same files twice.
+"""
+
+import dataclasses
+import functools
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import pyarrow as pa
+import ray.data
+from ray.util.metrics import Counter
+
+from gampen_ray.config import ActorResources, TaskResources
+from gampen_ray.engine.cluster import cluster_workers, task_cpus
+from gampen_ray.engine.resources import Workers
+from gampen_ray.engine.session import ray_session
+from gampen_ray.progress import Progress
+
+__all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
+
+# Ray Data keeps some 20 kB in the driver for each of its tasks: a task of a larger job takes several units, one by one.
+_MOST_TASKS = 2048
+# One unit is read while another is on the device, and a third waits.
+_UNITS_AT_ONCE, _UNITS_AHEAD = 2, 3
+_CPUS_PER_WRITER = 0.25
+# A summary takes 0.2 ms of a core: little beside a prediction on a core, but not beside one on a fast device.
+_WRITERS_PER_GPU = 4
+# A unit of a large network on CPUs takes long; Ray's own limit of half an hour is made for other jobs.
+_NO_PROGRESS_TIMEOUT_S = 6 * 3600
+
+
+class WorkUnit(Protocol):
+    """What one worker processes at a time: small, of a class that the workers can import."""
+
+    @property
+    def name(self) -> str:
+        """Of the files that it becomes: the same in every run."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Galaxies or files in it, for the progress."""
+        ...
+
+
+U = TypeVar("U", bound=WorkUnit)
+R = TypeVar("R")
+
+
+def run_units(
+    what: str,
+    units: Sequence[U],
+    start: Callable[[Workers], Callable[[U], Any]],
+    *,
+    total: int,
+    noun: str,
+    resources: TaskResources,
+    cpus_per_task: float | None = None,
+    write: Callable[[Any], Any] | None = None,
+    receive: Callable[[Any, Workers], str] = lambda *_: "",
+) -> None:
+    """Process the units of a job that are not finished, in no particular order, and show its progress.
+
+    Ray is started only if there are any.
+
+    Parameters
+    ----------
+    what, noun
+        Name of the job and of its rows, e.g. ``"simulate"`` and ``"galaxies"``.
+    units
+        Those that are not finished.
+    start
+        Called once on each worker: it loads what the worker needs and returns the function that processes a unit and returns
+        its receipt, a small value that can be pickled. On actors that function is called from two threads at a time.
+    total
+        Rows of the whole job; those of no unit here were finished before.
+    resources
+        What the user asks of Ray.
+    cpus_per_task
+        CPUs of a task for work that needs no start; None: actors, each of which is started once for the whole job.
+    write
+        Second step, from what a worker returns for a unit to the receipt; beside GPUs it runs on CPUs.
+    receive
+        Called in the driver with each receipt and the job's workers; it returns a note for the progress.
+
+    Raises
+    ------
+    UserError, StorageError
+        If a worker raises one, or the cluster is too small.
+    """
+    if len({unit.name for unit in units}) < len(units):
+        raise RuntimeError(f"{what}: two units of the same name would overwrite each other's files")
+    progress = Progress(what, total, noun)
+    progress.skip(total - sum(unit.num_rows for unit in units))
+    with progress:
+        if not units:
+            return
+        with ray_session():
+            if cpus_per_task is None:
+                assert isinstance(resources, ActorResources)
+                workers, count = cluster_workers(resources), min(len(units), _MOST_TASKS)
+                workers = dataclasses.replace(workers, count=min(workers.count, count), room=min(workers.room, count))
+            else:
+                cpus = task_cpus(resources, cpus_per_task)
+                workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
+            for num_rows, receipt in stream_units(units, start, workers, write=write, actors=cpus_per_task is None):
+                progress.advance(num_rows, receive(receipt, workers))
+
+
+def stream_units(
+    units: Sequence[U],
+    start: Callable[[Workers], Callable[[U], Any]],
+    workers: Workers,
+    *,
+    write: Callable[[Any], Any] | None = None,
+    actors: bool = True,
+) -> Iterator[tuple[int, Any]]:
+    """Process units within a session of Ray and yield the number of rows and the receipt of each when it is finished.
+
+    Parameters
+    ----------
+    units, start, write
+        See `run_units`.
+    workers
+        Actors, no more than units, or how many tasks may run at a time (0: as many as there is room for) and their CPUs.
+    actors
+        Whether the workers are actors.
+    """
+    ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    rows = [{"num_rows": unit.num_rows, "value": pickle.dumps(unit)} for unit in units]
+    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
+    # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
+    arguments = (start, workers, None if workers.gpus else write)
+    if actors:
+        pool: dict[str, Any] = {"fn_constructor_args": arguments, "compute": _actor_pool(workers.count)}
+    else:
+        pool = {"fn_args": arguments, "compute": ray.data.TaskPoolStrategy(workers.count or None)}
+    function: Any = _Worker if actors else _process
+    done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map_batches(
+        function, num_cpus=workers.cpus, num_gpus=workers.gpus, **one_by_one, **pool
+    )
+    if write and workers.gpus:
+        pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
+        done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
+    for row in done.iter_rows():
+        yield row["num_rows"], pickle.loads(row["value"])
+
+
+def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
+    """Return a function that adds to counters of Ray's metrics, which are given by name, each with its description."""
+    made = {name: Counter(f"{prefix}_{name}", description=text) for name, text in texts.items()}
+
+    def count(**amounts: float) -> None:
+        for name, amount in amounts.items():
+            # Ray refuses to count nothing.
+            if amount > 0:
+                made[name].inc(amount)
+
+    return count
+
+
+def _actor_pool(count: int) -> ray.data.ActorPoolStrategy:
+    return ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=count,
+        initial_size=count,
+        max_tasks_in_flight_per_actor=_UNITS_AHEAD,
+        max_concurrent_calls_per_actor=_UNITS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+
+
+class _Worker:
+    """An actor, which is started once and then processes units."""
+
+    def __init__(self, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> None:
+        self._work, self._write = start(workers), write
+
+    def __call__(self, item: pa.Table) -> pa.Table:
+        return _apply(item, self._work, self._write)
+
+
+def _process(item: pa.Table, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> pa.Table:
+    return _apply(item, start(workers), write)
+
+
+def _apply(item: pa.Table, function: Callable, then: Callable | None = None) -> pa.Table:
+    """Apply one function or two to the pickled value of a table's only row."""
+    result = function(pickle.loads(item["value"][0].as_py()))
+    content = pickle.dumps(then(result) if then else result)
+    return item.set_column(1, "value", pa.array([content], pa.large_binary()))

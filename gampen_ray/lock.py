@@ -1,0 +1,326 @@
+"""The lock of an output folder: one process at a time writes there, on this machine or another.
+
+``lock.json`` names its holder and counts heartbeats. It is only ever changed by whoever knows its present content: under
+``flock`` on local disks, by conditional requests (``If-Match``) on S3. Another process that finds the lock waits until the
+count rises, and then gives up. It takes the lock over if the holder's process is gone, or if the count stands still while it
+watches; clocks of two machines are never compared.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gampen_ray import storage
+from gampen_ray.errors import StorageError, UserError
+
+__all__ = ["LOCK_FILE", "Lock", "locked"]
+
+LOCK_FILE = "lock.json"
+HEARTBEAT_SECONDS = 5.0
+"""Time between two heartbeats."""
+EXPIRY_SECONDS = 25.0
+"""A lock is taken over after its heartbeat has stood still for so long under observation."""
+WATCH_SECONDS = 1.0
+"""Time between two looks at another's heartbeat."""
+SETTLE_SECONDS = 2.0
+"""Where storage cannot change a file conditionally: time until a holder looks whether another wrote at the same moment."""
+
+logger = logging.getLogger(__name__)
+_held: set[str] = set()
+
+
+@contextlib.contextmanager
+def locked(output: str) -> Iterator["Lock"]:
+    """Hold the lock of an output folder until the block ends, however it ends.
+
+    Raises
+    ------
+    UserError
+        If another process, or another part of this one, holds it.
+    """
+    lock = Lock(output)
+    if lock.uri in _held:
+        raise UserError(f"output: {output} is already open in this process; give each run a folder of its own")
+    _held.add(lock.uri)
+    try:
+        lock.acquire()
+        yield lock
+    finally:
+        try:
+            lock.release()
+        finally:
+            _held.discard(lock.uri)
+
+
+class Lock:
+    """The lock of an output folder; see `locked`.
+
+    Parameters
+    ----------
+    output
+        Folder or s3:// URI.
+
+    Attributes
+    ----------
+    lost
+        Whether another process took the lock over, because this one did not renew it in time.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.output, self.uri, self.lost = output, storage.join(storage.absolute(output), LOCK_FILE), False
+        self._file = _LocalFile(self.uri) if storage.is_local(self.uri) else _S3Object(self.uri)
+        self._me = {
+            "host": socket.gethostname(),
+            "namespace": _namespace(),
+            "pid": os.getpid(),
+            "process_start": _process_start(os.getpid()),
+            "token": uuid.uuid4().hex,
+            "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        self._beats, self._content = 0, b""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="gampen_ray lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lock and start the heartbeat, or raise a `UserError` that names the holder."""
+        watched, looks = None, 0
+        while True:
+            there = self._file.read()
+            holder = _parsed(there or b"{}")
+            alive = None if there is None else _is_alive(holder)
+            if alive or (there is not None and watched not in (None, there)):
+                raise UserError(
+                    f"output: {self.output} is in use by {_named(holder)}; nothing was changed: wait until it ends, stop it, "
+                    "or give another folder"
+                )
+            if there is None or alive is False or looks * WATCH_SECONDS >= EXPIRY_SECONDS:
+                if self._take(there):
+                    if there is not None:
+                        reason = "is gone" if alive is False else f"was silent for {EXPIRY_SECONDS:g} s"
+                        logger.warning("%s: took over the lock of %s, which %s", self.output, _named(holder), reason)
+                    self._thread.start()
+                    return
+                watched, looks = None, 0
+                continue
+            if watched is None:
+                logger.info("%s: locked by %s; waiting for its heartbeat", self.output, _named(holder))
+            watched, looks = there, looks + 1
+            time.sleep(WATCH_SECONDS)
+
+    def check(self) -> None:
+        """Raise a `StorageError` if the lock was lost: another process writes into the folder."""
+        if self.lost:
+            raise StorageError(f"{self.output}: another process took the lock of this run over; this one stops")
+
+    def release(self) -> None:
+        """Stop the heartbeat and delete the lock, if it is still held."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self.lost or not self._content:
+            return
+        try:
+            if not self._file.swap(self._content, None):
+                logger.warning("%s: the lock was already deleted or taken over", self.output)
+        except (StorageError, UserError) as error:
+            # The work is done: the lock of a process that is gone disturbs nobody.
+            logger.warning("%s: the lock could not be deleted: %s", self.output, error)
+
+    def _take(self, there: bytes | None) -> bool:
+        # Known before it is written, so that an interrupted job deletes it.
+        self._content = self._described(0)
+        taken = self._file.swap(there, self._content)
+        if taken and not self._file.swaps_atomically():
+            time.sleep(SETTLE_SECONDS)
+            taken = self._file.read() == self._content
+        if not taken:
+            self._content = b""
+        return taken
+
+    def _described(self, beats: int) -> bytes:
+        return (json.dumps(self._me | {"heartbeat": beats}, indent=2) + "\n").encode()
+
+    def _renew(self) -> None:
+        while not self.lost and not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                self._beat()
+            except Exception as error:
+                # Whatever it is, the job must not lose its heartbeat by it; the next one may succeed.
+                logger.warning("%s: no heartbeat: %s", self.output, error)
+
+    def _beat(self) -> None:
+        content = self._described(self._beats + 1)
+        if self._file.swap(self._content, content):
+            self._beats, self._content = self._beats + 1, content
+            return
+        self.lost = True
+        there = self._file.read()
+        by = _named(_parsed(there)) if there else "somebody who deleted it"
+        logger.error("%s: the lock of this run was taken over by %s", self.output, by)
+
+
+class _LocalFile:
+    """A file on a local or network disk, changed by one process at a time."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._path = uri, Path(uri)
+
+    def read(self) -> bytes | None:
+        """Return the content, None if there is no file."""
+        with storage.explained(self._uri):
+            try:
+                return self._path.read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def swap(self, expected: bytes | None, content: bytes | None) -> bool:
+        """Give the file another content if it has the expected one (None: no file); return whether it has the other now."""
+        if expected is not None and self.read() is None:
+            # The whole folder may be gone, and must not come back.
+            return content is None
+        with storage.explained(self._uri), self._guarded() as guard:
+            there = self.read()
+            if there != expected:
+                return there == content
+            if content is not None:
+                storage.write_bytes_atomic(self._uri, content)
+            else:
+                self._path.unlink()
+                guard.unlink()
+        return True
+
+    def swaps_atomically(self) -> bool:
+        """Return whether the disk can lock files (`flock`)."""
+        with storage.explained(self._uri), self._guard().open("ab") as file:
+            return _flock(file.fileno())
+
+    def _guard(self) -> Path:
+        # Hidden, so that no reader lists it.
+        return self._path.with_name(f".{self._path.name}.guard")
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[Path]:
+        guard = self._guard()
+        guard.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            with guard.open("ab") as file:
+                _flock(file.fileno())
+                # Its last holder may have deleted it, and a third process made a new one.
+                if guard.exists() and os.path.samestat(os.fstat(file.fileno()), guard.stat()):
+                    yield guard
+                    return
+
+
+class _S3Object:
+    """An object on S3, changed by conditional requests; the methods are those of `_LocalFile`."""
+
+    def __init__(self, uri: str) -> None:
+        bucket, _, key = storage.filesystem(uri)[1].partition("/")
+        self._uri, self._at, self._client = uri, {"Bucket": bucket, "Key": key}, storage.s3_client()
+
+    def read(self) -> bytes | None:
+        return self._read()[0]
+
+    def swap(self, expected: bytes | None, content: bytes | None) -> bool:
+        there, etag = self._read()
+        if there != expected:
+            return there == content
+        if content is None:
+            return self._requested(self._client.delete_object, IfMatch=etag) or self.read() is None
+        condition: dict[str, Any] = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": etag}
+        # A request that is sent again fails if the first did arrive.
+        return self._requested(self._client.put_object, Body=content, **condition) or self.read() == content
+
+    def swaps_atomically(self) -> bool:
+        """Return whether the server heeds conditions: that the object, which exists, be new."""
+        there = self.read()
+        return there is not None and not self._requested(self._client.put_object, Body=there, IfNoneMatch="*", probing=True)
+
+    def _read(self) -> tuple[bytes | None, str]:
+        with storage.s3_explained(self._uri):
+            try:
+                answer = self._client.get_object(**self._at)
+                return answer["Body"].read(), answer["ETag"]
+            except self._client.exceptions.NoSuchKey:
+                return None, ""
+
+    def _requested(self, request: Any, probing: bool = False, **arguments: Any) -> bool:
+        """Return whether a request was done; a server that knows no conditions gets it without."""
+        with storage.s3_explained(self._uri):
+            try:
+                request(**self._at, **arguments)
+            except self._client.exceptions.ClientError as error:
+                status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+                # Precondition failed, another request in the same moment, or nothing to match.
+                if status in (412, 409, 404) and error.response["Error"].get("Code") != "NoSuchBucket":
+                    return False
+                if status != 501:
+                    raise
+                if not probing:
+                    request(**self._at, **{name: arguments[name] for name in arguments.keys() & {"Body"}})
+        return True
+
+
+def _flock(file: int) -> bool:
+    """Lock an open file until it is closed; return False where the disk cannot."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _parsed(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} (since {holder.get('since', '?')})"
+
+
+def _is_alive(holder: dict[str, Any]) -> bool | None:
+    """Return whether the holder's process runs, None if it cannot be known here."""
+    if holder.get("host") != socket.gethostname() or holder.get("namespace") != _namespace():
+        return None
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It runs, as another user's.
+        pass
+    start = _process_start(holder["pid"])
+    # A process identifier is used again for other processes.
+    return start == holder["process_start"] if start and holder.get("process_start") else None
+
+
+def _namespace() -> str:
+    """Return what tells apart machines of one name, and containers in which one number means different processes."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _process_start(pid: int) -> str:
+    """Return the start of a process in the kernel's count, ``"ended"`` for a zombie, empty if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "ended" if fields[0] in "ZX" else fields[19]

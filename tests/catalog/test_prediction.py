@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gampen_ray.catalog.completeness import catalog_contents, id_sum
+from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data.sources import open_source
+from gampen_ray.inference.predictor import Predictor
+from tests.networks import SIZE, bundle, dataset
+
+PASSES = 2
+
+
+def predicted(mean_ND: np.ndarray, sigma_N: np.ndarray, **columns: object) -> PredictedUnit:
+    """A unit whose galaxies have these means and standard deviations in standardised space."""
+    count = len(mean_ND)
+    mean_NKD = np.repeat(mean_ND[:, None], PASSES, axis=1).astype(np.float32)
+    tril_NKDD = np.broadcast_to(sigma_N[:, None, None, None] * np.eye(2), (count, PASSES, 2, 2)).astype(np.float32)
+    tensors = {"mean": mean_NKD, "scale_tril": np.ascontiguousarray(tril_NKDD)}
+    rows = {
+        "object_id": np.arange(count),
+        "source": np.full(count, "shard"),
+        "reason": np.full(count, ""),
+        "flags": np.zeros(count, np.int64),
+        "crop_scale": np.ones(count),
+        **columns,
+        **{name: pa.FixedShapeTensorArray.from_numpy_ndarray(values) for name, values in tensors.items()},
+    }
+    return PredictedUnit(name="part-0.parquet", rows=pa.table(rows), bytes_read=0, start=0.0, stop=1.0, device_seconds=0.5)
+
+
+def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:
+    settings = {"targets": bundle().targets, "store_mixture": True, "mode_centred": True} | options
+    receipt = write_unit(unit, output=str(output), **settings)
+    assert receipt.num_rows == len(unit.rows)
+    table = pq.read_table(output / "catalog" / unit.name)
+    assert receipt.num_quarantined == len(unit.rows) - len(table)
+    assert catalog_contents(str(output)) == (
+        {"num_galaxies": len(table), "num_quarantined": receipt.num_quarantined},
+        receipt.id_sum,
+    )
+    return table
+
+
+def test_a_summary_that_is_not_finite_goes_to_quarantine(tmp_path: Path) -> None:
+    # exp(z): the mean of a log-normal overflows before its median does.
+    mean_ND = np.array([[0, 0], [0, 0], [1e4, 0], [0, 0.5]])
+    table = write(predicted(mean_ND, np.array([0.1, 500.0, 0.1, 0.1])), tmp_path)
+    assert table["object_id"].to_pylist() == [0, 3]
+    for name in table.column_names:
+        values = table[name].combine_chunks()
+        values = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        assert values.null_count == (len(values) if name in ("ra", "dec") else 0)
+        assert np.isfinite(values.drop_null().to_numpy()).all(), name
+    quarantine = pq.read_table(tmp_path / "quarantine").to_pylist()
+    assert [row["object_id"] for row in quarantine] == ["1", "2"]
+    assert {row["reason"] for row in quarantine} == {"the posterior is too wide: flux_mean is not a finite number"}
+
+
+def test_rows_with_a_reason_are_not_predicted_and_keep_it(tmp_path: Path) -> None:
+    reasons, ids = np.array(["", "bad pixels", ""]), np.array(["a", "b", "c"])
+    table = write(predicted(np.zeros((3, 2)), np.full(3, 0.1), reason=reasons, object_id=ids), tmp_path)
+    assert table["object_id"].to_pylist() == ["a", "c"]
+    assert pq.read_table(tmp_path / "quarantine").to_pylist() == [{"object_id": "b", "source": "shard", "reason": "bad pixels"}]
+
+
+def test_an_infinite_position_is_unknown(tmp_path: Path) -> None:
+    columns = {"ra": np.array([1.0, np.inf]), "dec": np.array([np.nan, 2.0])}
+    table = write(predicted(np.zeros((2, 2)), np.full(2, 0.1), **columns), tmp_path)
+    assert (table["ra"].to_pylist(), table["dec"].to_pylist()) == ([1.0, None], [None, 2.0])
+
+
+def test_nothing_is_written_without_an_output() -> None:
+    receipt = write_unit(
+        predicted(np.zeros((3, 2)), np.full(3, 0.1)),
+        output=None,
+        targets=bundle().targets,
+        store_mixture=False,
+        mode_centred=False,
+    )
+    assert (receipt.num_rows, receipt.device_seconds) == (3, 0.5)
+    assert receipt.bytes_written > 0
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0])
+def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Path, seconds: float | None) -> None:
+    model = bundle()
+    data = dataset(str(tmp_path / "data"), {"all": 70})
+    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    counted = []
+    predict = Predictor(model, num_passes=2, seed=0, device="cpu", batch_size=32)
+    work = UnitPredictor(predict, source, seconds=seconds, count=lambda **amounts: counted.append(amounts["galaxies"]))
+    unit = work(units[0])
+    assert (unit.rows is None) == (seconds == 0.0)
+    assert counted == ([] if seconds == 0.0 else [32, 32, 6])
+    assert (unit.bytes_read > 0) == (seconds is None)
+
+
+def test_sum_of_identifiers_needs_no_order_and_sees_one_other_galaxy() -> None:
+    ids = np.arange(1000) - 500
+    assert id_sum(ids) == id_sum(ids[::-1]) == (id_sum(ids[:7]) + id_sum(pa.array(ids[7:]))) % 2**64
+    assert id_sum(ids) != id_sum(np.append(ids[1:], ids[1]))
+    texts = pa.chunked_array([["a", "b"], ["c"]])
+    assert id_sum(texts) == id_sum(np.array(["c", "a", "b"])) != id_sum(np.array(["c", "a", "a"]))
+    assert id_sum(np.array([], np.int64)) == 0

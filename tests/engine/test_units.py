@@ -1,0 +1,92 @@
+"""Units on Ray: one pool for the whole job, resumption, and errors."""
+
+import dataclasses
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from gampen_ray.config import ActorResources
+from gampen_ray.engine import units as engine
+from gampen_ray.engine.resources import Workers
+from gampen_ray.engine.units import run_units
+from gampen_ray.errors import UserError
+
+ONE = ActorResources(num_workers=1, cpus_per_worker=0.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    name: str
+    num_rows: int = 1
+
+
+class Touch:
+    """Writes a file a unit, and one for each start."""
+
+    def __init__(self, folder: Path, workers: Workers) -> None:
+        self._folder, self._workers = folder, workers
+        (folder / f"start-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def __call__(self, unit: Unit) -> tuple[str, int]:
+        if unit.name == "bad":
+            raise UserError("bad: no such unit")
+        (self._folder / unit.name).touch()
+        return unit.name, self._workers.count
+
+
+def _units(count: int) -> list[Unit]:
+    return [Unit(f"unit-{i:05d}") for i in range(count)]
+
+
+@pytest.mark.ray
+def test_one_start_for_all_units_however_few_tasks(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "_MOST_TASKS", 4)
+    receipts = []
+
+    def receive(receipt: tuple[str, int], workers: Workers) -> str:
+        receipts.append((*receipt, workers.count))
+        return receipt[0]
+
+    units, start = _units(30), functools.partial(Touch, tmp_path)
+    with caplog.at_level(logging.INFO):
+        run_units("touch", units, start, total=35, noun="rows", resources=ONE, write=_noted, receive=receive)
+    assert sorted(receipts) == [(f"{unit.name} written", 1, 1) for unit in units]
+    assert len(list(tmp_path.glob("start-*"))) == 1
+    assert {path.name for path in tmp_path.glob("unit-*")} == {unit.name for unit in units}
+    # Five rows were finished before.
+    assert "touch: 5/35 rows" in caplog.text
+    assert "touch: 35/35 rows" in caplog.text
+
+
+def _noted(receipt: tuple[str, int]) -> tuple[str, int]:
+    return f"{receipt[0]} written", receipt[1]
+
+
+@pytest.mark.ray
+def test_work_without_a_start_runs_in_tasks_and_errors_reach_the_user(ray_local: None, tmp_path: Path) -> None:
+    job = {"total": 2, "noun": "rows", "resources": ONE, "cpus_per_task": 0.5}
+    run_units("touch", _units(2), functools.partial(Touch, tmp_path), **job)
+    assert len(list(tmp_path.glob("unit-*"))) == 2
+    with pytest.raises(UserError, match="bad: no such unit"):
+        run_units("touch", [Unit("bad")], functools.partial(Touch, tmp_path), **job)
+
+
+def test_nothing_to_do_starts_no_ray_and_names_must_differ(caplog: pytest.LogCaptureFixture) -> None:
+    def start(workers: Workers) -> Callable[[Unit], None]:
+        raise AssertionError
+
+    initialised = ray.is_initialized()
+    with caplog.at_level(logging.INFO):
+        run_units("touch", [], start, total=7, noun="rows", resources=ONE)
+    assert "touch: 7/7 rows" in caplog.text
+    with pytest.raises(RuntimeError, match="two units of the same name"):
+        run_units("touch", [Unit("a"), Unit("a")], start, total=2, noun="rows", resources=ONE)
+    assert ray.is_initialized() == initialised
