@@ -38,7 +38,7 @@ from gampen_ray.config import (
 from gampen_ray.data import shards
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
-from gampen_ray.engine.train import run_workers
+from gampen_ray.engine.train_workers import run_workers
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.training.loop import Plan, make_optimizer

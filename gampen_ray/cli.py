@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import os
 import sys
 import textwrap
 import tomllib
@@ -68,6 +69,8 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     flags = vars(parsed)
     name = flags.pop("verb")
     verb = load_verbs()[name]
+    if flags.pop("verbose"):
+        os.environ["GAMPEN_RAY_VERBOSE"] = "1"
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     file = flags.pop("config") or ""
@@ -119,6 +122,7 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     if verb.positional:
         metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own log and progress too")
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:

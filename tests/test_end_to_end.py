@@ -21,9 +21,9 @@ from astropy.table import Table
 
 from gampen_ray import cli
 from gampen_ray.commands.demo import DemoConfig, demo
+from gampen_ray.commands.train import train
 from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
-from gampen_ray.engine.train import train
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare

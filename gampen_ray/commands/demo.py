@@ -6,10 +6,10 @@ import pydantic
 
 from gampen_ray.commands.evaluate import EvaluateConfig, evaluate
 from gampen_ray.commands.infer import InferConfig, infer
-from gampen_ray.commands.moving import train
 from gampen_ray.commands.registry import verb
 from gampen_ray.commands.report import ReportConfig, report
 from gampen_ray.commands.simulate import SimulateConfig, simulate
+from gampen_ray.commands.train import train
 from gampen_ray.config import SplitConfig, TrainConfig
 from gampen_ray.config.base import config_class
 

@@ -34,8 +34,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.parquet import mixture_from_catalog
     from gampen_ray.posterior import diagnostics
-    from gampen_ray.provenance import claim_output
     from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog
+    from gampen_ray.run_folder import RunFolder
 
     config = replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
     catalog = load_evaluated_catalog(config.catalog)
@@ -43,12 +43,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         mixture = mixture_from_catalog(catalog.catalog, catalog.bundle.targets)
     except ValueError as error:
         raise UserError(f"catalog: {config.catalog}: {error}") from None
-    claim_output(config.output, config, {"catalog": catalog.digest})
-    evaluation = {
-        "catalog": config.catalog,
-        **diagnostics.evaluate(mixture, np.asarray(catalog.manifest["calibration_scale"]), catalog.truths_ND),
-    }
-    storage.write_json(storage.join(config.output, EVALUATION), evaluation)
+    with RunFolder.open(config.output, "evaluate", config, {"catalog": catalog.digest}, complete=EVALUATION) as folder:
+        if folder.is_complete:
+            evaluation = storage.read_json(folder.path(EVALUATION))
+        else:
+            scale_D = np.asarray(catalog.manifest["calibration_scale"])
+            evaluation = {"catalog": config.catalog, **diagnostics.evaluate(mixture, scale_D, catalog.truths_ND)}
+            storage.write_json(folder.path(EVALUATION), evaluation)
     for line in diagnostics.format_table(evaluation).splitlines():
         logger.info(line)
     return evaluation

@@ -78,7 +78,8 @@ def import_gampen(config: ImportGampenConfig) -> "Bundle":
     from gampen_ray.gampen.weights import network_from_state_dict, read_state_dict, schema_of_table
     from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
     from gampen_ray.model.images import ImagePreprocessing
-    from gampen_ray.provenance import claim_output, provenance
+    from gampen_ray.provenance import provenance
+    from gampen_ray.run_folder import RunFolder
 
     config = settled(config)
     assert config.dropout_rate is not None
@@ -98,29 +99,29 @@ def import_gampen(config: ImportGampenConfig) -> "Bundle":
         "model": hashlib.sha256(weights).hexdigest(),
         "scaling": hashlib.sha256(storage.read_bytes(config.scaling)).hexdigest(),
     }
-    claim_output(config.output, config, inputs)
-    if storage.exists(storage.join(config.output, CHECKSUMS)):
-        logger.info("%s is complete; nothing to do", config.output)
-        return load_bundle(config.output)
-    bundle = Bundle(
-        network=network,
-        config=architecture,
-        targets=targets,
-        images=ImagePreprocessing(
-            bands=config.bands,
-            size=config.cutout_size,
-            softening=1.0,
-            channels=channels,
-            zero_point_mag=config.zero_point_mag,
-            pixel_scale_arcsec=config.pixel_scale_arcsec,
-        ),
-        calibration_scale_D=np.ones(len(targets)),
-        metrics={},
-        provenance={**provenance(), "imported": to_dict(config), "inputs": inputs},
-    )
-    bundle.save(config.output)
-    logger.info("wrote %s: %s", config.output, ", ".join(f"{t.name} ({t.transform})" for t in targets))
-    return bundle
+    with RunFolder.open(config.output, "import-gampen", config, inputs, complete=CHECKSUMS) as folder:
+        if folder.is_complete:
+            logger.info("%s is complete; nothing to do", config.output)
+            return load_bundle(config.output)
+        bundle = Bundle(
+            network=network,
+            config=architecture,
+            targets=targets,
+            images=ImagePreprocessing(
+                bands=config.bands,
+                size=config.cutout_size,
+                softening=1.0,
+                channels=channels,
+                zero_point_mag=config.zero_point_mag,
+                pixel_scale_arcsec=config.pixel_scale_arcsec,
+            ),
+            calibration_scale_D=np.ones(len(targets)),
+            metrics={},
+            provenance={**provenance(), "imported": to_dict(config), "inputs": inputs},
+        )
+        bundle.save(config.output)
+        logger.info("wrote %s: %s", config.output, ", ".join(f"{t.name} ({t.transform})" for t in targets))
+        return bundle
 
 
 def settled(config: ImportGampenConfig) -> ImportGampenConfig:

@@ -26,8 +26,6 @@ from gampen_ray.plugins import Registry, load_plugins
 # Each in the module of its name, as `--help` lists them.
 _BUILT_IN = ("demo", "simulate", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report", "crop")
 _BUILT_IN += ("import-gampen",)
-# Verbs that are defined in `gampen_ray.commands.moving` until they have a module of their own.
-_MOVING = ("train",)
 _EXTENDS = "extends"
 
 
@@ -110,8 +108,7 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
 def load_verbs() -> dict[str, Verb]:
     """Return all verbs, those of plugins last."""
     for name in _BUILT_IN:
-        module = "moving" if name in _MOVING else name.replace("-", "_")
-        importlib.import_module(f"gampen_ray.commands.{module}")
+        importlib.import_module(f"gampen_ray.commands.{name.replace('-', '_')}")
     load_plugins()
     return {name: VERBS[name] for name in (*_BUILT_IN, *VERBS)}
 

@@ -1,10 +1,11 @@
 """The `scan-dropout` verb: the dropout rate of a trained bundle, chosen last and by coverage, as GaMPEN's is."""
 
+import logging
 from typing import TYPE_CHECKING
 
-from gampen_ray.commands.moving import train
 from gampen_ray.commands.registry import verb
-from gampen_ray.commands.tune import finish_study, is_complete
+from gampen_ray.commands.train import train
+from gampen_ray.commands.tune import finish_study
 from gampen_ray.config import ScanDropoutConfig, TrainConfig
 from gampen_ray.config.base import replace
 from gampen_ray.config.tuning import DROPOUT_RATE
@@ -12,6 +13,8 @@ from gampen_ray.config.tuning import DROPOUT_RATE
 if TYPE_CHECKING:
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.tuning.trials import Trial
+
+logger = logging.getLogger(__name__)
 
 
 @verb("scan-dropout")
@@ -30,8 +33,9 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.rate_scan import scan_rates
     from gampen_ray.engine.session import ray_session
-    from gampen_ray.inference.bundle import bundle_digest, load_bundle
-    from gampen_ray.provenance import claim_output
+    from gampen_ray.inference.bundle import CHECKSUMS, bundle_digest, load_bundle
+    from gampen_ray.run_folder import RunFolder
+    from gampen_ray.training.run import BUNDLE
     from gampen_ray.training.tracking import check_tracking
     from gampen_ray.tuning.dropout_scan import SCAN, rates, scan_space, scanned_run, shortlisted, trained_config, with_rate
     from gampen_ray.tuning.trials import best, trials_table
@@ -41,20 +45,22 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     bundle = load_bundle(config.bundle)
     run = scanned_run(trained_config(config, bundle), bundle)
     inputs = {"dataset": run.info.fingerprint, "bundle": bundle_digest(config.bundle)}
-    if is_complete(config, config, inputs):
+    claim = (config.output, "scan-dropout", config, inputs)
+    complete = storage.join(BUNDLE, CHECKSUMS)
+    if RunFolder.check(*claim, complete=complete) == "complete":
+        logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
     with ray_session():
         workers = cluster_workers(replace(config.resources, num_workers=1, min_workers=0))
-        claim_output(config.output, config, inputs)
-        scanned = scan_rates(storage.join(config.output, SCAN), rates(config), run, bundle.network, workers)
-        configs = [
-            with_rate(run.config, rate, storage.join(config.output, f"retrained-{rate:g}"))
-            for rate in shortlisted(scanned, config.shortlist)
-        ]
-        trials = [_retrained(number, one, run.info.num_rows["train"]) for number, one in enumerate(configs)]
-    table = trials_table(trials, scan_space(config))
-    chosen = configs[best(table, config.objectives)]
-    return finish_study(config, table, chosen, load_bundle(chosen.output))
+        with RunFolder.open(*claim, complete=complete) as folder:
+            if not folder.is_complete:
+                scanned = scan_rates(folder.path(SCAN), rates(config), run, bundle.network, workers)
+                chosen = shortlisted(scanned, config.shortlist)
+                configs = [with_rate(run.config, rate, folder.path(f"retrained-{rate:g}")) for rate in chosen]
+                trials = [_retrained(number, one, run.info.num_rows["train"]) for number, one in enumerate(configs)]
+                table = trials_table(trials, scan_space(config))
+                finish_study(folder, config, table, configs[best(table, config.objectives)])
+    return load_bundle(config.output)
 
 
 def _retrained(number: int, config: TrainConfig, num_galaxies: int) -> "Trial":

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ def tune(config: TuneConfig) -> "Bundle":
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.search import search
     from gampen_ray.engine.session import ray_session
-    from gampen_ray.inference.bundle import load_bundle
-    from gampen_ray.provenance import claim_output
+    from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
+    from gampen_ray.run_folder import RunFolder
     from gampen_ray.training.run import BUNDLE, prepare
     from gampen_ray.training.tracking import check_tracking
     from gampen_ray.tuning.ledger import Ledger
@@ -48,55 +49,49 @@ def tune(config: TuneConfig) -> "Bundle":
         config = replace(config, **{"fine_tune.bundle": storage.absolute(config.fine_tune.bundle)})
     space = SearchSpace.of(config)
     run = prepare(space.base)
-    # The bundle to start from is named by its content, wherever it lies.
+    # The bundle to start from is identified by its content, wherever it lies.
     owner = replace(config, **{"fine_tune.bundle": run.start.digest}) if run.start else config
-    if is_complete(config, owner, run.inputs):
+    claim = (config.output, "tune", owner, run.inputs)
+    complete = storage.join(BUNDLE, CHECKSUMS)
+    if RunFolder.check(*claim, complete=complete) == "complete":
+        logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
     with ray_session():
         workers = cluster_workers(config.resources, gpus_per_worker=config.resources.gpus_per_worker)
-        claim_output(config.output, owner, run.inputs)
-        for line in run.images.conversions(**run.units):
-            logger.info(line)
-        trials = search(config, space, run, workers)
-    table, ledger = trials_table(trials, space), Ledger(config.output)
-    number = best(table, config.objectives)
-    for other in {trial.number for trial in trials} - {number, *pareto_front(table, config.objectives)}:
-        storage.delete(storage.join(ledger.folder(other), BUNDLE))
-    values = next(trial.values for trial in trials if trial.number == number)
-    return finish_study(config, table, space.train_config(values, config.output), load_bundle(ledger.folder(number)))
+        with RunFolder.open(*claim, complete=complete) as folder:
+            if not folder.is_complete:
+                for line in run.images.conversions(**run.units):
+                    logger.info(line)
+                trials = search(config, space, run, workers)
+                table, ledger = trials_table(trials, space), Ledger(config.output)
+                number = best(table, config.objectives)
+                for other in {trial.number for trial in trials} - {number, *pareto_front(table, config.objectives)}:
+                    storage.delete(storage.join(ledger.folder(other), BUNDLE))
+                values = next(trial.values for trial in trials if trial.number == number)
+                finish_study(folder, config, table, space.train_config(values, ledger.folder(number)))
+    return load_bundle(config.output)
 
 
-def is_complete(config: TuneConfig | ScanDropoutConfig, owner: TuneConfig | ScanDropoutConfig, inputs: dict[str, str]) -> bool:
-    """Return whether a study is complete; a UserError if its output holds another one than that of ``owner``."""
-    from gampen_ray import storage
-    from gampen_ray.inference.bundle import CHECKSUMS
-    from gampen_ray.provenance import check_output
-    from gampen_ray.training.run import BUNDLE
+def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, table: "pa.Table", chosen: TrainConfig) -> None:
+    """Write the outcome of a study, with the bundle of the chosen training.
 
-    check_output(config.output, owner, inputs)
-    complete = storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS))
-    if complete:
-        logger.info("%s is complete; nothing to do", config.output)
-    return complete
-
-
-def finish_study(config: TuneConfig | ScanDropoutConfig, table: "pa.Table", chosen: TrainConfig, bundle: "Bundle") -> "Bundle":
-    """Write the outcome of a study; the bundle, whose checksums say that the study is complete, comes last."""
+    The bundle, whose checksums say that the study is complete, comes last.
+    """
     import pyarrow.parquet as pq
 
     from gampen_ray import storage
+    from gampen_ray.inference.bundle import load_bundle
     from gampen_ray.reports.tune_page import PAGE, tune_page
     from gampen_ray.training.run import BUNDLE
     from gampen_ray.tuning.trials import BEST, TRIALS
 
-    with storage.open_output(storage.join(config.output, TRIALS)) as file:
+    folder.check_lock()
+    with storage.open_output(folder.path(TRIALS)) as file:
         pq.write_table(table, file)
     # Of the study's resources some are those of several trials.
-    chosen = replace(chosen, output=storage.join(config.output, BEST_TRAINED), resources=TrainResources())
-    outcome = {"config": BEST, "page": PAGE, "bundle": BUNDLE}
-    storage.write_bytes_atomic(storage.join(config.output, BEST), to_toml(chosen).encode())
-    storage.write_bytes_atomic(storage.join(config.output, PAGE), tune_page(config).encode())
-    bundle.save(storage.join(config.output, BUNDLE))
-    for name, file in outcome.items():
-        logger.info("%-7s %s", f"{name}:", storage.join(config.output, file))
-    return bundle
+    best = replace(chosen, output=folder.path(BEST_TRAINED), resources=TrainResources())
+    storage.write_bytes_atomic(folder.path(BEST), to_toml(best).encode())
+    storage.write_bytes_atomic(folder.path(PAGE), tune_page(config).encode())
+    load_bundle(chosen.output).save(folder.path(BUNDLE))
+    for name, file in {"config": BEST, "page": PAGE, "bundle": BUNDLE}.items():
+        logger.info("%-7s %s", f"{name}:", folder.path(file))

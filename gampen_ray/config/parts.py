@@ -186,7 +186,7 @@ class OptimizerConfig:
     """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
     prediction, so that the predicted covariance does not include the noise of the batches."""
     sync_batch_norm: Annotated[bool | None, _IfBatchNorm] = None
-    """Whether the batch's statistics are those of all workers together; left out: on GPUs."""
+    """On GPUs: whether the batch's statistics are those of all workers together; left out: they are."""
     augment: Literal["none", "symmetries", "rotations"] = "symmetries"
     """What happens to the training images: nothing, random flips and 90-degree rotations, or flips and rotations by any angle
     with zero-filled corners (GaMPEN)."""

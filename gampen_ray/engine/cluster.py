@@ -1,4 +1,4 @@
-"""The workers of a job on the cluster at hand, which may have to grow for them first."""
+"""The workers of a job on an existing cluster, which may have to grow for them first."""
 
 import contextlib
 import dataclasses
@@ -8,11 +8,9 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply  # type: ignore[attr-defined]
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from gampen_ray.config import ActorResources, TaskResources, TrainResources
@@ -22,39 +20,39 @@ from gampen_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 1800
-"""For new nodes: clouds take minutes to start one, and may have none at first."""
-_POLL_S, _TELL_S = 1.0, 60.0
-# An autoscaler that sees no way may have nodes on their way out, which make room for others.
-_NO_WAY_S = 10.0
+"""Wait for new nodes: clouds take minutes to start one, and may have none at first."""
+_POLL_S, _LOG_S = 1.0, 60.0
+# How long a request may be infeasible: nodes that are being stopped still count against the largest cluster.
+_INFEASIBLE_S = 10.0
 
 
 def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
-    """Return the workers of a job on the cluster at hand, of which ``least`` have room, now or after a wait.
+    """Return the workers of a job, with room for ``least`` of them on the cluster, now or after a wait.
 
-    A cluster that does not grow gets those that have room, but an elastic job, as nodes may come back; on another the job asks
-    for the rest while it runs.
+    On a cluster that cannot autoscale the job gets no more workers than have room, unless it is elastic, as lost nodes may come
+    back; on one that can, the job requests the others while it runs.
 
     Parameters
     ----------
     config
-        What the user asks for.
+        The user's request.
     least
-        Workers without which the job cannot begin.
+        Workers without which the job cannot start.
     gpus_per_worker
         Share of a GPU that each worker takes, if the job uses GPUs.
 
     Raises
     ------
     UserError
-        If the cluster has no room for ``least`` workers, and does not grow until it has.
+        If the cluster has no room for ``least`` workers, and cannot grow until it has.
     """
     workers = plan_workers(config, _nodes(), gpus_per_worker=gpus_per_worker)
     if workers.room < least:
-        workers = _grown(config, workers, least, gpus_per_worker)
-    if workers.room < workers.count and grows():
+        workers = _wait_for_room(config, workers, least, gpus_per_worker)
+    if workers.room < workers.count and can_autoscale():
         logger.info("the cluster has room for %s of %s workers now, and is asked for the others", workers.room, workers.count)
     elif workers.room < workers.count and not _min_workers(config):
-        logger.info("the cluster has room for %s of %s workers: it gets no more", workers.room, workers.count)
+        logger.info("the cluster has room for %s of %s workers: the job gets no more", workers.room, workers.count)
         workers = dataclasses.replace(workers, count=workers.room)
     return workers
 
@@ -65,19 +63,19 @@ def uses_gpus(config: ActorResources) -> bool:
 
 
 def task_cpus(config: TaskResources, usual: float) -> float:
-    """Return what each task of a job without workers takes; there is room for one, now or after a wait.
+    """Return the CPUs of each task of a job without workers, once the cluster has room for one task.
 
     Parameters
     ----------
     config
-        What the user asks for.
+        The user's request.
     usual
-        What a task takes if nothing is asked for.
+        CPUs of a task where the user gives none.
 
     Raises
     ------
     UserError
-        If the cluster has no room for a task, and does not grow until it has.
+        If the cluster has no room for a task, and cannot grow until it has.
     """
     cpus = config.cpus_per_worker or usual
     return cluster_workers(ActorResources(num_workers=1, cpus_per_worker=cpus, use_gpu=False)).cpus
@@ -92,21 +90,21 @@ def _nodes() -> list[Node]:
     return [Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)) for resources in alive]
 
 
-def _grown(config: ActorResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
-    """Ask the autoscaler for room, wait for it, and return the workers on the nodes of then."""
-    if not grows():
+def _wait_for_room(config: ActorResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
+    """Request room from the autoscaler, wait for it, and return the workers for the grown cluster."""
+    if not can_autoscale():
         raise _too_small(config, workers, least)
-    began = hoped = time.monotonic()
-    told = -math.inf
-    with _asked(workers, least) as group:
+    start = feasible = time.monotonic()
+    logged = -math.inf
+    with _requested(workers, least) as group:
         while workers.room < least:
             now = time.monotonic()
-            if not (group.wait(0) or _sees_no_way(group)):
-                hoped = now
-            if now - hoped > _NO_WAY_S or now - began > LONGEST_WAIT_S:
+            if group.wait(0) or not _is_infeasible(group):
+                feasible = now
+            if now - feasible > _INFEASIBLE_S or now - start > LONGEST_WAIT_S:
                 raise _too_small(config, workers, least)
-            if now - told >= _TELL_S:
-                told = now
+            if now - logged >= _LOG_S:
+                logged = now
                 logger.info(
                     "the cluster has room for %s of %s workers to begin with, and is asked to grow", workers.room, least
                 )
@@ -116,8 +114,12 @@ def _grown(config: ActorResources, workers: Workers, least: int, gpus_per_worker
 
 
 @contextlib.contextmanager
-def _asked(workers: Workers, count: int) -> Iterator[PlacementGroup]:
-    """Let the autoscaler know that room for so many workers is wanted at once."""
+def _requested(workers: Workers, count: int) -> Iterator[PlacementGroup]:
+    """Request room for ``count`` workers at once from the autoscaler.
+
+    A placement group belongs to this job; the cluster has but one `ray.autoscaler.sdk.request_resources`, in which every job
+    replaces the request of every other, as Ray Data and Ray Train do.
+    """
     each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     group = placement_group([each] * count)
     try:
@@ -126,29 +128,32 @@ def _asked(workers: Workers, count: int) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def grows() -> bool:
-    """Return whether somebody starts nodes when they are asked for.
+def can_autoscale() -> bool:
+    """Return whether the cluster can autoscale."""
+    return _autoscaler()[0]
 
-    Ray runs an autoscaler in any case, which only looks on if it has no config. Its first version then makes up the types of
-    nodes from their ids. Of the second nothing tells that, but it has none in Kubernetes alone, which replaces lost nodes.
+
+def _is_infeasible(group: PlacementGroup) -> bool:
+    """Return whether the autoscaler cannot make room for a placement group; its first version never says so."""
+    return any(group.id.hex() in str(request) for request in _autoscaler()[1])
+
+
+def _autoscaler() -> tuple[bool, list[Any]]:
+    """Return whether an autoscaler can start nodes, and the requests for placement groups that it calls infeasible.
+
+    Ray's public interfaces offer neither. The second version of the autoscaler reports a state where it runs. The first runs on
+    every cluster, and without a config it invents the types of nodes from their ids, as ``node_...``.
     """
-    if _autoscaling_state() is not None:
-        return True
-    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
-    return any(not kind.startswith("node_") for kind in report.get("active_nodes", {}))
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+    from ray.experimental.internal_kv import _internal_kv_get
 
-
-def _autoscaling_state() -> AutoscalingState | None:
-    """Return what the second version of Ray's autoscaler tells, if it runs."""
     reply = GetClusterStatusReply()
     reply.ParseFromString(GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status())
-    return reply.autoscaling_state if reply.HasField("autoscaling_state") else None
-
-
-def _sees_no_way(group: PlacementGroup) -> bool:
-    """Return whether the autoscaler knows that it cannot make room for a group."""
-    state = _autoscaling_state()
-    return state is not None and any(group.id.hex() in str(request) for request in state.infeasible_gang_resource_requests)
+    if reply.HasField("autoscaling_state"):
+        return True, list(reply.autoscaling_state.infeasible_gang_resource_requests)
+    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
+    return any(not kind.startswith("node_") for kind in report.get("active_nodes", {})), []
 
 
 def _too_small(config: ActorResources, workers: Workers, least: int) -> UserError:
@@ -164,7 +169,7 @@ def _too_small(config: ActorResources, workers: Workers, least: int) -> UserErro
     has = ", ".join(f"{number} of {cpus} and {gpus}" for (cpus, gpus), number in sizes.items()) or "none yet"
     return UserError(
         f"resources.{name}: {_number(least, 'worker')} with {each} needed, but the cluster has room for "
-        f"{workers.room} (nodes: {has}) and does not grow enough; {' or '.join(remedies) or 'add nodes'}"
+        f"{workers.room} (nodes: {has}) and cannot grow enough; {' or '.join(remedies) or 'add nodes'}"
     )
 
 

@@ -1,6 +1,6 @@
 """Ray Data behind a training worker: tasks anywhere in the cluster read chunks, which arrive in the order of need.
 
-The tasks import this module, and wait for what it imports.
+Every task imports this module: its imports must be light.
 """
 
 import functools
@@ -19,14 +19,14 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.order import Chunk
 from gampen_ray.training.reading import CHUNK_BYTES, Rows, ahead, read_unit
 
-# Workers may hold all CPUs of a cluster; reading must go on beside them.
+# Workers may reserve all CPUs of a cluster; reading must continue beside them.
 _CPUS_PER_READ = 0
 # Tasks that read for one worker at a time: a core reads 20,000 cutouts of 64 pixels a second.
 _READS_PER_CPU_WORKER, _READS_PER_GPU_WORKER = 1, 8
-# Tasks of a Ray Data execution. While its consumer lets it wait, an execution keeps a core busy with looking for work: beside a
-# CPU worker it must end before it waits, which it does where all that it reads finds room.
+# Tasks of a Ray Data execution. A stalled execution busy-polls a core: beside a CPU worker it must end before it stalls, as it
+# does if all that it reads fits into the buffers.
 _TASKS_PER_CPU_EXECUTION, _TASKS_PER_GPU_EXECUTION = 8, 4096
-# What waits for its worker: blocks taken from an execution, and bytes of the object store for those that are not.
+# Buffers ahead of a worker: blocks taken from an execution, and bytes of the object store for the others.
 _WAITING_BLOCKS, _WAITING_BYTES = 8, 16 * CHUNK_BYTES
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
@@ -36,20 +36,21 @@ def read_chunks(
 ) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
-    Each worker has Ray Data executions of its own, one after another and over epochs: no worker waits for another's data.
+    Each worker has Ray Data executions of its own, one after another and across epochs: no worker waits for another's data.
     Beside a GPU the executor is an actor, as the worker's interpreter is busy with the GPU.
 
     Parameters
     ----------
     info, targets
-        Of the dataset.
+        Description and target schema of the dataset.
     chunks
-        In the order of need.
+        In the order in which they are needed.
     gpu
-        Whether the worker has a GPU, which wants more data.
+        Whether the worker has a GPU, which needs more data ahead.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)

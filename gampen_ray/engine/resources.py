@@ -1,4 +1,4 @@
-"""How many workers a job gets and what each reserves: arithmetic on the sizes of the nodes, without Ray."""
+"""Number of workers of a job and the resources of each: arithmetic on the sizes of the nodes, without Ray."""
 
 import dataclasses
 import math
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from gampen_ray.config import ActorResources
 from gampen_ray.errors import UserError
 
-# Share of a node's CPUs left to whatever runs beside the workers, CPUs at most, and beside GPUs at least: those of a task that
-# writes what they predict.
+# CPUs of a node that are left for other tasks: a share of them, at most, and at least beside GPUs (a task that writes their
+# predictions).
 _SPARE, _MOST_SPARE, _SPARE_FOR_GPUS = 0.1, 1.1, 0.25
-# Where no node shows what a worker may have.
+# CPUs of a worker if the cluster has no nodes yet.
 _CPUS_OF_UNKNOWN_NODES = 1.0
 _EPSILON = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """What a node of the cluster has, in use or not.
+    """Size of a node of the cluster, whether in use or not.
 
     Parameters
     ----------
     cpus, gpus
-        As Ray counts them.
+        Logical CPUs and GPUs, as Ray counts them.
     """
 
     cpus: float
@@ -36,11 +36,11 @@ class Workers:
     Parameters
     ----------
     count
-        How many are asked for.
+        Number of workers.
     room
-        How many of them the nodes hold that are there; the others need new ones.
+        How many of them fit on the present nodes; the others need new nodes.
     cpus, gpus
-        What each reserves.
+        CPUs and GPUs that each reserves.
     threads
         Computing threads of each.
     """
@@ -58,33 +58,33 @@ def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_work
     Parameters
     ----------
     config
-        What the user asks for; zeros are settled here.
+        The user's request; zeros are replaced here.
     nodes
-        Those that are there.
+        The present nodes.
     gpus_per_worker
         Share of a GPU that each worker takes, if the job uses GPUs.
 
     Raises
     ------
     UserError
-        If the number of workers is left to the cluster, and that holds none.
+        If the number of workers is left to the cluster, and none fits.
     """
     use_gpu = any(node.gpus for node in nodes) if config.use_gpu is None else config.use_gpu
     nodes = [node for node in nodes if node.cpus and (node.gpus or not use_gpu)]
-    # Of one GPU each: a share of 0.4 does not reach over two of them.
+    # A share of a GPU lies on one GPU: 0.4 fits twice, not two and a half times.
     usual = [int(node.gpus) * int(1 / gpus_per_worker + _EPSILON) if use_gpu else _usual(node.cpus) for node in nodes]
     count = config.num_workers or sum(usual)
     if not count:
         raise UserError(
             f"resources.num_workers: 0, as many as the cluster holds, which has no node with {'GPUs' if use_gpu else 'CPUs'}; "
-            "give their number if it grows, " + ("or set resources.use_gpu to false" if use_gpu else "or add nodes")
+            "give their number if it can autoscale, " + ("or set resources.use_gpu to false" if use_gpu else "or add nodes")
         )
     spare = [max(min(_SPARE * node.cpus, _MOST_SPARE), _SPARE_FOR_GPUS if use_gpu else 0) for node in nodes]
     free = [node.cpus - spare_ for node, spare_ in zip(nodes, spare, strict=True)]
     most = usual if use_gpu else [max(1, int(node.cpus)) for node in nodes]
     cpus = config.cpus_per_worker or _share(free, most, min(count, sum(most)))
     if not use_gpu:
-        # As many as Ray places there.
+        # As many as Ray can place there.
         free, most = [node.cpus for node in nodes], [count] * len(nodes)
     fit = [min(int(free_ / cpus + _EPSILON), most_, count) for free_, most_ in zip(free, most, strict=True)]
     threads = [int(node.cpus / fit_) for node, fit_ in zip(nodes, fit, strict=True) if fit_]
@@ -100,12 +100,12 @@ def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_work
 
 
 def _usual(cpus: float) -> int:
-    """Return how many workers a node gets that is asked for no number: one per two CPUs, and two if it can."""
+    """Return the default number of workers of a node without GPUs: one per two CPUs, but two if it has two CPUs."""
     return max(min(2, int(cpus)), int(cpus) // 2)
 
 
 def _share(free: Sequence[float], most: Sequence[int], count: int) -> float:
-    """Return the most CPUs that each of ``count`` workers can have on nodes with so many of them free."""
+    """Return the most CPUs that each of ``count`` workers can have on nodes with these free CPUs."""
     shares = {free_ / k for free_, most_ in zip(free, most, strict=True) for k in range(1, min(most_, count) + 1)}
     for share in sorted(shares, reverse=True):
         if sum(min(int(free_ / share + _EPSILON), most_) for free_, most_ in zip(free, most, strict=True)) >= count:

@@ -1,7 +1,7 @@
-"""Ray Tune runs the trials of a study side by side, and Optuna draws them.
+"""Ray Tune runs the trials of a study side by side, and Optuna proposes them.
 
-The study's folder, not Ray Tune's own state, is what a search goes on from: `gampen_ray.tuning.ledger`. A new Ray Tune
-experiment is told all trials that have ended, and begins with those that have not, under their old numbers.
+A search resumes from the study's folder (`gampen_ray.tuning.ledger`), not from Ray Tune's own state. A new Ray Tune experiment
+knows all trials that have ended, and starts with the unfinished ones, under their old numbers.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from gampen_ray.config import TuneConfig
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import told_in
+from gampen_ray.engine.session import known_cause
 from gampen_ray.engine.trial import Data, run_trial
 from gampen_ray.progress import Progress
 from gampen_ray.training.reading import read_unit
@@ -36,31 +36,31 @@ from gampen_ray.tuning.trials import OBJECTIVES, PENALTY, Trial, heard
 
 logger = logging.getLogger(__name__)
 
-# Of a node's object store, for the decoded data; the rest is room for what Ray itself keeps there.
+# Share of a node's object store for the decoded data; the rest is for Ray's own objects.
 _SHARED_PART = 0.4
 _READ_THREADS = 4
-# Of a trial that raises or dies, once more from its last epoch.
+# A trial that raises or dies is resumed this often from its last epoch.
 _MAX_FAILURES = 1
 
 
 def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -> list[Trial]:
-    """Run the trials of a study that are missing, and return all: each has a run folder, with a bundle if it is complete.
+    """Run the missing trials of a study, and return all; each has a run folder, with a bundle if it is complete.
 
     Parameters
     ----------
     config
-        Of the study.
+        The study.
     space
-        What is drawn.
+        The search space.
     run
-        Of the study's own config.
+        The training of the study's own config.
     workers
-        Trials at a time, and what each takes.
+        Number of trials at a time, and the resources of each.
 
     Raises
     ------
     UserError, StorageError
-        If something went wrong that would befall every trial; what has ended stays.
+        For an error that every trial would meet; finished trials are kept.
     """
     ledger = Ledger(config.output)
     ended = ledger.ended()
@@ -92,13 +92,13 @@ def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[Fi
 
 
 def _shared(run: Run) -> Data:
-    """Return the decoded data in the object store, where all trials on a node read it without a copy, if there is room."""
+    """Put the decoded data into the object store if they fit; all trials on a node then share one copy."""
     units = [unit for split in run.splits.values() for unit in split]
     size = sum(unit.num_rows for unit in units) * 4 * math.prod(run.info.image_shape)
     room = _SHARED_PART * min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
     if size > room:
         logger.info(
-            "the decoded data take %.1f GiB, and %.1f GiB of the object store are for them: every trial reads its own",
+            "the decoded data (%.1f GiB) exceed their share of the object store (%.1f GiB): each trial reads them by itself",
             size / 2**30,
             room / 2**30,
         )
@@ -108,14 +108,14 @@ def _shared(run: Run) -> Data:
 
 
 class Scheduler(ASHAScheduler):
-    """Stops poor trials, of which it knows all losses, also those before an interruption.
+    """Stops poor trials early; it knows all their losses, including those before an interruption.
 
     Parameters
     ----------
     config
-        Of the study.
+        The study.
     ended
-        Trials that have ended.
+        Finished trials.
     """
 
     def __init__(self, config: TuneConfig, ended: list[FinishedTrial]) -> None:
@@ -136,7 +136,7 @@ class Scheduler(ASHAScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial is stopped.
 
-        The first report of a resumed trial is of a late epoch, and would count as its loss at an early decision.
+        A resumed trial first reports a late epoch, whose loss must not count as that of an early one.
         """
         self._learn(tune_controller, trial, result["val_losses"][:-1])
         return super().on_trial_result(tune_controller, trial, result)
@@ -147,20 +147,20 @@ class Scheduler(ASHAScheduler):
 
 
 class Search(OptunaSearch):
-    """Optuna's search, the config's own values first; notes what it draws before a trial starts; none starts after its time.
+    """Optuna's search: proposes the config's own values first, records each proposal, and starts no trial after the time limit.
 
     Parameters
     ----------
     config
-        Of the study.
+        The study.
     space
-        What is drawn.
+        The search space.
     ledger
-        Takes the drawn values, and knows those of trials that were begun before.
+        Records proposed values, and holds those of earlier trials.
     ended
-        What the search knows from the start.
+        Finished trials.
     at_a_time
-        Trials that run side by side.
+        Number of trials that run side by side.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Search(OptunaSearch):
     ) -> None:
         names = config.objectives
         begun = ledger.begun()
-        # Another seed than before the interruption: the first draws would be the same again.
+        # A resumed search needs another seed, or it would repeat its first proposals.
         seed = int(np.random.SeedSequence([config.seed, len(begun)]).generate_state(1)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -187,14 +187,14 @@ class Search(OptunaSearch):
         if not begun and (start := space.start):
             self._ot_study.enqueue_trial(start)
         for number, values in begun.items():
-            # In the order of their numbers, which are Optuna's own.
+            # In order: Optuna numbers them itself.
             if number in known:
                 self._ot_study.add_trial(heard(known[number], space, names))
             else:
                 self._ot_study.enqueue_trial(values)
 
     def suggest(self, trial_id: str) -> Any:
-        """Return number and values of a new trial; those that were begun before come first."""
+        """Return number and values of a new trial, or of one that was started before and is unfinished."""
         if time.time() > self._end:
             return Searcher.FINISHED
         values = super().suggest(trial_id)
@@ -204,17 +204,17 @@ class Search(OptunaSearch):
         return {"number": number, "values": values}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Take no note: what counts is the last result."""
+        """Do nothing: only the last result counts."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Hear of the end of a trial; a failed one is worse than all others."""
+        """Record the result of a trial; a failed one is worse than all others."""
         if error or (result and "failed" in result):
             result = dict.fromkeys(self._names, PENALTY)
         super().on_trial_complete(trial_id, result)
 
 
 class _Ends(tune.Callback):
-    """Writes down what becomes of each trial, and shows it."""
+    """Records the outcome of each trial, and shows progress."""
 
     def __init__(self, config: TuneConfig, ledger: Ledger, num_ended: int) -> None:
         self._config, self._ledger, self._num_ended = config, ledger, num_ended
@@ -227,23 +227,23 @@ class _Ends(tune.Callback):
         self._best = min((self._judged(one.trial) for one in self._ledger.ended()), default=(math.inf, -1))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take a trial that was trained or stopped, or whose fields do not go together."""
-        told = trial.last_result
-        if "failed" in told:
-            self._end(trial, Trial(state="failed", reason=told["failed"], objectives={}, **self._facts(trial)))
-        elif set(OBJECTIVES) <= set(told):
-            found = {name: told[name] for name in OBJECTIVES}
+        """Record a trial that was trained or stopped early, or whose values are incompatible."""
+        metrics = trial.last_result
+        if "failed" in metrics:
+            self._end(trial, Trial(state="failed", reason=metrics["failed"], objectives={}, **self._facts(trial)))
+        elif set(OBJECTIVES) <= set(metrics):
+            found = {name: metrics[name] for name in OBJECTIVES}
             self._end(trial, Trial(state="complete", objectives=found, **self._facts(trial)))
         else:
-            found = {"val_loss": told["val_loss"]}
+            found = {"val_loss": metrics["val_loss"]}
             self._end(trial, Trial(state="stopped early", objectives=found, **self._facts(trial)))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Take a trial that raised again and again; what would befall every other one ends the study for now."""
-        traceback = str(trial.get_error())
-        if told := told_in(traceback):
-            raise told
-        reason = traceback.strip().splitlines()[-1]
+        """Record a trial that raised in each attempt; raise an error that every other trial would meet."""
+        error = trial.get_pickled_error()
+        if error and (known := known_cause(error)):
+            raise known
+        reason = str(trial.get_error()).strip().splitlines()[-1]
         self._end(trial, Trial(state="failed", reason=reason, objectives={}, **self._facts(trial)))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -251,15 +251,15 @@ class _Ends(tune.Callback):
         self._progress.__exit__()
 
     def _facts(self, trial: Any) -> dict[str, Any]:
-        told = trial.last_result or {}
-        return {**trial.config, "epochs": told.get("epoch", 0), "seconds": told.get("seconds", 0.0)}
+        metrics = trial.last_result or {}
+        return {**trial.config, "epochs": metrics.get("epoch", 0), "seconds": metrics.get("seconds", 0.0)}
 
     def _judged(self, trial: Trial) -> tuple[float, int]:
         objective = trial.objectives[self._config.objectives[0]] if trial.state == "complete" else math.inf
         return objective, trial.number
 
-    def _end(self, told: Any, trial: Trial) -> None:
-        self._ledger.end(trial, (told.last_result or {}).get("val_losses", []))
+    def _end(self, ray_trial: Any, trial: Trial) -> None:
+        self._ledger.end(trial, (ray_trial.last_result or {}).get("val_losses", []))
         self._best = min(self._best, self._judged(trial))
         note = f"trial {trial.number} {trial.state}"
         if trial.state == "stopped early":

@@ -1,9 +1,8 @@
-"""Ray for the length of one job: the cluster at hand, or a local Ray that is started and stopped."""
+"""Ray for the length of one job: an existing cluster, or a local Ray that is started and stopped."""
 
 import contextlib
 import logging
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,81 +15,95 @@ import ray.train
 
 from gampen_ray.errors import StorageError, UserError
 
-# Read by Ray when it starts and by the workers that inherit it; a user's own setting wins.
+# Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # The default of 32 footer-reading processes is made for large clusters.
     "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
-    # Small machines: a process that has done its task stays for the next, which would start another and import all again.
+    # Small machines: an idle process stays for the next task, which would otherwise start another and import everything again.
     "RAY_idle_worker_killing_time_threshold_ms": "60000",
     # A report from a training worker waits for the controller's next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # The machine that the driver runs on: an actor that asks whether it is to be taken away has nothing to tell.
+    # An actor that watches for preemption costs a process, and without a cloud it has nothing to report.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers keep the memory of one step for the next. Else glibc returns every large tensor, and a tenth of a CPU training
-    # is the kernel's, which clears the same pages again and again.
+    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor, and the kernel takes a tenth
+    # of a CPU training to clear the same pages again and again.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    # What goes wrong is raised; the driver's C++ log on the terminal speaks of Ray's own affairs, and first of its level.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # What a driver that ends with an error has not asked for yet.
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    # Ray Tune: no tables of its own, objectives that are known at the end only, and Ctrl-C ends the program.
+    # Ray Tune: no tables or loggers of its own, objectives that are known at the end only, and Ctrl-C ends the program.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-_RAISED = {
-    kind: re.compile(rf"^{kind.__module__}\.{kind.__qualname__}: (.+)$", re.MULTILINE) for kind in (UserError, StorageError)
+_QUIET = {
+    # Failures are raised; the C++ log of the driver only concerns Ray itself.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # Results that a driver that ends with an error has not fetched.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
-# What Ray itself could not read or write, such as a checkpoint on a full disk.
-_STORAGE_FAILED = re.compile(r"^OSError: (\[Errno \d+\] .+|.*AWS Error .+)$", re.MULTILINE)
+_VERBOSE = "GAMPEN_RAY_VERBOSE"
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(verbose: bool | None = None) -> Iterator[None]:
     """Connect to Ray, and leave nothing behind.
 
-    A connection that is already there is used and kept. Inside a job or with ``RAY_ADDRESS`` set, that cluster is used. Else a
-    local Ray is started, and stopped at the end, also after an error, Ctrl-C, or SIGTERM, which is how clusters end a job.
+    An existing connection is used and kept. Inside a job or with ``RAY_ADDRESS`` set, that cluster is used. Otherwise a local
+    Ray is started, and stopped at the end, also after an error, Ctrl-C, or SIGTERM, by which clusters end a job.
+
+    Parameters
+    ----------
+    verbose
+        Whether Ray's own log lines and progress are shown; None: if the environment variable GAMPEN_RAY_VERBOSE is 1.
 
     Raises
     ------
     UserError, StorageError
-        If a task raised one.
+        If a task or worker raised one.
     """
     started = not ray.is_initialized()
     if started:
-        _start()
+        _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
+    # What a function of ours raises inside Ray Data arrives as it is, not as text.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     try:
         with _sigterm_as_ctrl_c():
             yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
-        if told := told_in(str(error)):
-            raise told from None
+        if known := known_cause(error):
+            raise known from None
         raise
     finally:
         if started:
             ray.shutdown()
 
 
-def told_in(traceback: str) -> UserError | StorageError | None:
-    """Return the user's mistake or failure of storage that a task or worker raised, from the text of its traceback."""
-    for kind, pattern in _RAISED.items():
-        if found := pattern.search(traceback):
-            return kind(found[1])
-    if found := _STORAGE_FAILED.search(traceback):
-        return StorageError(f"{found[1]}; mend it, and give the same command again: what is finished stays")
-    return None
+def known_cause(error: BaseException) -> UserError | StorageError | None:
+    """Return the user's mistake or the storage failure that an exception of Ray's carries, or None.
+
+    Ray Train wraps the exceptions of its workers and of its controller, Ray Core those of tasks and of actors that do not
+    start, and any of them may wrap another.
+    """
+    if isinstance(error, UserError | StorageError) and not isinstance(error, ray.exceptions.RayError):
+        # Ray Data appends lines about retries to a message, which has one line.
+        return (UserError if isinstance(error, UserError) else StorageError)(str(error).partition("\n")[0])
+    # Ray's own reading and writing, such as a checkpoint on a full disk; subclasses are mostly connections between processes.
+    if type(error) is OSError and (error.errno is not None or "AWS Error" in str(error)):
+        text = str(error).partition("\n")[0] if error.errno is None else f"[Errno {error.errno}] {error.strerror}"
+        return StorageError(f"{text}; correct it, and give the same command again: what is finished stays")
+    carried = [error.__cause__, *(getattr(error, name, None) for name in ("cause", "controller_failure"))]
+    carried += [*getattr(error, "worker_failures", {}).values(), *error.args]
+    found = (known_cause(one) for one in carried if isinstance(one, BaseException))
+    return next((known for known in found if known), None)
 
 
-def _start() -> None:
-    for name, value in _ENVIRONMENT.items():
+def _start(verbose: bool) -> None:
+    for name, value in (_ENVIRONMENT if verbose else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
     if "RAY_ADDRESS" not in os.environ:
         options |= {
             "address": "local",
@@ -99,9 +112,11 @@ def _start() -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    with _no_stderr():
+    with contextlib.nullcontext() if verbose else _no_stderr():
         ray.init(**options)
-    # Errors come as exceptions; Ray Data and Ray Tune would log each of them besides.
+    if verbose:
+        return
+    # Errors arrive as exceptions; Ray Data and Ray Tune would log each of them as well.
     for name in ("ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
@@ -114,7 +129,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # None: Ray's C++, which would print where it was and end the process.
+    # None: a handler of Ray's C++, which would print a stack trace and end the process.
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
     try:
         yield

@@ -1,4 +1,4 @@
-"""One trial of a search, in one process of Ray Tune: trains, tells its losses, and goes on from its own state after a kill."""
+"""One trial of a search, in a process of Ray Tune: trains, reports its losses, and resumes from its own state after a kill."""
 
 import functools
 import io
@@ -30,21 +30,21 @@ Data = Mapping[Unit, "ray.ObjectRef[Rows]"]
 def run_trial(drawn: dict[str, Any], *, run: Run, space: SearchSpace, ledger: Ledger, data: Data, workers: Workers) -> None:
     """Train a trial to its end, and report its objectives; Ray Tune may stop it after any epoch.
 
-    What is reported has ``epoch``, ``val_loss`` (the least so far), ``val_losses`` (of all epochs) and ``seconds``; of a
-    trial whose fields do not go together, ``failed`` with the reason.
+    Each report has ``epoch``, ``val_loss`` (the least so far), ``val_losses`` (of all epochs) and ``seconds``; if the values of
+    the trial are incompatible, also ``failed`` with the reason.
 
     Parameters
     ----------
     drawn
         Number and values.
     run
-        Of the study's own config.
+        The training of the study's own config.
     space
-        Makes a trial's config of the values.
+        Turns the values into the trial's config.
     ledger
         Knows the trial's run folder.
     data
-        Decoded units that all trials share; what is not there is read from the dataset.
+        Decoded units that all trials share; other units are read from the dataset.
     workers
         Threads and share of a GPU.
     """
@@ -57,14 +57,14 @@ def run_trial(drawn: dict[str, Any], *, run: Run, space: SearchSpace, ledger: Le
     except UserError as error:
         if not space.blames(error):
             raise
-        tune.report(state.told() | {"failed": str(error)})
+        tune.report(state.metrics() | {"failed": str(error)})
         return
     found = objectives(bundle, config.calibration.num_passes)
-    tune.report(state.told() | {"epoch": config.optimizer.epochs} | found)
+    tune.report(state.metrics() | {"epoch": config.optimizer.epochs} | found)
 
 
 class _State:
-    """How far a trial is, in a file."""
+    """The state of a trial, in a file."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -82,8 +82,8 @@ class _State:
         torch.save({"training": training, "seconds": time.monotonic() - self._start}, content)
         storage.write_bytes_atomic(self._uri, content.getbuffer())
 
-    def told(self) -> dict[str, Any]:
-        """Return what the driver hears."""
+    def metrics(self) -> dict[str, Any]:
+        """Return what is reported to the driver."""
         # An early loss may be infinite.
         losses = [min(PENALTY, row["val_loss"]) for row in self.training["history"]] if self.training else []
         known = {"epoch": len(losses), "val_losses": losses, "seconds": time.monotonic() - self._start}
@@ -91,7 +91,7 @@ class _State:
 
 
 def _trained(run: Run, state: _State, data: Data, device: str) -> Bundle:
-    """Return the bundle of a run, which a trial that was killed at its very end has already."""
+    """Return the bundle of a run; a trial that was killed at its very end has it already."""
     if not storage.exists(storage.join(run.config.output, BUNDLE, CHECKSUMS)):
         with tracking(run) as track:
             execute(TrialWorker(run, state, track, data=data, device=device), run)
@@ -104,15 +104,15 @@ class TrialWorker(LocalWorker):
     Parameters
     ----------
     run
-        What is trained.
+        The training.
     state
-        What it goes on from, and keeps.
+        Restored at the start, and saved with each report.
     track
-        Takes the metrics of each epoch.
+        Receives the metrics of each epoch.
     data
         Decoded units that all trials share.
     device
-        Where the network lives.
+        Device of the network.
     """
 
     def __init__(self, run: Run, state: _State, track: Track, *, data: Data, device: str) -> None:
@@ -120,12 +120,12 @@ class TrialWorker(LocalWorker):
         self._epochs, self._state, self._track = run.config.optimizer.epochs, state, track
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Keep the state, and tell Ray Tune, which may end the process here; of the last epoch once the bundle is there."""
+        """Save the state and report to Ray Tune, which may end the process here; the last epoch waits for the bundle."""
         self._state.keep(state)
         if metrics:
             self._track(metrics)
         if metrics and metrics["epoch"] < self._epochs:
-            tune.report(self._state.told())
+            tune.report(self._state.metrics())
 
     def restore(self) -> State | None:
         """Return the state that the trial's folder holds."""

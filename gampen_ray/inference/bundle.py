@@ -24,7 +24,7 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.provenance import RUN_FILE
+from gampen_ray.run_folder import RUN_FILE
 
 FORMAT_VERSION = 3
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"

@@ -14,7 +14,7 @@ import torch
 from gampen_ray.training.order import Chunk, Order
 from gampen_ray.training.reading import Rows, ahead
 
-# Batches that are ready before they are asked for.
+# Batches that are prepared ahead.
 _AHEAD = 2
 
 
@@ -53,7 +53,7 @@ class Batch:
 def stream(
     passes: Sequence[EpochPart], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
 ) -> Iterator[Iterator[Batch]]:
-    """Yield an iterator of this worker's batches for each pass; a thread makes them before they are asked for.
+    """Yield an iterator of this worker's batches for each pass; a thread prepares them ahead.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ def stream(
     orders
         This worker's order of each split.
     chunks
-        Lane and rows of each of `chunks_of`; a chunk may come in several parts.
+        Lane and rows of each of `chunks_of`; a chunk may arrive in several parts.
     device
-        Where the batches are wanted.
+        Device of the batches.
     """
     numbered = (
         (number, batch)
@@ -76,7 +76,7 @@ def stream(
 
 
 def chunks_of(passes: Iterable[EpochPart], orders: Mapping[str, Order]) -> Iterator[Chunk]:
-    """Yield what passes over splits read, in the order in which it is needed."""
+    """Yield the chunks that passes over splits read, in the order in which they are needed."""
     for one in passes:
         yield from orders[one.split].chunks(one.epoch, one.first_step)
 

@@ -21,13 +21,13 @@ class LocalWorker:
     Parameters
     ----------
     orders
-        Of the splits ``train`` and ``val``.
+        Orders of the splits ``train`` and ``val``.
     read
         Returns the rows of a unit as stored.
     device
-        Where the network lives.
+        Device of the network.
     state
-        State of an earlier run to go on from.
+        State of an earlier run, to resume from.
     """
 
     rank = 0
@@ -46,7 +46,7 @@ class LocalWorker:
 
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
-        """Return a worker for a run; what it has read once stays in memory."""
+        """Return a worker for a run, which keeps in memory what it has read."""
         return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets)))
 
     def wrap(self, network: nn.Module) -> nn.Module:

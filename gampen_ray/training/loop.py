@@ -1,4 +1,4 @@
-"""Training of one network by one or many workers: the algorithm, which never sees the engine.
+"""Training of one network by one or many workers: the algorithm, independent of the engine.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
 """
@@ -24,13 +24,12 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.order import Order
-from gampen_ray.training.sync_batch_norm import synchronise
 
 T = TypeVar("T")
 Inputs = Callable[[torch.Tensor], torch.Tensor]
 """From cutouts (N x C x H x W, flux units) to network inputs."""
 State = dict[str, Any]
-# Steps after which the losses are looked at: on a GPU a look waits for all work that is under way.
+# Steps between two checks of the losses: on a GPU each check waits for all pending work.
 _CHECK_STEPS = 50
 _KEPT = ("history", "step", "losses", "seconds", "waited", "best_loss", "best_network")
 _NAMED = 10
@@ -46,7 +45,7 @@ class Worker(Protocol):
     device: torch.device
     """Where the network lives."""
     orders: dict[str, Order]
-    """What this worker gets of the splits ``train`` and ``val``, and when."""
+    """This worker's order of the splits ``train`` and ``val``."""
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network as it is called in training: gradients are averaged over workers."""
@@ -65,11 +64,11 @@ class Worker(Protocol):
         ...
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Hear after each step how far the run is: galaxies seen by all workers in all epochs, mean loss of this batch."""
+        """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch."""
         ...
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Publish the metrics of an epoch (none between epochs) and keep the state for `restore`; called by every worker."""
+        """Publish the metrics of an epoch (none between epochs) and save the state for `restore`; called by every worker."""
         ...
 
     def restore(self) -> State | None:
@@ -79,7 +78,7 @@ class Worker(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is trained, equal on all workers: the weights of ``network`` that require a gradient.
+    """A training, equal on all workers, of those weights of ``network`` that require a gradient.
 
     ``learning_rate_decay`` is the factor on the learning rate from a block of the network to the one in front of it;
     ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
@@ -96,9 +95,9 @@ class Plan:
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     """Train ``plan.network`` in place, to its weights of least validation loss.
 
-    After each epoch, and every ``plan.report_steps`` steps, the state is reported; a restored state goes on behind it. Order
-    and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an unbroken one, and
-    but for dropout and batch statistics that are not synchronised also one of another number of workers.
+    After each epoch, and every ``plan.report_steps`` steps, the state is reported; a resumed run continues from there. Order
+    and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an uninterrupted one,
+    and, without dropout and batch statistics of single workers, one with another number of workers too.
 
     Returns
     -------
@@ -110,14 +109,14 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     Raises
     ------
     UserError
-        If a loss of the training is not finite, which names the galaxies, or the validation loss never was.
+        If a training loss is not finite (the message names the galaxies), or no validation loss was.
     """
     fitting = _Fitting(worker, plan)
     fitting.restore()
     stream = worker.stream(fitting.passes())
     for train in stream:
         fitting.train(train)
-        # Only now: the next pass begins where this one ends.
+        # Only now: the next pass starts where this one ends.
         fitting.validate(next(stream))
     if not math.isfinite(fitting.best_loss):
         raise UserError(
@@ -155,7 +154,7 @@ def evaluate(worker: Worker, network: Network, images: Inputs, batches: Iterable
 
 
 class _Fitting:
-    """The state of a run, and what changes it."""
+    """The state of a run and the steps that change it."""
 
     def __init__(self, worker: Worker, plan: Plan) -> None:
         self.worker, self.plan, self.config = worker, plan, plan.optimizer
@@ -172,15 +171,15 @@ class _Fitting:
         self.model = worker.wrap(_prepared(self.network, self.config, worker))
         self.history: list[dict[str, float]] = []
         self.best_loss, self.best_network = math.inf, copy.deepcopy(self.network.state_dict())
-        # Of the epoch under way: steps done, mean losses of those that were looked at, seconds, and those of waiting for data.
+        # Of the current epoch: steps done, mean losses of those checked, seconds, and seconds of waiting for data.
         self.step, self.losses, self.seconds, self.waited = 0, [], 0.0, 0.0
-        # Identifiers and losses of the galaxies of each step since then.
-        self.unseen: list[tuple[np.ndarray, torch.Tensor]] = []
+        # Identifiers and losses of the galaxies of each step since the last check.
+        self.unchecked: list[tuple[np.ndarray, torch.Tensor]] = []
 
     # --- the state that survives ---------------------------------------------------------------------------------------
 
     def state(self) -> State:
-        """Return all that a run goes on from; randomness is a function of the seed and the step."""
+        """Return all that a run resumes from; randomness is a function of the seed and the step."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -190,7 +189,7 @@ class _Fitting:
         }
 
     def restore(self) -> None:
-        """Go on from the last reported state, if there is one."""
+        """Resume from the last reported state, if there is one."""
         state = self.worker.restore()
         if state is None:
             return
@@ -203,7 +202,7 @@ class _Fitting:
             setattr(self, name, state[name])
 
     def passes(self) -> list[EpochPart]:
-        """Return what is left to be read: the training split and the validation split for each epoch."""
+        """Return the passes that remain: over the training split and the validation split for each epoch."""
         first = len(self.history) + 1
         # Another number of workers may make an epoch a step shorter, but never empty.
         begun = min(self.step, self.steps_per_epoch - 1)
@@ -216,7 +215,7 @@ class _Fitting:
     # --- one epoch -----------------------------------------------------------------------------------------------------
 
     def train(self, batches: Iterator[Batch]) -> None:
-        """Train on what is left of an epoch."""
+        """Train on the rest of an epoch."""
         epoch = len(self.history) + 1
         self._set_modes(epoch)
         start = time.perf_counter()
@@ -245,7 +244,7 @@ class _Fitting:
             "data_wait_fraction": self.waited / self.seconds,
         }
         kept: Network = self.average.module if self.average else self.network  # type: ignore[assignment]
-        # Running statistics of the batches differ between workers: those of worker 0 count.
+        # Running batch statistics differ between workers: those of worker 0 are kept.
         self.worker.broadcast(kept.buffers())
         with self._autocast():
             metrics["val_loss"] = evaluate(self.worker, kept, self.plan.images, batches)
@@ -269,7 +268,7 @@ class _Fitting:
         draws_3N = draws_3B[:, batch.position_N].to(self.worker.device)
         x = AUGMENTATIONS[self.config.augment](self.plan.images(batch.cutout_NCHW), draws_3N)
         mean_only = epoch <= self.config.mse_warmup_fraction * self.config.epochs
-        # Workers may have a galaxy more or less than others, but all must have as many parts.
+        # Workers may differ by one galaxy, but all must have the same number of parts.
         parts = min(self.config.gradient_accumulation_steps, batch.total // self.worker.world_size)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -290,10 +289,10 @@ class _Fitting:
         if self.average:
             self.average.update_parameters(self.network)
         self.step += 1
-        self.unseen.append((batch.object_id_N, torch.cat(losses)))
+        self.unchecked.append((batch.object_id_N, torch.cat(losses)))
         seen = ((epoch - 1) * self.steps_per_epoch + self.step) * batch.total
-        self.worker.progress(epoch, seen, self.unseen[-1][1])
-        if len(self.unseen) == _CHECK_STEPS:
+        self.worker.progress(epoch, seen, self.unchecked[-1][1])
+        if len(self.unchecked) == _CHECK_STEPS:
             self._check(epoch)
 
     def _autocast(self) -> torch.autocast:
@@ -303,37 +302,51 @@ class _Fitting:
         return torch.autocast(device, torch.bfloat16, enabled=automatic or self.config.precision == "bfloat16")
 
     def _gradients_kept(self, kept: bool) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which gradients are summed up on the worker alone, if they are kept there."""
+        """Return a context in which gradients accumulate on the worker, without averaging over workers, if ``kept``."""
         return self.model.no_sync() if kept and isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _check(self, epoch: int) -> None:
-        """See that the losses since the last look are finite, on all workers; all of them raise if one is not."""
-        if not self.unseen:
+        """Check that the losses since the last check are finite on all workers; all of them raise if one is not."""
+        if not self.unchecked:
             return
-        sums = torch.stack([loss_N.double().sum() for _, loss_N in self.unseen]).cpu()
+        sums = torch.stack([loss_N.double().sum() for _, loss_N in self.unchecked]).cpu()
         total = self.worker.orders["train"].rows_per_batch
         means = torch.stack(self.worker.gather(sums)).sum(0) / total
         if not means.isfinite().all():
             bad = int((~means.isfinite()).nonzero()[0])
-            object_id_N, loss_N = self.unseen[bad]
+            object_id_N, loss_N = self.unchecked[bad]
             bad_N = ~loss_N.isfinite().cpu().numpy()
             ids = [str(name) for found in self.worker.gather(object_id_N[bad_N]) for name in found]
             named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
-            step = self.step - len(self.unseen) + bad + 1
+            step = self.step - len(self.unchecked) + bad + 1
             raise UserError(
                 f"optimizer.learning_rate: {self.config.learning_rate:g} is too high or the data is bad: the loss of epoch "
                 f"{epoch}, step {step} is not finite for {len(ids)} of {total} galaxies; lower it, or look at object_id {named}"
             )
         self.losses += means.tolist()
-        self.unseen = []
+        self.unchecked = []
+
+
+def check_device(config: OptimizerConfig, device: str) -> None:
+    """Refuse what the device (``"cpu"`` or ``"cuda"``) cannot do.
+
+    Raises
+    ------
+    UserError
+        If batch statistics of all workers are asked for on CPUs, for which torch has none.
+    """
+    if config.sync_batch_norm and device != "cuda":
+        raise UserError(
+            "optimizer.sync_batch_norm: true, but torch synchronises batch statistics on GPUs only and this training runs on "
+            "CPUs; leave it out"
+        )
 
 
 def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn.Module:
     """Return the network with batch statistics of all workers, and compiled, if so configured."""
-    gpu = worker.device.type == "cuda"
-    synchronised = gpu if config.sync_batch_norm is None else config.sync_batch_norm
-    if synchronised and worker.world_size > 1:
-        network = synchronise(network)
+    check_device(config, worker.device.type)
+    if worker.device.type == "cuda" and config.sync_batch_norm is not False and worker.world_size > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return torch.compile(network) if config.compile else network  # type: ignore[return-value]
 
 

@@ -1,7 +1,7 @@
-"""Which galaxies a worker gets when: arithmetic alone, the same on every machine and for any number of workers.
+"""The order of the galaxies for each worker: pure arithmetic, the same on every machine and for any number of workers.
 
-The units of a split (runs of row groups) are shuffled by the epoch, and their rows make one sequence, which is cut into L lanes
-of equal length. Galaxy i of the epoch is row i // L of lane i % L, and batch t holds the galaxies t B to (t + 1) B. Worker r of
+The units of a split (runs of row groups) are shuffled in each epoch, and their rows form one sequence, cut into L lanes of
+equal length. Galaxy i of the epoch is row i // L of lane i % L, and batch t holds the galaxies t B to (t + 1) B. Worker r of
 W gets those with i % W = r: whole lanes, as W divides L. So a batch holds the same galaxies for all W that divide the same L, a
 worker reads its own part of the dataset only, all do equal work, and any batch of any epoch can be reached without the ones
 before it.
@@ -16,15 +16,15 @@ import numpy as np
 
 from gampen_ray.data.sources import Unit
 
-# Lanes that different numbers of workers have in common, where the dataset is large enough.
+# Lanes shared by different numbers of workers, if the dataset is large enough.
 _LANES = 16
-# So many units must a lane have: those at its ends are read twice, for it and for its neighbour.
+# Least units of a lane: those at its ends are read twice, for it and for its neighbour.
 _MIN_UNITS_PER_LANE = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some rows of a unit, which a lane gets one after another.
+    """Consecutive rows of a unit for a lane.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Chunk:
     start, stop
         Rows ``start`` to ``stop`` of the shuffled unit.
     seed
-        Of the unit's shuffle; None: as stored.
+        Seed of the shuffle of the unit; None: as stored.
     """
 
     unit: Unit
@@ -63,9 +63,9 @@ class Order:
     batch_size
         Galaxies of a batch over all workers.
     seed
-        Of all shuffling; None: rows come as stored, every one of them once, and batches of different workers do not correspond.
+        Seed of all shuffling; None: rows come as stored, each exactly once, and batches of different workers do not correspond.
     rank, world_size
-        Number of this worker and how many there are; each must get a galaxy of every batch.
+        Number of this worker and number of workers; each must get a galaxy of every batch.
     """
 
     units: Sequence[Unit]
@@ -110,7 +110,7 @@ class Order:
 
     @functools.cached_property
     def num_steps(self) -> int:
-        """Batches of an epoch; shuffled rows that fill no batch are left out, others in every epoch."""
+        """Batches of an epoch; shuffled rows that do not fill a batch are left out, others in each epoch."""
         if self.seed is None:
             first, last = self.lane_rows(self.rank)
             return ((last - first - 1) * self.world_size + self.rank) // self.batch_size + 1
@@ -129,13 +129,13 @@ class Order:
         return start, stop
 
     def positions(self, step: int) -> np.ndarray:
-        """Return where in the batch this worker's galaxies are, lane by lane, as they come."""
+        """Return the places of this worker's galaxies in the batch, lane by lane, in the order in which they arrive."""
         return np.concatenate(
             [np.arange(*self.lane_part(lane, step)) * self.num_lanes + lane - step * self.rows_per_batch for lane in self.lanes]
         )
 
     def chunks(self, epoch: int, first_step: int = 0) -> list[Chunk]:
-        """Return what this worker reads from batch ``first_step`` of an epoch on, in the order in which it is needed."""
+        """Return the chunks that this worker reads from batch ``first_step`` of an epoch on, in the order of need."""
         shuffled = list(range(len(self.units)))
         if self.seed is not None:
             np.random.default_rng((self.seed, epoch)).shuffle(shuffled)

@@ -1,10 +1,11 @@
-"""A training run from dataset to model bundle; what every worker executes.
+"""A training run from dataset to model bundle, as each worker executes it.
 
 Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import coverage, fit_scale
-from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.provenance import provenance
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.loop import Plan, Worker, fit, one_pass
@@ -35,14 +36,19 @@ from gampen_ray.training.order import Order
 from gampen_ray.training.reading import split_units
 
 BUNDLE, HISTORY = "bundle", "history.json"
+UNCALIBRATED = "uncalibrated"
+"""Folder below a run folder for the weights of a network that gives no finite posterior."""
 _SAMPLE_IMAGES = 2_000
 # Of each split and worker.
 _NOVELTY_IMAGES = 10_000
+_NAMED = 10
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A config together with what the training data and the bundle to start from settle: equal on all workers.
+    """A config, completed from the training data and the bundle to start from; equal on all workers.
 
     Parameters
     ----------
@@ -69,7 +75,7 @@ class Run:
     splits: dict[str, tuple[Unit, ...]]
 
     def orders(self, rank: int = 0, world_size: int = 1) -> dict[str, Order]:
-        """Return what a worker gets of each split, and when."""
+        """Return the order of each split for a worker."""
         seeds = {"train": self.config.seed, "val": None}
         return {
             split: Order(
@@ -104,8 +110,8 @@ def prepare(config: TrainConfig) -> Run:
     Raises
     ------
     UserError
-        If the dataset lacks a split or a target, a value lies outside its transform's domain, or the network or the bundle to
-        start from does not fit.
+        If the dataset lacks a split or a target, a value lies outside the domain of its transform, or the network or the
+        bundle to start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
@@ -176,7 +182,7 @@ def _check_dropout(run: Run) -> None:
 
 
 def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:
-    """Return the schema kept or fitted on the training split, and see that it holds for both splits."""
+    """Return the kept schema, or one fitted on the training split, and check it against both splits."""
     names = kept.names if kept else tuple(config.targets)
     if not names:
         raise UserError("targets: none given; name at least one column of the dataset")
@@ -203,7 +209,7 @@ def target_values(dataset: str, split: str, names: Sequence[str], info: shards.D
 
 
 def build_network(run: Run) -> Network:
-    """Return the network before training; what is random in its weights depends on the seed alone.
+    """Return the network before training; its random weights depend on the seed alone.
 
     Raises
     ------
@@ -225,7 +231,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     worker
         This worker's view of the world.
     run
-        What is trained.
+        The training.
 
     Returns
     -------
@@ -244,7 +250,15 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     )
     history = fit(worker, plan)
     bundle = trained_bundle(run, network.state_dict())
-    mixture, truths_ND = validation_posterior(worker, run, bundle.network)
+    try:
+        mixture, truths_ND, unusable = validation_posterior(worker, run, bundle.network)
+    except UserError as error:
+        saved = storage.join(config.output, UNCALIBRATED)
+        if worker.rank == 0:
+            bundle.save(saved)
+        # The first worker that raises ends the others: not before the weights are written.
+        worker.gather(None)
+        raise UserError(f"{error}; the trained weights are in {saved}") from None
     novelty = fit_out_of_distribution(worker, run, bundle.network)
     if worker.rank != 0:
         return None
@@ -253,10 +267,15 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         bundle,
         network=bundle.network.cpu(),
         calibration_scale_D=scale_D if config.calibration.enabled else np.ones_like(scale_D),
-        metrics={"val_loss": min(row["val_loss"] for row in history), "fitted_scale": scale_D.tolist(), **metrics},
+        metrics={
+            "val_loss": min(row["val_loss"] for row in history),
+            "val_without_posterior": {"count": len(unusable), "object_id": unusable[:_NAMED]},
+            "fitted_scale": scale_D.tolist(),
+            **metrics,
+        },
         novelty=novelty,
     )
-    # An early validation loss may be infinite, which JSON does not know.
+    # An early validation loss may be infinite, which JSON cannot hold.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
     storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
@@ -264,7 +283,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
 
 
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
-    """Return a bundle of weights as they are trained, on their device: neither calibrated nor evaluated."""
+    """Return a bundle of trained weights, on their device, which is neither calibrated nor evaluated."""
     with torch.device("meta"):
         network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
     network.load_state_dict(weights, assign=True)
@@ -284,17 +303,52 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
     )
 
 
-def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
-    """Return the uncalibrated posteriors of the validation split, and its true values (N x D, physical)."""
+def warn_of_unusable(bundle: Bundle) -> None:
+    """Log which validation galaxies `execute` left out of calibration and coverage, if any."""
+    if (unusable := bundle.metrics["val_without_posterior"])["count"]:
+        logger.warning(
+            "%s validation galaxies have no finite posterior and are left out of calibration and coverage: object_id %s",
+            unusable["count"],
+            ", ".join(unusable["object_id"]) + (", ..." if unusable["count"] > _NAMED else ""),
+        )
+
+
+def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray, list[str]]:
+    """Return the uncalibrated posteriors of the validation split, its true values, and the galaxies without a posterior.
+
+    Returns
+    -------
+    Mixture, ndarray, list of str
+        Posteriors and physical true values (N x D) of the galaxies whose posterior is finite; identifiers of the others.
+
+    Raises
+    ------
+    UserError
+        On all workers, if no galaxy has a finite posterior.
+    """
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
-    own = [(thinned(run.network_inputs(b.cutout_NCHW)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_pass(worker, "val")]
-    outputs_NKP, z_ND = (torch.cat(parts) for parts in zip(*itertools.chain(*worker.gather(own)), strict=True))
-    mean_NKD, scale_tril_NKDD = network.likelihood.components(outputs_NKP.double())
-    return Mixture(mean_NKD, scale_tril_NKDD, run.targets), run.targets.physical(z_ND.double().numpy())
+    own = [
+        (b.object_id_N, thinned(run.network_inputs(b.cutout_NCHW)).outputs_NKP.cpu(), b.target_ND.cpu())
+        for b in one_pass(worker, "val")
+    ]
+    ids, outputs, targets = zip(*itertools.chain(*worker.gather(own)), strict=True)
+    mean_NKD, scale_tril_NKDD = network.likelihood.components(torch.cat(outputs).double())
+    usable_N = proper(mean_NKD, scale_tril_NKDD)
+    if not usable_N.any():
+        raise UserError(
+            f"dataset: {run.config.dataset}: none of the {len(usable_N)} galaxies in split 'val' has a finite posterior; lower "
+            "optimizer.learning_rate, or look for extreme pixels"
+        )
+    mixture = Mixture(mean_NKD[usable_N], scale_tril_NKDD[usable_N], run.targets)
+    truths_ND = run.targets.physical(torch.cat(targets)[usable_N].double().numpy())
+    return mixture, truths_ND, [str(name) for name in np.concatenate(ids)[~usable_N.numpy()]]
 
 
-def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOfDistribution:
-    """Return what tells unusual images, from a sample of the training split; its threshold is that of the validation split."""
+def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOfDistribution | None:
+    """Return the detector of unusual images, fitted on a sample of the training split, its threshold on the validation split.
+
+    Images whose features are not finite are left out; None if no others are left in a split.
+    """
     network.eval()
 
     @torch.inference_mode()
@@ -305,10 +359,11 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
             count += len(parts[-1])
             if count >= _NOVELTY_IMAGES:
                 break
-        return np.concatenate(worker.gather(np.concatenate(parts)))
+        features_NF = np.concatenate(worker.gather(np.concatenate(parts)))
+        return features_NF[np.isfinite(features_NF).all(axis=1)]
 
-    held_out_MF = sample("val")
-    return OutOfDistribution.fit(sample("train"), held_out_MF)
+    held_out_MF, features_NF = sample("val"), sample("train")
+    return OutOfDistribution.fit(features_NF, held_out_MF) if len(features_NF) and len(held_out_MF) else None
 
 
 def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where the metrics of a training go while it runs: TensorBoard, and MLflow if asked."""
+"""Live metrics of a training run: TensorBoard event files, and MLflow on request."""
 
 import contextlib
 import importlib.util
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 _EXPERIMENT = "gampen_ray"
 Track = Callable[[dict[str, float]], None]
-"""Takes the metrics of an epoch, ``epoch`` among them."""
+"""Receives the metrics of an epoch, including ``epoch``."""
 
 
 def check_tracking(uri: str) -> None:
-    """See that MLflow is there if an MLflow URI is given.
+    """Check that MLflow is installed if an MLflow URI is given.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def check_tracking(uri: str) -> None:
 
 @contextlib.contextmanager
 def tracking(run: Run) -> Iterator[Track]:
-    """Yield a function that takes each epoch's metrics to the trackers.
+    """Yield a function that sends each epoch's metrics to the trackers.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def tracking(run: Run) -> Iterator[Track]:
                 try:
                     one(metrics)
                 except Exception as error:
-                    # A training of days is not lost for it.
+                    # A training that takes days must not fail because of its log.
                     logger.warning("metrics are no longer tracked: %s", str(error).partition("\n")[0])
                     tracks.remove(one)
 
@@ -64,7 +64,7 @@ def tracking(run: Run) -> Iterator[Track]:
 
 @contextlib.contextmanager
 def _tensorboard(output: str) -> Iterator[Track]:
-    """Write event files into the run folder; on S3 they are replaced by longer ones after each epoch."""
+    """Write event files into the run folder; on S3 they are rewritten after each epoch."""
     target = storage.join(output, TENSORBOARD)
     with contextlib.ExitStack() as stack:
         local = storage.is_local(target)
@@ -83,7 +83,7 @@ def _tensorboard(output: str) -> Iterator[Track]:
 
 @contextlib.contextmanager
 def _mlflow(run: Run) -> Iterator[Track]:
-    """Log to the MLflow run of this run folder, which an interrupted training goes on with."""
+    """Log to the MLflow run of this run folder; an interrupted training resumes it."""
     import mlflow  # type: ignore[import-not-found]
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -93,15 +93,17 @@ def _mlflow(run: Run) -> Iterator[Track]:
         mlflow.set_experiment(_EXPERIMENT)
         found = mlflow.search_runs(filter_string=f"tags.output = '{output}'", output_format="list", max_results=1)
         active = mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=output, tags={"output": output})
-        mlflow.log_params(dict(_flat(to_dict(run.config))) | {"dataset_fingerprint": run.info.fingerprint})
+        params = dict(_flat(to_dict(run.config))) | {"dataset_fingerprint": run.info.fingerprint}
+        # MLflow refuses other values in place of those that an interrupted training has logged, such as its resources.
+        mlflow.log_params({name: value for name, value in params.items() if name not in active.data.params})
     except Exception as error:
         raise UserError(
-            f"mlflow: {uri} cannot be used: {str(error).partition(chr(10))[0]}; mend it or leave mlflow out"
+            f"mlflow: {uri} cannot be used: {str(error).partition(chr(10))[0]}; correct it or leave mlflow out"
         ) from None
     with active:
 
         def track(metrics: dict[str, float]) -> None:
-            # Another thread has another active run.
+            # Each thread has an active run of its own.
             mlflow.log_metrics(metrics, step=int(metrics["epoch"]), run_id=active.info.run_id)
 
         yield track

@@ -135,7 +135,7 @@ def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np
     for rate in rates:
         for layer in _dropout_layers(network):
             layer.p = float(rate)
-        mixture, truths_ND = validation_posterior(worker, run, network)
+        mixture, truths_ND, _ = validation_posterior(worker, run, network)
         rows = [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)]
         yield ScannedRate(
             rate=float(rate),

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import Flag, mixture_from_catalog
+from gampen_ray.catalog.parquet import mixture_from_catalog
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.config import ActorResources
@@ -23,6 +23,7 @@ from gampen_ray.engine import cluster
 from gampen_ray.engine import units as engine
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.flags import Flag
 from gampen_ray.reports.evaluated import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies

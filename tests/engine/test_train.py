@@ -7,16 +7,21 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
+from ray.exceptions import RayTaskError
 from tensorboardX.proto.event_pb2 import Event
 
+from gampen_ray.commands.train import train
 from gampen_ray.config import CalibrationConfig, FineTuneConfig, TargetConfig, TrainConfig, TrainResources
 from gampen_ray.data import shards
-from gampen_ray.engine.train import _keyboard_interrupt, train
-from gampen_ray.errors import UserError
+from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
+from gampen_ray.errors import StorageError, UserError
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import NETWORK, bundle, dataset, train_config
@@ -132,6 +137,56 @@ def assert_tracked(run: Path, mlflow_uri: str, val_losses: list[float]) -> None:
     assert list(logged.values()) == pytest.approx(val_losses)
 
 
+@pytest.mark.ray
+def test_a_damaged_shard_ends_a_training_at_once_in_one_line(ray_local: None, tmp_path: Path) -> None:
+    data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
+    damaged = Path(shards.shard_uris(data, "train")[1])
+    content = bytearray(damaged.read_bytes())
+    # Among the pixels, which nothing reads before the workers do.
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    groups: set[tuple[int, ...]] = set()
+    with watched(groups), pytest.raises(UserError, match=rf"^{damaged}: damaged or not Parquet: [^\n]*$"):
+        train(train_config(data, str(tmp_path / "run")))
+    assert len({worker for group in groups for worker in group}) == 2
+
+
+@contextlib.contextmanager
+def watched(groups: set[tuple[int, ...]]) -> Iterator[None]:
+    """Collect the process ids of training workers that are there at the same time."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            groups.add(tuple(workers()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.mark.ray
+def test_a_lost_message_fails_nothing(ray_local: None) -> None:
+    messages = driver_queue()
+    send(messages, {"epoch": 1})
+    assert messages.get(timeout=30) == {"epoch": 1}
+    ray.kill(messages.actor)
+    for _ in range(3):
+        send(messages, {"epoch": 2})
+
+
+def test_only_a_mistake_of_the_users_ends_a_training_at_its_first_failure() -> None:
+    sent = SimpleNamespace(actor=SimpleNamespace(put=SimpleNamespace(remote=[].append)))
+    callbacks = Callbacks(cast(Any, sent))
+    mistake = UserError("optimizer.learning_rate: 9 is too high")
+    error = RayTaskError("task", "Traceback", mistake).as_instanceof_cause()
+    with pytest.raises(UserError, match=r"^optimizer\.learning_rate: 9 is too high$"):
+        callbacks.after_exception(None, {0: RuntimeError("connection closed"), 1: error})
+    callbacks.after_exception(None, {0: RuntimeError("out of memory"), 1: StorageError("disk full")})
+
+
 def test_ctrl_c_is_no_success() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), _keyboard_interrupt():
@@ -167,7 +222,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
 def test_more_workers_than_there_is_work_or_room_for_are_refused(ray_local: None, tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
     config = train_config(data, str(tmp_path / "run"), batch_size=1)
-    with pytest.raises(UserError, match=r"optimizer\.batch_size: 1 gives not every one of 2 workers a galaxy; raise it"):
+    with pytest.raises(UserError, match=r"optimizer\.batch_size: 1 is too small to give each of 2 workers a galaxy; raise it"):
         train(config)
     assert not (tmp_path / "run").exists()
     lonely = dataset(str(tmp_path / "lonely"), {"train": 50, "val": 1})

@@ -14,7 +14,7 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, evaluate, fit, one_pass
+from gampen_ray.training.loop import Plan, _prepared, evaluate, fit, one_pass
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows
 from tests.networks import NETWORK, SIZE, TARGETS, galaxies
@@ -191,6 +191,16 @@ def test_batch_statistics_are_frozen_after_their_share_of_the_epochs() -> None:
     layer.register_forward_hook(lambda module, *_: seen.append(module.training) if torch.is_grad_enabled() else None)
     fit(worker(), trained)
     assert seen == [True] * 20 + [False] * 20
+
+
+def test_synchronised_batch_statistics_are_torchs_own_and_refused_on_cpus() -> None:
+    with pytest.raises(UserError, match=r"^optimizer\.sync_batch_norm: true, but torch .* on GPUs only .* CPUs; leave it out$"):
+        train(worker(), sync_batch_norm=True)
+    for asked, number in ((None, 2), (True, 2), (False, 0)):
+        one = worker()
+        one.device, one.world_size = torch.device("cuda"), 2
+        made = _prepared(plan().network, OptimizerConfig(sync_batch_norm=asked), one)
+        assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in made.modules()) == number
 
 
 def test_fewer_galaxies_than_a_batch_still_train() -> None:

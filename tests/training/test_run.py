@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, with_config
+from gampen_ray.training.run import execute, prepare, warn_of_unusable, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -58,6 +60,36 @@ def test_bundle_tells_unusual_images(data: str, tmp_path: Path) -> None:
 
     assert unusual(images).mean() < 0.1
     assert unusual(1000 * images).all()
+
+
+@pytest.mark.parametrize("broken", [3, 60])
+def test_validation_galaxies_without_a_finite_posterior_are_left_out(
+    broken: int, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = np.concatenate([shards.read_shard(uri)["object_id"].to_numpy() for uri in shards.shard_uris(data, "val")])
+    left = iter([True] * broken + [False] * 60)
+
+    def spoiled(thinned: ThinnedNetworks, images: torch.Tensor) -> Passes:
+        passes = predicted(thinned, images)
+        outputs_NKP = passes.outputs_NKP.clone()
+        outputs_NKP[[next(left) for _ in images], 1] = float("nan")
+        return dataclasses.replace(passes, outputs_NKP=outputs_NKP)
+
+    predicted = ThinnedNetworks.__call__
+    monkeypatch.setattr(ThinnedNetworks, "__call__", spoiled)
+    config = train_config(data, str(tmp_path / "run"))
+    if broken == 60:
+        with pytest.raises(UserError, match=r"none of the 60 galaxies .* trained weights are in .*/uncalibrated$"):
+            trained(config)
+        assert load_bundle(str(tmp_path / "run" / "uncalibrated")).metrics == {}
+        assert not (tmp_path / "run" / "bundle").exists()
+        return
+    bundle = load_bundle(str(trained(config)))
+    assert bundle.metrics["val_without_posterior"] == {"count": 3, "object_id": [str(name) for name in ids[:3]]}
+    error = bundle.metrics["coverage"]["calibrated"][0]["error"]
+    assert error == pytest.approx(np.sqrt(0.6827 * 0.3173 / 57), rel=1e-3)
+    warn_of_unusable(bundle)
+    assert re.search(rf"3 validation galaxies have no finite posterior .*: object_id {ids[0]}, {ids[1]}", caplog.text)
 
 
 def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:

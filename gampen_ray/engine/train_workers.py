@@ -1,8 +1,11 @@
-"""The `train` verb: Ray Data shards feed Ray Train workers, which run `gampen_ray.training`."""
+"""Training with Ray: Ray Train runs `gampen_ray.training` in workers, Ray Data feeds them, and the driver shows their progress.
+
+Epoch metrics and exceptions reach the driver through callbacks in Ray Train's controller; progress within an epoch goes to a
+queue directly. Controller and queue stay on the driver's node, so that no other node takes them with it when it dies.
+"""
 
 import contextlib
 import io
-import logging
 import os
 import signal
 import threading
@@ -16,100 +19,52 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from gampen_ray import storage
 from gampen_ray.config import TrainConfig
-from gampen_ray.config.base import replace
-from gampen_ray.engine.cluster import LONGEST_WAIT_S, cluster_workers, grows
+from gampen_ray.engine.cluster import LONGEST_WAIT_S, can_autoscale
 from gampen_ray.engine.feed import read_chunks
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import ray_session
+from gampen_ray.engine.session import known_cause
 from gampen_ray.errors import UserError
-from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
+from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.progress import Progress
-from gampen_ray.provenance import check_output, claim_output
 from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
 from gampen_ray.training.loop import State, T
-from gampen_ray.training.run import BUNDLE, Run, execute, prepare, trained_bundle
-from gampen_ray.training.tracking import Track, check_tracking, tracking
-
-logger = logging.getLogger(__name__)
+from gampen_ray.training.run import Run, execute, trained_bundle
+from gampen_ray.training.tracking import Track, tracking
 
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 # From one line of progress to the next.
 _PROGRESS_S = 5.0
-# Of workers, each from the last checkpoint on.
+# Failures of workers after which the training resumes from the last checkpoint.
 _MAX_FAILURES = 3
-
-
-def train(config: TrainConfig) -> Bundle:
-    """Train a network and return its bundle, which is written to ``<output>/bundle``.
-
-    An unfinished run of the same config goes on from its last epoch; a finished one is returned as it is.
-
-    Raises
-    ------
-    UserError
-        If the dataset does not fit the config, the output holds another run, or the cluster is too small.
-    """
-    config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
-    if config.fine_tune.bundle:
-        config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
-    check_tracking(config.mlflow)
-    run = prepare(config)
-    # The bundle to start from is named by its content, wherever it lies.
-    owner = _starting_from(config, run.start.digest) if run.start else config
-    check_output(config.output, owner, run.inputs)
-    if storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS)):
-        logger.info("%s is complete; nothing to do", config.output)
-        return load_bundle(config.output)
-    _check_enough(run, config.resources.num_workers)
-    with ray_session():
-        resources = config.resources
-        workers = cluster_workers(resources, least=resources.min_workers or resources.num_workers or 1)
-        _check_enough(run, workers.count)
-        claim_output(config.output, owner, run.inputs)
-        for line in run.images.conversions(**run.units):
-            logger.info(line)
-        run_workers(run, workers)
-    logger.info("wrote %s", storage.join(config.output, BUNDLE))
-    return load_bundle(config.output)
-
-
-def _check_enough(run: Run, num_workers: int) -> None:
-    config = run.config
-    if config.optimizer.batch_size < num_workers:
-        raise UserError(
-            f"optimizer.batch_size: {config.optimizer.batch_size} gives not every one of {num_workers} workers a galaxy; "
-            "raise it or lower resources.num_workers"
-        )
-    for split in ("train", "val"):
-        rows = run.info.num_rows[split]
-        if rows < num_workers:
-            raise UserError(
-                f"dataset: {config.dataset} has {rows} galaxies in split {split!r} for {num_workers} workers; "
-                "lower resources.num_workers or add galaxies"
-            )
-
-
-def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
-    return replace(config, **{"fine_tune.bundle": bundle})
 
 
 def run_workers(run: Run, workers: Workers) -> None:
     """Train with Ray Train workers, which write history and bundle into the run folder.
 
+    Parameters
+    ----------
+    run
+        The training.
+    workers
+        Their number, and the resources of each.
+
     Raises
     ------
     UserError
-        If MLflow cannot be reached, or the training meets a mistake of the user's.
+        If MLflow cannot be reached.
+    ray.train.TrainingFailedError
+        If the training fails; `gampen_ray.engine.session.ray_session` raises the user's mistake that it carries.
     """
     config = run.config
-    messages = Queue(actor_options={"num_cpus": 0})
+    messages = driver_queue()
     filesystem, path = storage.filesystem(config.output)
     local = storage.is_local(config.output)
     trainer = TorchTrainer(
@@ -127,28 +82,62 @@ def run_workers(run: Run, workers: Workers) -> None:
             storage_filesystem=None if local else filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=_MAX_FAILURES, controller_failure_limit=2),
+            callbacks=[Callbacks(messages)],
         ),
     )
-    mistakes: list[str] = []
     with (
         _patience(config),
         _keyboard_interrupt(),
         tracking(run) as track,
-        _shown(messages, run, workers.count, track, mistakes),
+        _shown(messages, run, workers.count, track),
     ):
         trainer.fit()
-    if mistakes:
-        raise UserError(mistakes[0])
+
+
+def driver_queue() -> Queue:
+    """Return a queue on the driver's node, where Ray Train's controller is too: it outlives every other node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+class Callbacks(UserCallback):
+    """What Ray Train's controller does with reports and exceptions of the workers.
+
+    Ray Train's failure policy does not distinguish exceptions: it would retry after a user's mistake as often as after the
+    death of a node. An exception in the controller, however, ends the training at once. Nor may a worker return its mistake
+    instead of raising it: the others would wait for it forever.
+
+    Parameters
+    ----------
+    messages
+        Queue that the driver reads.
+    """
+
+    def __init__(self, messages: Queue) -> None:
+        self._messages = messages
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Send the metrics of an epoch, whose checkpoint is written, to the driver."""
+        if metrics[0]:
+            send(self._messages, metrics[0])
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise a mistake of the user's that a worker has met."""
+        for error in worker_exceptions.values():
+            if isinstance(known := known_cause(error), UserError):
+                raise known
+
+
+def send(messages: Queue, message: dict[str, Any]) -> None:
+    """Put a message into the driver's queue without waiting: if it is lost, so is a line of progress, but not the training."""
+    actor: Any = messages.actor
+    actor.put.remote(message)
 
 
 def _train_worker(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["workers"].threads)
     torch.backends.cudnn.benchmark = True
-    try:
-        execute(RayWorker(job["run"], job["messages"]), job["run"])
-    except UserError as error:
-        # Every worker comes here at once. Returned, not raised: Ray Train would try the same again.
-        job["messages"].put({"mistake": str(error)})
+    execute(RayWorker(job["run"], job["messages"]), job["run"])
 
 
 class RayWorker:
@@ -157,9 +146,9 @@ class RayWorker:
     Parameters
     ----------
     run
-        What is trained.
+        The training.
     messages
-        Where worker 0 puts what the driver shows.
+        Queue that the driver reads.
     """
 
     def __init__(self, run: Run, messages: Queue) -> None:
@@ -193,15 +182,15 @@ class RayWorker:
             torch.distributed.broadcast(tensor, 0)
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Tell the driver how far the run is, now and then (worker 0)."""
+        """Send the driver a progress message every few seconds (worker 0)."""
         if self.rank == 0 and time.monotonic() - self._shown > _PROGRESS_S:
             self._shown = time.monotonic()
-            self._messages.put({"epoch": epoch, "galaxies": galaxies, "loss": float(loss.mean())})
+            send(self._messages, {"epoch": epoch, "galaxies": galaxies, "loss": float(loss.mean())})
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Write a checkpoint (worker 0) and tell the driver.
+        """Write a checkpoint (worker 0), and report the metrics.
 
-        It holds the state, and the best network so far as a bundle, which is neither calibrated nor evaluated.
+        The checkpoint holds the state, and the best network so far as a bundle, which is neither calibrated nor evaluated.
         """
         with TemporaryDirectory() as folder:
             checkpoint = None
@@ -210,8 +199,6 @@ class RayWorker:
                 trained_bundle(self._run, state["best_network"]).save(str(Path(folder, _BEST)))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
-        if self.rank == 0 and metrics:
-            self._messages.put(metrics)
 
     def restore(self) -> State | None:
         """Return the state of the last checkpoint."""
@@ -224,15 +211,15 @@ class RayWorker:
         if self.rank == 0:
             order = self.orders["train"]
             seen = len(state["history"]) * order.rows_per_epoch + state["step"] * order.rows_per_batch
-            self._messages.put({"restored": seen})
+            send(self._messages, {"restored": seen})
         return state | {"best_network": best}
 
 
 @contextlib.contextmanager
-def _shown(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: list[str]) -> Iterator[None]:
-    """Show what worker 0 tells while the driver waits for the end of the training; collect the user's mistakes."""
+def _shown(messages: Queue, run: Run, num_workers: int, track: Track) -> Iterator[None]:
+    """Show the workers' messages, and track their metrics, while the driver waits for the end of the training."""
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(messages, run, num_workers, track, mistakes, done), daemon=True)
+    thread = threading.Thread(target=_show, args=(messages, run, num_workers, track, done), daemon=True)
     thread.start()
     try:
         yield
@@ -242,43 +229,41 @@ def _shown(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: 
         messages.shutdown()
 
 
-def _show(messages: Queue, run: Run, num_workers: int, track: Track, mistakes: list[str], done: threading.Event) -> None:
+def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threading.Event) -> None:
     epochs, per_epoch = run.config.optimizer.epochs, run.orders(0, num_workers)["train"].rows_per_epoch
     with Progress("train", epochs * per_epoch, "galaxies") as progress:
         shown, last = 0, False
         while True:
             try:
-                told = messages.get_nowait()
+                message = messages.get_nowait()
             except Empty:
                 if last:
                     return
                 last = done.wait(0.5)
                 continue
-            if "mistake" in told:
-                mistakes.append(told["mistake"])
+            if "restored" in message:
+                # Also after the death of a worker: what followed its last checkpoint is repeated.
+                progress.skip(message["restored"] - shown)
+                shown = message["restored"]
                 continue
-            if "restored" in told:
-                # Also behind a worker's death: what came after its last checkpoint is done again.
-                progress.skip(told["restored"] - shown)
-                shown = told["restored"]
-                continue
-            finished = "val_loss" in told
-            galaxies = int(told["epoch"]) * per_epoch if finished else told["galaxies"]
-            note = f"epoch {told['epoch']}/{epochs}, "
+            finished = "val_loss" in message
+            galaxies = int(message["epoch"]) * per_epoch if finished else message["galaxies"]
+            note = f"epoch {message['epoch']}/{epochs}, "
             if finished:
-                track(told)
-                note += f"loss {told['train_loss']:.3f}, validation {told['val_loss']:.3f}"
+                track(message)
+                note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
             else:
-                note += f"loss {told['loss']:.3f}"
-            progress.advance(galaxies - shown, note, always=True)
-            shown = galaxies
+                note += f"loss {message['loss']:.3f}"
+            # Metrics of an epoch may come after the first progress of the next.
+            progress.advance(max(galaxies - shown, 0), note, always=True)
+            shown = max(galaxies, shown)
 
 
 @contextlib.contextmanager
 def _patience(config: TrainConfig) -> Iterator[None]:
-    """Let workers wait for nodes in place of lost ones, where such may come, and as many workers as before are needed."""
+    """Let workers wait for replacements of lost nodes if the cluster can autoscale and the number of workers is fixed."""
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    if name in os.environ or config.resources.min_workers or not grows():
+    if name in os.environ or config.resources.min_workers or not can_autoscale():
         yield
         return
     os.environ[name] = str(LONGEST_WAIT_S)
@@ -290,7 +275,7 @@ def _patience(config: TrainConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keyboard_interrupt() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt: Ray Train sets a handler of its own, which ends the program as if all were well."""
+    """Turn Ctrl-C into a KeyboardInterrupt: the handler that Ray Train installs ends the program with success."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
