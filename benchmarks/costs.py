@@ -15,7 +15,7 @@ from typing import Any
 from parts import DEVICE, cutouts, model, save
 
 from gampen_ray.commands.infer import InferConfig, infer
-from gampen_ray.config import NetworkConfig, ResourcesConfig, gampen_vgg16
+from gampen_ray.config import ActorResources, NetworkConfig, gampen_vgg16
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.inference.rates import extrapolate
 from gampen_ray.model.flops import inference_flops
@@ -64,7 +64,7 @@ def network(name: str, work: Path, other: dict[str, Any] | None) -> dict[str, An
         posterior="mixture",
         estimate=True,
         # On CPUs one worker has all cores.
-        resources=ResourcesConfig(num_workers=0 if DEVICE == "cuda" else 1),
+        resources=ActorResources(num_workers=0 if DEVICE == "cuda" else 1),
     )
     measured = infer(job)["measured"]
     flops = inference_flops(config, channels=1, size=size, num_targets=3, num_passes=job.num_passes)

@@ -38,7 +38,7 @@ from mc_precision import equal_precision
 from parts import DEVICE, SMALL, blobs, cutouts, model, save
 
 from gampen_ray.commands.infer import InferConfig, infer
-from gampen_ray.config import NetworkConfig, ResourcesConfig, gampen_vgg16
+from gampen_ray.config import ActorResources, NetworkConfig, gampen_vgg16
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.predictor import Predictor
@@ -187,7 +187,7 @@ def run(
             dataset=str(work / data),
             output=str(work / f"{output}-{time.time_ns()}"),
             num_passes=passes,
-            resources=ResourcesConfig(num_workers=actors),
+            resources=ActorResources(num_workers=actors),
             **fields,
         )
     )

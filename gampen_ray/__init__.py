@@ -1,18 +1,45 @@
-"""Bayesian posteriors of galaxy structural parameters from survey cutouts, at any scale."""
+"""Bayesian posteriors of galaxy structural parameters from survey cutouts, at any scale.
 
-from typing import TYPE_CHECKING
+``load_bundle`` gives a trained model; every verb of the command line is a function of the same name, such as ``train``.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from gampen_ray.inference.bundle import load_bundle
 
-__all__ = ["__version__", "load_bundle"]
+    crop = demo = evaluate = import_gampen = infer = ingest = cast(Any, None)
+    report = scan_dropout = simulate = split = train = tune = cast(Any, None)
+
+__all__ = [
+    "__version__",
+    "crop",
+    "demo",
+    "evaluate",
+    "import_gampen",
+    "infer",
+    "ingest",
+    "load_bundle",
+    "report",
+    "scan_dropout",
+    "simulate",
+    "split",
+    "train",
+    "tune",
+]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Importing torch takes seconds; `gampen-ray --help` must not.
     if name == "load_bundle":
         from gampen_ray.inference.bundle import load_bundle
 
         return load_bundle
+    verb = name.replace("_", "-")
+    if name in __all__ or verb in getattr(sys.modules.get("gampen_ray.commands.registry"), "VERBS", ()):
+        from gampen_ray.commands.registry import python_function
+
+        return python_function(verb)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

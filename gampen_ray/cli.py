@@ -1,56 +1,25 @@
 """The `gampen-ray` command: one verb per job, its fields from a TOML file and from flags of the same names."""
 
 import argparse
-import dataclasses
 import difflib
-import importlib
 import logging
+import os
 import sys
 import textwrap
 import tomllib
 import traceback
-import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pydantic_core import PydanticUndefined
 
-from gampen_ray import __version__, config, storage
-from gampen_ray.commands.crop import CropConfig
-from gampen_ray.commands.infer import InferConfig
-from gampen_ray.commands.ingest import IngestConfig
-from gampen_ray.commands.simulate import SimulateConfig
-from gampen_ray.config.base import build, fields, load_toml
+from gampen_ray import __version__
+from gampen_ray.commands.registry import Verb, kind, load_verbs
+from gampen_ray.config.base import sections, shown, upgraded
 from gampen_ray.errors import StorageError, UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """A job: its config class, and the module and function that run it, imported when needed.
-
-    An argument without a flag is a TOML file, or where it does not end in .toml the value of the field ``positional``.
-    """
-
-    config: type
-    module: str
-    function: str
-    positional: str = ""
-
-
-VERBS = {
-    "demo": Verb(config.DemoConfig, "gampen_ray.commands.demo", "demo"),
-    "simulate": Verb(SimulateConfig, "gampen_ray.commands.simulate", "simulate"),
-    "ingest": Verb(IngestConfig, "gampen_ray.commands.ingest", "ingest"),
-    "split": Verb(config.SplitTablesConfig, "gampen_ray.commands.split", "split"),
-    "train": Verb(config.TrainConfig, "gampen_ray.commands.train", "train"),
-    "tune": Verb(config.TuneConfig, "gampen_ray.commands.tune", "tune"),
-    "infer": Verb(InferConfig, "gampen_ray.commands.infer", "infer"),
-    "evaluate": Verb(config.EvaluateConfig, "gampen_ray.report.evaluate", "evaluate"),
-    "import-gampen": Verb(config.ImportGampenConfig, "gampen_ray.gampen.import_network", "import_gampen", "model"),
-    "crop": Verb(CropConfig, "gampen_ray.commands.crop", "crop"),
-    "report": Verb(config.ReportConfig, "gampen_ray.report.build", "report"),
-}
+_PROGRAM = "gampen-ray"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,23 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _log_to_stderr()
     try:
-        verb, job = parse(sys.argv[1:] if arguments is None else arguments)
-        _check_storage(job)
-        run = getattr(importlib.import_module(verb.module), verb.function)
-        run(job)
+        verb, config = parse(sys.argv[1:] if arguments is None else arguments)
+        verb.run(config)
     except UserError as error:
-        sys.stderr.write(f"gampen-ray: error: {error}\n")
+        sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
         return 2
     except StorageError as error:
-        sys.stderr.write(f"gampen-ray: error: {error}\n")
+        sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("gampen-ray: interrupted; the same command goes on where this one stopped\n")
+        sys.stderr.write(f"{_PROGRAM}: interrupted; run the same command again to resume\n")
         return 1
     except Exception:
         traceback.print_exc()
         return 1
     return 0
+
+
+def run_job(verb: str) -> NoReturn:
+    """Run a verb with the program's arguments, and exit."""
+    sys.exit(main([verb, *sys.argv[1:]]))
 
 
 def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
@@ -91,35 +63,26 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     UserError
         For an unknown verb or flag, or a value out of its domain.
     SystemExit
-        After ``--help`` and ``--version``.
+        After ``--help``, ``--version`` and ``--completion``.
     """
-    parsed, unknown = _parser().parse_known_args(list(arguments))
-    namespace = vars(parsed)
-    name = namespace.pop("verb")
-    verb = VERBS[name]
+    parsed, unknown = _parser(arguments).parse_known_args(list(arguments))
+    flags = vars(parsed)
+    name = flags.pop("verb")
+    verb = load_verbs()[name]
+    if flags.pop("verbose"):
+        os.environ["GAMPEN_RAY_VERBOSE"] = "1"
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
-    path = namespace.pop("config")
-    if path and verb.positional and not path.endswith(".toml"):
-        if namespace[verb.positional] is not None:
-            raise UserError(f"{verb.positional}: given twice, {path} and {namespace[verb.positional]}; give one")
-        namespace[verb.positional], path = path, None
-    values = load_toml(storage.read_bytes(path), path) if path else {}
-    annotations = {name: annotation for name, annotation, _, _ in _leaves(verb.config)}
-    for name, text in namespace.items():
+    file = flags.pop("config") or ""
+    if file and verb.positional and not file.endswith(".toml"):
+        if flags[verb.positional] is not None:
+            raise UserError(f"{verb.positional}: given twice, {file} and {flags[verb.positional]}; give one")
+        flags[verb.positional], file = file, ""
+    values: dict[str, Any] = {}
+    for field, text in flags.items():
         if text is not None:
-            _set(values, name.split("."), _value(text, annotations[name]))
-    return verb, build(verb.config, values)
-
-
-def _check_storage(job: Any) -> None:
-    """Raise a `UserError` that names the field if an object storage cannot be reached."""
-    for name, _, value, _ in _leaves(type(job), instance=job):
-        if isinstance(value, str) and not storage.is_local(value):
-            try:
-                storage.exists(value)
-            except (UserError, StorageError) as error:
-                raise UserError(f"{name}: {error}") from None
+            _set(values, field, _value(text, verb.leaves[field].annotation))
+    return verb, verb.configured(values, file)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,11 +90,18 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="gampen-ray", description="Bayesian posteriors of galaxy structural parameters, at any scale.")
+class _Completion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.exit(0, completion())
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = _Parser(prog=_PROGRAM, description="Bayesian posteriors of galaxy structural parameters, at any scale.")
     parser.add_argument("--version", action="version", version=__version__)
+    text = f"print the completion of verbs and flags for bash: source <({_PROGRAM} --completion bash)"
+    parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, verb in VERBS.items():
+    for name, verb in load_verbs().items():
         text = verb.config.__doc__ or ""
         sub = verbs.add_parser(
             name,
@@ -140,43 +110,70 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
             allow_abbrev=False,
         )
-        metavar, meaning = "CONFIG.toml", "TOML file with the fields below"
-        if verb.positional:
-            metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
-        sub.add_argument("config", nargs="?", metavar=metavar, help=meaning)
-        for field, annotation, default, description in _leaves(verb.config):
-            spellings = dict.fromkeys([f"--{field.replace('_', '-')}", f"--{field}"])
-            shown = "required" if default is PydanticUndefined else f"default: {_shown(default)}"
-            help_text = f"{description} [{shown}]".replace("\n", " ").replace("%", "%%")
-            # A switch is on where its value is left out.
-            optional: dict[str, Any] = {"nargs": "?", "const": "true"} if annotation is bool else {}
-            sub.add_argument(*spellings, dest=field, metavar=_kind(annotation), help=help_text, **optional)
+        # The many flags of the other verbs are not needed.
+        if name in arguments:
+            _add_flags(sub, verb)
     return parser
 
 
-def _leaves(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
-    """Yield dotted name, annotation, default and documentation of every field, those of nested sections included."""
-    for name, field in fields(cls).items():
-        default = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
-        if dataclasses.is_dataclass(field.annotation):
-            yield from _leaves(typing.cast(type, field.annotation), f"{prefix}{name}.", default)
-        else:
-            yield prefix + name, field.annotation, default, field.description or ""
+def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    metavar = "CONFIG.toml"
+    meaning = 'TOML file with the fields below; extends = "OTHER.toml" in it takes those of another file first'
+    if verb.positional:
+        metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
+    parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
+    parser.add_argument("--verbose", action="store_true", help="show Ray's own log and progress too")
+    for section, text, leaves in sections(verb.config):
+        group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
+        for leaf in leaves:
+            default = "required" if leaf.default is PydanticUndefined else f"default: {shown(leaf.default)}"
+            help_text = f"{leaf.description} [{default}]".replace("\n", " ").replace("%", "%%")
+            # A switch is on where its value is left out.
+            optional: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.annotation is bool else {}
+            spellings = dict.fromkeys([_flag(leaf.name), f"--{leaf.name}"])
+            group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
+
+
+def completion() -> str:
+    """Return a bash script that completes verbs, flags and file names."""
+    verbs = load_verbs()
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --help" ;;' for name, verb in verbs.items()]
+    return "\n".join(
+        [
+            "_gampen_ray() {",
+            "  local words",
+            "  case ${COMP_WORDS[1]} in",
+            *cases,
+            "  esac",
+            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version"',
+            '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+            "}",
+            f"complete -o default -F _gampen_ray {_PROGRAM}",
+            "",
+        ]
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _unknown_flag(flag: str, name: str, verb: Verb) -> str:
-    valid = [f"--{field.replace('_', '-')}" for field, *_ in _leaves(verb.config)]
-    close = difflib.get_close_matches(flag.partition("=")[0].replace("_", "-"), valid, n=1)
+    field = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+    table: dict[str, Any] = {}
+    _set(table, field, None)
+    # A name of an earlier version is refused as such.
+    upgraded(verb.config, table, refuse=True)
+    close = difflib.get_close_matches(_flag(field), map(_flag, verb.leaves), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"{flag}: unknown flag; {hint}`gampen-ray {name} --help` lists the valid ones"
+    return f"{flag}: unknown flag; {hint}`{_PROGRAM} {name} --help` lists the valid ones"
 
 
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    for part in path:
         values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise UserError(f"{'.'.join(path)}: {part} is a table in the TOML file's schema, but the file gives {values!r}")
-    values[path[-1]] = value
+    values[last] = value
 
 
 def _value(text: str, annotation: Any) -> Any:
@@ -187,27 +184,6 @@ def _value(text: str, annotation: Any) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text.split(",") if typing.get_origin(annotation) is tuple else text
-
-
-def _kind(annotation: Any) -> str:
-    origin = typing.get_origin(annotation)
-    if origin is typing.Literal:
-        return "{" + ",".join(str(choice) or "''" for choice in typing.get_args(annotation)) + "}"
-    if origin is types.UnionType:
-        return next(_kind(arg) for arg in typing.get_args(annotation) if arg is not type(None))
-    if origin is tuple:
-        return "LIST"
-    return "TABLE" if origin is dict else getattr(annotation, "__name__", "VALUE").upper()
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, dict):
-        return ", ".join(default) or "none"
-    if isinstance(default, tuple):
-        return str([list(x) if isinstance(x, tuple) else x for x in default]).replace("'", '"')
-    if default is None or default == "":
-        return "left out" if default is None else "empty"
-    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _log_to_stderr() -> None:

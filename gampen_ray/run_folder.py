@@ -21,7 +21,7 @@ import pydantic
 import pydantic_core
 
 from gampen_ray import storage
-from gampen_ray.config.base import fields
+from gampen_ray.config.base import fields, upgraded
 from gampen_ray.errors import UserError
 from gampen_ray.lock import LOCK_FILE, Lock, locked
 from gampen_ray.provenance import provenance
@@ -199,7 +199,7 @@ def _compare(output: str, there: Any, wanted: dict[str, Any], cls: type, ignored
     if (verb := there.get("verb", wanted["verb"])) != wanted["verb"]:
         raise UserError(f"output: {output} holds a run of {verb!r}, not {wanted['verb']!r}; {_UNCHANGED}")
     unknown: dict[str, Any] = {}
-    values = _completed(cls, there["config"], "", unknown)
+    values = _completed(cls, upgraded(cls, there["config"]), "", unknown)
     # The free fields of an earlier release may be other ones.
     values = _without(values, (*_FREE_FIELDS, *ignored, *wanted["inputs"]))
     if difference := first_difference(values, wanted["config"]):

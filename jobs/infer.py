@@ -1,11 +1,6 @@
-"""Predict a survey into a catalogue of posteriors on a Ray cluster; `gampen-ray infer` does the same on this machine.
+"""ray job submit --address ADDRESS --working-dir . -- python jobs/infer.py [CONFIG.toml] [--section.field value ...]"""
 
-ray job submit --address ADDRESS --working-dir . -- python jobs/infer.py [CONFIG.toml] [--section.field value ...]
-"""
-
-import sys
-
-from gampen_ray.cli import main
+from gampen_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["infer", *sys.argv[1:]]))
+    run_job("infer")

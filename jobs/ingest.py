@@ -1,11 +1,6 @@
-"""Ingest FITS cutouts into a dataset of shards on a Ray cluster; `gampen-ray ingest` does the same on this machine.
+"""ray job submit --address ADDRESS --working-dir . -- python jobs/ingest.py [CONFIG.toml] [--section.field value ...]"""
 
-ray job submit --address ADDRESS --working-dir . -- python jobs/ingest.py [CONFIG.toml] [--section.field value ...]
-"""
-
-import sys
-
-from gampen_ray.cli import main
+from gampen_ray.cli import run_job
 
 if __name__ == "__main__":
-    sys.exit(main(["ingest", *sys.argv[1:]]))
+    run_job("ingest")

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from gampen_ray import cli, storage
+from gampen_ray.commands import registry
 from gampen_ray.commands.infer import InferConfig
+from gampen_ray.commands.registry import Verb, load_verbs
 from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config import TrainConfig
 
@@ -56,6 +59,9 @@ def test_underscores_and_hyphens_are_the_same() -> None:
         (["trian"], "invalid choice: 'trian'"),
         (["train"], "dataset: required"),
         (["train", "--bogus", "1"], "--bogus: unknown flag; `gampen-ray train --help` lists the valid ones"),
+        (["train", "--optimizer.clip-norm=3"], "optimizer.clip_norm: renamed to optimizer.max_grad_norm"),
+        (["tune", "--stage", "search"], "stage: the dropout scan is the verb scan-dropout; leave stage out of `tune`"),
+        (["split", "--images", "i", "--num-strata", "20"], "num_strata: 20 has no effect with scheme gampen; leave it out, or"),
         (["train", "--optimizer.epoch=3"], "--optimizer.epoch=3: unknown flag; did you mean --optimizer.epochs?"),
         (["train", "--optimizer.epochs", "many", "--dataset", "d", "--output", "o"], "optimizer.epochs: 'many' is not allowed"),
         (["train", "no-such.toml"], "no-such.toml: no such file or folder"),
@@ -96,18 +102,30 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
 def test_program_error_is_exit_code_1_with_its_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.VERBS, "report", cli.Verb(cli.VERBS["report"].config, "gampen_ray.no_such_module", "report"))
+    def fails(config: object) -> None:
+        raise RuntimeError("not the user's")
+
+    monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, fails))
     assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+def test_interruption_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, interrupted))
+    assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
+    assert capsys.readouterr().err == "gampen-ray: interrupted; run the same command again to resume\n"
+
+
+@pytest.mark.parametrize("verb", load_verbs())
 def test_help_names_every_field_with_its_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([verb, "--help"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    fields = [name for name, *_ in cli._leaves(cli.VERBS[verb].config)]
+    fields = load_verbs()[verb].leaves
     assert all(f"--{name.replace('_', '-')}" in shown for name in fields)
     assert shown.count("[default: ") + shown.count("[required]") == len(fields)
 
@@ -116,7 +134,73 @@ def test_help_is_there_without_importing_torch_or_ray() -> None:
     program = (
         "import sys\nfrom gampen_ray.cli import main\n"
         "try:\n    main(['train', '--help'])\n"
-        "finally:\n    assert not {'torch', 'ray', 'galsim'} & set(sys.modules), 'slow import'\n"
+        "finally:\n    assert not {'torch', 'ray', 'galsim', 'numpy', 'pyarrow'} & set(sys.modules), 'slow import'\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_has_a_group_of_flags_for_each_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.index("\nfields:\n") < shown.index("\nnetwork.backbone:\n  A convolutional") < shown.index("\nresources:\n")
+    assert 'extends = "OTHER.toml"' in shown
+
+
+def test_completion_knows_verbs_and_flags() -> None:
+    script = cli.completion()
+    asked = "COMP_WORDS=(gampen-ray {}); COMP_CWORD={}; _gampen_ray; echo ${{COMPREPLY[@]}}\n"
+    script += asked.format("sc", 1) + asked.format("train --optimizer.ep", 2) + asked.format("train --split.", 2)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["scan-dropout", "--optimizer.epochs", ""]
+
+
+def test_a_file_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        'dataset = "d"\n[optimizer]\nepochs = 3\nbatch_size = 8\n[targets]\nflux = {transform = "log"}\nage = {}\n'
+    )
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "own.toml").write_text(
+        'extends = "../base.toml"\noutput = "o"\n[optimizer]\nepochs = 5\n[targets]\nflux = {transform = "identity"}\n'
+    )
+    _, config = cli.parse(["train", str(tmp_path / "sub" / "own.toml"), "--seed", "2"])
+    assert (config.dataset, config.optimizer.epochs, config.optimizer.batch_size, config.seed) == ("d", 5, 8, 2)
+    # A field is replaced as a whole.
+    assert list(config.targets) == ["flux"]
+
+
+def test_a_circle_of_files_and_a_file_that_is_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, other in (("a", '"b.toml"'), ("b", '"a.toml"'), ("c", '"none.toml"'), ("d", "3")):
+        (tmp_path / f"{name}.toml").write_text(f"extends = {other}\n")
+    messages = {
+        "a": "extends itself by way of",
+        "c": "none.toml: no such file",
+        "d": "extends: 3 is not allowed; give the name",
+    }
+    for name, message in messages.items():
+        assert cli.main(["train", str(tmp_path / f"{name}.toml")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_verb_of_a_module_of_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "my_verbs.py").write_text(
+        "from gampen_ray.commands.registry import verb\n"
+        "from gampen_ray.config.base import config_class\n"
+        "@config_class\n"
+        "class CountConfig:\n"
+        '    """Count."""\n'
+        "    upto: int = 3\n"
+        '    """Last number."""\n'
+        "@verb('count', positional='upto')\n"
+        "def count(config: CountConfig) -> int:\n"
+        "    print(list(range(config.upto)))\n"
+    )
+    environment = os.environ | {"GAMPEN_RAY_PLUGINS": "my_verbs", "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "gampen_ray", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "count" in run("--help")
+    assert run("count", "2") == run("count", "--upto=2") == "[0, 1]\n"

@@ -20,9 +20,9 @@ from astropy.io import fits
 from astropy.table import Table
 
 from gampen_ray import cli
-from gampen_ray.commands.demo import demo
+from gampen_ray.commands.demo import DemoConfig, demo
 from gampen_ray.commands.train import train
-from gampen_ray.config import DemoConfig, ResourcesConfig
+from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.local import LocalWorker
@@ -170,7 +170,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
     config = dataclasses.replace(
         train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=40, learning_rate=1e-3),
-        resources=ResourcesConfig(num_workers=1),
+        resources=TrainResources(num_workers=1),
     )
     (tmp_path / "train.toml").write_text(to_toml(config))
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):

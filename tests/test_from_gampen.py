@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from astropy.io import fits
-from tests.model.test_gampen_weights import DROPOUT
 
 from gampen_ray import cli
 from gampen_ray.catalog.parquet import catalog_parts
 from gampen_ray.config import gampen_vgg16
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.model.network import Network
+from tests.gampen.test_weights import DROPOUT
 
 LABELS = "custom_logit_bt,ln_R_e_asec,ln_total_flux_adus"
 SIZE = 143

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gampen_ray.commands.registry import load_verbs
 from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig, TuneConfig, default_search, gampen_vgg16
 from gampen_ray.config.base import build, load_toml
 from gampen_ray.tuning.space import SearchSpace
@@ -23,14 +24,21 @@ PUBLISHED = {
 def load(name: str) -> TrainConfig:
     """Build a preset as the command line does with its flags for dataset, output and bundle."""
     path = FOLDER / f"{name}.toml"
-    values: dict[str, Any] = load_toml(path.read_bytes(), path.name) | {"dataset": "d", "output": "o"}
-    if "fine_tune" in values:
-        values["fine_tune"]["bundle"] = "b"
-    return build(TrainConfig, values)
+    values: dict[str, Any] = {"dataset": "d", "output": "o"}
+    if "[fine_tune]" in path.read_text():
+        values["fine_tune"] = {"bundle": "b"}
+    return load_verbs()["train"].configured(values, str(path))
 
 
 def test_every_preset_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {*PUBLISHED, "fine_tune", "tune", "tune_quick"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {
+        *PUBLISHED,
+        "gampen",
+        "gampen_sim",
+        "fine_tune",
+        "tune",
+        "tune_quick",
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -31,7 +31,7 @@ LAYERS = [
     "gampen",
     "training",
     "tuning",
-    "report",
+    "reports",
     "engine",
     "commands",
 ]

@@ -8,59 +8,6 @@ import numpy as np
 import pytest
 
 from gampen_ray import provenance
-from gampen_ray.commands.infer import InferConfig
-from gampen_ray.config import OptimizerConfig, ResourcesConfig, TrainConfig
-from gampen_ray.errors import UserError
-
-INPUTS = {"bundle": "aa", "dataset": "bb"}
-
-
-def infer_config(output: Path, **fields: object) -> InferConfig:
-    return InferConfig(**({"bundle": "b", "dataset": "d", "output": str(output)} | fields))
-
-
-def claimed(tmp_path: Path) -> Path:
-    output = tmp_path / "o"
-    assert not provenance.check_output(str(output), infer_config(output), INPUTS)
-    assert not output.exists()
-    provenance.claim_output(str(output), infer_config(output), INPUTS)
-    return output
-
-
-def test_the_same_run_may_go_on_elsewhere_with_its_inputs_elsewhere(tmp_path: Path) -> None:
-    moved = claimed(tmp_path).rename(tmp_path / "moved")
-    same = infer_config(moved, bundle="b2", dataset="d2", resources=ResourcesConfig(num_workers=9))
-    assert provenance.check_output(str(moved), same, INPUTS)
-    provenance.claim_output(str(moved), same, INPUTS)
-
-
-def test_another_config_is_refused_and_its_first_difference_named(tmp_path: Path) -> None:
-    output = claimed(tmp_path)
-    before = (output / "run.json").read_bytes()
-    with pytest.raises(UserError, match=r"output: .*/o holds a run with another num_passes \(32, not 8\); nothing was changed"):
-        provenance.claim_output(str(output), infer_config(output, num_passes=8), INPUTS)
-    with pytest.raises(UserError, match=r"holds a run on another bundle; nothing was changed: give a new folder"):
-        provenance.claim_output(str(output), infer_config(output), {**INPUTS, "bundle": "cc"})
-    with pytest.raises(UserError, match=r"holds a run on another bundle"):
-        provenance.claim_output(str(output), TrainConfig(dataset="d", output="o"), {"dataset": "bb"})
-    assert (output / "run.json").read_bytes() == before
-
-
-def test_a_nested_difference_is_named_in_full(tmp_path: Path) -> None:
-    before, after = ({"dataset": "d", "output": "o", "seed": seed} for seed in (0, 1))
-    provenance.claim_output(str(tmp_path / "o"), TrainConfig(**before), {})
-    with pytest.raises(UserError, match=r"another seed \(0, not 1\)"):
-        provenance.check_output(str(tmp_path / "o"), TrainConfig(**after), {})
-    other = TrainConfig(**before, optimizer=OptimizerConfig(epochs=3))
-    with pytest.raises(UserError, match=r"another optimizer\.epochs \(12, not 3\)"):
-        provenance.check_output(str(tmp_path / "o"), other, {})
-
-
-def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("irreplaceable")
-    with pytest.raises(UserError, match=r"already holds other files; nothing was changed: give a new folder"):
-        provenance.claim_output(str(tmp_path), infer_config(tmp_path), INPUTS)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_provenance_names_versions_and_date() -> None:

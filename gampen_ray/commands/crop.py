@@ -14,8 +14,9 @@ from typing import Any
 
 import pydantic
 
-from gampen_ray.config import ReaderConfig, ResourcesConfig
-from gampen_ray.config.base import config_class, default, to_dict
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import ActorResources, ReaderConfig
+from gampen_ray.config.base import config_class, default, replace, to_dict
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -52,13 +53,14 @@ class CropConfig:
     the file's change the flux of a star by some percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
     batch_size: int = pydantic.Field(default=64, ge=1)
     """Files read, cropped and written at a time by one worker."""
-    resources: ResourcesConfig = default(ResourcesConfig)
+    resources: ActorResources = default(ActorResources)
     """What the job asks of Ray."""
 
     def __post_init__(self) -> None:
         self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
 
 
+@verb("crop")
 def crop(config: CropConfig) -> dict[str, Any]:
     """Write the learned crop of every FITS cutout of a folder and return the manifest.
 
@@ -78,7 +80,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
     from gampen_ray.run_folder import RunFolder, files_identity
 
     folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
-    config = dataclasses.replace(config, **folders)
+    config = replace(config, **folders)
     bundle, digest = load_bundle(config.bundle), bundle_digest(config.bundle)
     _cropper(config, bundle, digest)
     if f"{config.output}/".startswith(f"{config.images}/"):

@@ -1,19 +1,34 @@
-"""The `demo` verb: the whole way from simulated galaxies to a calibrated catalogue and a report, on one machine."""
+"""The `demo` verb: from simulated galaxies to a calibrated catalogue and a report, on one machine."""
 
 import logging
 
-from gampen_ray import storage
+import pydantic
+
+from gampen_ray.commands.evaluate import EvaluateConfig, evaluate
 from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.commands.registry import verb
+from gampen_ray.commands.report import ReportConfig, report
 from gampen_ray.commands.simulate import SimulateConfig, simulate
 from gampen_ray.commands.train import train
-from gampen_ray.config import DemoConfig, EvaluateConfig, ReportConfig, SplitConfig, TrainConfig
-from gampen_ray.engine.session import ray_session
-from gampen_ray.report.build import report
-from gampen_ray.report.evaluate import evaluate
+from gampen_ray.config import SplitConfig, TrainConfig
+from gampen_ray.config.base import config_class
 
 logger = logging.getLogger(__name__)
 
 
+@config_class
+class DemoConfig:
+    """Simulate, train, infer, evaluate and report, in minutes on a laptop."""
+
+    output: str = "demo"
+    """Folder to create."""
+    num_galaxies: int = pydantic.Field(default=20_000, ge=200)
+    """Simulated galaxies: 60 % to train, 20 % to validate, 20 % to test."""
+    seed: int = pydantic.Field(default=0, ge=0)
+    """Seed of simulation, training and inference."""
+
+
+@verb("demo")
 def demo(config: DemoConfig) -> None:
     """Simulate, train, infer on the test split, evaluate and report, each into a folder of ``config.output``.
 
@@ -22,6 +37,9 @@ def demo(config: DemoConfig) -> None:
     UserError
         If the output holds a demo of another config.
     """
+    from gampen_ray import storage
+    from gampen_ray.engine.session import ray_session
+
     output = storage.absolute(config.output)
     dataset, run, catalog, evaluation = (storage.join(output, name) for name in ("dataset", "run", "inference", "evaluation"))
     with ray_session():

@@ -11,12 +11,13 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
-from gampen_ray.config.base import config_class, default, to_dict
-from gampen_ray.config.parts import GALAXIES_PER_FILE, ReaderConfig, ResourcesConfig
+from gampen_ray.commands.registry import verb
+from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
+from gampen_ray.config.parts import GALAXIES_PER_FILE, ActorResources, ReaderConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -72,19 +73,20 @@ class InferConfig:
     """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
     `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
     gampen/summary.csv with GaMPEN's columns; the mixture is stored then in any case."""
-    gampen_magnitudes: bool = False
+    gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False
     """Only measure: predict for 30 s, write nothing, and print galaxies/s, hours, GPU-hours and the size of the output."""
-    estimate_workers: int = pydantic.Field(default=0, ge=0)
+    estimate_workers: Annotated[int, Needs("estimate", True)] = pydantic.Field(default=0, ge=0)
     """Workers of the cluster that the estimate is for; 0: those of this one."""
-    resources: ResourcesConfig = default(ResourcesConfig)
+    resources: ActorResources = default(ActorResources)
     """What the job asks of Ray."""
 
     def __post_init__(self) -> None:
         self.reader.refuse("bands")
 
 
+@verb("infer")
 def infer(config: InferConfig) -> dict[str, Any]:
     """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
 
@@ -107,7 +109,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
-    config = dataclasses.replace(config, **uris)
+    config = replace(config, **uris)
     bundle = load_bundle(config.bundle)
     source, units = _input(config, bundle)
     if config.estimate:
@@ -124,7 +126,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
             # The same for all workers, now and after an interruption.
             stack.enter_context(ray_session())
             precision = settled_precision("auto", gpu=uses_gpus(config.resources))
-        config = dataclasses.replace(config, precision=precision)
+        config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
         manifest_uri = folder.path(MANIFEST)
         if folder.is_complete:

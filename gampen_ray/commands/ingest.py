@@ -8,8 +8,9 @@ from collections import Counter
 
 import pydantic
 
-from gampen_ray.config import CutoutsConfig, ResourcesConfig
-from gampen_ray.config.base import config_class, default
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import CutoutsConfig, TaskResources
+from gampen_ray.config.base import config_class, default, replace
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 
 if typing.TYPE_CHECKING:
@@ -36,7 +37,7 @@ class IngestConfig(CutoutsConfig):
     """Dataset to create: a folder or s3:// URI."""
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per Parquet file."""
-    resources: ResourcesConfig = default(ResourcesConfig)
+    resources: TaskResources = default(TaskResources)
     """What the job asks of Ray."""
 
 
@@ -62,6 +63,7 @@ class IngestSummary:
     reasons: dict[str, int]
 
 
+@verb("ingest")
 def ingest(config: IngestConfig) -> IngestSummary:
     """Turn cutouts and a catalogue into a dataset of cutout shards.
 
@@ -76,7 +78,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
     from gampen_ray.data import ingest_plan, quarantine, shards
     from gampen_ray.run_folder import RunFolder
 
-    config = dataclasses.replace(
+    config = replace(
         config,
         images=storage.absolute(config.images),
         output=storage.absolute(config.output),

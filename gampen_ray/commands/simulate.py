@@ -1,13 +1,13 @@
 """The `simulate` verb: ranges of galaxies are rendered and written on Ray, one shard per split and range."""
 
-import dataclasses
 import functools
 import logging
 
 import pydantic
 
-from gampen_ray.config import ResourcesConfig, SplitConfig
-from gampen_ray.config.base import config_class, default, to_dict
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import SplitConfig, TaskResources
+from gampen_ray.config.base import config_class, default, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 
 __all__ = ["SimulateConfig", "simulate"]
@@ -38,10 +38,11 @@ class SimulateConfig:
     """Seed; a galaxy depends on (seed, its index) alone."""
     split: SplitConfig = default(SplitConfig)
     """Train, val and test shares."""
-    resources: ResourcesConfig = default(ResourcesConfig)
+    resources: TaskResources = default(TaskResources)
     """What the job asks of Ray."""
 
 
+@verb("simulate")
 def simulate(config: SimulateConfig) -> None:
     """Simulate galaxies as a dataset of cutout shards.
 
@@ -61,7 +62,7 @@ def simulate(config: SimulateConfig) -> None:
     from gampen_ray.simulation.surveys import SURVEYS
 
     survey = SURVEYS[config.survey]
-    config = dataclasses.replace(config, output=storage.absolute(config.output))
+    config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
     info = dataset.dataset_info(survey, config.split, settings)
     with RunFolder.open(config.output, "simulate", config, {}, complete=shards.DATASET_JSON) as folder:

@@ -1,10 +1,11 @@
 """The `train` verb: trains a network with workers on a Ray cluster, and leaves a model bundle in a run folder."""
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
+from gampen_ray.commands.registry import verb
 from gampen_ray.config import TrainConfig
+from gampen_ray.config.base import replace
 from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@verb("train")
 def train(config: TrainConfig) -> "Bundle":
     """Train a network and return its bundle, which is written to ``<output>/bundle``.
 
@@ -34,13 +36,13 @@ def train(config: TrainConfig) -> "Bundle":
     from gampen_ray.training.run import BUNDLE, prepare, warn_of_unusable
     from gampen_ray.training.tracking import check_tracking
 
-    config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
+    config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
     if config.fine_tune.bundle:
-        config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
+        config = replace(config, **{"fine_tune.bundle": storage.absolute(config.fine_tune.bundle)})
     check_tracking(config.mlflow)
     run = prepare(config)
     # The bundle to start from is identified by its content, wherever it lies.
-    owner = _starting_from(config, run.start.digest) if run.start else config
+    owner = replace(config, **{"fine_tune.bundle": run.start.digest}) if run.start else config
     claim = (config.output, "train", owner, run.inputs)
     complete = storage.join(BUNDLE, CHECKSUMS)
     if RunFolder.check(*claim, complete=complete) == "complete":
@@ -61,10 +63,6 @@ def train(config: TrainConfig) -> "Bundle":
     warn_of_unusable(bundle)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return bundle
-
-
-def _starting_from(config: TrainConfig, bundle: str) -> TrainConfig:
-    return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
 
 
 def _check_enough(run: "Run", num_workers: int) -> None:

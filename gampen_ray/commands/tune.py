@@ -1,29 +1,17 @@
-"""The `tune` verb: searches for the best training config, or chooses the dropout rate of a trained one by coverage."""
+"""The `tune` verb: a search for the best training config."""
 
-import dataclasses
 import logging
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from gampen_ray.commands.registry import verb
+from gampen_ray.config import ScanDropoutConfig, TrainConfig, TrainResources, TuneConfig
+from gampen_ray.config.base import replace, to_toml
 
-from gampen_ray import storage
-from gampen_ray.commands.train import train
-from gampen_ray.config import ResourcesConfig, TrainConfig, TuneConfig
-from gampen_ray.config.base import to_toml
-from gampen_ray.config.tuning import DROPOUT_RATE
-from gampen_ray.engine.cluster import cluster_workers
-from gampen_ray.engine.retrain import retrain, retraining
-from gampen_ray.engine.search import search
-from gampen_ray.engine.session import ray_session
-from gampen_ray.inference.bundle import CHECKSUMS, Bundle, bundle_digest, load_bundle
-from gampen_ray.provenance import check_output, claim_output
-from gampen_ray.report.tune_page import PAGE, tune_page
-from gampen_ray.training.run import BUNDLE, prepare
-from gampen_ray.training.tracking import check_tracking
-from gampen_ray.tuning.dropout_scan import rates, scanned_run, trained_config
-from gampen_ray.tuning.ledger import Ledger
-from gampen_ray.tuning.space import SearchSpace
-from gampen_ray.tuning.trials import BEST, TRIALS, best, pareto_front, trials_table
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +19,11 @@ BEST_TRAINED = "best-trained"
 """Folder in the study that best.toml names as output; `train` makes it."""
 
 
-def tune(config: TuneConfig) -> Bundle:
+@verb("tune")
+def tune(config: TuneConfig) -> "Bundle":
     """Find the best training config, and return its bundle, which is written to ``<output>/bundle``.
 
-    An unfinished study of the same config goes on and repeats no finished trial; a finished one is returned as it is.
+    An unfinished study of the same config is resumed and repeats no finished trial; a finished one is returned as it is.
 
     Raises
     ------
@@ -42,75 +31,67 @@ def tune(config: TuneConfig) -> Bundle:
         If space, dataset or bundle do not fit, the output holds another study, the cluster is too small, or no trial is
         complete in the end.
     """
-    config = dataclasses.replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
+    from gampen_ray import storage
+    from gampen_ray.engine.cluster import cluster_workers
+    from gampen_ray.engine.search import search
+    from gampen_ray.engine.session import ray_session
+    from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
+    from gampen_ray.run_folder import RunFolder
+    from gampen_ray.training.run import BUNDLE, prepare
+    from gampen_ray.training.tracking import check_tracking
+    from gampen_ray.tuning.ledger import Ledger
+    from gampen_ray.tuning.space import SearchSpace
+    from gampen_ray.tuning.trials import best, pareto_front, trials_table
+
+    config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
     check_tracking(config.mlflow)
-    study = _dropout_by_coverage if config.stage == "dropout-by-coverage" else _search
-    return study(config, SearchSpace.of(config))
-
-
-def _search(config: TuneConfig, space: SearchSpace) -> Bundle:
     if config.fine_tune.bundle:
-        config = _starting_from(config, storage.absolute(config.fine_tune.bundle))
-        space = SearchSpace.of(config)
+        config = replace(config, **{"fine_tune.bundle": storage.absolute(config.fine_tune.bundle)})
+    space = SearchSpace.of(config)
     run = prepare(space.base)
-    # The bundle to start from is named by its content, wherever it lies.
-    owner = _starting_from(config, run.start.digest) if run.start else config
-    if _is_complete(config, owner, run.inputs):
+    # The bundle to start from is identified by its content, wherever it lies.
+    owner = replace(config, **{"fine_tune.bundle": run.start.digest}) if run.start else config
+    claim = (config.output, "tune", owner, run.inputs)
+    complete = storage.join(BUNDLE, CHECKSUMS)
+    if RunFolder.check(*claim, complete=complete) == "complete":
+        logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
     with ray_session():
         workers = cluster_workers(config.resources, gpus_per_worker=config.resources.gpus_per_worker)
-        claim_output(config.output, owner, run.inputs)
-        for line in run.images.conversions(**run.units):
-            logger.info(line)
-        trials = search(config, space, run, workers)
-    table, ledger = trials_table(trials, space), Ledger(config.output)
-    number = best(table, config.judged_by)
-    for other in {trial.number for trial in trials} - {number, *pareto_front(table, config.judged_by)}:
-        storage.delete(storage.join(ledger.folder(other), BUNDLE))
-    values = next(trial.values for trial in trials if trial.number == number)
-    return _finish(config, table, space.train_config(values, config.output), load_bundle(ledger.folder(number)))
+        with RunFolder.open(*claim, complete=complete) as folder:
+            if not folder.is_complete:
+                for line in run.images.conversions(**run.units):
+                    logger.info(line)
+                trials = search(config, space, run, workers)
+                table, ledger = trials_table(trials, space), Ledger(config.output)
+                number = best(table, config.objectives)
+                for other in {trial.number for trial in trials} - {number, *pareto_front(table, config.objectives)}:
+                    storage.delete(storage.join(ledger.folder(other), BUNDLE))
+                values = next(trial.values for trial in trials if trial.number == number)
+                finish_study(folder, config, table, space.train_config(values, ledger.folder(number)))
+    return load_bundle(config.output)
 
 
-def _starting_from(config: TuneConfig, bundle: str) -> TuneConfig:
-    return dataclasses.replace(config, fine_tune=dataclasses.replace(config.fine_tune, bundle=bundle))
+def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, table: "pa.Table", chosen: TrainConfig) -> None:
+    """Write the outcome of a study, with the bundle of the chosen training.
 
+    The bundle, whose checksums say that the study is complete, comes last.
+    """
+    import pyarrow.parquet as pq
 
-def _dropout_by_coverage(config: TuneConfig, space: SearchSpace) -> Bundle:
-    config = dataclasses.replace(config, bundle=storage.absolute(config.bundle))
-    bundle = load_bundle(config.bundle)
-    run = scanned_run(trained_config(config, bundle), bundle)
-    rates(config)
-    inputs = {"dataset": run.info.fingerprint, "bundle": bundle_digest(config.bundle)}
-    if _is_complete(config, config, inputs):
-        return load_bundle(config.output)
-    with ray_session():
-        one = dataclasses.replace(config.resources, num_workers=1, min_workers=0)
-        workers = cluster_workers(one)
-        claim_output(config.output, config, inputs)
-        trials = retrain(config, run, bundle, workers, train)
-    table = trials_table(trials, space)
-    chosen = retraining(config, run.config, trials[best(table, config.judged_by)].values[DROPOUT_RATE])
-    return _finish(config, table, chosen, load_bundle(chosen.output))
+    from gampen_ray import storage
+    from gampen_ray.inference.bundle import load_bundle
+    from gampen_ray.reports.tune_page import PAGE, tune_page
+    from gampen_ray.training.run import BUNDLE
+    from gampen_ray.tuning.trials import BEST, TRIALS
 
-
-def _is_complete(config: TuneConfig, owner: TuneConfig, inputs: dict[str, str]) -> bool:
-    check_output(config.output, owner, inputs)
-    complete = storage.exists(storage.join(config.output, BUNDLE, CHECKSUMS))
-    if complete:
-        logger.info("%s is complete; nothing to do", config.output)
-    return complete
-
-
-def _finish(config: TuneConfig, table: pa.Table, chosen: TrainConfig, bundle: Bundle) -> Bundle:
-    """Write the outcome of a study; the bundle, whose checksums say that the study is complete, comes last."""
-    with storage.open_output(storage.join(config.output, TRIALS)) as file:
+    folder.check_lock()
+    with storage.open_output(folder.path(TRIALS)) as file:
         pq.write_table(table, file)
     # Of the study's resources some are those of several trials.
-    chosen = dataclasses.replace(chosen, output=storage.join(config.output, BEST_TRAINED), resources=ResourcesConfig())
-    outcome = {"config": BEST, "page": PAGE, "bundle": BUNDLE}
-    storage.write_bytes_atomic(storage.join(config.output, BEST), to_toml(chosen).encode())
-    storage.write_bytes_atomic(storage.join(config.output, PAGE), tune_page(config).encode())
-    bundle.save(storage.join(config.output, BUNDLE))
-    for name, file in outcome.items():
-        logger.info("%-7s %s", f"{name}:", storage.join(config.output, file))
-    return bundle
+    best = replace(chosen, output=folder.path(BEST_TRAINED), resources=TrainResources())
+    storage.write_bytes_atomic(folder.path(BEST), to_toml(best).encode())
+    storage.write_bytes_atomic(folder.path(PAGE), tune_page(config).encode())
+    load_bundle(chosen.output).save(folder.path(BUNDLE))
+    for name, file in {"config": BEST, "page": PAGE, "bundle": BUNDLE}.items():
+        logger.info("%-7s %s", f"{name}:", folder.path(file))

@@ -1,10 +1,11 @@
 """Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.config.base`.
 
-A verb of the command line takes one of the classes of `gampen_ray.config.verbs`, which are made of those of
-`gampen_ray.config.parts`. The docstring under a field is its help text: it states the unit and what a sentinel value means.
+The configs that several layers share are here; any other verb's config stands with its function in `gampen_ray.commands`. The
+docstring under a field is its help text: it states the unit and what a sentinel value means.
 """
 
 from gampen_ray.config.parts import (
+    ActorResources,
     BackboneConfig,
     CalibrationConfig,
     CutoutsConfig,
@@ -13,48 +14,42 @@ from gampen_ray.config.parts import (
     NetworkConfig,
     OptimizerConfig,
     ReaderConfig,
-    ResourcesConfig,
     SpatialTransformerConfig,
     Split,
     SplitConfig,
     TargetConfig,
+    TaskResources,
+    TrainResources,
     Transform,
+    TuneResources,
     gampen_vgg16,
 )
-from gampen_ray.config.tuning import Objective, SearchRange, TuneConfig, default_search
-from gampen_ray.config.verbs import (
-    DemoConfig,
-    EvaluateConfig,
-    ImportGampenConfig,
-    ReportConfig,
-    SplitTablesConfig,
-    TrainConfig,
-)
+from gampen_ray.config.training import TrainConfig
+from gampen_ray.config.tuning import Objective, ScanDropoutConfig, SearchRange, TuneConfig, default_search
 
 __all__ = [
+    "ActorResources",
     "BackboneConfig",
     "CalibrationConfig",
     "CutoutsConfig",
-    "DemoConfig",
-    "EvaluateConfig",
     "FineTuneConfig",
     "ImagesConfig",
-    "ImportGampenConfig",
     "NetworkConfig",
     "Objective",
     "OptimizerConfig",
     "ReaderConfig",
-    "ReportConfig",
-    "ResourcesConfig",
+    "ScanDropoutConfig",
     "SearchRange",
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",
-    "SplitTablesConfig",
     "TargetConfig",
+    "TaskResources",
     "TrainConfig",
+    "TrainResources",
     "Transform",
     "TuneConfig",
+    "TuneResources",
     "default_search",
     "gampen_vgg16",
 ]

@@ -1,19 +1,67 @@
-"""Configs from and to plain values and strict TOML, with mistakes told in one line."""
+"""Configs from and to plain values and strict TOML; a mistake is explained in one line.
+
+A config remembers which fields were given, so that "left out" differs from "equal to the default": see `given` and `Needs`.
+"""
 
 import dataclasses
 import difflib
+import functools
 import json
 import tomllib
 import types
 import typing
-from typing import Any, TypeVar, dataclass_transform
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import pydantic
+import tomli_w
 
 from gampen_ray.errors import UserError
 
 T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+_Path = tuple[str, ...]
+
+# Fields of earlier versions by class: the name of today, or a sentence that says what to do.
+_STAGE = "the dropout scan is the verb scan-dropout; leave {0} out of `tune`"
+_RENAMED = {
+    "OptimizerConfig": {"clip_norm": "max_grad_norm", "accumulate": "gradient_accumulation_steps"},
+    "TuneConfig": dict.fromkeys(("stage", "bundle", "num_rates", "shortlist"), _STAGE),
+}
+_RENAMED_VALUES = {("NetworkConfig", "likelihood"): {"mse": "unit_variance"}}
+
+
+class Needs:
+    """Annotation of a field that has an effect only where another field has certain values; elsewhere it is refused.
+
+    Parameters
+    ----------
+    field
+        The other field: one of the same class, or a dotted name in the verb's config.
+    *values
+        Values of the other field with which this one has an effect; none: all but ``unless``.
+    unless
+        Value with which it has none.
+    refused
+        False: where the field has no effect, a given value is checked by the verb.
+    """
+
+    def __init__(self, field: str, *values: Any, unless: Any = None, refused: bool = True) -> None:
+        self.field, self.values, self.unless, self.refused = field, values, unless, refused
+
+    def met_by(self, value: Any) -> bool:
+        """Return whether the other field's value lets this one have an effect."""
+        return value in self.values if self.values else value != self.unless
+
+    def remedy(self, name: str, value: Any) -> str:
+        """Return why a field has no effect, and what to do, given the other field's name and value."""
+        if self.values == ("",):
+            return f"with {name} {shown(value)}; leave one of them out"
+        if not self.values:
+            with_, remedy = (f"with {name} {shown(value)}", f"another {name}") if value else (f"without {name}", name)
+        else:
+            with_, remedy = f"with {name} {shown(value)}", f"{name} {' or '.join(map(shown, self.values))}"
+        return f"{with_}; leave it out, or give {remedy}"
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
@@ -26,6 +74,14 @@ def config_class(cls: type[T]) -> type[T]:
         for name, field in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
             inherited = decorated.__pydantic_fields__[name]
             inherited.description = inherited.description or field.description
+    checked = decorated.__init__
+
+    @functools.wraps(checked)
+    def init(self: Any, **values: Any) -> None:
+        checked(self, **values)
+        _remember(self, values)
+
+    decorated.__init__ = init
     return decorated
 
 
@@ -34,25 +90,108 @@ def default(cls: type[T]) -> T:
     return dataclasses.field(default_factory=cls)
 
 
-def build(cls: type[T], values: dict[str, Any]) -> T:
-    """Build a config from nested plain values.
+def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) -> T:
+    """Build a config from nested values.
 
     Parameters
     ----------
     cls
-        One of the config classes of this module.
+        A config class.
     values
-        Nested dictionary, as TOML or JSON gives it.
+        Nested dictionary, as TOML or JSON gives it; a section may also be a config, of which the given fields count.
+    recorded
+        Whether the program itself, or an earlier version, has written the values: fields of earlier names are taken, and values
+        without effect do not count as given.
 
     Raises
     ------
     UserError
-        For an unknown key, a missing field or a value out of its domain, naming field, value and remedy.
+        For an unknown key, a missing field, a value out of its domain or one without effect, naming field, value and remedy.
     """
-    try:
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(values, default=str))
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(cls, error.errors()[0])) from None
+    table = upgraded(cls, plain(values), refuse=not recorded)
+    config = _validated(cls, table)
+    names = given(config)
+    for path, (need, other, value) in _without_effect(config).items():
+        name = ".".join(path)
+        if recorded:
+            part = _at(config, path[:-1])
+            _remember(part, _own(part) - {path[-1]})
+        elif need.refused and (name in names or any(one.startswith(f"{name}.") for one in names)):
+            own = f" {shown(_at(config, path))}" if name in names else ""
+            raise UserError(f"{name}:{own} has no effect {need.remedy(other, value)}")
+    return config
+
+
+def upgraded(cls: type, values: dict[str, Any], *, refuse: bool = False, prefix: str = "") -> dict[str, Any]:
+    """Return plain values of a config class with the fields' names of today.
+
+    Raises
+    ------
+    UserError
+        If ``refuse`` is set and a name is one of an earlier version.
+    """
+    result: dict[str, Any] = {}
+    renamed = {old: new for base in cls.__mro__ for old, new in _RENAMED.get(base.__name__, {}).items()}
+    for name, value in values.items():
+        new = renamed.get(name, name)
+        if refuse and new != name:
+            text = new.format(name) if " " in new else f"renamed to {prefix}{new}"
+            raise UserError(f"{prefix}{name}: {text}")
+        field = fields(cls).get(new)
+        if field and isinstance(value, dict):
+            if dataclasses.is_dataclass(field.annotation):
+                value = upgraded(typing.cast(type, field.annotation), value, refuse=refuse, prefix=f"{prefix}{new}.")
+        elif field and (table := _RENAMED_VALUES.get((cls.__name__, new))) and isinstance(value, str) and value in table:
+            if refuse:
+                raise UserError(f"{prefix}{name}: {value!r} is renamed to {table[value]!r}")
+            value = table[value]
+        result[new] = value
+    return result
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values as JSON knows them; of a config the given fields alone, and of any other object its text."""
+
+    def default(value: Any) -> Any:
+        if _is_config(value):
+            return {name: getattr(value, name) for name in _own(value)}
+        return value.tolist() if hasattr(value, "tolist") else str(value)
+
+    return json.loads(json.dumps(values, default=default))
+
+
+def given(config: Any) -> frozenset[str]:
+    """Return the dotted names of the fields that were given when a config was made, whatever their values."""
+    names: set[str] = set()
+    for name in _own(config):
+        value = getattr(config, name)
+        table = isinstance(value, dict)
+        for key, inner in value.items() if table else [("", value)]:
+            section = f"{name}.{key}" if table else name
+            names |= {f"{section}.{one}" for one in given(inner)} if _is_config(inner) else {name}
+        names |= {name} if table else set()
+    return frozenset(names)
+
+
+def replace(config: T, **changes: Any) -> T:
+    """Return a config with other values of some fields, which count as given; what was left out stays left out.
+
+    The names may be dotted: ``replace(config, **{"fine_tune.bundle": uri})``.
+    """
+    return narrowed(config, type(config), **changes)
+
+
+def narrowed(config: Any, cls: type[T], **changes: Any) -> T:
+    """Return a config of the class ``cls`` that shares its fields with ``config``, and changes some; see `replace`."""
+    sections: dict[str, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        (sections.setdefault(section, {}) if field else values)[field or section] = value
+    values |= {name: replace(getattr(config, name), **inner) for name, inner in sections.items()}
+    made = cls(**({name: getattr(config, name) for name in fields(cls)} | values))
+    _remember(made, (_own(config) | values.keys()) & fields(cls).keys())
+    return made
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -69,10 +208,8 @@ def load_toml(text: bytes, source: str) -> dict[str, Any]:
 
 
 def to_toml(config: Any) -> str:
-    """Return a config as TOML text that `load_toml` and `build` turn into an equal config."""
-    lines: list[str] = []
-    _emit(to_dict(config), "", lines)
-    return "\n".join(lines).lstrip("\n") + "\n"
+    """Return a config as TOML text that `load_toml` and `build` turn into an equal one; values without effect are left out."""
+    return tomli_w.dumps(_without(to_dict(config), _without_effect(config)))
 
 
 def fields(cls: type) -> dict[str, Any]:
@@ -80,15 +217,106 @@ def fields(cls: type) -> dict[str, Any]:
     return cls.__pydantic_fields__  # type: ignore[attr-defined]
 
 
-def _emit(table: dict[str, Any], prefix: str, lines: list[str]) -> None:
-    for key, value in table.items():
-        if not isinstance(value, dict):
-            # JSON's scalars, strings and arrays are valid TOML.
-            lines.append(f"{key} = {json.dumps(value)}")
-    for key, value in table.items():
-        if isinstance(value, dict):
-            lines.append(f"\n[{prefix}{key}]")
-            _emit(value, f"{prefix}{key}.", lines)
+class Leaf(NamedTuple):
+    """A field that is no section: its dotted name, annotation, default (`PydanticUndefined` if required) and documentation."""
+
+    name: str
+    annotation: Any
+    default: Any
+    description: str
+
+
+def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, list[Leaf]]]:
+    """Yield the name, documentation and fields of a config class itself (its name is empty) and of each nested section."""
+    leaves: list[Leaf] = []
+    nested = []
+    for name, field in fields(cls).items():
+        default = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
+        if dataclasses.is_dataclass(field.annotation):
+            nested.append((typing.cast(type, field.annotation), f"{prefix}{name}.", default))
+        else:
+            leaves.append(Leaf(prefix + name, field.annotation, default, field.description or ""))
+    yield prefix.removesuffix("."), cls.__doc__ or "", leaves
+    for section in nested:
+        yield from sections(*section)
+
+
+def shown(value: Any) -> str:
+    """Return a value as help and messages show it."""
+    if isinstance(value, dict):
+        return ", ".join(value) or "none"
+    if isinstance(value, tuple):
+        return str([list(x) if isinstance(x, tuple) else x for x in value]).replace("'", '"')
+    if value is None or value == "":
+        return "left out" if value is None else "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_config(value: Any) -> bool:
+    return hasattr(type(value), "__pydantic_fields__") and dataclasses.is_dataclass(value)
+
+
+def _remember(config: Any, names: Any) -> None:
+    object.__setattr__(config, "_given", frozenset(names))
+
+
+def _own(config: Any) -> frozenset[str]:
+    return vars(config).get("_given", frozenset())
+
+
+def _parts(config: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
+    """Yield a config and all configs inside it, those in tables included, each with its place."""
+    yield path, config
+    for name in fields(type(config)):
+        value = getattr(config, name)
+        for key, inner in value.items() if isinstance(value, dict) else [(None, value)]:
+            if _is_config(inner):
+                yield from _parts(inner, (*path, name) if key is None else (*path, name, key))
+
+
+def _at(config: Any, path: _Path) -> Any:
+    return functools.reduce(lambda part, key: part[key] if isinstance(part, dict) else getattr(part, key), path, config)
+
+
+def _validated(cls: type[T], table: dict[str, Any]) -> T:
+    try:
+        config = pydantic.TypeAdapter(cls).validate_json(json.dumps(table))
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(cls, error.errors()[0])) from None
+    for path, part in _parts(config):
+        values: Any = table
+        for key in path:
+            values = values.get(key, {})
+        _remember(part, values)
+    return config
+
+
+def _without_effect(config: Any) -> dict[_Path, tuple[Needs, str, Any]]:
+    """Return the fields that do nothing in a config, and for each of them the other field that decides, with its value."""
+    found: dict[_Path, tuple[Needs, str, Any]] = {}
+    # What a search varies has other values in its trials.
+    varied = getattr(config, "varied", ())
+    for path, part in _parts(config):
+        for name, field in fields(type(part)).items():
+            for need in (one for one in field.metadata if isinstance(one, Needs)):
+                head = need.field.partition(".")[0]
+                here = head in fields(type(part))
+                if not here and head not in fields(type(config)):
+                    continue
+                other = ".".join((*path, need.field)) if here else need.field
+                value = functools.reduce(getattr, need.field.split("."), part if here else config)
+                unknown = any(other.startswith(".".join(idle) + ".") for idle in found)
+                if not need.met_by(value) and other not in varied and not unknown:
+                    found[*path, name] = need, other, value
+    return found
+
+
+def _without(table: dict[str, Any], paths: Any, here: _Path = ()) -> dict[str, Any]:
+    return {
+        key: _without(value, paths, (*here, key)) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if (*here, key) not in paths
+    }
 
 
 def _explain(cls: type, error: Any) -> str:

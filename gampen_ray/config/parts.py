@@ -4,13 +4,19 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from gampen_ray.config.base import config_class, default
+from gampen_ray.config.base import Needs, config_class, default
 
 _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
 """In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
+_IfCropped = Needs("family", unless="none")
+_IfSgd = Needs("name", "sgd")
+_IfVariances = Needs("network.likelihood", unless="unit_variance")
+_IfBatchNorm = Needs("network.backbone.normalisation", "batch")
+_IfSplit = Needs("targets", unless=())
+_IfBundle = Needs("bundle", unless="")
 
 
 @config_class
@@ -19,7 +25,7 @@ class TargetConfig:
 
     transform: Transform = "identity"
     """Map from physical values to the real line: identity, log (positive values) or logit (values in [0, 1])."""
-    clip: float = pydantic.Field(default=0.01, ge=0, lt=0.5)
+    clip: Annotated[float, Needs("transform", "logit")] = pydantic.Field(default=0.01, ge=0, lt=0.5)
     """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed. 0: to half-way between
     each bound and the nearest other training value, as in GaMPEN."""
     unit: str = ""
@@ -52,15 +58,15 @@ class SpatialTransformerConfig:
 
     family: Literal["scale", "scale_shift", "affine", "none"] = "scale"
     """Transform family: isotropic scale (GaMPEN as published), scale and shift, full affine, or no transformer."""
-    initial_scale: float = pydantic.Field(default=0.75, gt=0)
+    initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
     """Side of the crop over the side of the cutout before training; 1 is the identity."""
-    output_size: int = pydantic.Field(default=40, ge=0)
+    output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0)
     """Side of the resampled crop, pixels; 0: that of the input."""
-    convolutions: tuple[tuple[_Count, _Count], ...] = ((16, 5), (16, 3))
+    convolutions: Annotated[tuple[tuple[_Count, _Count], ...], _IfCropped] = ((16, 5), (16, 3))
     """(channels, kernel size) of each localisation convolution; each is followed by a 3x3, stride 2 max pool and a ReLU."""
-    hidden: int = pydantic.Field(default=32, ge=1)
+    hidden: Annotated[int, _IfCropped] = pydantic.Field(default=32, ge=1)
     """Width of the localisation network's fully connected layer."""
-    downsample: int = pydantic.Field(default=2, ge=1)
+    downsample: Annotated[int, _IfCropped] = pydantic.Field(default=2, ge=1)
     """The localisation network sees the image averaged over blocks of this many pixels; 1: every pixel, as in GaMPEN."""
 
 
@@ -136,21 +142,20 @@ class FineTuneConfig:
 
     bundle: str = ""
     """Model bundle (or the run folder that holds it) to start from: a folder or s3:// URI; empty: random initial weights."""
-    head: Literal["keep", "replace"] = "keep"
+    head: Annotated[Literal["keep", "replace"], _IfBundle] = "keep"
     """keep: the bundle's targets and their standardisation (leave `targets` out); replace: a new output layer for `targets`."""
-    freeze: tuple[str, ...] = ()
+    freeze: Annotated[tuple[str, ...], _IfBundle] = ()
     """Blocks whose weights stay as they are: spatial_transformer; block1, block2, ..., the convolutions up to each max pool;
     classifier, the hidden layers behind them; head, the output layer."""
-    learning_rate_decay: float = pydantic.Field(default=1.0, gt=0, le=1)
+    learning_rate_decay: Annotated[float, _IfBundle] = pydantic.Field(default=1.0, gt=0, le=1)
     """A block's peak learning rate is optimizer.learning_rate times this to the power of the number of blocks behind it."""
-    dropout_rate: float | None = pydantic.Field(default=None, ge=0, lt=1)
+    dropout_rate: Annotated[float | None, _IfBundle] = pydantic.Field(default=None, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass; left out: the bundle's."""
 
-    def __post_init__(self) -> None:
-        settings = {"head": "keep", "freeze": (), "learning_rate_decay": 1.0, "dropout_rate": None}
-        for name, unset in settings.items():
-            if not self.bundle and getattr(self, name) != unset:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but there is no bundle to start from; give bundle")
+    @property
+    def brings_targets(self) -> bool:
+        """Whether the bundle's targets are kept."""
+        return bool(self.bundle) and self.head == "keep"
 
 
 @config_class
@@ -163,9 +168,9 @@ class OptimizerConfig:
     """Peak learning rate for the global batch."""
     weight_decay: float = pydantic.Field(default=1e-4, ge=0)
     """Decoupled weight decay (adamw) or L2 penalty (sgd)."""
-    momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
+    momentum: Annotated[float, _IfSgd] = pydantic.Field(default=0.9, ge=0, lt=1)
     """SGD only: momentum (GaMPEN: 0.99)."""
-    nesterov: bool = False
+    nesterov: Annotated[bool, _IfSgd] = False
     """SGD only: Nesterov momentum."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up."""
@@ -177,21 +182,22 @@ class OptimizerConfig:
     """Passes over the training split."""
     batch_size: int = pydantic.Field(default=128, ge=1)
     """Galaxies per optimiser step over all workers together."""
-    batch_norm_fraction: float = pydantic.Field(default=0.6, ge=0, le=1)
+    batch_norm_fraction: Annotated[float, _IfBatchNorm] = pydantic.Field(default=0.6, ge=0, le=1)
     """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
     prediction, so that the predicted covariance does not include the noise of the batches."""
-    sync_batch_norm: bool | None = None
+    sync_batch_norm: Annotated[bool | None, _IfBatchNorm] = None
     """On GPUs: whether the batch's statistics are those of all workers together; left out: they are."""
     augment: Literal["none", "symmetries", "rotations"] = "symmetries"
     """What happens to the training images: nothing, random flips and 90-degree rotations, or flips and rotations by any angle
     with zero-filled corners (GaMPEN)."""
-    beta: float = pydantic.Field(default=0.0, ge=0, le=1)
+    beta: Annotated[float, _IfVariances] = pydantic.Field(default=0.0, ge=0, le=1)
     """beta-NLL (Seitzer et al. 2022): each galaxy's loss is weighted by its predicted variance to this power, so that hard
     galaxies are not given up early; 0: the likelihood itself."""
-    mse_warmup_fraction: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    mse_warmup_fraction: Annotated[float, _IfVariances] = pydantic.Field(default=0.0, ge=0, lt=1)
     """Share of the epochs, the first ones, in which only the means are trained, on squared errors."""
     gradient_accumulation_steps: int = pydantic.Field(default=1, ge=1)
-    """A worker computes its share of a batch in so many parts, to save memory; changes no result without batch statistics."""
+    """Parts in which a worker computes its share of a batch, to save memory. Each part has its own dropout masks and batch
+    statistics, so that the result differs a little from that of one part."""
     ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)
     """Each step, the weights that are validated and kept become this times themselves plus the rest times the trained ones;
     0: they are the trained ones."""
@@ -217,7 +223,17 @@ class CalibrationConfig:
 
 
 @config_class
-class ResourcesConfig:
+class TaskResources:
+    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+
+    num_workers: int = pydantic.Field(default=0, ge=0)
+    """Tasks at a time, for which a cluster may have to grow; 0: as many as it has room for."""
+    cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
+    """CPUs reserved per task; 0: as suits the job."""
+
+
+@config_class
+class ActorResources(TaskResources):
     """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
@@ -228,15 +244,26 @@ class ResourcesConfig:
     other tasks."""
     use_gpu: bool | None = None
     """Whether each worker takes a GPU; left out: if the cluster has one."""
+
+
+@config_class
+class TrainResources(ActorResources):
+    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+
     min_workers: int = pydantic.Field(default=0, ge=0)
-    """`train` only: go on with any number of workers from this one to num_workers while nodes come and go; 0: always
-    num_workers."""
-    gpus_per_worker: float = pydantic.Field(default=1.0, gt=0, le=1)
-    """`tune` only: share of a GPU that a trial takes, so that several trials use one."""
+    """Go on with any number of workers from this one to num_workers while nodes come and go; 0: always num_workers."""
 
     def __post_init__(self) -> None:
         if self.min_workers and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers is {self.min_workers}, more than num_workers, {self.num_workers}; raise num_workers")
+
+
+@config_class
+class TuneResources(ActorResources):
+    """What the study asks of Ray. Without a cluster a local Ray is started and stopped."""
+
+    gpus_per_worker: Annotated[float, Needs("use_gpu", unless=False)] = pydantic.Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that a trial takes, so that several trials use one."""
 
 
 @config_class
@@ -292,7 +319,7 @@ class CutoutsConfig:
     """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
     """Catalogue column with the file's name below `images`."""
-    pattern: str = "*.fits*"
+    pattern: Annotated[str, Needs("catalog", "")] = "*.fits*"
     """Without a catalogue: which files below `images` are taken."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
@@ -306,8 +333,8 @@ class CutoutsConfig:
     """Unit of the pixels; empty: unknown."""
     survey: str = ""
     """Name of the survey, kept as metadata."""
-    split: SplitConfig = default(SplitConfig)
+    split: Annotated[SplitConfig, _IfSplit, Needs("split_slug", "")] = default(SplitConfig)
     """Train, val and test shares, used where there are targets."""
-    split_slug: str = ""
+    split_slug: Annotated[str, _IfSplit] = ""
     """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
     or sky-dev; rows in none of them are quarantined. Empty: by `split`."""

@@ -1,15 +1,17 @@
-"""The config of `gampen-ray tune`: a training config, what is searched in it, and for how long."""
+"""The configs of `gampen-ray tune`, a training config and what is searched in it, and of `gampen-ray scan-dropout`."""
 
 import dataclasses
 from typing import Annotated, Any, Literal
 
 import pydantic
 
-from gampen_ray.config.base import config_class
-from gampen_ray.config.verbs import TrainConfig
+from gampen_ray.config.base import Needs, config_class, default
+from gampen_ray.config.parts import TrainResources, TuneResources
+from gampen_ray.config.training import TrainConfig
 
 Objective = Literal["val_loss", "calibration_error", "flops"]
 DROPOUT_RATE = "network.backbone.dropout_rate"
+_IfLossAlone = Needs("objectives", ("val_loss",))
 
 
 def _dotted(table: Any, is_leaf: Any) -> Any:
@@ -38,7 +40,7 @@ def _ranges(table: Any) -> Any:
 
 @config_class
 class SearchRange:
-    """From where the values of one field are drawn: all numbers between two, or one of some choices."""
+    """Search range of one field: all numbers between two, or one of some choices."""
 
     low: float | None = None
     """Smallest value; whole for a field that takes whole numbers."""
@@ -81,59 +83,38 @@ class TuneConfig(TrainConfig):
 
     output: str
     """Study folder: holds trials.parquet, best.toml (which `train` takes as it is), bundle/ of the best trial and tune.html. An
-    unfinished study with the same config goes on, and repeats no finished trial."""
-    stage: Literal["search", "dropout-by-coverage"] = "search"
-    """search: trains trials. dropout-by-coverage: chooses the dropout rate last and by coverage, as GaMPEN's was: scans rates
-    of a trained bundle without training, then trains anew with each of the shortlist, and all else as the bundle was."""
-    bundle: str = ""
-    """Stage dropout-by-coverage only: model bundle (or the run folder that holds it) whose dropout is scanned."""
+    unfinished study with the same config is resumed, and repeats no finished trial."""
     search: Annotated[dict[str, SearchRange], pydantic.BeforeValidator(_ranges)] = dataclasses.field(default_factory=dict)
     """Ranges by field of the sections images, network, fine_tune and optimizer, such as network.backbone.dropout_rate. Empty:
     dropout, size and optimiser of the network (jobs/configs/tune.toml writes them out)."""
     objectives: tuple[Objective, ...] = ("val_loss",)
-    """Stage search only: what is made small. val_loss: negative log-likelihood of the validation split; calibration_error: mean
+    """What is minimised. val_loss: negative log-likelihood of the validation split; calibration_error: mean
     |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
     Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
     num_trials: int = pydantic.Field(default=16, ge=1)
     """Trials at most. The first is the config without the search, where the ranges hold its values."""
     hours: float = pydantic.Field(default=0.0, ge=0)
     """Time after which no new trial starts, hours; of an interrupted study the time in which trials ran counts. 0: no limit."""
-    grace_epochs: int = pydantic.Field(default=2, ge=1)
+    grace_epochs: Annotated[int, _IfLossAlone] = pydantic.Field(default=2, ge=1)
     """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
     objective; else none is stopped."""
-    reduction_factor: float = pydantic.Field(default=4.0, gt=1)
+    reduction_factor: Annotated[float, _IfLossAlone] = pydantic.Field(default=4.0, gt=1)
     """One of this many trials goes on from one decision to the next, that many times as many epochs later."""
     startup_trials: int = pydantic.Field(default=6, ge=1)
     """Trials drawn at random before the others' results guide the search (TPE; Bergstra et al. 2011)."""
-    num_rates: int = pydantic.Field(default=12, ge=2)
-    """Stage dropout-by-coverage only: rates that are scanned, evenly in the logarithm from 1e-4 to 0.3, or as search says."""
-    shortlist: int = pydantic.Field(default=2, ge=1)
-    """Stage dropout-by-coverage only: rates that are trained anew, those of least calibration error in the scan."""
+    resources: TuneResources = default(TuneResources)
 
     @property
-    def judged_by(self) -> tuple[Objective, ...]:
-        """What makes a trial better than another in this stage."""
-        return ("calibration_error",) if self.stage == "dropout-by-coverage" else self.objectives
+    def varied(self) -> frozenset[str]:
+        """Fields that differ from trial to trial."""
+        return frozenset(self.search or default_search(self))
 
     @property
     def stops_early(self) -> bool:
         """Whether poor trials are stopped: the loss alone is known after each epoch."""
-        return self.judged_by == ("val_loss",)
+        return self.objectives == ("val_loss",)
 
     def __post_init__(self) -> None:
-        scans = self.stage == "dropout-by-coverage"
-        if scans and not self.bundle:
-            raise ValueError("stage is dropout-by-coverage, but there is no trained bundle to scan; give bundle")
-        if self.bundle and not scans:
-            raise ValueError(
-                f"bundle is {self.bundle!r}, which stage search does not take; leave it out, or give fine_tune.bundle"
-            )
-        if scans and set(self.search) - {DROPOUT_RATE}:
-            raise ValueError(
-                f"search has other fields than {DROPOUT_RATE}, and stage dropout-by-coverage takes no other; leave them out"
-            )
-        if self.shortlist > self.num_rates:
-            raise ValueError(f"shortlist is {self.shortlist}, more than num_rates, {self.num_rates}; lower it")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives are {list(self.objectives)}; give at least one, and each once")
         if self.stops_early and self.grace_epochs > self.optimizer.epochs:
@@ -142,15 +123,53 @@ class TuneConfig(TrainConfig):
             )
 
 
+@config_class
+class ScanDropoutConfig:
+    """Choose the dropout rate of a trained bundle by coverage: scan rates without training, then retrain with the best ones."""
+
+    bundle: str
+    """Model bundle (or the run folder that holds it) whose dropout is scanned: a folder or s3:// URI."""
+    dataset: str
+    """Dataset with the splits train and val: a folder or s3:// URI."""
+    output: str
+    """Study folder: holds scan.json, trials.parquet, best.toml (which `train` takes as it is), bundle/ of the best retrained
+    network and tune.html. An unfinished study with the same config is resumed."""
+    rates: tuple[Annotated[float, pydantic.Field(gt=0, lt=1)], ...] = ()
+    """Rates that are scanned; empty: num_rates of them, even in the logarithm, from lowest_rate to highest_rate."""
+    num_rates: Annotated[int, Needs("rates", ())] = pydantic.Field(default=12, ge=2)
+    """Number of scanned rates."""
+    lowest_rate: Annotated[float, Needs("rates", ())] = pydantic.Field(default=1e-4, gt=0, lt=1)
+    """Lowest scanned rate."""
+    highest_rate: Annotated[float, Needs("rates", ())] = pydantic.Field(default=0.3, gt=0, lt=1)
+    """Highest scanned rate."""
+    shortlist: int = pydantic.Field(default=2, ge=1)
+    """Rates with which the network is retrained, those of least calibration error in the scan; all else is as the bundle was
+    trained."""
+    mlflow: str = ""
+    """MLflow tracking URI for the trainings (needs `pip install "gampen_ray[mlflow]"`); empty: TensorBoard alone."""
+    resources: TrainResources = default(TrainResources)
+    """What each training asks of Ray; the scan takes one worker."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What makes a retrained network better than another."""
+        return ("calibration_error",)
+
+    def __post_init__(self) -> None:
+        if len(self.rates) == 1:
+            raise ValueError(f"rates is {list(self.rates)}; give at least two, or none")
+        if not self.lowest_rate < self.highest_rate:
+            raise ValueError(f"lowest_rate is {self.lowest_rate:g} and highest_rate {self.highest_rate:g}; lower the first")
+        if self.shortlist > (count := len(self.rates) or self.num_rates):
+            raise ValueError(f"shortlist is {self.shortlist}, more than the {count} scanned rates; lower it")
+
+
 def default_search(config: TuneConfig) -> dict[str, SearchRange]:
     """Return what is searched where the config does not say: the network's size, its dropout and the optimiser.
 
-    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left; the stage dropout-by-coverage is
-    about the rate alone.
+    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left.
     """
     rate = SearchRange(low=1e-4, high=0.3, log=True)
-    if config.stage == "dropout-by-coverage":
-        return {DROPOUT_RATE: rate}
     optimizer = {
         "optimizer.learning_rate": SearchRange(low=3e-4, high=1e-2, log=True),
         "optimizer.batch_size": SearchRange(choices=(32, 64, 128)),

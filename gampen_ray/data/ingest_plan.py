@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import CutoutsConfig, ReaderConfig, SplitConfig
+from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
 from gampen_ray.data import catalogs, gampen_folder, readers, shards, validation
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, stem
@@ -209,10 +209,6 @@ def _derives_magnitude(config: CutoutsConfig) -> bool:
 def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
     # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
     if config.split_slug:
-        if not config.targets or config.split != SplitConfig():
-            other = "split asks for other shares; give one of the two"
-            fault = other if config.targets else "a dataset without targets is not split; give targets"
-            raise UserError(f"split_slug: {config.split_slug}, but {fault}")
         keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
         splits, faults = listed_splits(config.images, config.split_slug, keys | {config.id_column: _texts(ids)})
         _add(reasons, faults != "", faults)

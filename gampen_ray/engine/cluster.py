@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources, TaskResources, TrainResources
 from gampen_ray.engine.resources import Node, Workers, plan_workers
 from gampen_ray.errors import UserError
 
@@ -26,7 +26,7 @@ _POLL_S, _LOG_S = 1.0, 60.0
 _INFEASIBLE_S = 10.0
 
 
-def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
+def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers of a job, with room for ``least`` of them on the cluster, now or after a wait.
 
     On a cluster that cannot autoscale the job gets no more workers than have room, unless it is elastic, as lost nodes may come
@@ -51,18 +51,18 @@ def cluster_workers(config: ResourcesConfig, *, least: int = 1, gpus_per_worker:
         workers = _wait_for_room(config, workers, least, gpus_per_worker)
     if workers.room < workers.count and can_autoscale():
         logger.info("the cluster has room for %s of %s workers now, and is asked for the others", workers.room, workers.count)
-    elif workers.room < workers.count and not config.min_workers:
+    elif workers.room < workers.count and not _min_workers(config):
         logger.info("the cluster has room for %s of %s workers: the job gets no more", workers.room, workers.count)
         workers = dataclasses.replace(workers, count=workers.room)
     return workers
 
 
-def uses_gpus(config: ResourcesConfig) -> bool:
+def uses_gpus(config: ActorResources) -> bool:
     """Return whether the workers of a job get GPUs."""
     return any(node.gpus for node in _nodes()) if config.use_gpu is None else config.use_gpu
 
 
-def task_cpus(config: ResourcesConfig, usual: float) -> float:
+def task_cpus(config: TaskResources, usual: float) -> float:
     """Return the CPUs of each task of a job without workers, once the cluster has room for one task.
 
     Parameters
@@ -78,8 +78,11 @@ def task_cpus(config: ResourcesConfig, usual: float) -> float:
         If the cluster has no room for a task, and cannot grow until it has.
     """
     cpus = config.cpus_per_worker or usual
-    one = dataclasses.replace(config, num_workers=1, min_workers=0, cpus_per_worker=cpus, use_gpu=False)
-    return cluster_workers(one).cpus
+    return cluster_workers(ActorResources(num_workers=1, cpus_per_worker=cpus, use_gpu=False)).cpus
+
+
+def _min_workers(config: ActorResources) -> int:
+    return config.min_workers if isinstance(config, TrainResources) else 0
 
 
 def _nodes() -> list[Node]:
@@ -87,7 +90,7 @@ def _nodes() -> list[Node]:
     return [Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)) for resources in alive]
 
 
-def _wait_for_room(config: ResourcesConfig, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
+def _wait_for_room(config: ActorResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
     """Request room from the autoscaler, wait for it, and return the workers for the grown cluster."""
     if not can_autoscale():
         raise _too_small(config, workers, least)
@@ -153,8 +156,8 @@ def _autoscaler() -> tuple[bool, list[Any]]:
     return any(not kind.startswith("node_") for kind in report.get("active_nodes", {})), []
 
 
-def _too_small(config: ResourcesConfig, workers: Workers, least: int) -> UserError:
-    name = "min_workers" if config.min_workers else "num_workers"
+def _too_small(config: ActorResources, workers: Workers, least: int) -> UserError:
+    name = "min_workers" if _min_workers(config) else "num_workers"
     each = _number(workers.cpus, "CPU")
     remedies = [f"lower resources.{name}"] if least > 1 else []
     if config.cpus_per_worker:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources
 from gampen_ray.errors import UserError
 
 # CPUs of a node that are left for other tasks: a share of them, at most, and at least beside GPUs (a task that writes their
@@ -52,7 +52,7 @@ class Workers:
     threads: int
 
 
-def plan_workers(config: ResourcesConfig, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
+def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers for a cluster; no worker is spread over several nodes.
 
     Parameters

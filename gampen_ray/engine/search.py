@@ -166,7 +166,7 @@ class Search(OptunaSearch):
     def __init__(
         self, config: TuneConfig, space: SearchSpace, ledger: Ledger, ended: list[FinishedTrial], at_a_time: int
     ) -> None:
-        names = config.judged_by
+        names = config.objectives
         begun = ledger.begun()
         # A resumed search needs another seed, or it would repeat its first proposals.
         seed = int(np.random.SeedSequence([config.seed, len(begun)]).generate_state(1)[0])
@@ -255,7 +255,7 @@ class _Ends(tune.Callback):
         return {**trial.config, "epochs": metrics.get("epoch", 0), "seconds": metrics.get("seconds", 0.0)}
 
     def _judged(self, trial: Trial) -> tuple[float, int]:
-        objective = trial.objectives[self._config.judged_by[0]] if trial.state == "complete" else math.inf
+        objective = trial.objectives[self._config.objectives[0]] if trial.state == "complete" else math.inf
         return objective, trial.number
 
     def _end(self, ray_trial: Any, trial: Trial) -> None:
@@ -264,7 +264,7 @@ class _Ends(tune.Callback):
         note = f"trial {trial.number} {trial.state}"
         if trial.state == "stopped early":
             note += f" at epoch {trial.epochs}"
-        name = self._config.judged_by[0]
+        name = self._config.objectives[0]
         note += f": {trial.reason}" if trial.reason else f", {name} {trial.objectives.get(name, math.nan):.4g}"
         if math.isfinite(self._best[0]):
             note += f"; best is trial {self._best[1]}, {self._best[0]:.4g}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray.data
 from ray.util.metrics import Counter
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
@@ -58,7 +58,7 @@ def run_units(
     *,
     total: int,
     noun: str,
-    resources: ResourcesConfig,
+    resources: TaskResources,
     cpus_per_task: float | None = None,
     write: Callable[[Any], Any] | None = None,
     receive: Callable[[Any, Workers], str] = lambda *_: "",
@@ -102,6 +102,7 @@ def run_units(
             return
         with ray_session():
             if cpus_per_task is None:
+                assert isinstance(resources, ActorResources)
                 workers, count = cluster_workers(resources), min(len(units), _MOST_TASKS)
                 workers = dataclasses.replace(workers, count=min(workers.count, count), room=min(workers.room, count))
             else:

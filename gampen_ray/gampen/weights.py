@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy.special import expit
 from torch import nn
 
 from gampen_ray.config import NetworkConfig, gampen_vgg16
 from gampen_ray.config.base import build, to_dict
+from gampen_ray.data import catalogs
 from gampen_ray.data.gampen_labels import Label, logit_limits
 from gampen_ray.errors import UserError
 from gampen_ray.model.likelihoods import LIKELIHOODS
@@ -23,7 +25,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import NUM_PARAMETERS
 from gampen_ray.model.targets import Target, TargetSchema
 
-__all__ = ["label_schema", "network_from_state_dict", "read_state_dict"]
+__all__ = ["label_schema", "network_from_state_dict", "read_state_dict", "schema_of_table"]
 
 # Sides for which a wrong cutout size is explained; no cutout is larger.
 _SIDES = range(33, 1025)
@@ -146,6 +148,27 @@ def label_schema(columns: Mapping[str, np.ndarray], labels: Sequence[str], scali
     return TargetSchema(tuple(targets))
 
 
+def schema_of_table(table: pa.Table, uri: str, labels: Sequence[str], scaling: Literal["std", "minmax"]) -> TargetSchema:
+    """Return `label_schema` of the columns of a CSV.
+
+    Raises
+    ------
+    UserError
+        If a label is missing, or a value is no finite number.
+    """
+    catalogs.require_columns(uri, table, dict.fromkeys(labels, "targets"))
+    wanted = dict.fromkeys([*labels, *(Label.parse(name).quantity for name in labels)])
+    columns: dict[str, np.ndarray] = {}
+    for name in wanted:
+        if name not in table.column_names:
+            continue
+        columns[name], faults = catalogs.numbers(table.column(name))
+        if bad := np.flatnonzero(faults != "").tolist():
+            place = f"{uri}, column {name!r}, row {bad[0] + 1}"
+            raise UserError(f"scaling: {place}: the value {faults[bad[0]]}; mend the CSV")
+    return label_schema(columns, labels, scaling)
+
+
 # --- details -------------------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +194,7 @@ def _network_config(state: Mapping[str, torch.Tensor], prefix: str, num_targets:
     published["spatial_transformer"]["family"] = family
     published["backbone"]["dropout_placement"] = "every_conv" if every else "classifier"
     published["backbone"]["dropout_rate"] = dropout_rate
-    return build(NetworkConfig, published)
+    return build(NetworkConfig, published, recorded=True)
 
 
 def _key_pairs(network: Network, prefix: str) -> Iterator[tuple[str, str]]:

@@ -24,14 +24,11 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.provenance import RUN_FILE
+from gampen_ray.run_folder import RUN_FILE
 
 FORMAT_VERSION = 3
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 _NOVELTY = "novelty.safetensors"
-# By the names that earlier bundles have for them.
-_RENAMED_LIKELIHOODS = {"mse": "unit_variance"}
-_RENAMED_OPTIMIZER_FIELDS = {"accumulate": "gradient_accumulation_steps", "clip_norm": "max_grad_norm"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,11 +164,10 @@ def load_bundle(uri: str) -> Bundle:
     if description.get("novelty"):
         files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
     _verify_checksums(uri, files)
-    _rename(description)
     novelty = None
     if _NOVELTY in files:
         novelty = OutOfDistribution.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
-    config = build(NetworkConfig, description["network"])
+    config = build(NetworkConfig, description["network"], recorded=True)
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
     # Shapes without memory; the weights take their places.
@@ -188,16 +184,6 @@ def load_bundle(uri: str) -> Bundle:
         provenance=description["provenance"],
         novelty=novelty,
     )
-
-
-def _rename(description: dict[str, Any]) -> None:
-    """Give the config fields and values of an earlier bundle their present names, in place."""
-    train = description["provenance"].get("train", {})
-    for network in (description["network"], train.get("network", {})):
-        if network.get("likelihood") in _RENAMED_LIKELIHOODS:
-            network["likelihood"] = _RENAMED_LIKELIHOODS[network["likelihood"]]
-    if "optimizer" in train:
-        train["optimizer"] = {_RENAMED_OPTIMIZER_FIELDS.get(name, name): v for name, v in train["optimizer"].items()}
 
 
 def bundle_digest(uri: str) -> str:

@@ -4,18 +4,17 @@ Shape legend: N galaxies, C bands, H x W pixels, D targets.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
-from gampen_ray.config import FineTuneConfig, ImagesConfig, NetworkConfig, TrainConfig
-from gampen_ray.config.base import to_dict
-from gampen_ray.config.parts import default_targets
+from gampen_ray.config import FineTuneConfig, NetworkConfig, TrainConfig
+from gampen_ray.config.base import given, replace, shown
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.provenance import first_difference
 
 _HEAD = "head"
 
@@ -113,23 +112,15 @@ def start_from(network: Network, bundle: Bundle, config: FineTuneConfig) -> None
 
 def _network(config: TrainConfig, bundle: Bundle) -> NetworkConfig:
     rate = config.fine_tune.dropout_rate
-    backbone = bundle.config.backbone if rate is None else dataclasses.replace(bundle.config.backbone, dropout_rate=rate)
-    network = dataclasses.replace(bundle.config, backbone=backbone)
-    if config.network not in (NetworkConfig(), network):
-        difference = first_difference(to_dict(config.network), to_dict(network))
-        raise UserError(f"network.{difference} in fine_tune.bundle, {config.fine_tune.bundle}; leave network out")
+    network = bundle.config if rate is None else replace(bundle.config, **{"backbone.dropout_rate": rate})
+    _refuse_contradictions(config, "network", network)
     return network
 
 
 def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePreprocessing:
     """Return the bundle's preprocessing with the names of the dataset's bands, and its units where the bundle's are unknown."""
     images = bundle.images
-    stored = ImagesConfig(size=images.size, softening=images.softening, channels=images.channels)
-    if config.images not in (ImagesConfig(), stored):
-        raise UserError(
-            f"images: size {config.images.size}, softening {config.images.softening:g}, channels {config.images.channels}, but "
-            f"fine_tune.bundle has {stored.size}, {stored.softening:g}, {stored.channels}; leave images out"
-        )
+    _refuse_contradictions(config, "images", images)
     if len(info.bands) != len(images.bands):
         raise UserError(
             f"dataset: {config.dataset} has {len(info.bands)} bands, fine_tune.bundle takes {len(images.bands)} "
@@ -139,14 +130,35 @@ def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePrep
     return dataclasses.replace(images, bands=info.bands, **{name: getattr(info, name) for name in unknown})
 
 
+def _refuse_contradictions(config: TrainConfig, section: str, there: NetworkConfig | ImagePreprocessing) -> None:
+    """Raise a UserError for a given field whose value is not that of the bundle."""
+    for name in sorted(given(config)):
+        if name.startswith(f"{section}."):
+            path = name.split(".")
+            asked = functools.reduce(getattr, path, config)
+            brought = functools.reduce(getattr, path[1:], there)
+            if asked != brought:
+                bundle = f"fine_tune.bundle, {config.fine_tune.bundle}, has {shown(brought)}"
+                raise UserError(f"{name}: {shown(asked)}, but {bundle}; leave it out")
+
+
 def _targets(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> TargetSchema:
     transforms = {target.name: target.transform for target in bundle.targets}
-    if config.targets != default_targets() and {name: t.transform for name, t in config.targets.items()} != transforms:
+    if "targets" in given(config) and {name: target.transform for name, target in config.targets.items()} != transforms:
         raise UserError(
             f"targets: {', '.join(config.targets)} and their transforms are not those of fine_tune.bundle "
             f"({', '.join(transforms)}); leave targets out, or give fine_tune.head 'replace'"
         )
     for target in bundle.targets:
+        brought = {"unit": target.unit, "clip": target.clip_low}
+        for field, value in brought.items():
+            # A clip of 0 depends on the training values.
+            asked = getattr(config.targets.get(target.name), field, value)
+            if f"targets.{target.name}.{field}" in given(config) and asked not in (value, 0):
+                raise UserError(
+                    f"targets.{target.name}.{field}: {shown(asked)}, but fine_tune.bundle has {shown(value)}; leave it out, or "
+                    "give fine_tune.head 'replace'"
+                )
         unit = info.target_units.get(target.name, "")
         if unit and target.unit and unit != target.unit:
             raise UserError(

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gampen_ray.config import TrainConfig, TuneConfig, default_search
-from gampen_ray.config.base import build, fields, to_dict
+from gampen_ray.config import ScanDropoutConfig, SearchRange, TrainConfig
+from gampen_ray.config.base import build, replace
 from gampen_ray.config.tuning import DROPOUT_RATE
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
@@ -25,10 +25,10 @@ from gampen_ray.posterior.diagnostics import negative_log_density
 from gampen_ray.training.loop import Worker
 from gampen_ray.training.reading import split_units
 from gampen_ray.training.run import Run, validation_posterior
+from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import calibration_error
 
 SCAN = "scan.json"
-_OF_THE_STUDY = ("dataset", "output", "resources")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,58 +53,38 @@ class ScannedRate:
     val_nll: float
 
 
-def rates(config: TuneConfig) -> np.ndarray:
-    """Return the rates to scan, ascending, evenly in the logarithm if the config does not say otherwise.
+def rates(config: ScanDropoutConfig) -> list[float]:
+    """Return the rates to scan, ascending."""
+    evenly = np.geomspace(config.lowest_rate, config.highest_rate, config.num_rates).tolist()
+    return sorted(config.rates or evenly)
+
+
+def scan_space(config: ScanDropoutConfig) -> SearchSpace:
+    """Return the scan as a search of the dropout rate alone."""
+    even = SearchRange(low=config.lowest_rate, high=config.highest_rate, log=True)
+    range_ = SearchRange(choices=config.rates) if config.rates else even
+    return SearchSpace(TrainConfig(dataset=config.dataset, output=config.output), {DROPOUT_RATE: range_})
+
+
+def trained_config(config: ScanDropoutConfig, bundle: Bundle) -> TrainConfig:
+    """Return how the bundle was trained, with dataset, output, tracking and resources of the study.
 
     Raises
     ------
     UserError
-        If one of them drops nothing.
+        If that is unknown.
     """
-    given = (config.search or default_search(config))[DROPOUT_RATE]
-    if given.choices:
-        values = np.array(sorted(given.choices), dtype=np.float64)
-    else:
-        values = (np.geomspace if given.log else np.linspace)(given.low, given.high, config.num_rates)  # type: ignore[arg-type]
-    if not values.min() > 0:
-        raise UserError(
-            f"search.{DROPOUT_RATE}: {values.min():g} is among the rates, at which all passes are equal; start above 0"
-        )
-    return values
-
-
-def trained_config(config: TuneConfig, bundle: Bundle) -> TrainConfig:
-    """Return how the bundle was trained, with dataset, output and resources of the study.
-
-    Raises
-    ------
-    UserError
-        If that is unknown, or the study's config says something else.
-    """
-    if not bundle.provenance.get("train"):
-        raise UserError(
-            f"bundle: {config.bundle} does not say how it was trained, so that it cannot be trained anew; give another"
-        )
-    study = {name: to_dict(config)[name] for name in _OF_THE_STUDY}
-    trained = build(TrainConfig, bundle.provenance["train"] | study)
-    default = TrainConfig(dataset=config.dataset, output=config.output)
-    for name in fields(TrainConfig):
-        there, given = getattr(trained, name), getattr(config, name)
-        if name not in _OF_THE_STUDY and given not in (there, getattr(default, name)):
-            raise UserError(
-                f"{name}: is not that with which {config.bundle} was trained, and this stage keeps that; leave it out"
-            )
-    return trained
+    if not (trained := bundle.provenance.get("train")):
+        raise UserError(f"bundle: {config.bundle} does not say how it was trained, so it cannot be retrained; give another")
+    study = {"dataset": config.dataset, "output": config.output, "mlflow": config.mlflow}
+    found = build(TrainConfig, trained | study | {"resources": {}}, recorded=True)
+    return replace(found, resources=config.resources)
 
 
 def with_rate(trained: TrainConfig, rate: float, output: str) -> TrainConfig:
     """Return the config of a training with another dropout rate, in another run folder."""
-    if trained.fine_tune.bundle:
-        changed: dict[str, Any] = {"fine_tune": dataclasses.replace(trained.fine_tune, dropout_rate=rate)}
-    else:
-        backbone = dataclasses.replace(trained.network.backbone, dropout_rate=rate)
-        changed = {"network": dataclasses.replace(trained.network, backbone=backbone)}
-    return dataclasses.replace(trained, output=output, **changed)
+    field = "fine_tune.dropout_rate" if trained.fine_tune.bundle else DROPOUT_RATE
+    return replace(trained, **{"output": output, field: rate})
 
 
 def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:

@@ -15,8 +15,8 @@ import pydantic
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
-from gampen_ray.config import SearchRange, TrainConfig, TuneConfig, default_search
-from gampen_ray.config.base import build, fields, to_dict
+from gampen_ray.config import SearchRange, TrainConfig, TrainResources, TuneConfig, default_search
+from gampen_ray.config.base import build, fields, narrowed, to_dict, upgraded
 from gampen_ray.errors import UserError
 from gampen_ray.model.backbones import BLOCKS
 from gampen_ray.model.likelihoods import LIKELIHOODS
@@ -51,7 +51,8 @@ class SearchSpace:
             For a field that is not there or not searched, a range that does not suit its field, or a condition that never
             ends.
         """
-        base = TrainConfig(**{name: getattr(config, name) for name in fields(TrainConfig)})
+        # A trial asks nothing of Ray itself.
+        base = narrowed(config, TrainConfig, resources=TrainResources())
         ranges = config.search or default_search(config)
         for name, range_ in ranges.items():
             _check(name, range_, base)
@@ -100,7 +101,7 @@ class SearchSpace:
         for name, value in values.items():
             section, _, field = name.rpartition(".")
             _get(config, section)[field] = self._decoded(name, value)
-        return build(TrainConfig, config)
+        return build(TrainConfig, config, recorded=True)
 
     @staticmethod
     def blames(error: UserError) -> bool:
@@ -178,6 +179,7 @@ def _field(name: str, where: str) -> pydantic.fields.FieldInfo:
         if part not in valid:
             if not valid:
                 raise UserError(f"{where}: {'.'.join(parts[:i])} has no fields of its own; search it itself")
+            upgraded(typing.cast(type, cls), {part: None}, refuse=True, prefix=f"{where.rpartition('.')[0]}.")
             close = difflib.get_close_matches(part, valid, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             section = ".".join(parts[:i])

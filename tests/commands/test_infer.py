@@ -14,16 +14,17 @@ import pytest
 import ray
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import Flag, mixture_from_catalog
+from gampen_ray.catalog.parquet import mixture_from_catalog
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
 from gampen_ray.engine import cluster
 from gampen_ray.engine import units as engine
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.report.evaluate import load_evaluated_catalog
+from gampen_ray.inference.flags import Flag
+from gampen_ray.reports.evaluated import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
 
@@ -46,7 +47,7 @@ def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
         num_passes=4,
         posterior="mixture",
         # A second actor would only take its time to start.
-        resources=ResourcesConfig(num_workers=1),
+        resources=ActorResources(num_workers=1),
     )
     return dataclasses.replace(base, **fields)
 
@@ -61,7 +62,7 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
     for batch_size, workers in ((64, 2), (1, 1)):
         output = tmp_path / f"{batch_size}-{workers}"
         manifest = infer(
-            config(inputs, output, batch_size=batch_size, resources=ResourcesConfig(num_workers=workers, cpus_per_worker=0.4))
+            config(inputs, output, batch_size=batch_size, resources=ActorResources(num_workers=workers, cpus_per_worker=0.4))
         )
         assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (COUNT, 0)
         tables.append(catalog(output))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gampen_ray.commands.simulate import SimulateConfig, simulate
-from gampen_ray.config import ResourcesConfig, SplitConfig
+from gampen_ray.config import SplitConfig, TaskResources
 from gampen_ray.data import shards, validation
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import units
@@ -83,7 +83,7 @@ def test_an_unfinished_dataset_is_completed_and_a_complete_one_left(
 
     monkeypatch.setattr(units, "run_units", None)
     with caplog.at_level(logging.INFO):
-        simulate(dataclasses.replace(wanted, resources=ResourcesConfig(num_workers=1)))
+        simulate(dataclasses.replace(wanted, resources=TaskResources(num_workers=1)))
     assert "is complete" in caplog.text
     with pytest.raises(UserError, match=r"another num_galaxies \(50, not 60\);|another survey"):
         simulate(dataclasses.replace(wanted, num_galaxies=60, survey="hsc-g"))

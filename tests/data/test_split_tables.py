@@ -13,8 +13,7 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy_healpix import HEALPix, pixel_resolution_to_nside
 
-from gampen_ray.commands.split import split
-from gampen_ray.config import SplitTablesConfig
+from gampen_ray.commands.split import SplitTablesConfig, split
 from gampen_ray.data.split_tables import (
     PARTS,
     SHARES,

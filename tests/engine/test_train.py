@@ -18,7 +18,7 @@ from ray.exceptions import RayTaskError
 from tensorboardX.proto.event_pb2 import Event
 
 from gampen_ray.commands.train import train
-from gampen_ray.config import CalibrationConfig, FineTuneConfig, ResourcesConfig, TargetConfig, TrainConfig
+from gampen_ray.config import CalibrationConfig, FineTuneConfig, TargetConfig, TrainConfig, TrainResources
 from gampen_ray.data import shards
 from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
 from gampen_ray.errors import StorageError, UserError
@@ -238,6 +238,6 @@ def test_more_workers_than_there_is_work_or_room_for_are_refused(ray_local: None
                 output=str(tmp_path / "other"),
                 targets=config.targets,
                 network=config.network,
-                resources=ResourcesConfig(num_workers=2, cpus_per_worker=4.0),
+                resources=TrainResources(num_workers=2, cpus_per_worker=4.0),
             )
         )

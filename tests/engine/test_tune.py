@@ -13,7 +13,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from gampen_ray.commands.tune import tune
-from gampen_ray.config import ResourcesConfig, SearchRange, TrainConfig, TuneConfig
+from gampen_ray.config import SearchRange, TrainConfig, TuneConfig, TuneResources
 from gampen_ray.config.base import build, load_toml, to_toml
 from gampen_ray.engine.search import Scheduler, Search
 from gampen_ray.errors import UserError
@@ -30,7 +30,7 @@ IMPOSSIBLE = [8, "M", "M", "M", "M", "M", 8]
 def config(data: str, output: str, **changes: Any) -> TuneConfig:
     """Return a study of small networks, one of whose plans pools the images away."""
     base = train_config(data, output, epochs=4)
-    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(base) if field.name != "resources"}
     study = {
         "num_trials": NUM_TRIALS,
         "grace_epochs": 1,
@@ -159,7 +159,7 @@ def test_a_trial_that_goes_on_is_compared_at_the_epoch_of_the_others(tmp_path: P
 @pytest.mark.ray
 def test_trials_that_no_node_holds_are_refused(ray_local: None, tmp_path: Path) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 50, "val": 20})
-    resources = ResourcesConfig(num_workers=3, cpus_per_worker=2.5)
+    resources = TuneResources(num_workers=3, cpus_per_worker=2.5)
     with pytest.raises(
         UserError,
         match=r"resources\.num_workers: 1 worker with 2\.5 CPUs needed, but the cluster has room for 0 \(nodes: 1 of 2 CPUs",

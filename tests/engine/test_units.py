@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import ActorResources
 from gampen_ray.engine import units as engine
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.units import run_units
 from gampen_ray.errors import UserError
 
-ONE = ResourcesConfig(num_workers=1, cpus_per_worker=0.4)
+ONE = ActorResources(num_workers=1, cpus_per_worker=0.4)
 
 
 @dataclasses.dataclass(frozen=True)

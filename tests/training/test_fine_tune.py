@@ -18,6 +18,7 @@ from gampen_ray.config import (
     TrainConfig,
     gampen_vgg16,
 )
+from gampen_ray.config.base import build, to_dict
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
@@ -259,10 +260,13 @@ def test_settings_that_agree_with_the_bundle_are_taken(data: str, start: str) ->
             {"freeze": ("spatial_transformer", "block1", "block2", "classifier", "head")},
             r"^fine_tune\.freeze: spatial_transformer, .*, head are all blocks; leave one of them out to be trained$",
         ),
-        ({"network": gampen_vgg16()}, r"^network\.spatial_transformer\..* in fine_tune\.bundle, .*; leave network out$"),
+        (
+            {"network": gampen_vgg16()},
+            r"^network\.backbone\.classifier: \[4096, 4096\], but .*, has \[16\]; leave it out$",
+        ),
         (
             {"images": ImagesConfig(size=16)},
-            r"^images: size 16, softening 0, channels 0, but fine_tune\.bundle has 20, .*; leave",
+            r"^images\.size: 16, but fine_tune\.bundle, .*, has 20; leave it out$",
         ),
         (
             {"targets": CONCENTRATION},
@@ -295,5 +299,29 @@ def test_a_dataset_that_does_not_fit_is_refused(start: str, tmp_path: Path) -> N
     ("name", "value"), [("head", "replace"), ("freeze", ("block1",)), ("learning_rate_decay", 0.5), ("dropout_rate", 0.1)]
 )
 def test_settings_without_a_bundle_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} is .*, but there is no bundle to start from; give bundle"):
-        FineTuneConfig(**{name: value})
+    with pytest.raises(UserError, match=rf"^fine_tune\.{name}: .* has no effect without fine_tune\.bundle; leave"):
+        build(TrainConfig, {"dataset": "d", "output": "o", "fine_tune": {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"network": {"likelihood": "full", "backbone": {"stem_stride": 2}}}, r"^network\.backbone\.stem_stride: 2, .* has 1;"),
+        ({"network": {"backbone": {"dropout_rate": 2e-3}}}, r"^network\.backbone\.dropout_rate: 0\.002, .* has 0\.05; leave"),
+        ({"images": {"softening": 0.0}}, r"^images\.softening: 0\.0, but .*; leave it out$"),
+        (
+            {"targets": to_dict(TrainConfig(dataset="d", output="o"))["targets"]},
+            r"^targets: bulge_to_total, .* leave targets out",
+        ),
+        (
+            {"targets": {"flux": {"transform": "log", "unit": "mJy"}, "concentration": {"transform": "logit"}}},
+            r"^targets\.flux\.u",
+        ),
+    ],
+    ids=["stride", "rate", "softening", "targets", "unit"],
+)
+def test_a_given_default_that_contradicts_the_bundle_is_refused(values: dict, match: str, data: str, start: str) -> None:
+    with pytest.raises(UserError, match=match):
+        prepare(build(TrainConfig, {"dataset": data, "output": "o", "fine_tune": {"bundle": start}} | values))
+    agreeing = {"network": {"likelihood": "full", "backbone": {"stem_stride": 1}}, "images": {"size": SIZE}}
+    prepare(build(TrainConfig, {"dataset": data, "output": "o", "fine_tune": {"bundle": start}} | agreeing))

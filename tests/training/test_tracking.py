@@ -3,7 +3,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from gampen_ray.config import ResourcesConfig
+from gampen_ray.config import TrainResources
 from gampen_ray.training.run import prepare
 from gampen_ray.training.tracking import tracking
 from tests.networks import dataset, train_config
@@ -15,7 +15,7 @@ def test_a_training_resumed_with_other_resources_continues_its_mlflow_run(tmp_pa
     run = prepare(config)
     with tracking(run) as track:
         track({"epoch": 1, "val_loss": 2.0})
-    changed = dataclasses.replace(config, resources=ResourcesConfig(num_workers=1), checkpoint_steps=7)
+    changed = dataclasses.replace(config, resources=TrainResources(num_workers=1), checkpoint_steps=7)
     with tracking(dataclasses.replace(run, config=changed)) as track:
         track({"epoch": 2, "val_loss": 1.0})
 

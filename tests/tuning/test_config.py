@@ -1,27 +1,35 @@
 import pytest
 
-from gampen_ray.config import SearchRange, TrainConfig, TuneConfig
+from gampen_ray.config import ScanDropoutConfig, SearchRange, TrainConfig, TuneConfig
 from gampen_ray.config.base import fields
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage": "dropout-by-coverage"}, "there is no trained bundle to scan; give bundle"),
-        ({"bundle": "b"}, "stage search does not take; leave it out, or give fine_tune.bundle"),
-        ({"shortlist": 13}, "shortlist is 13, more than num_rates, 12; lower it"),
         ({"objectives": ()}, "give at least one, and each once"),
         ({"objectives": ("flops", "flops")}, "give at least one, and each once"),
         ({"grace_epochs": 13}, "grace_epochs is 13, more than optimizer.epochs, 12; lower it"),
-        (
-            {"stage": "dropout-by-coverage", "bundle": "b", "search": {"optimizer.momentum": SearchRange(low=0.1, high=0.2)}},
-            "search has other fields than network.backbone.dropout_rate",
-        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TuneConfig(dataset="d", output="o", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shortlist": 13}, "shortlist is 13, more than the 12 scanned rates; lower it"),
+        ({"rates": (0.1, 0.2), "shortlist": 3}, "shortlist is 3, more than the 2 scanned rates; lower it"),
+        ({"rates": (0.1,)}, r"rates is \[0.1\]; give at least two, or none"),
+        ({"lowest_rate": 0.3}, "lowest_rate is 0.3 and highest_rate 0.3; lower the first"),
+        ({"rates": (0.0, 0.1)}, "greater than 0"),
+    ],
+)
+def test_scans_that_are_none_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScanDropoutConfig(bundle="b", dataset="d", output="o", **changes)
 
 
 @pytest.mark.parametrize(
@@ -45,5 +53,7 @@ def test_ranges_that_are_none_are_refused(range_: dict, message: str) -> None:
 def test_every_field_of_train_is_one_of_tune_with_its_help() -> None:
     ours, trains = fields(TuneConfig), fields(TrainConfig)
     assert set(trains) < set(ours)
-    assert all(ours[name].description == field.description for name, field in trains.items() if name != "output")
+    assert all(
+        ours[name].description == field.description for name, field in trains.items() if name not in ("output", "resources")
+    )
     assert all(field.description for field in ours.values())

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from gampen_ray.config import FineTuneConfig, NetworkConfig, SearchRange, TuneConfig
+from gampen_ray.config import FineTuneConfig, NetworkConfig, ScanDropoutConfig, TrainConfig, TrainResources
 from gampen_ray.config.base import to_dict
-from gampen_ray.config.tuning import DROPOUT_RATE
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
@@ -23,9 +22,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return dataset(str(tmp_path_factory.mktemp("data") / "d"), {"train": 20, "val": 60})
 
 
-def config(data: str, **changes: object) -> TuneConfig:
-    base = {"stage": "dropout-by-coverage", "bundle": "b"}
-    return TuneConfig(dataset=data, output="o", **(base | changes))
+def config(data: str, **changes: object) -> ScanDropoutConfig:
+    return ScanDropoutConfig(bundle="b", dataset=data, output="o", **changes)
 
 
 def trained_bundle() -> Bundle:
@@ -61,11 +59,8 @@ def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
 
 def test_rates_are_those_of_the_config() -> None:
     assert rates(config("d", num_rates=3)) == pytest.approx([1e-4, np.sqrt(3e-5), 0.3])
-    given = config("d", num_rates=3, search={DROPOUT_RATE: SearchRange(low=0.1, high=0.3)})
-    assert rates(given) == pytest.approx([0.1, 0.2, 0.3])
-    assert rates(config("d", search={DROPOUT_RATE: SearchRange(choices=(0.2, 0.1))})) == pytest.approx([0.1, 0.2])
-    with pytest.raises(UserError, match=r"dropout_rate: 0 is among the rates, at which all passes are equal"):
-        rates(config("d", search={DROPOUT_RATE: SearchRange(low=0.0, high=0.3)}))
+    assert rates(config("d", num_rates=2, lowest_rate=0.1, highest_rate=0.2)) == pytest.approx([0.1, 0.2])
+    assert rates(config("d", rates=(0.2, 0.1))) == [0.1, 0.2]
 
 
 def test_shortlist_has_the_rates_of_best_coverage_first() -> None:
@@ -81,15 +76,14 @@ def test_the_bundle_is_trained_anew_as_it_was(data: str) -> None:
     trained = trained_config(config(data), model)
     was = dataclasses.replace(train_config(data, "o"), seed=3)
     assert trained == was
-    # What best.toml of the study that made the bundle says is no contradiction.
-    assert trained_config(config(data, network=was.network, optimizer=was.optimizer, targets=was.targets), model) == was
+    resources = TrainResources(num_workers=3)
+    study = trained_config(config(data, mlflow="m", resources=resources), model)
+    assert study == dataclasses.replace(was, mlflow="m", resources=resources)
     anew = with_rate(trained, 0.2, "o/1")
     assert (anew.network.backbone.dropout_rate, anew.output) == (0.2, "o/1")
     assert with_rate(anew, NETWORK.backbone.dropout_rate, "o") == trained
     tuned = dataclasses.replace(was, network=NetworkConfig(), fine_tune=FineTuneConfig(bundle="b"))
     assert with_rate(tuned, 0.2, "o") == dataclasses.replace(tuned, fine_tune=FineTuneConfig(bundle="b", dropout_rate=0.2))
-    with pytest.raises(UserError, match=r"^optimizer: is not that with which b was trained, and this stage keeps that; leave"):
-        trained_config(config(data, optimizer=dataclasses.replace(was.optimizer, epochs=7)), model)
     with pytest.raises(UserError, match="bundle: b does not say how it was trained"):
         trained_config(config(data), bundle())
 
@@ -108,3 +102,13 @@ def test_what_cannot_be_scanned_is_told_before(data: str, tmp_path: Path) -> Non
     two_bands = dataclasses.replace(model, images=dataclasses.replace(model.images, bands=("g", "r")))
     with pytest.raises(UserError, match="has bands r, and the bundle was trained on g, r; give a dataset with these"):
         scanned_run(train_config(data, "o"), two_bands)
+
+
+def test_a_bundle_of_an_earlier_version_can_be_scanned(data: str) -> None:
+    trained = to_dict(TrainConfig(dataset="elsewhere", output="there"))
+    old = trained["optimizer"]
+    old["clip_norm"], old["accumulate"] = old.pop("max_grad_norm"), old.pop("gradient_accumulation_steps")
+    trained["network"]["likelihood"] = "mse"
+    trained["resources"] = {"num_workers": 2, "gpus_per_worker": 1.0}
+    found = trained_config(config(data), dataclasses.replace(bundle(), provenance={"train": trained}))
+    assert (found.optimizer.max_grad_norm, found.network.likelihood, found.resources.num_workers) == (5.0, "unit_variance", 0)

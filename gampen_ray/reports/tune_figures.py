@@ -24,9 +24,9 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 from optuna.visualization import matplotlib as plots
 
-from gampen_ray.report.axes import Axis, axes, figure
-from gampen_ray.report.figures import number
-from gampen_ray.report.svg import ACCENT, GROUND, INK, MUTED, RULE, TRUTH, styled, to_svg
+from gampen_ray.reports.axes import Axis, axes, figure
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.svg import ACCENT, GROUND, INK, MUTED, RULE, TRUTH, styled, to_svg
 from gampen_ray.tuning.trials import empty_study
 
 NAMES = {"val_loss": "Validation loss", "calibration_error": "Calibration error", "flops": "Operations per galaxy"}

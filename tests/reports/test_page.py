@@ -14,8 +14,8 @@ import pytest
 
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.report.page import ReportData, render
-from tests.report.report_cases import Page, make_data
+from gampen_ray.reports.page import ReportData, render
+from tests.reports.report_cases import Page, make_data
 
 HOSTILE = (
     "<script>alert(1)</script>",

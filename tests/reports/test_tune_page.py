@@ -12,13 +12,14 @@ import optuna
 import pyarrow.parquet as pq
 import pytest
 
-from gampen_ray.config import SearchRange, TuneConfig
+from gampen_ray.config import ScanDropoutConfig, SearchRange, TuneConfig
 from gampen_ray.config.tuning import DROPOUT_RATE
-from gampen_ray.report.figures import number
-from gampen_ray.report.tune_page import StudyData, render, tune_page
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.tune_page import StudyData, render, tune_page
+from gampen_ray.tuning.dropout_scan import scan_space
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import Trial, best, trials_table
-from tests.report.report_cases import Page
+from tests.reports.report_cases import Page
 
 HOSTILE = "</pre><script>alert(1)</script>{{ 7 * 7 }}"
 SEARCH = {
@@ -131,7 +132,7 @@ def test_too_few_trials_are_told(num_trials: int) -> None:
 
 
 def test_page_of_a_scan_from_its_files(tmp_path: Path) -> None:
-    config = TuneConfig(dataset="d", output=str(tmp_path), stage="dropout-by-coverage", bundle="b", shortlist=1)
+    config = ScanDropoutConfig(bundle="b", dataset="d", output=str(tmp_path), shortlist=1)
     scanned = [
         {
             "rate": rate,
@@ -153,7 +154,7 @@ def test_page_of_a_scan_from_its_files(tmp_path: Path) -> None:
         objectives={"val_loss": -1.2, "calibration_error": 0.011, "flops": 1e7},
         values={DROPOUT_RATE: 1e-2},
     )
-    pq.write_table(trials_table([retrained], SearchSpace.of(config)), tmp_path / "trials.parquet")
+    pq.write_table(trials_table([retrained], scan_space(config)), tmp_path / "trials.parquet")
     (tmp_path / "scan.json").write_text(json.dumps(scanned))
     (tmp_path / "best.toml").write_text("seed = 0")
     text = tune_page(config)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from gampen_ray.report.page import render
-from gampen_ray.report.rotation_section import rotation_section
-from tests.report.report_cases import Page, make_data
+from gampen_ray.reports.page import render
+from gampen_ray.reports.rotation_section import rotation_section
+from tests.reports.report_cases import Page, make_data
 
 
 def test_numbers_are_those_of_sines() -> None:

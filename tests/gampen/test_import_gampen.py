@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from gampen_ray import cli
-from gampen_ray.config import ImportGampenConfig
+from gampen_ray.commands.import_gampen import ImportGampenConfig, import_gampen, settled
 from gampen_ray.errors import UserError
-from gampen_ray.gampen.import_network import import_gampen, settled
 
 LABELS = ("custom_logit_bt", "ln_R_e_asec", "ln_total_flux_adus")
 

@@ -1,28 +1,21 @@
-"""The `evaluate` verb: a catalogue against the true values in its dataset.
+"""A catalogue joined with the true values in its dataset.
 
 Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
 import hashlib
-import logging
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import MANIFEST, catalog_parts, mixture_from_catalog
-from gampen_ray.config import EvaluateConfig
+from gampen_ray.catalog.parquet import MANIFEST, catalog_parts
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.diagnostics import evaluate as evaluate_posteriors
-from gampen_ray.posterior.diagnostics import format_table
-from gampen_ray.provenance import claim_output
-
-logger = logging.getLogger(__name__)
 
 EVALUATION = "evaluation.json"
 
@@ -48,31 +41,6 @@ class EvaluatedCatalog:
     bundle: Bundle
     catalog: pa.Table
     truths_ND: np.ndarray
-
-
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Write ``evaluation.json`` and return its content.
-
-    Raises
-    ------
-    UserError
-        If the catalogue is not complete or holds no mixtures, the dataset lacks a target, or the output holds another run.
-    """
-    config = dataclasses.replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
-    judged = load_evaluated_catalog(config.catalog)
-    try:
-        mixture = mixture_from_catalog(judged.catalog, judged.bundle.targets)
-    except ValueError as error:
-        raise UserError(f"catalog: {config.catalog}: {error}") from None
-    claim_output(config.output, config, {"catalog": judged.digest})
-    evaluation = {
-        "catalog": config.catalog,
-        **evaluate_posteriors(mixture, np.asarray(judged.manifest["calibration_scale"]), judged.truths_ND),
-    }
-    storage.write_json(storage.join(config.output, EVALUATION), evaluation)
-    for line in format_table(evaluation).splitlines():
-        logger.info(line)
-    return evaluation
 
 
 def load_evaluated_catalog(output: str) -> EvaluatedCatalog:

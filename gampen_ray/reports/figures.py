@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from gampen_ray.model.targets import Target
-from gampen_ray.report.axes import SUPERSCRIPTS, Axis, axes, axis_label, figure
-from gampen_ray.report.svg import ACCENT, GROUND, INK, MUTED, TRUTH, drawable, styled, to_svg
+from gampen_ray.reports.axes import SUPERSCRIPTS, Axis, axes, axis_label, figure
+from gampen_ray.reports.svg import ACCENT, GROUND, INK, MUTED, TRUTH, drawable, styled, to_svg
 
 _MAX_DOTS = 300
 _NUM_BARS = 90

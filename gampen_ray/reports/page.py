@@ -14,9 +14,9 @@ from markupsafe import Markup
 from gampen_ray.errors import UserError
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import Target, TargetSchema
-from gampen_ray.report import figures
-from gampen_ray.report.rotation_section import rotation_section
-from gampen_ray.report.svg import PALETTE
+from gampen_ray.reports import figures
+from gampen_ray.reports.rotation_section import rotation_section
+from gampen_ray.reports.svg import PALETTE
 
 __all__ = ["Example", "ReportData", "render"]
 
@@ -119,7 +119,7 @@ class ReportData:
 def environment() -> jinja2.Environment:
     """Return where the pages' templates are; all text they are given is escaped."""
     result = jinja2.Environment(
-        loader=jinja2.PackageLoader("gampen_ray.report", "."),
+        loader=jinja2.PackageLoader("gampen_ray.reports", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

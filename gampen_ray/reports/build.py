@@ -1,4 +1,4 @@
-"""The `report` verb: gathers what the page shows.
+"""Gathers what the page of a model and its evaluated catalogue shows.
 
 Shape legend: N galaxies, D targets, G grid points, C bands, H x W pixels.
 """
@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from gampen_ray import storage
-from gampen_ray.config import ReportConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -20,8 +19,8 @@ from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
-from gampen_ray.report.evaluate import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
-from gampen_ray.report.page import MARK, Example, ReportData, render
+from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
+from gampen_ray.reports.page import Example, ReportData, render
 from gampen_ray.training.run import HISTORY
 
 logger = logging.getLogger(__name__)
@@ -31,35 +30,34 @@ _GRID = 256
 _MAX_LIGHT_PARAMETERS = 10_000_000
 
 
-def report(config: ReportConfig) -> str:
-    """Write the page and return its URI.
+def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | None) -> str:
+    """Return the page of an evaluated catalogue as HTML.
+
+    Parameters
+    ----------
+    evaluation_folder
+        Output folder of ``evaluate``.
+    num_examples
+        Galaxies shown with their crop and posterior.
+    num_angles
+        Angles at which each of them is predicted once more; None: as many as the network's size allows.
 
     Raises
     ------
     UserError
-        If there is no evaluation, or what it is about is not there any more.
+        If there is no evaluation, or its catalogue, dataset or bundle is gone or has changed.
     """
-    uri = storage.join(config.evaluation, EVALUATION)
+    uri = storage.join(evaluation_folder, EVALUATION)
     if not storage.exists(uri):
-        raise UserError(f"evaluation: {config.evaluation} has no {EVALUATION}; give the output folder of `evaluate`")
+        raise UserError(f"evaluation: {evaluation_folder} has no {EVALUATION}; give the output folder of `evaluate`")
     evaluation = storage.read_json(uri)
-    output = storage.absolute(config.output)
-    if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
-        raise UserError(f"output: {output} is there and no report of gampen_ray; nothing was changed: give another file")
     judged = load_evaluated_catalog(evaluation["catalog"])
-    page = render(_report_data(config, evaluation, judged))
-    storage.write_bytes_atomic(output, page.encode())
-    logger.info("wrote %s", output)
-    return output
-
-
-def _report_data(config: ReportConfig, evaluation: dict[str, Any], judged: EvaluatedCatalog) -> ReportData:
     bundle, catalog = judged.bundle, judged.catalog
-    rows = _example_rows(catalog, config.num_examples)
+    rows = _example_rows(catalog, num_examples)
     image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
     column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
-    return ReportData(
+    data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
         object_id_N=np.asarray(catalog["object_id"].to_pylist()),
@@ -71,10 +69,11 @@ def _report_data(config: ReportConfig, evaluation: dict[str, Any], judged: Evalu
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
         examples=_examples(judged, rows, image_NCHW),
-        rotation=_rotation(judged, image_NCHW, config.num_angles),
+        rotation=_rotation(judged, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),
     )
+    return render(data)
 
 
 def _columns(catalog: pa.Table, bundle: Bundle, key: str) -> np.ndarray:

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from gampen_ray import storage
-from gampen_ray.config import SearchRange, TuneConfig
+from gampen_ray.config import ScanDropoutConfig, SearchRange, TuneConfig
 from gampen_ray.posterior.calibration import JOINT
-from gampen_ray.report import tune_figures as figures
-from gampen_ray.report.figures import number
-from gampen_ray.report.page import environment
-from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, shortlisted
+from gampen_ray.reports import tune_figures as figures
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.page import environment
+from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, scan_space, shortlisted
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import BEST, OBJECTIVES, TRIALS, best, pareto_front, study
 
@@ -36,18 +36,18 @@ class StudyData:
     table
         Its trials so far, as of `gampen_ray.tuning.trials.trials_table`.
     scanned
-        The scan of the stage dropout-by-coverage; empty in the stage search.
+        The scan of the dropout rates; empty in a search.
     best_toml
         The best trial's config; None if no trial is complete.
     """
 
-    config: TuneConfig
+    config: TuneConfig | ScanDropoutConfig
     table: pa.Table
     scanned: list[ScannedRate]
     best_toml: str | None
 
 
-def tune_page(config: TuneConfig) -> str:
+def tune_page(config: TuneConfig | ScanDropoutConfig) -> str:
     """Return the page of a study from the files of its output folder: one HTML file that asks nothing of the network."""
     scan, toml = storage.join(config.output, SCAN), storage.join(config.output, BEST)
     with storage.open_input(storage.join(config.output, TRIALS)) as file:
@@ -65,11 +65,11 @@ def tune_page(config: TuneConfig) -> str:
 def render(data: StudyData) -> str:
     """Return the page as HTML: self-contained, without script; the same data give the same page, byte for byte."""
     config, rows = data.config, data.table.to_pylist()
-    space = SearchSpace.of(config)
+    space = scan_space(config) if isinstance(config, ScanDropoutConfig) else SearchSpace.of(config)
     counts = collections.Counter(row["state"] for row in rows)
-    number_of_best = best(data.table, config.judged_by) if counts["complete"] else None
-    objective, *others = config.judged_by
-    front = pareto_front(data.table, config.judged_by) if others else []
+    number_of_best = best(data.table, config.objectives) if counts["complete"] else None
+    objective, *others = config.objectives
+    front = pareto_front(data.table, config.objectives) if others else []
     return (
         environment()
         .get_template("tune.html.jinja")
@@ -97,7 +97,7 @@ def render(data: StudyData) -> str:
 
 def _figures(data: StudyData, space: SearchSpace) -> dict[str, Any]:
     """Return Optuna's plots of a search; none of a scan, in which few trials differ in one field alone."""
-    names = data.config.judged_by
+    names = data.config.objectives
     shown = figures.shortened(study(data.table, space, names))
     known = figures.known(shown)
     if data.scanned or len(known) < 2:
@@ -121,6 +121,7 @@ def _scan(data: StudyData) -> dict[str, Any] | None:
     if not data.scanned:
         return None
     rows = sorted(data.scanned, key=lambda row: row.rate)
+    assert isinstance(data.config, ScanDropoutConfig)
     shortlist = shortlisted(rows, data.config.shortlist)
     rates = [row.rate for row in rows]
     levels = sorted({row["level"] for row in rows[0].coverage})
@@ -173,9 +174,9 @@ def _described(range_: SearchRange) -> str:
     return text + (f" (where {' and '.join(conditions)})" if conditions else "")
 
 
-def _facts(config: TuneConfig) -> dict[str, str]:
-    facts = {"dataset": config.dataset, "judged by": ", ".join(config.judged_by)}
-    if config.bundle:
+def _facts(config: TuneConfig | ScanDropoutConfig) -> dict[str, str]:
+    facts = {"dataset": config.dataset, "judged by": ", ".join(config.objectives)}
+    if isinstance(config, ScanDropoutConfig):
         # It brings all else.
         return facts | {"scanned bundle": config.bundle}
     asha = f"from epoch {config.grace_epochs} on, one of {config.reduction_factor:g} goes on"

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import Target, TargetSchema
-from gampen_ray.report.page import Example, ReportData
+from gampen_ray.reports.page import Example, ReportData
 
 LEVELS = (0.6827, 0.9545, 0.9973)
 

@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.report.axes import Axis, axes, figure
-from gampen_ray.report.figures import number
-from gampen_ray.report.svg import ACCENT, MUTED, TRUTH, styled, to_svg
+from gampen_ray.reports.axes import Axis, axes, figure
+from gampen_ray.reports.figures import number
+from gampen_ray.reports.svg import ACCENT, MUTED, TRUTH, styled, to_svg
 
 
 def rotation_section(targets: TargetSchema, object_ids: Sequence[int | str], stability: RotationStability) -> dict[str, Any]:

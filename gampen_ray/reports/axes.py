@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gampen_ray.model.targets import Target
-from gampen_ray.report.svg import drawable
+from gampen_ray.reports.svg import drawable
 
 SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _MAX_LABEL = 46

@@ -1,0 +1,55 @@
+"""The `evaluate` verb: a catalogue against the true values in its dataset."""
+
+import logging
+from typing import Any
+
+from gampen_ray.commands.registry import verb
+from gampen_ray.config.base import config_class, replace
+from gampen_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@config_class
+class EvaluateConfig:
+    """Compare a catalogue with the true values in its dataset: accuracy and coverage, before and after calibration."""
+
+    catalog: str
+    """Output folder of `infer`, made with `--posterior mixture`."""
+    output: str
+    """Folder to create: evaluation.json."""
+
+
+@verb("evaluate")
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Write ``evaluation.json`` and return its content.
+
+    Raises
+    ------
+    UserError
+        If the catalogue is not complete or holds no mixtures, the dataset lacks a target, or the output holds another run.
+    """
+    import numpy as np
+
+    from gampen_ray import storage
+    from gampen_ray.catalog.parquet import mixture_from_catalog
+    from gampen_ray.posterior import diagnostics
+    from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog
+    from gampen_ray.run_folder import RunFolder
+
+    config = replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
+    catalog = load_evaluated_catalog(config.catalog)
+    try:
+        mixture = mixture_from_catalog(catalog.catalog, catalog.bundle.targets)
+    except ValueError as error:
+        raise UserError(f"catalog: {config.catalog}: {error}") from None
+    with RunFolder.open(config.output, "evaluate", config, {"catalog": catalog.digest}, complete=EVALUATION) as folder:
+        if folder.is_complete:
+            evaluation = storage.read_json(folder.path(EVALUATION))
+        else:
+            scale_D = np.asarray(catalog.manifest["calibration_scale"])
+            evaluation = {"catalog": config.catalog, **diagnostics.evaluate(mixture, scale_D, catalog.truths_ND)}
+            storage.write_json(folder.path(EVALUATION), evaluation)
+    for line in diagnostics.format_table(evaluation).splitlines():
+        logger.info(line)
+    return evaluation

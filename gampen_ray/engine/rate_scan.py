@@ -1,0 +1,51 @@
+"""The scan of the dropout rates of a trained network, on one worker of the cluster."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+
+from gampen_ray import storage
+from gampen_ray.engine.resources import Workers
+from gampen_ray.model.network import Network
+from gampen_ray.progress import Progress
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.run import Run
+from gampen_ray.tuning.dropout_scan import ScannedRate, scan
+
+
+def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers: Workers) -> list[ScannedRate]:
+    """Return what a trained network is worth at some dropout rates; a finished scan is read from its file.
+
+    Parameters
+    ----------
+    uri
+        File of the scan.
+    rates
+        See `gampen_ray.tuning.dropout_scan.rates`.
+    run, network
+        How the network was trained, with the validation split; and the network.
+    workers
+        One, which scans.
+    """
+    if storage.exists(uri):
+        return [ScannedRate(**row) for row in storage.read_json(uri)]
+    rows: Any = _scan.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote(run, network, rates, workers)
+    found = []
+    with Progress("scan", len(rates), "rates") as progress:
+        for row in rows:
+            found.append(ray.get(row))
+            note = f"rate {found[-1].rate:.3g}: calibration error {found[-1].calibration_error:.4f}"
+            progress.advance(1, note, always=True)
+    storage.write_json(uri, [dataclasses.asdict(row) for row in found])
+    return found
+
+
+@ray.remote
+def _scan(run: Run, network: Network, rates: list[float], workers: Workers) -> Iterator[ScannedRate]:
+    torch.set_num_threads(workers.threads)
+    worker = LocalWorker.read(run)
+    worker.device = torch.device("cuda" if workers.gpus else "cpu")
+    yield from scan(worker, run, network.to(worker.device), rates)
