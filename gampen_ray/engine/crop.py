@@ -125,15 +125,16 @@ class _Crop:
         names = [str(name) for name in batch["names"][0]]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
             contents = list(pool.map(file_content, [storage.join(images, name) for name in names]))
-        bad = []
+        bad: dict[str, str] = {}
         for name, result in zip(names, self._crop(names, contents), strict=True):
             if isinstance(result, CutoutError):
-                bad.append((stem(name), storage.join(images, name), str(result)))
+                bad[name] = str(result)
             else:
                 storage.write_bytes_atomic(storage.join(output, name), result)
         quarantine = shards.part_uri(output, shards.QUARANTINE, int(batch["part"][0]))
         if bad:
-            shards.write_quarantine(quarantine, bad)
+            sources = [storage.join(images, name) for name in bad]
+            shards.write_quarantine(quarantine, object_id=map(stem, bad), source=sources, reason=bad.values())
         else:
             # An interrupted run may have left one, of files that have changed since.
             storage.delete(quarantine)

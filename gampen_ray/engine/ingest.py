@@ -156,7 +156,7 @@ def _quarantined(dataset: str) -> list[tuple[str, str]]:
     for uri in storage.list_files(storage.join(dataset, shards.QUARANTINE), ".parquet"):
         with storage.open_input(uri) as file:
             table = pq.read_table(file, columns=["source", "reason"])
-        rows += zip(*(column.to_pylist() for column in table.columns), strict=True)
+        rows += [(row["source"], row["reason"]) for row in table.to_pylist()]
     return rows
 
 

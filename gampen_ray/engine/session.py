@@ -15,6 +15,7 @@ import ray.exceptions
 import ray.train
 
 from gampen_ray.errors import StorageError, UserError
+from gampen_ray.plugins import VARIABLE, plugin_modules
 
 # Read by Ray when it starts and by the workers that inherit it; a user's own setting wins.
 _ENVIRONMENT = {
@@ -99,6 +100,9 @@ def _start() -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    # A submitted job's workers have the variables of the job.
+    if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with _no_stderr():
         ray.init(**options)
     # Errors come as exceptions; Ray Data and Ray Tune would log each of them besides.
