@@ -120,6 +120,7 @@ def write_unit(
     targets: TargetSchema,
     store_mixture: bool,
     mode_centred: bool,
+    extra: tuple[str, ...] = (),
     write_summary: Callable[[str, pa.Table, Mixture], None] | None = None,
 ) -> UnitReceipt:
     """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last.
@@ -132,7 +133,7 @@ def write_unit(
         Folder of the catalogue; None: nothing is written.
     targets
         Of the model.
-    store_mixture, mode_centred
+    store_mixture, mode_centred, extra
         Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
     write_summary
         Writes another summary of the rows in the catalogue: given the unit's name, the rows and their posteriors.
@@ -143,10 +144,11 @@ def write_unit(
         good_M = np.flatnonzero(reason_N == "")
         rows = unit.rows.take(pa.array(good_M))
         mixture = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets)
-        columns: dict[str, Any] = {"crop_scale_N": rows["crop_scale"].to_numpy(), "flags_N": rows["flags"].to_numpy()}
+        which: dict[str, Any] = {"store_mixture": store_mixture, "mode_centred": mode_centred, "extra": extra}
         with np.errstate(over="ignore", invalid="ignore"):
-            catalog = catalog_table(rows, mixture, **columns, store_mixture=store_mixture, mode_centred=mode_centred)
-        if (bad_M := (fault_M := _faults(catalog)) != "").any():
+            catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)
+        # A column of the user's own may be unknown for a galaxy.
+        if (bad_M := (fault_M := _faults(catalog.drop_columns(list(extra)))) != "").any():
             reason_N[good_M[bad_M]] = fault_M[bad_M]
             kept = pa.array(~bad_M)
             catalog, rows, mixture = catalog.filter(kept), rows.filter(kept), mixture[~bad_M]
@@ -163,8 +165,8 @@ def write_unit(
             if write_summary:
                 write_summary(unit.name, rows, mixture)
             if num_wrong:
-                texts = zip(wrong["object_id"], wrong["source"], reason_N[reason_N != ""], strict=True)
-                shards.write_quarantine(storage.join(output, QUARANTINE, unit.name), texts)
+                uri = storage.join(output, QUARANTINE, unit.name)
+                shards.write_quarantine(uri, **wrong, reason=reason_N[reason_N != ""])
             storage.write_bytes_atomic(storage.join(output, CATALOG, unit.name), content)
     times = {name: getattr(unit, name) for name in ("bytes_read", "start", "stop", "device_seconds")}
     return UnitReceipt(**counts, **times)

@@ -173,14 +173,15 @@ class _Crop:
             contents = list(pool.map(file_content, uris))
         with self._lock:
             crops = self._crop(batch.files, contents)
-        bad = []
+        bad: dict[str, str] = {}
         for name, uri, result in zip(batch.files, uris, crops, strict=True):
             if isinstance(result, CutoutError):
-                bad.append((stem(name), uri, str(result)))
+                bad[uri] = str(result)
             else:
                 storage.write_bytes_atomic(storage.join(self._config.output, name), result)
         if bad:
-            shards.write_quarantine(storage.join(self._config.output, shards.QUARANTINE, batch.name), bad)
+            quarantine = storage.join(self._config.output, shards.QUARANTINE, batch.name)
+            shards.write_quarantine(quarantine, object_id=map(stem, bad), source=bad, reason=bad.values())
         return len(bad)
 
 

@@ -69,6 +69,8 @@ class InferConfig:
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
     mode_centred: bool = False
     """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
+    columns: tuple[str, ...] = ()
+    """Columns to add that your code registers (`gampen_ray.catalog.columns.register_column`), by name."""
     catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
     """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
     `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
@@ -97,7 +99,10 @@ def infer(config: InferConfig) -> dict[str, Any]:
     UserError
         If bundle and dataset do not fit, the output holds another run, or the cluster is too small.
     """
+    import pyarrow as pa
+
     from gampen_ray import storage
+    from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
     from gampen_ray.data.sources import layout_identity
     from gampen_ray.engine.cluster import uses_gpus
@@ -112,6 +117,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     config = replace(config, **uris)
     bundle = load_bundle(config.bundle)
     source, units = _input(config, bundle)
+    # Unknown names are refused before any work.
+    catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
         return _estimate(config, bundle, source, units)
     inputs = {
@@ -259,6 +266,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
         targets=bundle.targets,
         store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
         mode_centred=config.mode_centred,
+        extra=config.columns,
         write_summary=write_summary,
     )
 

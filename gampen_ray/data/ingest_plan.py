@@ -133,7 +133,7 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     uri = shards.part_uri(output, shards.QUARANTINE, part)
     if len(bad):
         texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
-        shards.write_quarantine(uri, zip(texts, [sources[row] for row in bad], reasons[bad], strict=True))
+        shards.write_quarantine(uri, object_id=texts, source=[sources[row] for row in bad], reason=reasons[bad])
     else:
         storage.delete(uri)
     return counts

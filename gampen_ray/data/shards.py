@@ -292,11 +292,10 @@ def schema_info(schema: pa.Schema) -> dict[str, Any]:
     return json.loads((schema.metadata or {}).get(_METADATA_KEY, b"{}"))
 
 
-def write_quarantine(uri: str, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Write rows (object_id, source, reason) that could not be used, whole or not at all."""
-    names = QUARANTINE_SCHEMA.names
-    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], QUARANTINE_SCHEMA)
-    _write_parquet(uri, table, _ROW_GROUP_ROWS)
+def write_quarantine(uri: str, *, object_id: Iterable[str], source: Iterable[str], reason: Iterable[str]) -> None:
+    """Write rows that could not be used, whole or not at all."""
+    columns = {"object_id": list(object_id), "source": list(source), "reason": list(reason)}
+    _write_parquet(uri, pa.table(columns, QUARANTINE_SCHEMA), _ROW_GROUP_ROWS)
 
 
 def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:

@@ -14,6 +14,7 @@ import ray.exceptions
 import ray.train
 
 from gampen_ray.errors import StorageError, UserError
+from gampen_ray.plugins import VARIABLE, plugin_modules
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
@@ -112,6 +113,9 @@ def _start(verbose: bool) -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    # A submitted job's workers have the variables of the job.
+    if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with contextlib.nullcontext() if verbose else _no_stderr():
         ray.init(**options)
     if verbose:

@@ -211,11 +211,19 @@ def test_dataset_info_errors(tmp_path: Path) -> None:
         shards.read_dataset_info(str(tmp_path))
 
 
+def test_quarantined_rows_are_joined_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = list(shards.QUARANTINE_SCHEMA)
+    monkeypatch.setattr(shards, "QUARANTINE_SCHEMA", pa.schema(fields[::-1]))
+    uri = str(tmp_path / "part.parquet")
+    shards.write_quarantine(uri, reason=["why"], object_id=["1"], source=["a.fits"])
+    assert pq.read_table(uri).to_pylist() == [{"object_id": "1", "source": "a.fits", "reason": "why"}]
+
+
 def test_shards_are_found_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for split, part in (("train", 1), ("train", 0), ("test", 0)):
         shards.write_shard(shards.part_uri("data", split, part), _columns(1), INFO)
-    shards.write_quarantine(shards.part_uri("data", "quarantine", 0), [("1", "a.fits", "why")])
+    shards.write_quarantine(shards.part_uri("data", "quarantine", 0), object_id=["1"], source=["a.fits"], reason=["why"])
     root = str(tmp_path / "data")
     assert shards.shard_uris("data", "train") == [f"{root}/split=train/part-00000{part}.parquet" for part in (0, 1)]
     assert len(shards.shard_uris("data")) == 3
