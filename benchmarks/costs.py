@@ -16,10 +16,11 @@ from parts import DEVICE, cutouts, model, save
 
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.config import ActorResources, NetworkConfig, gampen_vgg16
+from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.inference.rates import extrapolate
 from gampen_ray.model.flops import inference_flops
 
-NETWORKS = {"compact": (NetworkConfig(), 64, 40_000, 4096), "vgg16": (gampen_vgg16(), 143, 64, 16)}
+NETWORKS = {"compact": (NetworkConfig(), 64, 20 * GALAXIES_PER_FILE, GALAXIES_PER_FILE), "vgg16": (gampen_vgg16(), 143, 64, 16)}
 """Network, side of the cutouts (pixels), galaxies, and galaxies per shard."""
 SUSTAINED = {"compact": 0.1, "vgg16": 0.3}
 """Share of a GPU's arithmetic that a network is assumed to sustain where there is none to measure it."""
@@ -31,8 +32,8 @@ NODE_CPUS = 8
 """Beside each GPU in cluster/aws.yaml and gcp.yaml."""
 START_SECONDS = 300.0
 """Assumed from asking for a node to its first galaxy."""
-REQUESTS_PER_UNIT = 5.6 + 3.1
-"""GET and HEAD, POST and PUT: 359 and 198 for 64 units, as a proxy in front of the tests' S3 server counted them."""
+REQUESTS_PER_UNIT = 8 + 3
+"""GET and HEAD, POST and PUT: what a proxy in front of the tests' S3 server counted for each unit of 2,048 cutouts."""
 SURVEYS = {10**6: 1, 10**8: 8, 10**9: 32}
 """Cutouts, and GPUs of one node each."""
 
@@ -40,13 +41,19 @@ SURVEYS = {10**6: 1, 10**8: 8, 10**9: 32}
 def main(work: str) -> None:
     """Measure, extrapolate and print."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    result = {name: network(name, Path(work) / name) for name in NETWORKS}
+    result: dict[str, Any] = {}
+    for name in NETWORKS:
+        result[name] = network(name, Path(work) / name, result.get("compact"))
     json.dump(result, sys.stdout, indent=2)
     sys.stdout.write("\n\n" + table(result))
 
 
-def network(name: str, work: Path) -> dict[str, Any]:
-    """Measure a network, and return what surveys cost with it."""
+def network(name: str, work: Path, other: dict[str, Any] | None) -> dict[str, Any]:
+    """Measure a network, and return what surveys cost with it.
+
+    A galaxy takes as many bytes of a catalogue as with any ``other`` network, of which more galaxies were predicted: of the
+    files of a few galaxies most is metadata.
+    """
     config, size, count, per_shard = NETWORKS[name]
     save(model(config, size), work / "model")
     cutouts(work / "data", size, count, per_shard)
@@ -62,6 +69,9 @@ def network(name: str, work: Path) -> dict[str, Any]:
     measured = infer(job)["measured"]
     flops = inference_flops(config, channels=1, size=size, num_targets=3, num_passes=job.num_passes)
     gpu = measured | {"startup_seconds": START_SECONDS}
+    if other:
+        many = other["measured"]
+        gpu["bytes_written"] = measured["galaxies"] * many["bytes_written"] / many["galaxies"]
     if DEVICE != "cuda":
         rate = min(SUSTAINED[name] * L4_FLOP_PER_SECOND / flops, NODE_CPUS / CPU_SECONDS)
         gpu |= {"galaxies_per_second": rate, "workers": 1, "gpus_per_worker": 1}

@@ -9,6 +9,8 @@ pipeline    galaxies/s of `infer` over those of a bare loop on batches in memory
 passes      cost of K = 32 passes over that of one, by where the dropout is; cost of the masks themselves
 actors      galaxies/s against the number of actors
 memory      peak memory of driver and workers for 20,000 galaxies and for ten times as many
+units       start-ups of the actor and memory of the driver for 2,000 units of 8 galaxies and for 20,000; then the latter killed
+            half-way with SIGKILL and continued, and what galaxies the catalogue holds
 million     one million cutouts of 32 x 32 pixels in one job
 precision   time to a posterior summary as precise as that of 1,000 passes of which one draw each is kept
 """
@@ -20,6 +22,8 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from mc_precision import equal_precision
 from parts import DEVICE, SMALL, blobs, cutouts, model, save
@@ -53,6 +58,7 @@ def main(work: str, *sections: str) -> None:
         "passes": passes,
         "actors": actors,
         "memory": memory,
+        "units": units,
         "million": million,
         "precision": precision,
     }
@@ -136,6 +142,23 @@ def memory(work: Path) -> dict[str, Any]:
     return {"peak_mib": peaks, "growth": growth}
 
 
+def units(work: Path) -> dict[str, Any]:
+    """Run many small units, and kill the driver half-way."""
+    save(model(SMALL, 32), work / "model")
+    seen = {}
+    for count in (2_000, 20_000):
+        cutouts(work / f"data-{count}", 32, 8 * count, 8)
+        seen[count] = watched(work, count, f"output-{count}")
+    killed = watched(work, 20_000, "killed", kill_at=10_000)
+    seen["killed"], seen["continued"] = killed, watched(work, 20_000, "killed")
+    ids = pq.read_table(work / "killed" / "catalog", columns=["object_id"])["object_id"].to_numpy()
+    return {
+        "seen": seen,
+        "driver_memory_growth": seen[20_000]["driver_peak_mib"] / seen[2_000]["driver_peak_mib"] - 1,
+        "ids_exact": bool(np.array_equal(np.sort(ids), np.arange(160_000))),
+    }
+
+
 def million(work: Path) -> dict[str, Any]:
     """Run a million cutouts through in one job."""
     save(model(SMALL, 32), work / "model")
@@ -215,6 +238,51 @@ def flops(bundle: Bundle) -> int:
     return inference_flops(
         bundle.config, channels=channels, size=images.size, num_targets=len(bundle.targets), num_passes=NUM_PASSES
     )
+
+
+def watched(work: Path, count: int, output: str, *, kill_at: int = 0) -> dict[str, Any]:
+    """Run `infer` by its command on so many units, and kill it at ``kill_at`` files (0: never)."""
+    fields = {"bundle": work / "model", "dataset": work / f"data-{count}", "output": work / output, "num-passes": 1}
+    flags = [f"--{name}={value}" for name, value in (fields | {"resources.num-workers": 1}).items()]
+    began, peak, actors, catalog = time.perf_counter(), 0.0, set(), work / output / "catalog"
+    driver = subprocess.Popen([sys.executable, "-m", "gampen_ray", "infer", *flags])
+    while driver.poll() is None:
+        time.sleep(0.2)
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{driver.pid}/status").read_text().splitlines()
+            peak = max(peak, next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024)
+        actors |= {pid for pid in processes("ray::MapWorker") if driver.pid in ancestors(pid)}
+        if kill_at and len(list(catalog.glob("*.parquet"))) >= kill_at:
+            driver.kill()
+            driver.wait()
+    if driver.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"infer ended with {driver.returncode}")
+    return {
+        "actor_starts": len(actors),
+        "driver_peak_mib": peak,
+        "files": len(list(catalog.glob("*.parquet"))),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def processes(name: str) -> list[int]:
+    """Return the identifiers of the processes of this machine whose command begins with ``name``."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().startswith(name.encode()):
+                found.append(int(folder.name))
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    """Return the identifiers of a process's parent, its parent's, and so on."""
+    found = []
+    with contextlib.suppress(OSError):
+        while pid > 1:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            found.append(pid)
+    return found
 
 
 @contextlib.contextmanager

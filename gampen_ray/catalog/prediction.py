@@ -218,7 +218,7 @@ def _faults(catalog: pa.Table) -> np.ndarray:
             finite_N = np.isfinite(column.to_numpy())
         else:
             continue
-        fault_N[(fault_N == "") & ~finite_N] = f"the posterior is too wide: {name} is not a finite number"
+        fault_N[(fault_N == "") & ~finite_N] = f"the posterior summary {name} is not finite"
     return fault_N
 
 

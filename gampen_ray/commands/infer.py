@@ -98,10 +98,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         If bundle and dataset do not fit, the output holds another run, or the cluster is too small.
     """
     from gampen_ray import storage
-    from gampen_ray.catalog.hats import check_hats
     from gampen_ray.catalog.parquet import MANIFEST
-    from gampen_ray.catalog.prediction import check_fit
-    from gampen_ray.data.sources import layout_identity, open_source
+    from gampen_ray.data.sources import layout_identity
     from gampen_ray.engine.cluster import uses_gpus
     from gampen_ray.engine.session import ray_session
     from gampen_ray.gampen.summary_files import PARTS
@@ -113,18 +111,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
     config = replace(config, **uris)
     bundle = load_bundle(config.bundle)
-    images = bundle.images
-    source, units = open_source(
-        config.dataset,
-        split=config.split,
-        reader=config.reader,
-        bands=images.bands,
-        size=images.size,
-        unit_rows=config.galaxies_per_file,
-    )
-    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
-    if config.catalog_format == "hats":
-        check_hats(config.dataset, units)
+    source, units = _input(config, bundle)
     if config.estimate:
         return _estimate(config, bundle, source, units)
     inputs = {
@@ -160,6 +147,26 @@ def infer(config: InferConfig) -> dict[str, Any]:
         storage.delete(folder.path(PARTS))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
+
+
+def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]":
+    """Return what is to be predicted, in units; a `UserError` if the bundle cannot, or the catalogue cannot be as asked."""
+    from gampen_ray.catalog.hats import check_hats
+    from gampen_ray.catalog.prediction import check_fit
+    from gampen_ray.data.sources import open_source
+
+    source, units = open_source(
+        config.dataset,
+        split=config.split,
+        reader=config.reader,
+        bands=bundle.images.bands,
+        size=bundle.images.size,
+        unit_rows=config.galaxies_per_file,
+    )
+    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, units)
+    return source, units
 
 
 def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:

@@ -49,7 +49,6 @@ class WorkUnit(Protocol):
 
 
 U = TypeVar("U", bound=WorkUnit)
-R = TypeVar("R")
 
 
 def run_units(
@@ -82,7 +81,8 @@ def run_units(
     resources
         What the user asks of Ray.
     cpus_per_task
-        CPUs of a task for work that needs no start; None: actors, each of which is started once for the whole job.
+        CPUs of a task, where ``start`` costs nothing and is called for each unit; None: actors, each of which is started once
+        for the whole job.
     write
         Second step, from what a worker returns for a unit to the receipt; beside GPUs it runs on CPUs.
     receive

@@ -58,7 +58,7 @@ def test_a_summary_that_is_not_finite_goes_to_quarantine(tmp_path: Path) -> None
         assert np.isfinite(values.drop_null().to_numpy()).all(), name
     quarantine = pq.read_table(tmp_path / "quarantine").to_pylist()
     assert [row["object_id"] for row in quarantine] == ["1", "2"]
-    assert {row["reason"] for row in quarantine} == {"the posterior is too wide: flux_mean is not a finite number"}
+    assert {row["reason"] for row in quarantine} == {"the posterior summary flux_mean is not finite"}
 
 
 def test_rows_with_a_reason_are_not_predicted_and_keep_it(tmp_path: Path) -> None:

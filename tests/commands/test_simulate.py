@@ -125,7 +125,7 @@ def test_an_error_of_a_task_is_one_line_for_the_user(ray_local: None, tmp_path: 
         simulate(wanted)
 
 
-def test_an_unknown_survey_is_told_with_the_valid_ones(tmp_path: Path) -> None:
+def test_an_unknown_survey_is_refused_with_the_valid_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"survey: 'kidz-r' is unknown; did you mean 'kids-r'\? give one of hsc-g, "):
         simulate(config(tmp_path / "d", survey="kidz-r"))
     assert not (tmp_path / "d").exists()
