@@ -158,7 +158,7 @@ def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, sto
         assert process.stderr is not None
         rest = process.stderr.read()
         assert process.wait(60) == 1
-    assert "interrupted; the same command goes on where this one stopped" in rest
+    assert "interrupted; run the same command again to resume" in rest
     assert "Traceback" not in rest
     assert_none_left(mark)
     assert not (tmp_path / "d" / "dataset.json").exists()
