@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -38,7 +37,7 @@ from gampen_ray.training.reading import split_units
 BUNDLE, HISTORY = "bundle", "history.json"
 UNCALIBRATED = "uncalibrated"
 """Folder below a run folder for the weights of a network that gives no finite posterior."""
-_SAMPLE_IMAGES = 2_000
+_SAMPLE_IMAGES, _SAMPLE_UNITS = 2_000, 20
 # Of each split and worker.
 _NOVELTY_IMAGES = 10_000
 _NAMED = 10
@@ -118,13 +117,14 @@ def prepare(config: TrainConfig) -> Run:
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
-    first_shard = _first_shard(config, info)
-    targets = _targets(config, info, start.targets if start else None, first_shard.column_names)
+    columns = shards.read_shard(shards.shard_uris(config.dataset, "train")[0], row_groups=(), info=info).column_names
+    targets = _targets(config, info, start.targets if start else None, columns)
+    splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
     if start:
         network, images = start.network, start.images
     else:
         network = config.network
-        images = _fitted_images(config, info, first_shard)
+        images = _fitted_images(config, info, splits["train"])
     run = Run(
         config=config,
         info=info,
@@ -132,7 +132,7 @@ def prepare(config: TrainConfig) -> Run:
         targets=targets,
         images=images,
         start=start,
-        splits={split: split_units(config.dataset, split, info) for split in ("train", "val")},
+        splits=splits,
     )
     _check_dropout(run)
     return run
@@ -150,24 +150,28 @@ def with_config(run: Run, config: TrainConfig) -> Run:
     if not run.start:
         images = run.images
         if config.images != run.config.images:
-            images = _fitted_images(config, run.info, _first_shard(config, run.info))
+            images = _fitted_images(config, run.info, run.splits["train"])
         changed = dataclasses.replace(changed, network=config.network, images=images)
     _check_dropout(changed)
     return changed
 
 
-def _first_shard(config: TrainConfig, info: shards.DatasetInfo) -> pa.Table:
-    return shards.read_shard(shards.shard_uris(config.dataset, "train")[0], info=info)
-
-
-def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, first_shard: pa.Table) -> ImagePreprocessing:
+def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, units: Sequence[Unit]) -> ImagePreprocessing:
     return ImagePreprocessing.fit(
         config.images,
         info.bands,
-        shards.images(first_shard)[:_SAMPLE_IMAGES],
+        sample_images(units),
         zero_point_mag=info.zero_point_mag,
         pixel_scale_arcsec=info.pixel_scale_arcsec,
     )
+
+
+def sample_images(units: Sequence[Unit]) -> np.ndarray:
+    """Return up to 2,000 images (N x C x H x W) from the first rows of up to 20 units, evenly spaced over a split."""
+    chosen = [units[i] for i in sorted({round(i) for i in np.linspace(0, len(units) - 1, _SAMPLE_UNITS)})]
+    share = math.ceil(_SAMPLE_IMAGES / len(chosen))
+    pieces = (next(shards.stream_shard(unit.uri, range(unit.start, unit.stop), ["image"], share)) for unit in chosen)
+    return np.concatenate([shards.images(table) for table, _ in pieces])[:_SAMPLE_IMAGES]
 
 
 def _check_dropout(run: Run) -> None:

@@ -14,7 +14,7 @@ from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, warn_of_unusable, with_config
+from gampen_ray.training.run import execute, prepare, sample_images, warn_of_unusable, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -90,6 +90,30 @@ def test_validation_galaxies_without_a_finite_posterior_are_left_out(
     assert error == pytest.approx(np.sqrt(0.6827 * 0.3173 / 57), rel=1e-3)
     warn_of_unusable(bundle)
     assert re.search(rf"3 validation galaxies have no finite posterior .*: object_id {ids[0]}, {ids[1]}", caplog.text)
+
+
+def test_the_softening_is_that_of_all_shards(tmp_path: Path) -> None:
+    noisy = dataset(str(tmp_path / "noisy"), {"train": 200, "val": 20}, rows_per_shard=10)
+    info = shards.read_dataset_info(noisy)
+    for uri in shards.shard_uris(noisy, "train")[1:]:
+        table = shards.read_shard(uri)
+        columns = {name: table[name] for name in table.column_names} | {"image": 10 * shards.images(table)}
+        shards.write_shard(uri, columns, info)
+    softening = prepare(train_config(noisy, str(tmp_path / "run"))).images.softening
+    # The noise of 19 of 20 shards, not of the first.
+    assert softening == pytest.approx(1.0, rel=0.2)
+
+
+def test_the_sample_for_the_softening_is_spread_over_a_split_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gampen_ray.training.run._SAMPLE_IMAGES", 30)
+    monkeypatch.setattr("gampen_ray.training.run._SAMPLE_UNITS", 4)
+    data = dataset(str(tmp_path / "data"), {"train": 100, "val": 20}, rows_per_shard=10)
+    run = prepare(train_config(data, str(tmp_path / "run")))
+    # Of 10 shards the first, fourth, seventh and last, 8 rows of each, 30 in all.
+    rows = [i for shard in (0, 3, 6, 9) for i in range(10 * shard, 10 * shard + 8)][:30]
+    np.testing.assert_array_equal(sample_images(run.splits["train"]), galaxies(100, 0)["image"][rows])
 
 
 def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:
