@@ -24,6 +24,7 @@ def package_logger() -> Iterator[None]:
     yield
     logger = logging.getLogger("gampen_ray")
     logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

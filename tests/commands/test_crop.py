@@ -67,6 +67,7 @@ def test_interrupted_job_is_continued_and_a_finished_one_is_left(
     (Path(config.output) / "manifest.json").unlink()
     (Path(config.output) / "cutouts" / "g4.fits").unlink()
     before = _written(config.output)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         assert crop(config)["num_crops"] == whole["num_crops"]
     # What was there before does not count for the rate.

@@ -82,6 +82,7 @@ def test_interrupted_ingest_is_continued_and_a_finished_one_stays(
         ingest(config)
     kept = {uri: Path(uri).stat().st_mtime_ns for uri in shards.shard_uris("out") if "part-000000" in uri}
     assert kept
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         assert ingest(config).num_rows == whole.num_rows
     # What was there before does not count for the rate.

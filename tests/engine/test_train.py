@@ -22,6 +22,7 @@ from gampen_ray.config import CalibrationConfig, FineTuneConfig, TargetConfig, T
 from gampen_ray.data import shards
 from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
 from gampen_ray.errors import StorageError, UserError
+from gampen_ray.training import run as run_module
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import NETWORK, bundle, dataset, train_config
@@ -138,11 +139,14 @@ def assert_tracked(run: Path, mlflow_uri: str, val_losses: list[float]) -> None:
 
 
 @pytest.mark.ray
-def test_a_damaged_shard_ends_a_training_at_once_in_one_line(ray_local: None, tmp_path: Path) -> None:
+def test_a_damaged_shard_ends_a_training_at_once_in_one_line(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
     damaged = Path(shards.shard_uris(data, "train")[1])
     content = bytearray(damaged.read_bytes())
-    # Among the pixels, which nothing reads before the workers do.
+    # Among the pixels, which nothing reads before the workers do if the softening comes from the first unit.
+    monkeypatch.setattr(run_module, "_SAMPLE_UNITS", 1)
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     groups: set[tuple[int, ...]] = set()
