@@ -12,6 +12,7 @@ Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
 """In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
 _IfCropped = Needs("family", unless="none")
+_IfExponential = Needs("scale", "exponential")
 _IfSgd = Needs("name", "sgd")
 _IfVariances = Needs("network.likelihood", unless="unit_variance")
 _IfBatchNorm = Needs("network.backbone.normalisation", "batch")
@@ -50,6 +51,11 @@ class ImagesConfig:
     """Scale of the asinh stretch, flux units: x -> asinh(x / softening). 0: the sky noise of the training images; GaMPEN: 1."""
     channels: int = pydantic.Field(default=0, ge=0)
     """Number of input channels: a single band is repeated to fill them (GaMPEN: 3). 0: one channel per band."""
+    sky: Literal["none", "border"] = "border"
+    """border: the sky level that the border of each cutout shows is subtracted; none: nothing is (GaMPEN)."""
+    measure: bool = True
+    """Whether sky, noise, fluxes and elongations in Gaussian windows are measured in each cutout and given to the network beside
+    the image (`gampen_ray.model.measure`); GaMPEN: no."""
 
 
 @config_class
@@ -58,8 +64,13 @@ class SpatialTransformerConfig:
 
     family: Literal["scale", "scale_shift", "affine", "none"] = "scale"
     """Transform family: isotropic scale (GaMPEN as published), scale and shift, full affine, or no transformer."""
+    scale: Annotated[Literal["exponential", "linear"], _IfCropped] = "exponential"
+    """Map from the localisation network's output to the scale of the crop: exponential, behind activations that cannot die
+    (SiLU), or linear behind ReLU (GaMPEN)."""
     initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
     """Side of the crop over the side of the cutout before training; 1 is the identity."""
+    initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=6.0, gt=0)
+    """With images.measure: half the side of the crop before training, in measured half-light radii of the galaxy."""
     output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0)
     """Side of the resampled crop, pixels; 0: that of the input."""
     convolutions: Annotated[tuple[tuple[_Count, _Count], ...], _IfCropped] = ((16, 5), (16, 3))
@@ -96,12 +107,17 @@ class BackboneConfig:
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
-    dropout_rate: float = pydantic.Field(default=2e-3, ge=0, lt=1)
+    dropout_rate: float = pydantic.Field(default=0.02, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
-    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "last_block"
+    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "classifier"
     """Dropout before every convolution (or residual block) but the first and in the classifier (GaMPEN), before those behind
     the last max pool (one at the plan's end aside) and in the classifier, or in the classifier alone; the fewer layers follow
-    the first dropout, the cheaper a Monte Carlo pass."""
+    the first dropout, the cheaper a Monte Carlo pass. A network that is given numbers needs the last."""
+    numbers_width: int = pydantic.Field(default=256, ge=1)
+    """Width of the layers that take numbers, measured or conditions, in a network that is given any."""
+    base: bool = True
+    """With dropout in the classifier alone: the means are a linear function of the activations before the first dropout, about
+    which the dropped ones vary by an amount that is learned; GaMPEN: no."""
 
 
 @config_class
@@ -121,7 +137,7 @@ def gampen_vgg16() -> NetworkConfig:
     """Return the network as published: VGG-16 with dropout before every convolution but the first (Ghosh et al. 2022)."""
     return NetworkConfig(
         spatial_transformer=SpatialTransformerConfig(
-            initial_scale=1.0, output_size=0, convolutions=((64, 11), (96, 9)), downsample=1
+            scale="linear", initial_scale=1.0, output_size=0, convolutions=((64, 11), (96, 9)), downsample=1
         ),
         backbone=BackboneConfig(
             plan=(64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
@@ -132,6 +148,7 @@ def gampen_vgg16() -> NetworkConfig:
             classifier=(4096, 4096),
             dropout_rate=2e-4,
             dropout_placement="every_conv",
+            base=False,
         ),
     )
 
@@ -180,6 +197,15 @@ class OptimizerConfig:
     """Gradients are scaled down to this norm; 0: never."""
     epochs: int = pydantic.Field(default=12, ge=1)
     """Passes over the training split."""
+    numbers_epochs: int = pydantic.Field(default=20, ge=0)
+    """In a network that is given numbers: passes over the numbers alone, which are measured once and kept in memory, before the
+    passes over the images."""
+    numbers_learning_rate: float = pydantic.Field(default=2e-3, gt=0)
+    """Peak learning rate of these passes."""
+    trained_factor: float = pydantic.Field(default=0.05, gt=0, le=1)
+    """Factor on the learning rate, in the passes over the images, of the layers that the passes over the numbers have trained."""
+    crop_factor: float = pydantic.Field(default=1.0, gt=0)
+    """Factor on the learning rate of the spatial transformer."""
     batch_size: int = pydantic.Field(default=128, ge=1)
     """Galaxies per optimiser step over all workers together."""
     batch_norm_fraction: Annotated[float, _IfBatchNorm] = pydantic.Field(default=0.6, ge=0, le=1)

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,7 @@ _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
 def read_chunks(
-    info: shards.DatasetInfo, targets: TargetSchema, chunks: Iterable[Chunk], *, gpu: bool
+    info: shards.DatasetInfo, targets: TargetSchema, conditions: tuple[str, ...], chunks: Iterable[Chunk], *, gpu: bool
 ) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
@@ -43,6 +43,8 @@ def read_chunks(
     ----------
     info, targets
         Description and target schema of the dataset.
+    conditions
+        Names of the columns that the network is given beside the image.
     chunks
         In the order in which they are needed.
     gpu
@@ -55,13 +57,14 @@ def read_chunks(
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)
     tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(info.image_shape)))
-    for block in ahead(_blocks(targets, tasks, gpu=gpu), _WAITING_BLOCKS):
-        yield from _parts(block)
+    for block in ahead(
+        _blocks(functools.partial(_read, targets=targets, conditions=conditions), tasks, gpu=gpu), _WAITING_BLOCKS
+    ):
+        yield from _parts(block, len(targets))
 
 
-def _blocks(targets: TargetSchema, tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
+def _blocks(read: Callable[[pa.Table], pa.Table], tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
     """Yield what each task read, in order."""
-    read = functools.partial(_read, targets=targets)
     size = _TASKS_PER_GPU_EXECUTION if gpu else _TASKS_PER_CPU_EXECUTION
     while some := list(itertools.islice(tasks, size)):
         dataset = ray.data.from_items(
@@ -90,9 +93,9 @@ def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _read(tasks: pa.Table, *, targets: TargetSchema) -> pa.Table:
+def _read(tasks: pa.Table, *, targets: TargetSchema, conditions: tuple[str, ...]) -> pa.Table:
     chunks = [chunk for task in tasks["chunks"].to_pylist() for chunk in pickle.loads(task)]
-    rows = Rows.concatenate([read_unit(targets, chunk.unit).take(chunk.rows) for chunk in chunks])
+    rows = Rows.concatenate([read_unit(targets, conditions, chunk.unit).take(chunk.rows) for chunk in chunks])
     num_rows = [chunk.stop - chunk.start for chunk in chunks]
     return pa.table(
         {
@@ -100,19 +103,21 @@ def _read(tasks: pa.Table, *, targets: TargetSchema) -> pa.Table:
             "lane": np.repeat([chunk.lane for chunk in chunks], num_rows),
             "object_id": rows.object_id_N,
             "image": pa.FixedShapeTensorArray.from_numpy_ndarray(rows.cutout_NCHW),
-            "target": pa.FixedShapeTensorArray.from_numpy_ndarray(rows.target_ND),
+            "target": pa.FixedShapeTensorArray.from_numpy_ndarray(np.hstack([rows.target_ND, rows.condition_NJ])),
         }
     )
 
 
-def _parts(block: pa.Table) -> Iterator[tuple[int, Rows]]:
+def _parts(block: pa.Table, num_targets: int) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of each chunk, or of the part of one that a block holds."""
     lane_N = block["lane"].to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(block["chunk"].to_numpy())) + 1), len(lane_N)]
+    numbers = block["target"].combine_chunks().to_numpy_ndarray()
     rows = Rows(
         object_id_N=block["object_id"].to_numpy(),
         cutout_NCHW=shards.images(block),
-        target_ND=block["target"].combine_chunks().to_numpy_ndarray(),
+        target_ND=numbers[:, :num_targets],
+        condition_NJ=numbers[:, num_targets:],
     )
     for start, stop in itertools.pairwise(edges):
         yield int(lane_N[start]), rows.take(slice(start, stop))

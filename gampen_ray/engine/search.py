@@ -104,7 +104,13 @@ def _shared(run: Run) -> Data:
         )
         return {}
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return dict(zip(units, pool.map(lambda unit: ray.put(read_unit(run.targets, unit)), units), strict=True))
+        return dict(
+            zip(
+                units,
+                pool.map(lambda unit: ray.put(read_unit(run.targets, run.images.condition_names, unit)), units),
+                strict=True,
+            )
+        )
 
 
 class Scheduler(ASHAScheduler):

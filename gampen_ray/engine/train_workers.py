@@ -165,7 +165,8 @@ class RayWorker:
     def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
         """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
         chunks = chunks_of(passes, self.orders)
-        rows = read_chunks(self._run.info, self._run.targets, chunks, gpu=self.device.type == "cuda")
+        run = self._run
+        rows = read_chunks(run.info, run.targets, run.images.condition_names, chunks, gpu=self.device.type == "cuda")
         return stream(passes, self.orders, rows, self.device)
 
     def gather(self, value: T) -> list[T]:
@@ -180,6 +181,12 @@ class RayWorker:
         """Give tensors the values that they have on worker 0."""
         for tensor in tensors if self.world_size > 1 else ():
             torch.distributed.broadcast(tensor, 0)
+
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give tensors their means over workers."""
+        for tensor in tensors if self.world_size > 1 else ():
+            torch.distributed.all_reduce(tensor)
+            tensor /= self.world_size
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
         """Send the driver a progress message every few seconds (worker 0)."""

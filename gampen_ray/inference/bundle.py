@@ -172,7 +172,7 @@ def load_bundle(uri: str) -> Bundle:
     images = ImagePreprocessing.from_dict(description["images"])
     # Shapes without memory; the weights take their places.
     with torch.device("meta"):
-        network = Network(config, channels=images.channels, size=images.size, num_targets=len(targets))
+        network = Network.of(config, images, len(targets))
     network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
     return Bundle(
         network=network.eval(),

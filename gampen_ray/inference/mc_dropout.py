@@ -17,6 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.folding import folded
 from gampen_ray.model.backbones import Block
 from gampen_ray.model.network import Network
+from gampen_ray.model.numbers import Merge, with_base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,21 +81,24 @@ class ThinnedNetworks:
             raise UserError(
                 f"num_passes: {num_passes}, but the network has no dropout: give 1, or train with dropout_rate above 0"
             )
-        # All but the output layer, which makes of rounded activations exact sums.
+        # All but the output layer, which makes of rounded activations exact sums, and what is behind numbers.
         for layer in [*network.stem, *network.tail][:-1]:
+            if isinstance(layer, Merge):
+                break
             layer.to(dtype)
         self._dropped: dict[tuple[int, int], torch.Tensor] = {}
 
     @torch.inference_mode()
-    def __call__(self, x_NCHW: torch.Tensor) -> Passes:
-        """Return what every pass gives for preprocessed images."""
-        activations, theta_N23 = self._prefix(x_NCHW)
-        outputs = [self._tail(k, activations) for k in range(self._num_passes)]
+    def __call__(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> Passes:
+        """Return what every pass gives for preprocessed images, and their numbers if the network takes any."""
+        activations, theta_N23 = self._prefix(x_NCHW, number_NM)
+        terms = self._network.base.terms(activations) if self._network.base else None
+        outputs = [with_base(self._tail(k, activations), terms) for k in range(self._num_passes)]
         return Passes(outputs_NKP=torch.stack(outputs, dim=1), affine_N23=theta_N23, activations=activations)
 
     @torch.inference_mode()
-    def prepare(self, x_NCHW: torch.Tensor) -> int:
-        """Draw all masks, and return the memory that the activations of these preprocessed images take at most, bytes."""
+    def prepare(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> int:
+        """Draw all masks, and return the memory that the activations of these inputs take at most, bytes."""
         sizes: list[int] = []
 
         def measure(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -103,7 +107,7 @@ class ThinnedNetworks:
 
         layers = [layer for layer in self._network.modules() if isinstance(layer, Block) or not list(layer.children())]
         hooks = [layer.register_forward_hook(measure) for layer in layers]
-        activations, _ = self._prefix(x_NCHW)
+        activations, _ = self._prefix(x_NCHW, number_NM)
         x = activations
         for step, (rate, layer) in enumerate(self._steps):
             for k in range(self._num_passes if rate else 0):
@@ -114,9 +118,9 @@ class ThinnedNetworks:
         # What all passes share is also looked at in float32.
         return activations.nbytes + max(*sizes, 4 * activations.numel())
 
-    def _prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        crops_NCHW, theta_N23 = self._network.crop(x_NCHW)
-        return _channels_last(self._network.stem(crops_NCHW.to(self._dtype))), theta_N23
+    def _prefix(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        crops_NCHW, theta_N23 = self._network.crop(x_NCHW, number_NM)
+        return _channels_last(self._network.features(crops_NCHW.to(self._dtype), number_NM)), theta_N23
 
     def _tail(self, k: int, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs of pass ``k``, N x P, from the activations before the first dropout."""

@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gampen_ray.config import BackboneConfig
 from gampen_ray.errors import UserError
+from gampen_ray.model.numbers import Merge
 from gampen_ray.plugins import Registry
 
 __all__ = ["BLOCKS", "Block", "ResidualBlock", "backbone", "convolution", "register_block", "scale_input", "without_batch_norm"]
@@ -122,11 +123,11 @@ def without_batch_norm(layers: Iterable[nn.Module]) -> list[nn.Module]:
     return kept
 
 
-def backbone(config: BackboneConfig, channels: int, side: int, outputs: int) -> dict[str, list[nn.Module]]:
+def backbone(config: BackboneConfig, channels: int, side: int, outputs: int, numbers: int = 0) -> dict[str, list[nn.Module]]:
     """Return the layers of a network in order, dropout layers included, by named part.
 
     The parts are ``block1``, ``block2``, ..., each with its max pool at the end; ``classifier``, the average pool and the fully
-    connected layers behind them; and ``head``, the output layer.
+    connected layers behind them, the first of which is a `Merge` if there are numbers; and ``head``, the output layer.
 
     Parameters
     ----------
@@ -136,12 +137,19 @@ def backbone(config: BackboneConfig, channels: int, side: int, outputs: int) -> 
         Channels and side (pixels) of the input.
     outputs
         Width of the output layer.
+    numbers
+        Count of numbers that the network is given beside the image.
 
     Raises
     ------
     UserError
-        If the plan has no convolution, or pools the image away.
+        If the plan has no convolution, or pools the image away, or dropout precedes the numbers.
     """
+    if numbers and config.dropout_placement != "classifier":
+        raise UserError(
+            f"network.backbone.dropout_placement: {config.dropout_placement}, but a network that is given numbers (images.measure, "
+            "conditions) has dropout behind them alone; give classifier, or images.measure false and no conditions"
+        )
     if not any(item != "M" for item in config.plan):
         raise UserError(f"network.backbone.plan: {config.plan} has no convolution; give at least one width")
     dropped = _convolutions_with_dropout(config)
@@ -169,6 +177,9 @@ def backbone(config: BackboneConfig, channels: int, side: int, outputs: int) -> 
             raise UserError(f"network.backbone.plan: {config.plan} pools the image away; remove an 'M' or use larger images")
     classifier: list[nn.Module] = [nn.AdaptiveAvgPool2d(config.pool_size), nn.Flatten()]
     width = channels * config.pool_size**2
+    if numbers:
+        classifier.append(Merge(width, numbers, config.numbers_width))
+        width = config.numbers_width
     for item in config.classifier:
         hidden = _scaled(item, config.width)
         classifier += [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(config.dropout_rate)]
@@ -213,6 +224,6 @@ def _initialise(layers: list[nn.Module], head: nn.Linear) -> None:
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     for layer in layers:
-        if isinstance(layer, Block):
+        if isinstance(layer, Block | Merge):
             layer.initialise()
     nn.init.normal_(head.weight, std=0.01)

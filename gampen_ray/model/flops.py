@@ -9,7 +9,9 @@ from gampen_ray.model.network import Network
 __all__ = ["inference_flops"]
 
 
-def inference_flops(config: NetworkConfig, *, channels: int, size: int, num_targets: int, num_passes: int) -> int:
+def inference_flops(
+    config: NetworkConfig, *, channels: int, size: int, num_targets: int, num_passes: int, numbers: int = 0
+) -> int:
     """Return the floating-point operations of a galaxy's posterior: all before the first dropout once, the rest every pass.
 
     A multiplication and an addition are two operations. Convolutions and fully connected layers are counted; resampling of the
@@ -27,6 +29,8 @@ def inference_flops(config: NetworkConfig, *, channels: int, size: int, num_targ
         Number of targets.
     num_passes
         Number of Monte Carlo passes.
+    numbers
+        Count of numbers that the network is given beside the image.
 
     Raises
     ------
@@ -35,11 +39,12 @@ def inference_flops(config: NetworkConfig, *, channels: int, size: int, num_targ
     """
     # Shapes without memory or arithmetic.
     with torch.device("meta"):
-        network = Network(config, channels=channels, size=size, num_targets=num_targets).eval()
-        image_NCHW = torch.zeros(1, channels, size, size)
+        network = Network(config, channels=channels, size=size, num_targets=num_targets, numbers=numbers).eval()
+        image_NCHW, number_NM = torch.zeros(1, channels, size, size), torch.zeros(1, numbers)
     with torch.no_grad(), FlopCounterMode(display=False) as prefix:
         # Not by the network's prefix: its autocast does not know the meta device.
-        activations = network.stem(network.transformer(image_NCHW)[0] if network.transformer else image_NCHW)
+        crops_NCHW = network.transformer(image_NCHW, number_NM)[0] if network.transformer else image_NCHW
+        activations = network.features(crops_NCHW, number_NM)
     with torch.no_grad(), FlopCounterMode(display=False) as tail:
         network.tail(activations)
     return prefix.get_total_flops() + num_passes * tail.get_total_flops()

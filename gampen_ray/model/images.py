@@ -1,12 +1,12 @@
 """From stored cutouts to network inputs; turning and flipping of images, as for the augmentation in training.
 
-Shape legend: N galaxies, C bands or channels, H x W pixels.
+Shape legend: N galaxies, C bands or channels, H x W pixels, J conditions, M numbers.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from gampen_ray.config import ImagesConfig
 from gampen_ray.errors import UserError
+from gampen_ray.model.measure import local_sky, measure, number_names
 from gampen_ray.model.spatial_transformer import crop_images
 
 # Relative difference of pixel scales below which a cutout is not resampled.
@@ -22,8 +23,58 @@ _SAME_PIXEL_SCALE = 0.005
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A number that the network is given for each galaxy beside its image, such as the width of the PSF.
+
+    Parameters
+    ----------
+    name
+        Of the dataset's column.
+    low, high, mean
+        Of the training galaxies.
+    """
+
+    name: str
+    low: float
+    high: float
+    mean: float
+
+    @classmethod
+    def fit(cls, name: str, value_N: np.ndarray) -> "Condition":
+        """Return the condition of training values.
+
+        Raises
+        ------
+        UserError
+            If a value is not finite.
+        """
+        if not np.isfinite(value_N).all():
+            raise UserError(
+                f"conditions: {name} is not finite for {(~np.isfinite(value_N)).sum()} training galaxies; fill or remove them"
+            )
+        return cls(name=name, low=float(value_N.min()), high=float(value_N.max()), mean=float(value_N.mean()))
+
+
+class Inputs(NamedTuple):
+    """What the network is given of N galaxies.
+
+    Parameters
+    ----------
+    image_NCHW
+        Preprocessed images.
+    number_NM
+        Numbers, measured in the image or given; None for a network of images alone.
+    """
+
+    image_NCHW: torch.Tensor
+    number_NM: torch.Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
-    """Centre crop or zero-pad, asinh stretch, repeat of a single band over channels; stored in the bundle.
+    """Local sky, centre crop or zero-pad, asinh stretch, repeat of a single band over channels, and the numbers beside the image.
+
+    It is stored in the bundle.
 
     Parameters
     ----------
@@ -37,6 +88,12 @@ class ImagePreprocessing:
         Input channels of the network: the number of bands, or more where a single band is repeated.
     zero_point_mag, pixel_scale_arcsec
         Of the training cutouts: AB magnitude of one unit of flux, and side of a pixel; None: unknown.
+    sky
+        Whether the level of the border is subtracted (``border``) or not (``none``).
+    measure
+        Whether the numbers of `gampen_ray.model.measure` are given to the network.
+    conditions
+        Further numbers, from columns of the dataset.
     """
 
     bands: tuple[str, ...]
@@ -45,6 +102,9 @@ class ImagePreprocessing:
     channels: int
     zero_point_mag: float | None = None
     pixel_scale_arcsec: float | None = None
+    sky: str = "none"
+    measure: bool = False
+    conditions: tuple[Condition, ...] = ()
 
     @classmethod
     def fit(
@@ -55,6 +115,7 @@ class ImagePreprocessing:
         *,
         zero_point_mag: float | None = None,
         pixel_scale_arcsec: float | None = None,
+        conditions: tuple[Condition, ...] = (),
     ) -> "ImagePreprocessing":
         """Settle what the config leaves open from a sample of the training images.
 
@@ -79,7 +140,21 @@ class ImagePreprocessing:
             channels=channels,
             zero_point_mag=zero_point_mag,
             pixel_scale_arcsec=pixel_scale_arcsec,
+            sky=config.sky,
+            measure=config.measure,
+            conditions=conditions,
         )
+
+    @property
+    def number_names(self) -> list[str]:
+        """Names of the numbers that the network is given, in order."""
+        measured = number_names(self.bands, self.size) if self.measure else []
+        return [*measured, *self.condition_names]
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Names of the conditions, in order."""
+        return tuple(condition.name for condition in self.conditions)
 
     @property
     def repeats_a_band(self) -> bool:
@@ -104,9 +179,30 @@ class ImagePreprocessing:
                 f"images: shape {tuple(images_NCHW.shape)} does not fit; give (galaxies, {len(self.bands)}, height, width) "
                 f"with the bands {', '.join(self.bands)}"
             )
-        return torch.asinh(resize(images_NCHW.float(), self.size) / self.softening).contiguous(
-            memory_format=torch.channels_last
-        )
+        images_NCHW = images_NCHW.float()
+        if self.sky == "border":
+            images_NCHW = images_NCHW - local_sky(images_NCHW)[0][..., None, None]
+        return torch.asinh(resize(images_NCHW, self.size) / self.softening).contiguous(memory_format=torch.channels_last)
+
+    def numbers(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Return the numbers of cutouts in flux units, N x M in the order of `number_names`; None: the network takes none.
+
+        Parameters
+        ----------
+        images_NCHW
+            As for `stretched`.
+        condition_NJ
+            Values of the conditions; left out where there are none.
+        """
+        parts = [measure(resize(images_NCHW.float(), self.size), self.softening)] if self.measure else []
+        if self.conditions:
+            assert condition_NJ is not None
+            parts.append(condition_NJ.float().to(images_NCHW.device))
+        return torch.cat(parts, dim=1) if parts else None
+
+    def inputs(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> Inputs:
+        """Return what the network is given of cutouts in flux units."""
+        return Inputs(self(images_NCHW), self.numbers(images_NCHW, condition_NJ))
 
     def match(
         self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None
@@ -146,12 +242,14 @@ class ImagePreprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return dataclasses.asdict(self) | {"bands": list(self.bands)}
+        conditions = [dataclasses.asdict(condition) for condition in self.conditions]
+        return dataclasses.asdict(self) | {"bands": list(self.bands), "conditions": conditions}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ImagePreprocessing":
         """Rebuild from `to_dict`'s values."""
-        return cls(**{**values, "bands": tuple(values["bands"])})
+        conditions = tuple(Condition(**condition) for condition in values.get("conditions", ()))
+        return cls(**{**values, "bands": tuple(values["bands"]), "conditions": conditions})
 
 
 def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:

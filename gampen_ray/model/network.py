@@ -1,8 +1,9 @@
 """The network: spatial transformer and backbone, cut into a deterministic prefix and a tail with dropout.
 
-Shape legend: N galaxies, C channels, H x W pixels, P outputs.
+Shape legend: N galaxies, C channels, H x W pixels, M numbers, P outputs.
 """
 
+import contextlib
 import itertools
 
 import torch
@@ -10,12 +11,16 @@ from torch import nn
 
 from gampen_ray.config import NetworkConfig
 from gampen_ray.model.backbones import backbone
+from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihoods import LIKELIHOODS
+from gampen_ray.model.numbers import Base, Merge, full_precision, with_base
 from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_map
+
+__all__ = ["Network"]
 
 
 class Network(nn.Module):
-    """Map preprocessed images (N x C x H x W) to raw likelihood outputs (N x P).
+    """Map preprocessed images (N x C x H x W), and numbers (N x M) if it takes any, to raw likelihood outputs (N x P).
 
     All layers from the first dropout on form the `tail`, and the output layer in any case; what precedes them is deterministic
     and computed once for all Monte Carlo passes.
@@ -28,20 +33,48 @@ class Network(nn.Module):
         Channels and side (pixels) of the preprocessed images.
     num_targets
         Number of targets D.
+    numbers
+        Count M of the numbers; see `gampen_ray.model.images.ImagePreprocessing.inputs`.
+    measured
+        Whether the first of them is the logarithm of a measured radius, in sides of the image.
     """
 
-    def __init__(self, config: NetworkConfig, *, channels: int, size: int, num_targets: int) -> None:
+    def __init__(
+        self, config: NetworkConfig, *, channels: int, size: int, num_targets: int, numbers: int = 0, measured: bool = False
+    ) -> None:
         super().__init__()
         transformer = config.spatial_transformer
-        self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size)
+        self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size, numbers)
+        self.measured = measured
         side = size if self.transformer is None else self.transformer.output_size
         self.likelihood = LIKELIHOODS[config.likelihood](num_targets)
-        parts = backbone(config.backbone, channels, side, self.likelihood.num_outputs)
+        parts = backbone(config.backbone, channels, side, self.likelihood.num_outputs, numbers)
         self._part_sizes = {name: len(part) for name, part in parts.items()}
         layers = [layer for part in parts.values() for layer in part]
-        first = next((i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)), len(layers) - 1)
+        dropout = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Dropout)]
+        first = dropout[0] if dropout else len(layers) - 1
         self.stem = nn.Sequential(*layers[:first])
         self.tail = nn.Sequential(*layers[first:])
+        # The layer in front of dropout in the classifier has an activation behind it, and is fully connected.
+        wide = next((layer.out_features for layer in reversed(layers[:first]) if isinstance(layer, nn.Linear)), None)
+        self.base = Base(wide, num_targets) if config.backbone.base and dropout and wide else None
+
+    @classmethod
+    def of(cls, config: NetworkConfig, images: ImagePreprocessing, num_targets: int) -> "Network":
+        """Return the network of a config for what a preprocessing gives."""
+        return cls(
+            config,
+            channels=images.channels,
+            size=images.size,
+            num_targets=num_targets,
+            numbers=len(images.number_names),
+            measured=images.measure,
+        )
+
+    @property
+    def merge(self) -> Merge | None:
+        """The layer that takes the numbers, None in a network of images alone."""
+        return next((layer for layer in self.stem if isinstance(layer, Merge)), None)
 
     def blocks(self) -> dict[str, list[nn.Module]]:
         """Return the layers by block, from the input to the output; a block without weights is left out.
@@ -51,26 +84,57 @@ class Network(nn.Module):
         found: dict[str, list[nn.Module]] = {"spatial_transformer": [self.transformer] if self.transformer else []}
         layers = iter([*self.stem, *self.tail])
         found |= {name: list(itertools.islice(layers, size)) for name, size in self._part_sizes.items()}
+        if self.base:
+            found["head"].append(self.base)
         return {name: block for name, block in found.items() if any(list(layer.parameters()) for layer in block)}
 
-    def crop(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def crop(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the spatial transformer's crops and their affine maps (N x 2 x 3)."""
         if self.transformer is None:
             return x_NCHW, identity_map(len(x_NCHW), x_NCHW.device)
+        merge = self.merge
         with torch.autocast(x_NCHW.device.type, enabled=False):
-            return self.transformer(x_NCHW)
+            if merge is None or number_NM is None:
+                return self.transformer(x_NCHW)
+            return self.transformer(x_NCHW, merge.white(number_NM), number_NM[:, 0].float() if self.measured else None)
 
-    def prefix(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the activations before the first dropout and the affine maps of the crops (N x 2 x 3)."""
-        crops_NCHW, theta_N23 = self.crop(x_NCHW)
-        return self.stem(crops_NCHW), theta_N23
-
-    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return raw outputs, N x P; under autocast, transformer and output layer keep the precision of their weights."""
-        x, _ = self.prefix(x_NCHW)
-        *hidden, output = self.tail
-        for layer in hidden:
+    def features(self, x: torch.Tensor, number_NM: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the activations before the first dropout, from crops."""
+        for index, layer in enumerate(self.stem):
+            if isinstance(layer, Merge):
+                with self._exact(x):
+                    return self.stem[index + 1 :](layer(x.float(), number_NM))
             x = layer(x)
+        return x
+
+    def prefix(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the activations before the first dropout and the affine maps of the crops (N x 2 x 3)."""
+        crops_NCHW, affine_N23 = self.crop(x_NCHW, number_NM)
+        return self.features(crops_NCHW, number_NM), affine_N23
+
+    def forward(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> torch.Tensor:
+        """Return raw outputs, N x P.
+
+        Under autocast transformer and output layer keep the precision of their weights, and so do all layers behind numbers.
+        """
+        return self._outputs(self.prefix(x_NCHW, number_NM)[0])
+
+    def from_numbers(self, number_NM: torch.Tensor) -> torch.Tensor:
+        """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing."""
+        (index,) = (i for i, layer in enumerate(self.stem) if isinstance(layer, Merge))
+        with self._exact(number_NM):
+            return self._outputs(self.stem[index + 1 :](self.stem[index](None, number_NM)))
+
+    def _outputs(self, x: torch.Tensor) -> torch.Tensor:
+        terms = self.base.terms(x) if self.base else None
+        *hidden, output = self.tail
+        with self._exact(x):
+            for layer in hidden:
+                x = layer(x)
         assert isinstance(output, nn.Linear)
         with torch.autocast(x.device.type, enabled=False):
-            return output(x.to(output.weight.dtype))
+            return with_base(output(x.to(output.weight.dtype)), terms)
+
+    def _exact(self, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """Return a context without autocast in a network that takes numbers, whose digits bright galaxies need."""
+        return full_precision(x) if self.merge else contextlib.nullcontext()

@@ -3,6 +3,8 @@
 Jaderberg et al. (2015), restricted as in Ghosh et al. (2022), sec. 4.1. Shape legend: N galaxies, C channels, H x W pixels.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,7 +19,9 @@ class SpatialTransformer(nn.Module):
     """Crop each image to the region a localisation network chooses.
 
     The predicted affine map takes output to input coordinates, both in [-1, 1] between the centres of the corner pixels: a
-    scale of 0.5 crops to the central half. There is no bound on it.
+    scale of 0.5 crops to the central half. A linear scale (GaMPEN's) has no bound; an exponential one is the initial scale, or
+    a multiple of the radius that arithmetic measures, times the exponential of what the localisation network adds, and lies
+    between the scale at which a crop's pixel is half of the image's and 1.
 
     Parameters
     ----------
@@ -25,17 +29,21 @@ class SpatialTransformer(nn.Module):
         Transform family and localisation network; any family but ``none``.
     channels, size
         Channels and side (pixels) of the input images.
+    numbers
+        Count M of whitened numbers that the localisation network is given beside the image.
     """
 
-    def __init__(self, config: SpatialTransformerConfig, channels: int, size: int) -> None:
+    def __init__(self, config: SpatialTransformerConfig, channels: int, size: int, numbers: int = 0) -> None:
         super().__init__()
-        self.family = config.family
+        self.family, self.scale_map, self.initial_radii = config.family, config.scale, config.initial_radii
         self.downsample = config.downsample
         self.output_size = config.output_size or size
+        self.log_bounds = math.log(min(1.0, self.output_size / (2 * size))), 0.0
+        activation = nn.ReLU if config.scale == "linear" else nn.SiLU
         layers: list[nn.Module] = []
         side = size // config.downsample
         for width, kernel in config.convolutions:
-            layers += [nn.Conv2d(channels, width, kernel), nn.MaxPool2d(3, stride=2), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, width, kernel), nn.MaxPool2d(3, stride=2), activation(inplace=True)]
             channels, side = width, (side - kernel + 1 - 3) // 2 + 1
             if side < 1:
                 raise UserError(
@@ -44,31 +52,58 @@ class SpatialTransformer(nn.Module):
                 )
         self.localisation = nn.Sequential(*layers)
         self.parameters_head = nn.Sequential(
-            nn.Linear(channels * side * side, config.hidden),
-            nn.ReLU(inplace=True),
+            nn.Linear(channels * side * side + numbers, config.hidden),
+            activation(inplace=True),
             nn.Linear(config.hidden, NUM_PARAMETERS[config.family]),
         )
-        s = config.initial_scale
+        s = config.initial_scale if config.scale == "linear" else math.log(config.initial_scale)
         identity = {"scale": [s], "scale_shift": [s, 0.0, 0.0], "affine": [s, 0.0, 0.0, 0.0, s, 0.0]}[config.family]
+        self.initial_log_scale = math.log(config.initial_scale)
         last = self.parameters_head[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         last.bias.data.copy_(torch.tensor(identity))
 
-    def affine(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return the N x 2 x 3 maps from output to input coordinates."""
+    def affine(
+        self, x_NCHW: torch.Tensor, white_NM: torch.Tensor | None = None, log_radius_N: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the N x 2 x 3 maps from output to input coordinates; see `forward`."""
         if self.downsample > 1:
             x_NCHW = F.avg_pool2d(x_NCHW, self.downsample)
-        p = self.parameters_head(self.localisation(x_NCHW).flatten(1))
+        features = self.localisation(x_NCHW).flatten(1)
+        p = self.parameters_head(features if white_NM is None else torch.cat([features, white_NM], dim=1))
+        if self.scale_map == "exponential":
+            p = self._exponential(p, log_radius_N)
         if self.family == "affine":
             return p.view(-1, 2, 3)
         scale, zero = p[:, 0], torch.zeros_like(p[:, 0])
         shift_x, shift_y = (p[:, 1], p[:, 2]) if self.family == "scale_shift" else (zero, zero)
         return torch.stack([scale, zero, shift_x, zero, scale, shift_y], dim=1).view(-1, 2, 3)
 
-    def forward(self, x_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the resampled crops, N x C x output_size x output_size, and the N x 2 x 3 maps."""
-        theta_N23 = self.affine(x_NCHW)
+    def _exponential(self, p: torch.Tensor, log_radius_N: torch.Tensor | None) -> torch.Tensor:
+        """Return the parameters with the exponentials of their scales, which are multiples of the measured radius if given."""
+        log_scale_N = p[:, 0]
+        if log_radius_N is not None:
+            # The crop's side in sides of the image: so many radii on either side of the centre.
+            log_scale_N = log_scale_N - self.initial_log_scale + log_radius_N + math.log(2 * self.initial_radii)
+        scale_N = log_scale_N.clamp(*self.log_bounds).exp()
+        return torch.cat([scale_N[:, None], p[:, 1:]], dim=1)
+
+    def forward(
+        self, x_NCHW: torch.Tensor, white_NM: torch.Tensor | None = None, log_radius_N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the resampled crops, N x C x output_size x output_size, and the N x 2 x 3 maps.
+
+        Parameters
+        ----------
+        x_NCHW
+            Preprocessed images.
+        white_NM
+            Whitened numbers, for a transformer that takes any.
+        log_radius_N
+            Logarithm of the galaxies' measured radii, in sides of the image; None: unknown.
+        """
+        theta_N23 = self.affine(x_NCHW, white_NM, log_radius_N)
         return crop_images(x_NCHW, theta_N23, self.output_size), theta_N23
 
 

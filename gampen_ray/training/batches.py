@@ -1,6 +1,6 @@
 """From chunks of rows to batches on a device, ahead of the computation.
 
-Shape legend: N galaxies, C bands, H x W pixels, D targets.
+Shape legend: N galaxies, C bands, H x W pixels, D targets, J conditions.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class Batch:
     ----------
     object_id_N
         Identifiers.
-    cutout_NCHW, target_ND
-        Flux units and standardised targets, on the worker's device.
+    cutout_NCHW, target_ND, condition_NJ
+        Flux units, standardised targets and conditions, on the worker's device.
     position_N
         Place of each galaxy in the batch of all workers.
     total
@@ -46,6 +46,7 @@ class Batch:
     object_id_N: np.ndarray
     cutout_NCHW: torch.Tensor
     target_ND: torch.Tensor
+    condition_NJ: torch.Tensor
     position_N: torch.Tensor
     total: int
 
@@ -97,13 +98,12 @@ def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], 
                     waiting[lane].appendleft(rows.take(slice(stop - start, None)))
                 start += len(parts[-1])
         rows = Rows.concatenate(parts)
-        cutout_NCHW, target_ND = torch.from_numpy(rows.cutout_NCHW), torch.from_numpy(rows.target_ND)
+        tensors = {name: torch.from_numpy(getattr(rows, name)) for name in ("cutout_NCHW", "target_ND", "condition_NJ")}
         if device.type == "cuda":
-            cutout_NCHW, target_ND = cutout_NCHW.pin_memory(), target_ND.pin_memory()
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         yield Batch(
             object_id_N=rows.object_id_N,
-            cutout_NCHW=cutout_NCHW.to(device, non_blocking=True),
-            target_ND=target_ND.to(device, non_blocking=True),
+            **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()},
             position_N=torch.from_numpy(order.positions(step)),
             total=order.rows_per_batch,
         )

@@ -5,6 +5,8 @@ Shape legend: N galaxies, C bands, H x W pixels, D targets.
 
 import dataclasses
 import functools
+import types
+from collections.abc import Mapping
 from typing import Any
 
 from gampen_ray.config import FineTuneConfig, NetworkConfig, TrainConfig
@@ -68,7 +70,9 @@ class Start:
         return {"uri": self.uri, "digest": self.digest, "provenance": self.provenance}
 
 
-def parameter_groups(network: Network, learning_rate: float, decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: Network, learning_rate: float, decay: float, factors: Mapping[str, float] = types.MappingProxyType({})
+) -> list[dict[str, Any]]:
     """Return an optimiser's parameter groups: the weights that train, by block, from the output to the input.
 
     Parameters
@@ -79,11 +83,13 @@ def parameter_groups(network: Network, learning_rate: float, decay: float) -> li
         Peak learning rate of the last block.
     decay
         Factor on the learning rate from a block to the one in front of it.
+    factors
+        Further factors by name of a block.
     """
     groups = []
-    for behind, block in enumerate(reversed(network.blocks().values())):
+    for behind, (name, block) in enumerate(reversed(network.blocks().items())):
         if trained := [parameter for layer in block for parameter in layer.parameters() if parameter.requires_grad]:
-            groups.append({"params": trained, "lr": learning_rate * decay**behind})
+            groups.append({"params": trained, "lr": learning_rate * decay**behind * factors.get(name, 1.0)})
     return groups
 
 

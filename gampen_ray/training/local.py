@@ -47,7 +47,7 @@ class LocalWorker:
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
         """Return a worker for a run, which keeps in memory what it has read."""
-        return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets)))
+        return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets, run.images.condition_names)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""
@@ -63,6 +63,9 @@ class LocalWorker:
         return [value]
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leave them as they are."""
+
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave them as they are."""
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:

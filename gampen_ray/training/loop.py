@@ -19,15 +19,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import AUGMENTATIONS
+from gampen_ray.model.images import AUGMENTATIONS, Inputs
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
+from gampen_ray.training.numbers import fit_numbers
 from gampen_ray.training.order import Order
 
 T = TypeVar("T")
-Inputs = Callable[[torch.Tensor], torch.Tensor]
-"""From cutouts (N x C x H x W, flux units) to network inputs."""
+ToInputs = Callable[[Batch], Inputs]
+"""From galaxies of the dataset to network inputs."""
 State = dict[str, Any]
 # Steps between two checks of the losses: on a GPU each check waits for all pending work.
 _CHECK_STEPS = 50
@@ -63,6 +64,10 @@ class Worker(Protocol):
         """Give tensors the values that they have on worker 0."""
         ...
 
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give tensors their means over all workers."""
+        ...
+
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
         """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch."""
         ...
@@ -80,16 +85,19 @@ class Worker(Protocol):
 class Plan:
     """A training, equal on all workers, of those weights of ``network`` that require a gradient.
 
-    ``learning_rate_decay`` is the factor on the learning rate from a block of the network to the one in front of it;
+    ``inputs`` and ``numbers`` give what the network is given of a batch, and the numbers of it alone; ``numbers_first`` is whether
+    it is trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
     ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
     """
 
     network: Network
-    images: Inputs
+    inputs: ToInputs
+    numbers: Callable[[Batch], torch.Tensor | None] = lambda batch: None
     optimizer: OptimizerConfig
     seed: int
     learning_rate_decay: float = 1.0
     report_steps: int = 0
+    numbers_first: bool = False
 
 
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
@@ -98,6 +106,8 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     After each epoch, and every ``plan.report_steps`` steps, the state is reported; a resumed run continues from there. Order
     and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an uninterrupted one,
     and, without dropout and batch statistics of single workers, one with another number of workers too.
+
+    A network that is given numbers (`gampen_ray.model.numbers.Merge`) is trained on them alone first, in an epoch 0.
 
     Returns
     -------
@@ -115,6 +125,9 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     fitting.restore()
     stream = worker.stream(fitting.passes())
     for train in stream:
+        if fitting.epoch == 0:
+            fitting.train_on_numbers(train, stream)
+            continue
         fitting.train(train)
         # Only now: the next pass starts where this one ends.
         fitting.validate(next(stream))
@@ -132,7 +145,7 @@ def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
 
 
 @torch.inference_mode()
-def evaluate(worker: Worker, network: Network, images: Inputs, batches: Iterable[Batch]) -> float:
+def evaluate(worker: Worker, network: Network, inputs: ToInputs, batches: Iterable[Batch]) -> float:
     """Return the mean loss of the batches of all workers, without dropout.
 
     Parameters
@@ -141,14 +154,14 @@ def evaluate(worker: Worker, network: Network, images: Inputs, batches: Iterable
         This worker's view of the world.
     network
         Maps network inputs to raw outputs, N x P; the same on all workers.
-    images
-        Preprocessing of cutouts.
+    inputs
+        Preprocessing of galaxies.
     batches
         This worker's galaxies.
     """
     network.eval()
     loss = network.likelihood.loss
-    losses = torch.cat([loss(network(images(b.cutout_NCHW)), b.target_ND).double().cpu() for b in batches])
+    losses = torch.cat([loss(network(*inputs(b)), b.target_ND).double().cpu() for b in batches])
     sums = worker.gather((float(losses.sum()), len(losses)))
     return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
@@ -165,6 +178,7 @@ class _Fitting:
         self.optimizer = make_optimizer(plan)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, _learning_rate_factor(plan, self.steps_per_epoch))
         decay = self.config.ema_decay
+        self.on_numbers = plan.numbers_first
         self.average = (
             AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
@@ -203,7 +217,7 @@ class _Fitting:
 
     def passes(self) -> list[EpochPart]:
         """Return the passes that remain: over the training split and the validation split for each epoch."""
-        first = len(self.history) + 1
+        first = self.epoch
         # Another number of workers may make an epoch a step shorter, but never empty.
         begun = min(self.step, self.steps_per_epoch - 1)
         return [
@@ -212,11 +226,16 @@ class _Fitting:
             for one in (EpochPart("train", epoch, begun if epoch == first else 0), EpochPart("val"))
         ]
 
+    @property
+    def epoch(self) -> int:
+        """The current epoch; 0: that of the numbers alone."""
+        return len(self.history) + (0 if self.on_numbers else 1)
+
     # --- one epoch -----------------------------------------------------------------------------------------------------
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Train on the rest of an epoch."""
-        epoch = len(self.history) + 1
+        epoch = self.epoch
         self._set_modes(epoch)
         start = time.perf_counter()
         while True:
@@ -237,7 +256,7 @@ class _Fitting:
     def validate(self, batches: Iterator[Batch]) -> None:
         """End an epoch: validate, and report."""
         metrics = {
-            "epoch": len(self.history) + 1,
+            "epoch": self.epoch,
             "train_loss": sum(self.losses) / len(self.losses),
             "learning_rate": float(max(self.schedule.get_last_lr())),
             "galaxies_per_s": self.worker.orders["train"].rows_per_epoch / self.seconds,
@@ -247,7 +266,18 @@ class _Fitting:
         # Running batch statistics differ between workers: those of worker 0 are kept.
         self.worker.broadcast(kept.buffers())
         with self._autocast():
-            metrics["val_loss"] = evaluate(self.worker, kept, self.plan.images, batches)
+            metrics["val_loss"] = evaluate(self.worker, kept, self.plan.inputs, batches)
+        self._finish(metrics, kept)
+
+    def train_on_numbers(self, train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> None:
+        """Do epoch 0: see `gampen_ray.training.numbers.fit_numbers`."""
+        metrics = fit_numbers(self.worker, self.plan, train, stream)
+        if self.average:
+            self.average.module.load_state_dict(self.network.state_dict())
+        self._finish({"epoch": 0, **metrics}, self.network)
+
+    def _finish(self, metrics: dict[str, float], kept: Network) -> None:
+        """End an epoch: keep its weights if they are the best, and report."""
         self.history.append(metrics)
         if metrics["val_loss"] < self.best_loss:
             self.best_loss, self.best_network = metrics["val_loss"], copy.deepcopy(kept.state_dict())
@@ -266,18 +296,21 @@ class _Fitting:
         torch.manual_seed(int(own) + self.worker.rank)  # dropout
         draws_3B = torch.rand(3, batch.total, generator=torch.Generator().manual_seed(int(shared)))
         draws_3N = draws_3B[:, batch.position_N].to(self.worker.device)
-        x = AUGMENTATIONS[self.config.augment](self.plan.images(batch.cutout_NCHW), draws_3N)
+        inputs = self.plan.inputs(batch)
+        x = AUGMENTATIONS[self.config.augment](inputs.image_NCHW, draws_3N)
+        number_NM = inputs.number_NM
         mean_only = epoch <= self.config.mse_warmup_fraction * self.config.epochs
         # Workers may differ by one galaxy, but all must have the same number of parts.
         parts = min(self.config.gradient_accumulation_steps, batch.total // self.worker.world_size)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for number, (x_part, y_part) in enumerate(
-            zip(x.tensor_split(parts), batch.target_ND.tensor_split(parts), strict=True), start=1
+        numbers = (None,) * parts if number_NM is None else number_NM.tensor_split(parts)
+        for part, (x_part, number_part, y_part) in enumerate(
+            zip(x.tensor_split(parts), numbers, batch.target_ND.tensor_split(parts), strict=True), start=1
         ):
-            with self._gradients_kept(number < parts):
+            with self._gradients_kept(part < parts):
                 with self._autocast():
-                    outputs = self.model(x_part)
+                    outputs = self.model(x_part) if number_part is None else self.model(x_part, number_part)
                 loss_N = self.network.likelihood.loss(outputs, y_part, beta=self.config.beta, mean_only=mean_only)
                 # The mean over the batch, once gradients are averaged over workers.
                 (loss_N.sum() * self.worker.world_size / batch.total).backward()
@@ -353,7 +386,10 @@ def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn
 def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
     """Return the optimiser of the weights that train, by block."""
     config = plan.optimizer
-    groups = parameter_groups(plan.network, config.learning_rate, plan.learning_rate_decay)
+    factors = {"spatial_transformer": config.crop_factor}
+    if plan.numbers_first:
+        factors |= dict.fromkeys(("classifier", "head"), config.trained_factor)
+    groups = parameter_groups(plan.network, config.learning_rate, plan.learning_rate_decay, factors)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     return torch.optim.SGD(groups, weight_decay=config.weight_decay, momentum=config.momentum, nesterov=config.nesterov)

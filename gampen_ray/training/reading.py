@@ -1,6 +1,6 @@
 """Reading a dataset for training. Needs no torch, so that a process that only reads is soon at work.
 
-Shape legend: N galaxies, C bands, H x W pixels, D targets.
+Shape legend: N galaxies, C bands, H x W pixels, D targets, J conditions.
 """
 
 import contextlib
@@ -34,11 +34,14 @@ class Rows:
         Flux units, float32.
     target_ND
         Standardised targets, float32.
+    condition_NJ
+        Numbers that the network is given beside the image, float32.
     """
 
     object_id_N: np.ndarray
     cutout_NCHW: np.ndarray
     target_ND: np.ndarray
+    condition_NJ: np.ndarray
 
     def __len__(self) -> int:
         return len(self.object_id_N)
@@ -59,7 +62,7 @@ def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Uni
     return tuple(dataset_units(dataset, split, info, chunk_rows))
 
 
-def read_unit(targets: TargetSchema, unit: Unit) -> Rows:
+def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) -> Rows:
     """Return the galaxies of a unit as training takes them, in the order in which they are stored.
 
     Raises
@@ -67,13 +70,17 @@ def read_unit(targets: TargetSchema, unit: Unit) -> Rows:
     UserError
         For a damaged or missing shard.
     """
-    columns = ["object_id", "image", *targets.names]
+    columns = ["object_id", "image", *dict.fromkeys((*targets.names, *conditions))]
     table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop))
-    values_ND = np.stack([table[name].to_numpy() for name in targets.names], axis=1)
+    values_ND, condition_NJ = (
+        np.stack([table[name].to_numpy() for name in names], axis=1) if names else np.empty((len(table), 0))
+        for names in (targets.names, conditions)
+    )
     return Rows(
         object_id_N=table["object_id"].to_numpy(),
         cutout_NCHW=shards.images(table),
         target_ND=targets.standardise(values_ND).astype(np.float32),
+        condition_NJ=condition_NJ.astype(np.float32),
     )
 
 

@@ -23,12 +23,13 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
-from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import coverage, fit_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.provenance import provenance
+from gampen_ray.training.batches import Batch
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.loop import Plan, Worker, fit, one_pass
 from gampen_ray.training.order import Order
@@ -93,9 +94,13 @@ class Run:
         inputs = {"dataset": self.info.fingerprint}
         return inputs | {"fine_tune.bundle": self.start.digest} if self.start else inputs
 
-    def network_inputs(self, cutouts_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return network inputs, N x channels x size x size, from cutouts of the dataset."""
-        return self.images(self.images.match(cutouts_NCHW, **self.units))
+    def network_inputs(self, batch: Batch) -> Inputs:
+        """Return what the network is given of galaxies of the dataset."""
+        return self.images.inputs(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
+
+    def numbers(self, batch: Batch) -> torch.Tensor | None:
+        """Return the numbers of `network_inputs` alone."""
+        return self.images.numbers(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
 
     @property
     def units(self) -> dict[str, float | None]:
@@ -120,6 +125,8 @@ def prepare(config: TrainConfig) -> Run:
     columns = shards.read_shard(shards.shard_uris(config.dataset, "train")[0], row_groups=(), info=info).column_names
     targets = _targets(config, info, start.targets if start else None, columns)
     splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
+    conditions = start.images.condition_names if start else config.conditions
+    _check_columns(config, columns, [f"conditions.{name}" for name in conditions])
     if start:
         network, images = start.network, start.images
     else:
@@ -157,12 +164,14 @@ def with_config(run: Run, config: TrainConfig) -> Run:
 
 
 def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, units: Sequence[Unit]) -> ImagePreprocessing:
+    values = column_values(config.dataset, "train", config.conditions, info) if config.conditions else np.empty((0, 0))
     return ImagePreprocessing.fit(
         config.images,
         info.bands,
         sample_images(units),
         zero_point_mag=info.zero_point_mag,
         pixel_scale_arcsec=info.pixel_scale_arcsec,
+        conditions=tuple(Condition.fit(name, values[:, j]) for j, name in enumerate(config.conditions)),
     )
 
 
@@ -190,24 +199,29 @@ def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema |
     names = kept.names if kept else tuple(config.targets)
     if not names:
         raise UserError("targets: none given; name at least one column of the dataset")
-    for name in names:
-        if name not in columns:
-            there = ", ".join(column for column in columns if column not in ("object_id", "image"))
-            raise UserError(f"targets.{name}: {config.dataset} has no such column; name one of its columns: {there}")
+    _check_columns(config, columns, [f"targets.{name}" for name in names])
     split = "train"
     try:
-        values_ND = target_values(config.dataset, split, names, info)
+        values_ND = column_values(config.dataset, split, names, info)
         targets = kept or TargetSchema.fit(config.targets, values_ND, info.target_units)
         targets.standardise(values_ND)
         split = "val"
-        targets.standardise(target_values(config.dataset, split, names, info))
+        targets.standardise(column_values(config.dataset, split, names, info))
     except UserError as error:
         raise UserError(f"dataset: {config.dataset}, split {split!r}: {error}") from None
     return targets
 
 
-def target_values(dataset: str, split: str, names: Sequence[str], info: shards.DatasetInfo) -> np.ndarray:
-    """Return the physical target values of a split, N x D."""
+def _check_columns(config: TrainConfig, columns: list[str], fields: Sequence[str]) -> None:
+    """Raise a UserError for a field that ends in the name of a column that is not there."""
+    for field in fields:
+        if field.partition(".")[2] not in columns:
+            there = ", ".join(column for column in columns if column not in ("object_id", "image"))
+            raise UserError(f"{field}: {config.dataset} has no such column; name one of its columns: {there}")
+
+
+def column_values(dataset: str, split: str, names: Sequence[str], info: shards.DatasetInfo) -> np.ndarray:
+    """Return the values of columns of a split, N x number of names."""
     tables = [shards.read_shard(uri, list(names), info=info) for uri in shards.shard_uris(dataset, split)]
     return np.concatenate([np.stack([table[name].to_numpy() for name in names], axis=1) for table in tables])
 
@@ -221,7 +235,7 @@ def build_network(run: Run) -> Network:
         If the architecture does not fit the images, or a block cannot be frozen.
     """
     torch.manual_seed(run.config.seed)
-    network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
+    network = Network.of(run.network, run.images, len(run.targets))
     if run.start:
         start_from(network, load_bundle(run.start.uri), run.config.fine_tune)
     return network
@@ -246,7 +260,9 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     network = build_network(run)
     plan = Plan(
         network=network,
-        images=run.network_inputs,
+        inputs=run.network_inputs,
+        numbers=run.numbers,
+        numbers_first=bool(network.merge and config.optimizer.numbers_epochs and not run.start),
         optimizer=config.optimizer,
         seed=config.seed,
         learning_rate_decay=config.fine_tune.learning_rate_decay,
@@ -289,7 +305,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
     """Return a bundle of trained weights, on their device, which is neither calibrated nor evaluated."""
     with torch.device("meta"):
-        network = Network(run.network, channels=run.images.channels, size=run.images.size, num_targets=len(run.targets))
+        network = Network.of(run.network, run.images, len(run.targets))
     network.load_state_dict(weights, assign=True)
     return Bundle(
         network=network.eval(),
@@ -332,8 +348,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     """
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
     own = [
-        (b.object_id_N, thinned(run.network_inputs(b.cutout_NCHW)).outputs_NKP.cpu(), b.target_ND.cpu())
-        for b in one_pass(worker, "val")
+        (b.object_id_N, thinned(*run.network_inputs(b)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_pass(worker, "val")
     ]
     ids, outputs, targets = zip(*itertools.chain(*worker.gather(own)), strict=True)
     mean_NKD, scale_tril_NKDD = network.likelihood.components(torch.cat(outputs).double())
@@ -359,7 +374,7 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
     def sample(split: str) -> np.ndarray:
         parts, count = [], 0
         for batch in one_pass(worker, split):
-            parts.append(features(network.prefix(run.network_inputs(batch.cutout_NCHW))[0]))
+            parts.append(features(network.prefix(*run.network_inputs(batch))[0]))
             count += len(parts[-1])
             if count >= _NOVELTY_IMAGES:
                 break
