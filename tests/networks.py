@@ -20,10 +20,12 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 
 SIZE = 20
+PLAIN = ImagesConfig(sky="none", measure=False)
+"""Images alone, as they are."""
 TARGETS = {"flux": TargetConfig(transform="log"), "concentration": TargetConfig(transform="logit")}
 NETWORK = NetworkConfig(
     spatial_transformer=SpatialTransformerConfig(
-        convolutions=((4, 5),), hidden=8, downsample=1, initial_scale=0.8, output_size=0
+        scale="linear", convolutions=((4, 5),), hidden=8, downsample=1, initial_scale=0.8, output_size=0
     ),
     backbone=BackboneConfig(
         plan=(8, "M", 16, "M"),
@@ -72,6 +74,7 @@ def train_config(dataset_uri: str, output: str, **optimizer: object) -> TrainCon
         dataset=dataset_uri,
         output=output,
         targets=TARGETS,
+        images=PLAIN,
         network=NETWORK,
         optimizer=OptimizerConfig(**({"epochs": 2, "batch_size": 32, "learning_rate": 3e-3} | optimizer)),
         calibration=CalibrationConfig(num_passes=4),
@@ -82,7 +85,7 @@ def bundle(config: NetworkConfig = NETWORK) -> Bundle:
     """Return an untrained model of `galaxies`."""
     columns = galaxies(200)
     targets = TargetSchema.fit(TARGETS, np.stack([columns[name] for name in TARGETS], axis=1), {"flux": "Jy"})
-    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), columns["image"])
+    images = ImagePreprocessing.fit(PLAIN, ("r",), columns["image"])
     torch.manual_seed(0)
     network = Network(config, channels=1, size=SIZE, num_targets=2)
     for parameter in network.parameters():

@@ -76,6 +76,7 @@ def catalog_columns(
     num_passes: int = 0,
     *,
     mode_centred: bool = False,
+    conditions: Sequence[str] = (),
     extra: Sequence[str] = (),
 ) -> list[Column]:
     """Return the columns of a catalogue, in order.
@@ -90,6 +91,8 @@ def catalog_columns(
         K if the whole mixture is stored, 0 if not.
     mode_centred
         Whether the mode-centred intervals are there too.
+    conditions
+        Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
         Names of registered columns to add.
 
@@ -115,6 +118,9 @@ def catalog_columns(
         columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean))
         text = f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows"
         columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril))
+    for name in conditions:
+        text = "given to the network beside the image, null if unknown"
+        columns.append(Column(name, "", text, functools.partial(_nullable, name=name)))
     for name in extra:
         if name in [column.name for column in columns]:
             raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
@@ -128,8 +134,10 @@ def _object_id(rows: Rows) -> pa.ChunkedArray:
 
 
 def _position(rows: Rows, name: str) -> pa.Array:
-    if name not in rows.objects.column_names:
-        return pa.nulls(len(rows.objects), pa.float64())
+    return _nullable(rows, name) if name in rows.objects.column_names else pa.nulls(len(rows.objects), pa.float64())
+
+
+def _nullable(rows: Rows, name: str) -> pa.Array:
     values = rows.objects[name].cast(pa.float64()).to_numpy()
     return pa.array(values, mask=~np.isfinite(values))
 

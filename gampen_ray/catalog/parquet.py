@@ -31,6 +31,7 @@ def catalog_schema(
     num_passes: int = 0,
     *,
     mode_centred: bool = False,
+    conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
 ) -> pa.Schema:
     """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
@@ -38,7 +39,7 @@ def catalog_schema(
     The schema's metadata holds the same under ``table_meta_yaml``, from which ``astropy.table.Table.read`` takes them.
     Parameters are those of `catalog_columns`.
     """
-    columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, extra=extra)
+    columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, conditions=conditions, extra=extra)
     return described([column.field for column in columns])
 
 
@@ -62,6 +63,7 @@ def catalog_table(
     *,
     store_mixture: bool,
     mode_centred: bool = False,
+    conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
 ) -> pa.Table:
     """Return the catalogue rows of N galaxies.
@@ -81,6 +83,8 @@ def catalog_table(
         Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
     mode_centred
         Whether to add the mode-centred intervals.
+    conditions
+        Names of the conditions that the model is given, columns of the objects.
     extra
         Names of registered columns to add.
 
@@ -96,6 +100,7 @@ def catalog_table(
     which: dict[str, Any] = {
         "num_passes": mixture.num_passes if store_mixture else 0,
         "mode_centred": mode_centred,
+        "conditions": tuple(conditions),
         "extra": tuple(extra),
     }
     rows = Rows(mixture, objects, crop_scale_N, flags_N)

@@ -76,11 +76,20 @@ class UnitPredictor:
         What comes later than so long after the start is not predicted; None: everything is.
     count
         Given the galaxies, bytes_read and device_seconds of each piece.
+    fill_conditions
+        Whether a galaxy of which a condition is unknown is predicted with the training galaxies' mean, or goes to quarantine.
     """
 
     def __init__(
-        self, predict: Predictor, source: Source, *, seconds: float | None = None, count: Callable[..., None] | None = None
+        self,
+        predict: Predictor,
+        source: Source,
+        *,
+        seconds: float | None = None,
+        count: Callable[..., None] | None = None,
+        fill_conditions: bool = False,
     ) -> None:
+        self._fill_conditions = fill_conditions
         self._predict, self._source, self._count = predict, source, count
         self._device = threading.Lock()
         self._deadline = None if seconds is None else time.monotonic() + seconds
@@ -94,9 +103,10 @@ class UnitPredictor:
                 began = time.monotonic()
                 if self._is_over():
                     break
-                prediction = self._predict(rows["image"])
+                condition_NJ = self._conditions(rows)
+                prediction = self._predict(rows["image"], condition_NJ)
                 seconds = time.monotonic() - began
-            parts.append(_table(rows, prediction))
+            parts.append(self._table(rows, prediction, condition_NJ))
             device_seconds, bytes_read = device_seconds + seconds, bytes_read + num_bytes
             if self._count:
                 self._count(galaxies=len(rows["reason"]), bytes_read=num_bytes, device_seconds=seconds)
@@ -109,6 +119,29 @@ class UnitPredictor:
             device_seconds=device_seconds,
         )
 
+    def _conditions(self, rows: dict[str, np.ndarray]) -> np.ndarray:
+        """Return the values of the source's conditions, N x J, NaN where one is unknown."""
+        unknown_N = np.full(len(rows["reason"]), np.nan)
+        values = [np.ma.filled(np.asarray(rows.get(name, unknown_N), np.float64), np.nan) for name in self._source.conditions]
+        return np.stack(values, axis=1) if values else np.empty((len(unknown_N), 0))
+
+    def _table(self, rows: dict[str, np.ndarray], prediction: Prediction, condition_NJ: np.ndarray) -> pa.Table:
+        # As they are stored: a number that only float64 can hold is none here.
+        mean_NKD, scale_tril_NKDD = prediction.mixture.mean_NKD.float(), prediction.mixture.scale_tril_NKDD.float()
+        usable_N = prediction.usable_N & proper(mean_NKD, scale_tril_NKDD).numpy()
+        reason_N = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
+        conditions = dict(zip(self._source.conditions, condition_NJ.T, strict=True))
+        if not self._fill_conditions:
+            for name, value_N in conditions.items():
+                reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
+        flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
+        flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
+        columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows} | conditions
+        columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
+        columns["mean"] = _tensor_array(mean_NKD)
+        columns["scale_tril"] = _tensor_array(scale_tril_NKDD)
+        return pa.table(columns)
+
     def _is_over(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
@@ -120,6 +153,7 @@ def write_unit(
     targets: TargetSchema,
     store_mixture: bool,
     mode_centred: bool,
+    conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
     write_summary: Callable[[str, pa.Table, Mixture], None] | None = None,
 ) -> UnitReceipt:
@@ -133,7 +167,7 @@ def write_unit(
         Folder of the catalogue; None: nothing is written.
     targets
         Of the model.
-    store_mixture, mode_centred, extra
+    store_mixture, mode_centred, conditions, extra
         Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
     write_summary
         Writes another summary of the rows in the catalogue: given the unit's name, the rows and their posteriors.
@@ -144,11 +178,16 @@ def write_unit(
         good_M = np.flatnonzero(reason_N == "")
         rows = unit.rows.take(pa.array(good_M))
         mixture = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets)
-        which: dict[str, Any] = {"store_mixture": store_mixture, "mode_centred": mode_centred, "extra": extra}
+        which: dict[str, Any] = {
+            "store_mixture": store_mixture,
+            "mode_centred": mode_centred,
+            "conditions": conditions,
+            "extra": extra,
+        }
         with np.errstate(over="ignore", invalid="ignore"):
             catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)
         # A column of the user's own may be unknown for a galaxy.
-        if (bad_M := (fault_M := _faults(catalog.drop_columns(list(extra)))) != "").any():
+        if (bad_M := (fault_M := _faults(catalog.drop_columns([*conditions, *extra]))) != "").any():
             reason_N[good_M[bad_M]] = fault_M[bad_M]
             kept = pa.array(~bad_M)
             catalog, rows, mixture = catalog.filter(kept), rows.filter(kept), mixture[~bad_M]
@@ -191,20 +230,6 @@ def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_pas
         logger.warning("the bundle was trained on the bands %s, the dataset has %s", ", ".join(expected), ", ".join(info.bands))
     for line in bundle.images.conversions(zero_point_mag=info.zero_point_mag, pixel_scale_arcsec=info.pixel_scale_arcsec):
         logger.info(line)
-
-
-def _table(rows: dict[str, np.ndarray], prediction: Prediction) -> pa.Table:
-    # As they are stored: a number that only float64 can hold is none here.
-    mean_NKD, scale_tril_NKDD = prediction.mixture.mean_NKD.float(), prediction.mixture.scale_tril_NKDD.float()
-    usable_N = prediction.usable_N & proper(mean_NKD, scale_tril_NKDD).numpy()
-    reason_N = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
-    flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
-    flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
-    columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows}
-    columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
-    columns["mean"] = _tensor_array(mean_NKD)
-    columns["scale_tril"] = _tensor_array(scale_tril_NKDD)
-    return pa.table(columns)
 
 
 def _faults(catalog: pa.Table) -> np.ndarray:

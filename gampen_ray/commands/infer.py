@@ -51,6 +51,9 @@ class InferConfig:
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files of a folder of cutouts are read."""
+    missing_conditions: Literal["refuse", "mean"] = "refuse"
+    """If the bundle takes conditions, such as the PSF's width, and the dataset lacks one: refuse the dataset, or a galaxy by
+    quarantine, or take the mean of the training galaxies and flag the galaxy."""
     split: Literal["", "train", "val", "test"] = ""
     """Predict this split alone; empty: all rows."""
     num_passes: int = pydantic.Field(default=32, ge=1)
@@ -169,6 +172,8 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         bands=bundle.images.bands,
         size=bundle.images.size,
         unit_rows=config.galaxies_per_file,
+        conditions=bundle.images.condition_names,
+        fill_conditions=config.missing_conditions == "mean",
     )
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     if config.catalog_format == "hats":
@@ -248,7 +253,8 @@ def _start(config: InferConfig, source: "Source", seconds: float | None, workers
         pixel_scale_arcsec=source.info.pixel_scale_arcsec,
     )
     count = counters("gampen_ray_infer", _COUNTERS)
-    return UnitPredictor(predict, source, seconds=seconds, count=count)
+    fill = config.missing_conditions == "mean"
+    return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
 
 
 def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
@@ -266,6 +272,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
         targets=bundle.targets,
         store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
         mode_centred=config.mode_centred,
+        conditions=bundle.images.condition_names,
         extra=config.columns,
         write_summary=write_summary,
     )

@@ -54,8 +54,8 @@ class ImagesConfig:
     sky: Literal["none", "border"] = "border"
     """border: the sky level that the border of each cutout shows is subtracted; none: nothing is (GaMPEN)."""
     measure: bool = True
-    """Whether sky, noise, fluxes and elongations in Gaussian windows are measured in each cutout and given to the network beside
-    the image (`gampen_ray.model.measure`); GaMPEN: no."""
+    """Whether sky, noise, and fluxes and elongations in Gaussian windows are measured in each cutout and given to the network
+    beside the image (`gampen_ray.model.measure`); GaMPEN: no."""
 
 
 @config_class
@@ -66,7 +66,7 @@ class SpatialTransformerConfig:
     """Transform family: isotropic scale (GaMPEN as published), scale and shift, full affine, or no transformer."""
     scale: Annotated[Literal["exponential", "linear"], _IfCropped] = "exponential"
     """Map from the localisation network's output to the scale of the crop: exponential, behind activations that cannot die
-    (SiLU), or linear behind ReLU (GaMPEN)."""
+    (SiLU), or linear behind ReLU (GaMPEN). The elements of an affine map are linear in either case."""
     initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
     """Side of the crop over the side of the cutout before training; 1 is the identity."""
     initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=6.0, gt=0)
@@ -203,7 +203,7 @@ class OptimizerConfig:
     numbers_learning_rate: float = pydantic.Field(default=2e-3, gt=0)
     """Peak learning rate of these passes."""
     trained_factor: float = pydantic.Field(default=0.05, gt=0, le=1)
-    """Factor on the learning rate, in the passes over the images, of the layers that the passes over the numbers have trained."""
+    """Factor on the learning rate, in the passes over the images, of the layers that those over the numbers have trained."""
     crop_factor: float = pydantic.Field(default=1.0, gt=0)
     """Factor on the learning rate of the spatial transformer."""
     batch_size: int = pydantic.Field(default=128, ge=1)

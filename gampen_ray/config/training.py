@@ -33,8 +33,8 @@ class TrainConfig:
     targets: Annotated[dict[str, TargetConfig], _IfReplaced] = dataclasses.field(default_factory=default_targets)
     """Target columns and their transforms."""
     conditions: Annotated[tuple[str, ...], _IfNew] = ()
-    """Columns of the dataset whose values the network is given for each galaxy beside the image, such as psf_fwhm_arcsec; what is
-    predicted later must have them too."""
+    """Columns of the dataset whose values the network is given for each galaxy beside the image, such as psf_fwhm_arcsec; the
+    galaxies to predict must have them too."""
     images: Annotated[ImagesConfig, _IfNew] = default(ImagesConfig)
     """From cutouts to network inputs."""
     network: Annotated[NetworkConfig, _IfNew] = default(NetworkConfig)

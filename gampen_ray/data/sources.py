@@ -6,7 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -62,10 +62,13 @@ class Source:
         What holds for all of them.
     reader
         How the files of a folder are read; None for shards.
+    conditions
+        Names of columns that the model is given beside the image.
     """
 
     info: shards.DatasetInfo
     reader: ReaderConfig | None
+    conditions: tuple[str, ...] = ()
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the bytes read for it, as stored.
@@ -74,17 +77,18 @@ class Source:
         ------
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
-            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled`` and ``padded``.
+            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``padded``, and conditions if there.
         """
+        wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
-            for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), _COLUMNS, num_rows):
+            for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, num_rows):
                 yield _shard_rows(table, unit.uri), num_bytes
             return
         plan = ingest_plan.from_bytes(unit.rows)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
             columns, source_N, reason_N, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
-            columns = {name: columns[name] for name in _COLUMNS if name in columns} | {"object_id": _filled(table["object_id"])}
+            columns = {name: columns[name] for name in wanted if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), num_bytes
 
     def read_ids(self, unit: Unit) -> pa.ChunkedArray:
@@ -111,7 +115,15 @@ def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -
 
 
 def open_source(
-    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = GALAXIES_PER_FILE
+    dataset: str,
+    *,
+    split: str,
+    reader: ReaderConfig,
+    bands: tuple[str, ...],
+    size: int,
+    unit_rows: int = GALAXIES_PER_FILE,
+    conditions: tuple[str, ...] = (),
+    fill_conditions: bool = False,
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
@@ -127,17 +139,32 @@ def open_source(
         As the model takes them: the files of a folder are read with these.
     unit_rows
         Rows of a unit at most, but for a row group that has more.
+    conditions
+        Names of the columns that the model is given beside the image.
+    fill_conditions
+        Whether the model is given the training galaxies' mean where there is no such column.
 
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a FITS file, or a shard is damaged.
+        If there is neither a complete dataset nor a FITS file, a shard is damaged, or a condition is missing.
     """
+
+    def check(columns: Collection[str]) -> None:
+        missing = [name for name in conditions if name not in columns]
+        if missing and not fill_conditions:
+            raise UserError(
+                f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it, or give "
+                "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
+            )
+
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
         if reader != ReaderConfig():
             raise UserError(f"reader: {dataset} holds shards, whose images are read as `ingest` stored them; leave reader out")
         info = shards.read_dataset_info(dataset)
-        return Source(info=info, reader=None), dataset_units(dataset, split, info, unit_rows)
+        uris = shards.shard_uris(dataset, split)
+        check(shards.read_shard(uris[0], row_groups=(), info=info).column_names if uris and conditions else conditions)
+        return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
     reader = dataclasses.replace(reader, bands=bands)
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader)
     try:
@@ -147,6 +174,7 @@ def open_source(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({cutouts.pattern}); "
             "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
         ) from None
+    check(plan.column_names)
     if split:
         raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
     step = _unit_rows(unit_rows, len(plan))
@@ -154,7 +182,7 @@ def open_source(
     units = [
         Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
     ]
-    return Source(info=info, reader=reader), units
+    return Source(info=info, reader=reader, conditions=conditions), units
 
 
 def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:

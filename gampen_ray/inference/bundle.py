@@ -8,6 +8,7 @@ Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Bundle:
         self,
         images_NCHW: np.ndarray,
         *,
+        conditions: Mapping[str, np.ndarray] | None = None,
         num_passes: int = 32,
         seed: int = 0,
         batch_size: int = 0,
@@ -82,6 +84,9 @@ class Bundle:
         ----------
         images_NCHW
             Cutouts in the flux units and bands of the training data; cropped or zero-padded about the centre as needed.
+        conditions
+            Values (N) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is replaced by the mean
+            of the training galaxies.
         num_passes
             Number K of Monte Carlo dropout passes.
         seed
@@ -98,7 +103,7 @@ class Bundle:
         Raises
         ------
         UserError
-            If the images have the wrong bands or non-finite pixels, or are too bright for the network.
+            If a condition is left out, or the images have wrong bands or non-finite pixels or are too bright for the network.
         """
         predictor = Predictor(
             self,
@@ -110,13 +115,34 @@ class Bundle:
             zero_point_mag=zero_point_mag,
             pixel_scale_arcsec=pixel_scale_arcsec,
         )
-        prediction = predictor(images_NCHW)
+        prediction = predictor(images_NCHW, self.condition_values(conditions or {}, len(images_NCHW)))
         if not prediction.usable_N.all():
             raise UserError(
                 f"images: {(~prediction.usable_N).sum()} give no finite posterior, the first is number "
                 f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
         return prediction.mixture
+
+    def condition_values(self, columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+        """Return the values of the bundle's conditions for ``count`` galaxies, N x J float64.
+
+        Raises
+        ------
+        UserError
+            If a column is missing or has another length.
+        """
+        names = self.images.condition_names
+        for name in names:
+            if name not in columns:
+                raise UserError(
+                    f"conditions: {name} is missing, and the bundle was trained with {', '.join(names)}; give its values, NaN "
+                    "where one is unknown"
+                )
+            if np.shape(columns[name]) != (count,):
+                raise UserError(
+                    f"conditions: {name} has the shape {np.shape(columns[name])} for {count} galaxies; give one a galaxy"
+                )
+        return np.stack([np.asarray(columns[name], np.float64) for name in names], axis=1) if names else np.empty((count, 0))
 
     def save(self, uri: str) -> None:
         """Write the bundle to a folder or s3:// URI; the checksums come last."""

@@ -76,8 +76,8 @@ class Cropper:
             raise UserError(
                 "bundle: its network has no spatial transformer (family none), and so no crops; give another bundle"
             )
-        self._transformer = bundle.network.transformer.to(device)
-        self._crop_size = crop_size or self._transformer.output_size
+        self._network = bundle.network.to(device)
+        self._crop_size = crop_size or bundle.network.transformer.output_size
         if self._crop_size < 2:
             raise UserError(f"crop_size: a crop of {self._crop_size} pixel a side has no scale; give 2 or more")
         self._images, self._digest, self._device = bundle.images, digest, device
@@ -113,8 +113,11 @@ class Cropper:
 
     @torch.inference_mode()
     def _affine(self, image_NCHW: np.ndarray) -> np.ndarray:
-        x_NCHW = self._images(torch.from_numpy(image_NCHW).to(self._device))
-        return self._transformer.affine(x_NCHW).double().cpu().numpy()
+        cutout_NCHW = torch.from_numpy(image_NCHW).to(self._device)
+        # Files have no conditions: those of the training galaxies in the mean.
+        mean_J = torch.tensor([condition.mean for condition in self._images.conditions])
+        inputs = self._images.inputs(cutout_NCHW, mean_J.expand(len(cutout_NCHW), -1))
+        return self._network.crop(*inputs)[1].double().cpu().numpy()
 
     def _crop(self, name: str, item: "_Input", theta_23: np.ndarray) -> bytes | CutoutError:
         sides = {"size": self._images.size, "crop_size": self._crop_size}

@@ -1,17 +1,18 @@
 """Flags of catalogue rows: what a user should know before trusting a posterior.
 
-Shape legend: N galaxies, F features.
+Shape legend: N galaxies, F features, J conditions.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
+from gampen_ray.model.images import Condition
 from gampen_ray.model.targets import TargetSchema
 
-__all__ = ["Flag", "crop_at_bound", "image_flags", "posterior_flags"]
+__all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags"]
 
 
 class Flag(enum.IntFlag):
@@ -31,6 +32,10 @@ class Flag(enum.IntFlag):
     """The image's features lie farther from those of the training images than of 99.9 % of held-out ones."""
     RESAMPLED = 64
     """The cutout had another pixel scale than the training cutouts and was resampled to theirs."""
+    CONDITION_MISSING = 128
+    """A condition of the galaxy is unknown; the mean of the training galaxies was taken."""
+    CONDITION_OUT_OF_RANGE = 256
+    """A condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies."""
 
 
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
@@ -66,6 +71,15 @@ def image_flags(
     if novelty is not None:
         flags_N |= np.where(novelty.unusual(features_NF), Flag.UNUSUAL_IMAGE.value, 0)
     return flags_N | (Flag.RESAMPLED.value if resampled else 0)
+
+
+def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -> np.ndarray:
+    """Return the flags that the conditions decide, N int64; a value that is not finite is missing."""
+    low_J, high_J = (np.array([getattr(condition, name) for condition in conditions]) for name in ("low", "high"))
+    missing_N = ~np.isfinite(condition_NJ).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        outside_N = ((condition_NJ < low_J) | (condition_NJ > high_J)).any(axis=1)
+    return np.where(missing_N, Flag.CONDITION_MISSING.value, 0) | np.where(outside_N, Flag.CONDITION_OUT_OF_RANGE.value, 0)
 
 
 def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) -> np.ndarray:

@@ -1,6 +1,6 @@
 """From cutouts to posteriors on one device: batches sized to its memory, arithmetic suited to it.
 
-Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
+Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels, J conditions.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gampen_ray.errors import UserError
-from gampen_ray.inference.flags import Flag, image_flags
+from gampen_ray.inference.flags import Flag, condition_flags, image_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.model.spatial_transformer import crop_scale
@@ -114,7 +114,9 @@ class Predictor:
             repeated_band=bundle.images.repeats_a_band,
         )
         image_NCHW = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=self._device)
-        num_bytes = self._thinned.prepare(bundle.images.stretched(image_NCHW))
+        condition_NJ = torch.zeros(1, len(bundle.images.conditions))
+        numbers = bundle.images.numbers(image_NCHW, condition_NJ)
+        num_bytes = self._thinned.prepare(bundle.images.stretched(image_NCHW), numbers)
         budget = torch.cuda.mem_get_info(self._device)[0] // 2 if gpu else _CPU_BYTES
         self.batch_size = batch_size or int(np.clip(budget // num_bytes, 1, _MAX_BATCH))
 
@@ -122,8 +124,16 @@ class Predictor:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
-    def __call__(self, images_NCHW: np.ndarray) -> Prediction:
+    def __call__(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None) -> Prediction:
         """Return the posteriors of one cutout or more; see `gampen_ray.inference.bundle.Bundle.predict`.
+
+        Parameters
+        ----------
+        images_NCHW
+            Cutouts, in the units that the predictor was given.
+        condition_NJ
+            Values of the bundle's conditions; where one is not finite, the training galaxies' mean is taken and the galaxy is
+            flagged. Left out: so for all.
 
         Raises
         ------
@@ -133,11 +143,15 @@ class Predictor:
         if not np.isfinite(images_NCHW).all():
             bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
             raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
+        conditions = self._bundle.images.conditions
+        if condition_NJ is None:
+            condition_NJ = np.full((len(images_NCHW), len(conditions)), np.nan)
         parts: list[Prediction] = []
         start = 0
         while start < max(1, len(images_NCHW)):
             try:
-                parts.append(self._batch(images_NCHW[start : start + self.batch_size]))
+                rows = slice(start, start + self.batch_size)
+                parts.append(self._batch(images_NCHW[rows], condition_NJ[rows]))
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
@@ -148,9 +162,11 @@ class Predictor:
                 start += self.batch_size
         return Prediction.concatenate(parts)
 
-    def _batch(self, images_NCHW: np.ndarray) -> Prediction:
-        matched_NCHW = self.match(images_NCHW)
-        passes = self._thinned(self._bundle.images.stretched(matched_NCHW))
+    def _batch(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray) -> Prediction:
+        matched_NCHW, images = self.match(images_NCHW), self._bundle.images
+        mean_J = np.array([condition.mean for condition in images.conditions])
+        filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
+        passes = self._thinned(images.stretched(matched_NCHW), images.numbers(matched_NCHW, filled_NJ))
         mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
@@ -162,9 +178,10 @@ class Predictor:
             affine_N23,
             features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
             novelty,
-            resampled=self._bundle.images.zoom(self._units["pixel_scale_arcsec"]) != 1,
+            resampled=images.zoom(self._units["pixel_scale_arcsec"]) != 1,
         )
-        padded = min(matched_NCHW.shape[-2:]) < self._bundle.images.size
+        flags_N |= condition_flags(condition_NJ, images.conditions)
+        padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),
             usable_N=usable_N.cpu().numpy(),

@@ -5,6 +5,7 @@ Shape legend: N galaxies, A angles, D targets, C bands, H x W pixels.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -57,6 +58,7 @@ def rotation_stability(
     bundle: Bundle,
     images_NCHW: np.ndarray,
     *,
+    conditions: Mapping[str, np.ndarray] | None = None,
     num_angles: int = 36,
     num_passes: int = 32,
     seed: int = 0,
@@ -79,6 +81,8 @@ def rotation_stability(
         Trained model.
     images_NCHW
         Square cutouts in flux units, at least one.
+    conditions
+        As in `Bundle.predict`; they stay as they are.
     num_angles
         Number A of angles, evenly spaced from 0; a multiple of 4 holds the quarter turns, which need no interpolation.
     num_passes, seed, batch_size, device, precision, zero_point_mag, pixel_scale_arcsec
@@ -101,11 +105,14 @@ def rotation_stability(
         zero_point_mag=zero_point_mag,
         pixel_scale_arcsec=pixel_scale_arcsec,
     )
-    unturned = predict(images_NCHW)
+    conditions = conditions or {}
+    unturned = predict(images_NCHW, conditions=conditions)
     angle_A = np.arange(num_angles) * 360 / num_angles
     image_NCHW = np.asarray(images_NCHW, dtype=np.float32)
     turned = np.concatenate([rotate(image_NCHW, float(angle)) for angle in angle_A[1:]])
-    mixture = Mixture.concatenate([unturned, predict(turned)])
+    mixture = Mixture.concatenate(
+        [unturned, predict(turned, conditions={name: np.tile(value_N, num_angles - 1) for name, value_N in conditions.items()})]
+    )
 
     def by_galaxy(values: np.ndarray) -> np.ndarray:
         # (A N) x D, the galaxies running faster

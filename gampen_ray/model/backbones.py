@@ -147,8 +147,8 @@ def backbone(config: BackboneConfig, channels: int, side: int, outputs: int, num
     """
     if numbers and config.dropout_placement != "classifier":
         raise UserError(
-            f"network.backbone.dropout_placement: {config.dropout_placement}, but a network that is given numbers (images.measure, "
-            "conditions) has dropout behind them alone; give classifier, or images.measure false and no conditions"
+            f"network.backbone.dropout_placement: {config.dropout_placement}, but a network that is given numbers has dropout "
+            "behind them alone; give classifier, or images.measure false and no conditions"
         )
     if not any(item != "M" for item in config.plan):
         raise UserError(f"network.backbone.plan: {config.plan} has no convolution; give at least one width")

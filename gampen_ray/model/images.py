@@ -72,7 +72,7 @@ class Inputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImagePreprocessing:
-    """Local sky, centre crop or zero-pad, asinh stretch, repeat of a single band over channels, and the numbers beside the image.
+    """Local sky, centre crop or zero-pad, asinh stretch, repeat of a single band over channels; the numbers beside the image.
 
     It is stored in the bundle.
 

@@ -1,8 +1,8 @@
 """What arithmetic knows of a cutout: its local sky and noise, and the galaxy's light in Gaussian windows of many widths.
 
-A window of width sigma has the moments sum(I w Re z^m), z = (x + iy) / sigma, w = exp(-|z|^2 / 2): m = 0 is a soft aperture flux,
-m = 2 and 4 are the elongation at that radius. Over widths they are a curve of growth and the run of ellipticity with radius, of
-which a profile's parameters are smooth functions (cf. shapelets, Refregier 2003, MNRAS 338, 35).
+A window of width sigma has the moments sum(I w z^m), z = (x + iy) / sigma, w = exp(-|z|^2 / 2): m = 0 is a soft aperture flux,
+m = 2 and 4 are the elongation at that radius. Over widths they are a curve of growth and a profile of ellipticity, and the
+parameters of a galaxy are smooth functions of them (cf. shapelets, Refregier 2003, MNRAS 338, 35).
 Shape legend: N galaxies, C bands, H x W pixels, S window widths, M numbers.
 """
 

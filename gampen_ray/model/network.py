@@ -135,6 +135,6 @@ class Network(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return with_base(output(x.to(output.weight.dtype)), terms)
 
-    def _exact(self, x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    def _exact(self, x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
         """Return a context without autocast in a network that takes numbers, whose digits bright galaxies need."""
         return full_precision(x) if self.merge else contextlib.nullcontext()

@@ -106,7 +106,7 @@ class Base(nn.Module):
             return self.mean(activations_NF), self.log_scale(activations_NF).exp()
 
 
-def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+def full_precision(x: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Return a context without autocast on the tensor's device."""
     # Autocast does not know the device that has shapes alone.
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

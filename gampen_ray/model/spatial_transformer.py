@@ -35,7 +35,9 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, config: SpatialTransformerConfig, channels: int, size: int, numbers: int = 0) -> None:
         super().__init__()
-        self.family, self.scale_map, self.initial_radii = config.family, config.scale, config.initial_radii
+        self.family, self.initial_radii = config.family, config.initial_radii
+        # An affine map has no one scale.
+        self.is_exponential = config.scale == "exponential" and config.family != "affine"
         self.downsample = config.downsample
         self.output_size = config.output_size or size
         self.log_bounds = math.log(min(1.0, self.output_size / (2 * size))), 0.0
@@ -56,7 +58,7 @@ class SpatialTransformer(nn.Module):
             activation(inplace=True),
             nn.Linear(config.hidden, NUM_PARAMETERS[config.family]),
         )
-        s = config.initial_scale if config.scale == "linear" else math.log(config.initial_scale)
+        s = math.log(config.initial_scale) if self.is_exponential else config.initial_scale
         identity = {"scale": [s], "scale_shift": [s, 0.0, 0.0], "affine": [s, 0.0, 0.0, 0.0, s, 0.0]}[config.family]
         self.initial_log_scale = math.log(config.initial_scale)
         last = self.parameters_head[-1]
@@ -72,7 +74,7 @@ class SpatialTransformer(nn.Module):
             x_NCHW = F.avg_pool2d(x_NCHW, self.downsample)
         features = self.localisation(x_NCHW).flatten(1)
         p = self.parameters_head(features if white_NM is None else torch.cat([features, white_NM], dim=1))
-        if self.scale_map == "exponential":
+        if self.is_exponential:
             p = self._exponential(p, log_radius_N)
         if self.family == "affine":
             return p.view(-1, 2, 3)

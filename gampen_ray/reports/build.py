@@ -69,7 +69,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
         examples=_examples(judged, rows, image_NCHW),
-        rotation=_rotation(judged, image_NCHW, num_angles),
+        rotation=_rotation(judged, rows, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),
     )
@@ -99,13 +99,21 @@ def _prediction_options(judged: EvaluatedCatalog) -> dict[str, Any]:
     }
 
 
-def _rotation(judged: EvaluatedCatalog, image_NCHW: np.ndarray, num_angles: int | None) -> RotationStability | None:
+def _conditions(judged: EvaluatedCatalog, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the conditions of rows of the catalogue by name."""
+    return {name: judged.catalog[name].to_numpy()[rows] for name in judged.bundle.images.condition_names}
+
+
+def _rotation(
+    judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray, num_angles: int | None
+) -> RotationStability | None:
     if num_angles is None:
         num_angles = 36 if _num_parameters(judged.bundle) <= _MAX_LIGHT_PARAMETERS else 4
     if num_angles == 0:
         return None
     logger.info("turning %d cutouts to %d angles", len(image_NCHW), num_angles)
-    return rotation_stability(judged.bundle, image_NCHW, num_angles=num_angles, **_prediction_options(judged))
+    options = _prediction_options(judged)
+    return rotation_stability(judged.bundle, image_NCHW, conditions=_conditions(judged, rows), num_angles=num_angles, **options)
 
 
 def _speed(rates: dict[str, Any]) -> dict[str, str]:
@@ -120,7 +128,7 @@ def _num_parameters(bundle: Bundle) -> int:
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
     """Return rows of the catalogue, predicted once more for their curves and crops."""
     predictor = Predictor(judged.bundle, **_prediction_options(judged))
-    prediction = predictor(image_NCHW)
+    prediction = predictor(image_NCHW, judged.bundle.condition_values(_conditions(judged, rows), len(rows)))
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))

@@ -85,8 +85,8 @@ class Worker(Protocol):
 class Plan:
     """A training, equal on all workers, of those weights of ``network`` that require a gradient.
 
-    ``inputs`` and ``numbers`` give what the network is given of a batch, and the numbers of it alone; ``numbers_first`` is whether
-    it is trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
+    ``inputs`` returns the network's inputs of a batch, ``numbers`` their numbers alone; ``numbers_first`` is whether it is
+    trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
     ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
     """
 

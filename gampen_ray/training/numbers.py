@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gampen_ray.errors import UserError
+from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch
 
 if TYPE_CHECKING:
@@ -51,14 +52,16 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         If a loss is not finite.
     """
     network, config = plan.network.to(worker.device), plan.optimizer
+    merge = network.merge
+    assert merge is not None
     began = time.perf_counter()
     number_NM, target_ND, waited = _measured(plan, train)
     seconds = time.perf_counter() - began
     held_out = _measured(plan, next(stream))[:2]
     share = math.ceil(_WHITENED / worker.world_size)
-    network.merge.fit(torch.cat([numbers.cpu() for numbers in worker.gather(number_NM[:share].cpu())]))
+    merge.fit(torch.cat([numbers.cpu() for numbers in worker.gather(number_NM[:share].cpu())]))
     # Sums of floating-point numbers may differ between machines.
-    worker.broadcast(network.merge.buffers())
+    worker.broadcast(merge.buffers())
     size = max(1, _BATCH // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
     optimizer = torch.optim.AdamW(
@@ -96,8 +99,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         val_loss = _mean(worker, _losses(network, *held_out))
         if not math.isfinite(train_loss):
             raise UserError(
-                f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the loss of "
-                f"pass {epoch + 1} over the numbers is not finite; lower it, or look for extreme values of targets and conditions"
+                f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the loss "
+                f"of pass {epoch + 1} over the numbers is not finite; lower it, or look for extreme targets and conditions"
             )
         if val_loss < best_loss:
             best_loss, best = val_loss, copy.deepcopy(network.state_dict())
@@ -125,7 +128,7 @@ def _measured(plan: "Plan", batches: Iterable[Batch]) -> tuple[torch.Tensor, tor
 
 
 @torch.inference_mode()
-def _losses(network: nn.Module, number_NM: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
+def _losses(network: Network, number_NM: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
     network.eval()
     return network.likelihood.loss(network.from_numbers(number_NM), target_ND)
 
