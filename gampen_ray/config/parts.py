@@ -11,6 +11,8 @@ Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
 """In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
+NUM_PASSES = 128
+"""Monte Carlo dropout passes, unless asked otherwise."""
 _IfCropped = Needs("family", unless="none")
 _IfSgd = Needs("name", "sgd")
 _IfVariances = Needs("network.likelihood", unless="unit_variance")
@@ -218,7 +220,7 @@ class CalibrationConfig:
 
     enabled: bool = True
     """Whether the fitted scale is applied in prediction; it is fitted and stored in either case."""
-    num_passes: int = pydantic.Field(default=32, ge=1)
+    num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
     """Monte Carlo passes over the validation split for the fit."""
 
 

@@ -145,8 +145,8 @@ def dealt_units(num_units: int, rate: float, seed: int | Sequence[int]) -> Itera
     at most, and so do the numbers of hands that two units are in, whatever the number of passes: K passes drop ``num_units *
     rate * K`` units, rounded up or down, and each unit ``rate * K`` times, rounded up or down (sampling without replacement).
     What one unit alone does to the outputs is therefore the same in the mean over ``1 / rate`` passes, or a multiple of them,
-    whatever the seed; only which units share a hand is left to chance. What the number of dropped units does is lost: the passes
-    scatter as much as independent ones less what is common to all units.
+    whatever the seed; only which units share a hand is left to chance. The scatter between passes that comes from the number of
+    dropped units is lost, and the rest is kept.
 
     Parameters
     ----------
