@@ -62,6 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             storage.write_json(folder.path(EVALUATION), evaluation)
     for line in diagnostics.format_table(evaluation).splitlines():
         logger.info(line)
-    seeds = evaluation["seeds"]
-    logger.info("two seeds, %s passes: %s: %s", seeds["num_passes"], seeds["verdict"], seeds["worst"])
+    # An evaluation of an older release has none.
+    if seeds := evaluation.get("seeds"):
+        logger.info("two seeds, %s passes: %s: %s", seeds["num_passes"], seeds["verdict"], seeds["worst"])
     return evaluation

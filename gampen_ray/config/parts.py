@@ -98,9 +98,9 @@ class BackboneConfig:
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
-    dropout_rate: float = pydantic.Field(default=2e-3, ge=0, lt=1)
+    dropout_rate: float = pydantic.Field(default=1 / 16, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
-    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "last_block"
+    dropout_placement: Literal["every_conv", "last_block", "classifier"] = "classifier"
     """Dropout before every convolution (or residual block) but the first and in the classifier (GaMPEN), before those behind
     the last max pool (one at the plan's end aside) and in the classifier, or in the classifier alone; the fewer layers follow
     the first dropout, the cheaper a Monte Carlo pass."""

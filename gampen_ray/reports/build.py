@@ -67,7 +67,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
         examples=_examples(judged, rows, image_NCHW),
-        seeds=evaluation["seeds"],
+        seeds=evaluation.get("seeds"),
         rotation=_rotation(judged, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),

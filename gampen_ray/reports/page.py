@@ -80,7 +80,8 @@ class ReportData:
     examples
         Galaxies to show.
     seeds
-        How far the posteriors depend on the seed of the dropout masks (`gampen_ray.posterior.seeds.SeedAgreement.to_dict`).
+        How far the posteriors depend on the seed of the dropout masks (`gampen_ray.posterior.seeds.SeedAgreement.to_dict`);
+        None if that was not measured.
     rotation
         The posteriors of the examples, in their order, while their cutouts turn; None if that was not tested.
     history
@@ -100,7 +101,7 @@ class ReportData:
     accuracy: dict[str, dict[str, Any]]
     crop_scale_N: np.ndarray | None
     examples: list[Example]
-    seeds: dict[str, Any]
+    seeds: dict[str, Any] | None
     rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
@@ -287,8 +288,10 @@ def _crop(data: ReportData) -> dict[str, Any] | None:
     }
 
 
-def _seeds(seeds: dict[str, Any]) -> dict[str, Any]:
+def _seeds(seeds: dict[str, Any] | None) -> dict[str, Any] | None:
     """The differences between two seeds by target, then by figure, with their limits, all in % or in sigma."""
+    if seeds is None:
+        return None
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for row in seeds["differences"]:
         factor = 1 if row["figure"] == "mean" else 100
