@@ -53,7 +53,13 @@ def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> 
     # Trained on 720 galaxies for seconds, it knows flux and radius far better than their priors do.
     assert evaluation["accuracy"]["flux"]["median_absolute_relative_error"] < 0.3
     assert evaluation["accuracy"]["effective_radius_arcsec"]["median_absolute_relative_error"] < 0.25
+    # 1,200 galaxies are few, but the seed of the masks is not what limits them.
+    assert evaluation["seeds"]["num_galaxies"] == len(galaxies)
+    assert evaluation["seeds"]["verdict"] != "fails"
+    trained = load_bundle(str(demo_folder / "run")).metrics["seeds"]
+    assert trained["num_passes"] == evaluation["seeds"]["num_passes"]
     page = (demo_folder / "report.html").read_text()
+    assert evaluation["seeds"]["worst"] in " ".join(page.split())
     assert page.count("<svg") >= 10
     assert f"{len(galaxies):,}" in page
     assert (demo_folder / "run" / "history.json").exists()

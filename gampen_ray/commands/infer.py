@@ -17,7 +17,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.parts import GALAXIES_PER_FILE, ActorResources, ReaderConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources, ReaderConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -56,8 +56,8 @@ class InferConfig:
     quarantine, or take the mean of the training galaxies and flag the galaxy."""
     split: Literal["", "train", "val", "test"] = ""
     """Predict this split alone; empty: all rows."""
-    num_passes: int = pydantic.Field(default=32, ge=1)
-    """Monte Carlo dropout passes per galaxy."""
+    num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
+    """Monte Carlo dropout passes per galaxy; best a multiple of 1 / the network's dropout rate."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
     batch_size: int = pydantic.Field(default=0, ge=0)

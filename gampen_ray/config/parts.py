@@ -11,6 +11,8 @@ Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
 """In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
+NUM_PASSES = 256
+"""Monte Carlo dropout passes, unless asked otherwise: with the default network two seeds then agree to 3 %."""
 _IfCropped = Needs("family", unless="none")
 _IfExponential = Needs("scale", "exponential")
 _IfSgd = Needs("name", "sgd")
@@ -107,7 +109,7 @@ class BackboneConfig:
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
-    dropout_rate: float = pydantic.Field(default=0.02, ge=0, lt=1)
+    dropout_rate: float = pydantic.Field(default=1 / 16, ge=0, lt=1)
     """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
     dropout_placement: Literal["every_conv", "last_block", "classifier"] = "classifier"
     """Dropout before every convolution (or residual block) but the first and in the classifier (GaMPEN), before those behind
@@ -244,7 +246,7 @@ class CalibrationConfig:
 
     enabled: bool = True
     """Whether the fitted scale is applied in prediction; it is fitted and stored in either case."""
-    num_passes: int = pydantic.Field(default=32, ge=1)
+    num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
     """Monte Carlo passes over the validation split for the fit."""
 
 

@@ -18,6 +18,7 @@ import torch
 from gampen_ray import storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
+from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.errors import UserError
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
@@ -70,7 +71,7 @@ class Bundle:
         images_NCHW: np.ndarray,
         *,
         conditions: Mapping[str, np.ndarray] | None = None,
-        num_passes: int = 32,
+        num_passes: int = NUM_PASSES,
         seed: int = 0,
         batch_size: int = 0,
         device: str = "auto",

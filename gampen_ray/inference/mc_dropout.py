@@ -1,13 +1,16 @@
 """Monte Carlo dropout (Gal & Ghahramani 2016) as K fixed thinned networks.
 
 The masks are drawn once from (seed, pass, layer) and shared by every galaxy, so a galaxy's posterior does not depend on batch
-size, order, number of workers or restarts. What precedes the first dropout is computed once per image.
+size, order, number of workers or restarts. They are dealt over the passes (`dealt_units`): where each unit is dropped several
+times, a posterior hardly depends on the seed either. What precedes the first dropout is computed once per image.
 Shape legend: N galaxies, K passes, C channels, H x W pixels, P outputs.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -86,7 +89,7 @@ class ThinnedNetworks:
             if isinstance(layer, Merge):
                 break
             layer.to(dtype)
-        self._dropped: dict[tuple[int, int], torch.Tensor] = {}
+        self._dropped: dict[int, list[torch.Tensor]] = {}
 
     @torch.inference_mode()
     def __call__(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> Passes:
@@ -110,8 +113,8 @@ class ThinnedNetworks:
         activations, _ = self._prefix(x_NCHW, number_NM)
         x = activations
         for step, (rate, layer) in enumerate(self._steps):
-            for k in range(self._num_passes if rate else 0):
-                self._positions(k, step, rate, x)
+            if rate:
+                self._positions(step, rate, x)
             x = _channels_last(layer(x.float() if step == len(self._steps) - 1 else x))
         for hook in hooks:
             hook.remove()
@@ -126,19 +129,50 @@ class ThinnedNetworks:
         """Return the outputs of pass ``k``, N x P, from the activations before the first dropout."""
         for index, (rate, layer) in enumerate(self._steps):
             x = x.float() if index == len(self._steps) - 1 else x
-            with _zeroed(x, self._positions(k, index, rate, x)) if rate else contextlib.nullcontext():
+            with _zeroed(x, self._positions(index, rate, x)[k]) if rate else contextlib.nullcontext():
                 x = _channels_last(layer(x))
         return x.float()
 
-    def _positions(self, k: int, step: int, rate: float, x: torch.Tensor) -> torch.Tensor:
-        """Return the positions of the activations that pass ``k`` drops in front of a step, in the order of `_flat`."""
-        if (k, step) not in self._dropped:
-            mask = sum(rate > 0 for rate, _ in self._steps[:step])
-            dropped = np.random.default_rng([self._seed, k, mask]).random(tuple(x.shape[1:])) < rate
-            # C x H x W -> H x W x C
-            positions = np.flatnonzero(np.moveaxis(dropped, 0, -1))
-            self._dropped[k, step] = torch.from_numpy(positions).to(x.device)
-        return self._dropped[k, step]
+    def _positions(self, step: int, rate: float, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return for each pass the positions of the activations that it drops in front of a step, in the order of `_flat`."""
+        if step not in self._dropped:
+            layer = sum(rate > 0 for rate, _ in self._steps[:step])
+            dealt = itertools.islice(dealt_units(x[0].numel(), rate, [self._seed, layer]), self._num_passes)
+            self._dropped[step] = [torch.from_numpy(np.sort(units)).to(x.device) for units in dealt]
+        return self._dropped[step]
+
+
+def dealt_units(num_units: int, rate: float, seed: int | Sequence[int]) -> Iterator[np.ndarray]:
+    """Yield the units that one pass after another drops: a shuffled deck of all units, dealt, and shuffled anew when it ends.
+
+    A unit is in a pass's hand with probability ``rate`` exactly, as under independent masks. But hands differ in size by one
+    at most, and so do the numbers of hands that two units are in, whatever the number of passes: K passes drop ``num_units *
+    rate * K`` units, rounded up or down, and each unit ``rate * K`` times, rounded up or down (sampling without replacement).
+    What one unit alone does to the outputs is therefore the same in the mean over ``1 / rate`` passes, or a multiple of them,
+    whatever the seed; only which units share a hand is left to chance. The scatter between passes that comes from the number of
+    dropped units is lost, and the rest is kept.
+
+    Parameters
+    ----------
+    num_units
+        Number of activations in front of a layer.
+    rate
+        Probability that a unit is dropped.
+    seed
+        Of the shuffling.
+    """
+    generator = np.random.default_rng(seed)
+    start, deck = generator.random(), np.empty(0, dtype=np.int64)
+    for k in itertools.count():
+        size = math.floor(start + (k + 1) * rate * num_units) - math.floor(start + k * rate * num_units)
+        hand, deck = deck[:size], deck[size:]
+        if len(hand) < size:
+            # The units already in the hand go to the bottom.
+            deck = generator.permutation(num_units)
+            again = np.isin(deck, hand)
+            deck = np.concatenate([deck[~again], deck[again]])
+            hand, deck = np.concatenate([hand, deck[: size - len(hand)]]), deck[size - len(hand) :]
+        yield hand
 
 
 def _steps(tail: nn.Sequential) -> Iterator[tuple[float, nn.Module]]:

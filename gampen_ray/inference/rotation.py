@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.predictor import Precision
@@ -60,7 +61,7 @@ def rotation_stability(
     *,
     conditions: Mapping[str, np.ndarray] | None = None,
     num_angles: int = 36,
-    num_passes: int = 32,
+    num_passes: int = NUM_PASSES,
     seed: int = 0,
     batch_size: int = 0,
     device: str = "auto",

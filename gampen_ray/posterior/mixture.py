@@ -22,6 +22,8 @@ from gampen_ray.posterior.summary import summary_table
 
 # Galaxies worked on at once: bounds memory and keeps temporaries in cache; changes no result.
 _CHUNK = 256
+# Numbers in a temporary that stays in cache.
+_CACHED = 1 << 19
 
 
 def proper(mean_NKD: Tensor, scale_tril_NKDD: Tensor) -> Tensor:
@@ -234,10 +236,16 @@ class Mixture:
         """Return the log of the joint density in standardised space at G points a galaxy, N x G."""
         z = torch.from_numpy(np.ascontiguousarray(z_NGD)).to(self.mean_NKD.device)
         whiten_NKDD, log_norm_NK1 = self._whitening
-        # N x K x G x D
-        residual = (z[:, None] - self.mean_NKD[:, :, None]) @ whiten_NKDD.mT
-        exponent = log_norm_NK1 - 0.5 * residual.square().sum(-1)
-        return (torch.logsumexp(exponent, 1) - math.log(self.num_passes)).cpu().numpy()
+        centre_NKD1 = whiten_NKDD @ self.mean_NKD[..., None]
+        size = max(1, _CACHED // math.prod((*self.mean_NKD.shape[1:], max(1, z.shape[1]))))
+        parts = (centre_NKD1, whiten_NKDD, log_norm_NK1, z)
+        pieces = []
+        for centre, whiten, log_norm, points in zip(*(part.split(size) for part in parts), strict=True):
+            # N x (K D) x G -> N x K x G
+            residual = torch.baddbmm(centre.flatten(1, 2), whiten.flatten(1, 2), points.mT, beta=-1).square_()
+            exponent = residual.unflatten(1, centre.shape[1:3]).sum(2).mul_(-0.5).add_(log_norm)
+            pieces.append(torch.logsumexp(exponent, 1) - math.log(self.num_passes))
+        return torch.cat(pieces).cpu().numpy()
 
     # --- output ---
 

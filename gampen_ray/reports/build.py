@@ -26,8 +26,6 @@ from gampen_ray.training.run import HISTORY
 logger = logging.getLogger(__name__)
 
 _GRID = 256
-# Above it the default is the quarter turns alone: the published VGG-16 takes many seconds a cutout on a CPU.
-_MAX_LIGHT_PARAMETERS = 10_000_000
 
 
 def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | None) -> str:
@@ -54,7 +52,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     judged = load_evaluated_catalog(evaluation["catalog"])
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, num_examples)
-    image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
+    image_NCHW = judged.images(rows)
     column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
@@ -69,6 +67,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
         examples=_examples(judged, rows, image_NCHW),
+        seeds=evaluation.get("seeds"),
         rotation=_rotation(judged, rows, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),
@@ -86,34 +85,17 @@ def _example_rows(catalog: pa.Table, count: int) -> np.ndarray:
     return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 
 
-def _prediction_options(judged: EvaluatedCatalog) -> dict[str, Any]:
-    """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
-    inference = judged.manifest["config"]
-    info = shards.read_dataset_info(inference["dataset"])
-    return {
-        "num_passes": inference["num_passes"],
-        "seed": inference["seed"],
-        "precision": inference["precision"],
-        "zero_point_mag": info.zero_point_mag,
-        "pixel_scale_arcsec": info.pixel_scale_arcsec,
-    }
-
-
-def _conditions(judged: EvaluatedCatalog, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the conditions of rows of the catalogue by name."""
-    return {name: judged.catalog[name].to_numpy()[rows] for name in judged.bundle.images.condition_names}
-
-
 def _rotation(
     judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray, num_angles: int | None
 ) -> RotationStability | None:
     if num_angles is None:
-        num_angles = 36 if _num_parameters(judged.bundle) <= _MAX_LIGHT_PARAMETERS else 4
+        # The quarter turns alone.
+        num_angles = 36 if judged.is_light else 4
     if num_angles == 0:
         return None
     logger.info("turning %d cutouts to %d angles", len(image_NCHW), num_angles)
-    options = _prediction_options(judged)
-    return rotation_stability(judged.bundle, image_NCHW, conditions=_conditions(judged, rows), num_angles=num_angles, **options)
+    options = judged.prediction_options()
+    return rotation_stability(judged.bundle, image_NCHW, conditions=judged.conditions(rows), num_angles=num_angles, **options)
 
 
 def _speed(rates: dict[str, Any]) -> dict[str, str]:
@@ -121,14 +103,10 @@ def _speed(rates: dict[str, Any]) -> dict[str, str]:
     return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
 
 
-def _num_parameters(bundle: Bundle) -> int:
-    return sum(p.numel() for p in bundle.network.parameters())
-
-
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
     """Return rows of the catalogue, predicted once more for their curves and crops."""
-    predictor = Predictor(judged.bundle, **_prediction_options(judged))
-    prediction = predictor(image_NCHW, judged.bundle.condition_values(_conditions(judged, rows), len(rows)))
+    predictor = Predictor(judged.bundle, **judged.prediction_options())
+    prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)))
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
@@ -153,19 +131,6 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
             )
         )
     return examples
-
-
-def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
-    """Return the cutouts of some galaxies in the order of ``ids``."""
-    found: dict[Any, np.ndarray] = {}
-    wanted = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    for uri in shards.shard_uris(inference["dataset"], inference["split"]):
-        id_column = shards.read_shard(uri, ["object_id"])["object_id"]
-        rows = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
-        if rows.size:
-            image_NCHW = shards.images(shards.read_shard(uri, ["image"]))
-            found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in rows}
-    return np.stack([found[key] for key in wanted.to_pylist()])
 
 
 def _history(bundle_uri: str) -> list[dict[str, Any]]:
@@ -194,7 +159,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "dataset fingerprint": manifest["inputs"]["dataset"],
         "bundle": f"{inference['bundle']} (made {judged.bundle.provenance['date']})",
         "training": _training(judged.bundle.provenance),
-        "parameters of the network": f"{_num_parameters(judged.bundle):,}",
+        "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),

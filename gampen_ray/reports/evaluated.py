@@ -15,9 +15,14 @@ from gampen_ray.catalog.parquet import MANIFEST, catalog_parts
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
+from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.seeds import seed_agreement
 
 EVALUATION = "evaluation.json"
+# Above it many predictions take too long: the published VGG-16 takes many seconds a cutout on a CPU.
+_MAX_LIGHT_PARAMETERS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,63 @@ class EvaluatedCatalog:
     bundle: Bundle
     catalog: pa.Table
     truths_ND: np.ndarray
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the network."""
+        return sum(p.numel() for p in self.bundle.network.parameters())
+
+    @property
+    def is_light(self) -> bool:
+        """Whether the network predicts many cutouts in seconds."""
+        return self.num_parameters <= _MAX_LIGHT_PARAMETERS
+
+    def prediction_options(self) -> dict[str, Any]:
+        """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
+        inference = self.manifest["config"]
+        info = shards.read_dataset_info(inference["dataset"])
+        return {
+            "num_passes": inference["num_passes"],
+            "seed": inference["seed"],
+            "precision": inference["precision"],
+            "zero_point_mag": info.zero_point_mag,
+            "pixel_scale_arcsec": info.pixel_scale_arcsec,
+        }
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """Return the cutouts of some rows of the catalogue, N x C x H x W."""
+        inference, wanted = self.manifest["config"], self.catalog["object_id"].take(rows).combine_chunks()
+        found: dict[Any, np.ndarray] = {}
+        for uri in shards.shard_uris(inference["dataset"], inference["split"]):
+            id_column = shards.read_shard(uri, ["object_id"])["object_id"]
+            there = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
+            if there.size:
+                image_NCHW = shards.images(shards.read_shard(uri, ["image"]))
+                found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in there}
+        return np.stack([found[key] for key in wanted.to_pylist()])
+
+    def conditions(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the conditions of some rows of the catalogue by name, NaN where one is unknown."""
+        return {name: self.catalog[name].to_numpy()[rows] for name in self.bundle.images.condition_names}
+
+    def seed_agreement(self, mixture: Mixture, num_galaxies: int | None) -> dict[str, Any]:
+        """Compare the catalogue's posteriors with those of the next seed, as `SeedAgreement.to_dict` has it.
+
+        Parameters
+        ----------
+        mixture
+            The catalogue's posteriors, in the order of its rows.
+        num_galaxies
+            Galaxies to predict once more, spread evenly over the catalogue; None: 1,000, or 50 if the network is not light.
+        """
+        count = num_galaxies or (1_000 if self.is_light else 50)
+        rows = np.linspace(0, len(mixture) - 1, min(count, len(mixture))).round().astype(int)
+        options = self.prediction_options()
+        predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
+        prediction = predict(self.images(rows), self.bundle.condition_values(self.conditions(rows), len(rows)))
+        usable = np.flatnonzero(prediction.usable_N)
+        agreement = seed_agreement(mixture[rows[usable]], prediction.mixture[usable])
+        return agreement.to_dict(self.bundle.config.backbone.dropout_rate)
 
 
 def load_evaluated_catalog(output: str) -> EvaluatedCatalog:

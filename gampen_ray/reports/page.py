@@ -14,6 +14,7 @@ from markupsafe import Markup
 from gampen_ray.errors import UserError
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.seeds import LIMITS
 from gampen_ray.reports import figures
 from gampen_ray.reports.rotation_section import rotation_section
 from gampen_ray.reports.svg import PALETTE
@@ -78,6 +79,9 @@ class ReportData:
         Side of the learned crop over that of the cutout; None without a spatial transformer.
     examples
         Galaxies to show.
+    seeds
+        How far the posteriors depend on the seed of the dropout masks (`gampen_ray.posterior.seeds.SeedAgreement.to_dict`);
+        None if that was not measured.
     rotation
         The posteriors of the examples, in their order, while their cutouts turn; None if that was not tested.
     history
@@ -97,6 +101,7 @@ class ReportData:
     accuracy: dict[str, dict[str, Any]]
     crop_scale_N: np.ndarray | None
     examples: list[Example]
+    seeds: dict[str, Any] | None
     rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
@@ -154,6 +159,7 @@ def render(data: ReportData) -> str:
             levels=_levels(data.coverage),
             kinds=KINDS,
             crop=_crop(data),
+            seeds=_seeds(data.seeds),
             rotation=_rotation(data),
             training=_training(data.history),
         )
@@ -280,6 +286,18 @@ def _crop(data: ReportData) -> dict[str, Any] | None:
         "low": float(np.percentile(data.crop_scale_N, 5)),
         "high": float(np.percentile(data.crop_scale_N, 95)),
     }
+
+
+def _seeds(seeds: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The differences between two seeds by target, then by figure, with their limits, all in % or in sigma."""
+    if seeds is None:
+        return None
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in seeds["differences"]:
+        factor = 1 if row["figure"] == "mean" else 100
+        within = all(row[key] <= limit for key, limit in zip(("median", "largest"), LIMITS[row["figure"]], strict=True))
+        table.setdefault(row["target"], {})[row["figure"]] = {**row, "factor": factor, "within": within}
+    return {**seeds, "table": table, "limits": LIMITS}
 
 
 def _rotation(data: ReportData) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import coverage, fit_scale
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
 from gampen_ray.training.batches import Batch
 from gampen_ray.training.fine_tune import Start, start_from
@@ -41,6 +42,7 @@ UNCALIBRATED = "uncalibrated"
 _SAMPLE_IMAGES, _SAMPLE_UNITS = 2_000, 20
 # Of each split and worker.
 _NOVELTY_IMAGES = 10_000
+_SEED_IMAGES = 1_000
 _NAMED = 10
 
 logger = logging.getLogger(__name__)
@@ -272,6 +274,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     bundle = trained_bundle(run, network.state_dict())
     try:
         mixture, truths_ND, unusable = validation_posterior(worker, run, bundle.network)
+        seeds = validation_seeds(worker, run, bundle.network)
     except UserError as error:
         saved = storage.join(config.output, UNCALIBRATED)
         if worker.rank == 0:
@@ -283,14 +286,16 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     if worker.rank != 0:
         return None
     scale_D, metrics = calibrate(mixture, truths_ND)
+    applied_D = scale_D if config.calibration.enabled else np.ones_like(scale_D)
     bundle = dataclasses.replace(
         bundle,
         network=bundle.network.cpu(),
-        calibration_scale_D=scale_D if config.calibration.enabled else np.ones_like(scale_D),
+        calibration_scale_D=applied_D,
         metrics={
             "val_loss": min(row["val_loss"] for row in history),
             "val_without_posterior": {"count": len(unusable), "object_id": unusable[:_NAMED]},
             "fitted_scale": scale_D.tolist(),
+            "seeds": seed_agreement(*(m.scaled(applied_D) for m in seeds)).to_dict(run.network.backbone.dropout_rate),
             **metrics,
         },
         novelty=novelty,
@@ -333,6 +338,20 @@ def warn_of_unusable(bundle: Bundle) -> None:
         )
 
 
+def tell_seeds(bundle: Bundle) -> None:
+    """Log how far the posteriors of `execute` depend on the seed; a warning with a remedy if it is too far."""
+    seeds = bundle.metrics["seeds"]
+    level, remedy = (logging.WARNING, f"; give {seeds['advice']}") if seeds["verdict"] == "fails" else (logging.INFO, "")
+    logger.log(
+        level,
+        "agreement of two seeds of the dropout masks, %s passes: %s: %s%s",
+        seeds["num_passes"],
+        seeds["verdict"],
+        seeds["worst"],
+        remedy,
+    )
+
+
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray, list[str]]:
     """Return the uncalibrated posteriors of the validation split, its true values, and the galaxies without a posterior.
 
@@ -361,6 +380,34 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     mixture = Mixture(mean_NKD[usable_N], scale_tril_NKDD[usable_N], run.targets)
     truths_ND = run.targets.physical(torch.cat(targets)[usable_N].double().numpy())
     return mixture, truths_ND, [str(name) for name in np.concatenate(ids)[~usable_N.numpy()]]
+
+
+def validation_seeds(worker: Worker, run: Run, network: Network) -> list[Mixture]:
+    """Return the uncalibrated posteriors of up to 1,000 validation galaxies with the config's seed, and with the next one.
+
+    Raises
+    ------
+    UserError
+        On all workers, if none of them has a finite posterior.
+    """
+    config = run.config
+    thinned = [ThinnedNetworks(network, config.calibration.num_passes, config.seed + i) for i in range(2)]
+    own, count = [], 0
+    for batch in one_pass(worker, "val"):
+        inputs = run.network_inputs(batch)
+        own.append(torch.stack([passes(*inputs).outputs_NKP.cpu() for passes in thinned]))
+        count += len(inputs.image_NCHW)
+        if count * worker.world_size >= _SEED_IMAGES:
+            break
+    # 2 x N x K x P
+    outputs = torch.cat(list(itertools.chain(*worker.gather(own))), dim=1)[:, :_SEED_IMAGES]
+    components = [network.likelihood.components(outputs_NKP.double()) for outputs_NKP in outputs]
+    usable_N = proper(*components[0]) & proper(*components[1])
+    if not usable_N.any():
+        raise UserError(
+            f"dataset: {config.dataset}: none of the first {len(usable_N)} galaxies in split 'val' has a finite posterior"
+        )
+    return [Mixture(mean_NKD[usable_N], tril_NKDD[usable_N], run.targets) for mean_NKD, tril_NKDD in components]
 
 
 def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOfDistribution | None:

@@ -1,11 +1,15 @@
 import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gampen_ray.errors import UserError
-from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.mc_dropout import ThinnedNetworks, dealt_units
 from gampen_ray.model.network import Network
 from tests.networks import NETWORK, SIZE, bundle
 
@@ -64,7 +68,7 @@ def test_thinned_networks_equal_ones_with_the_same_activations_zeroed(fields: di
     thinned = ThinnedNetworks(net, 3, seed=0)
     got = outputs(thinned, images(3))
     for k in range(3):
-        dropped = [thinned._dropped[key] for key in sorted(thinned._dropped) if key[0] == k]
+        dropped = [hands[k] for _, hands in sorted(thinned._dropped.items())]
         x, _ = net.prefix(images(3))
         for layer in net.tail:
             if isinstance(layer, nn.Dropout):
@@ -98,13 +102,57 @@ def test_every_dropout_layer_changes_the_outputs(fields: dict[str, str]) -> None
         assert (outputs(ThinnedNetworks(net, 1, seed=0), images(3))[:, 0] - plain).abs().max() > 1e-3
 
 
-def test_share_of_dropped_activations_is_the_rate() -> None:
+def masks(num_units: int, rate: float, num_passes: int, seed: int | Sequence[int] = 0) -> np.ndarray:
+    """Return which units the passes drop, K x units."""
+    dropped = np.zeros((num_passes, num_units), dtype=int)
+    for k, hand in enumerate(itertools.islice(dealt_units(num_units, rate, seed), num_passes)):
+        np.add.at(dropped[k], hand, 1)
+    return dropped
+
+
+def test_share_of_dropped_activations_is_the_rate_in_every_pass() -> None:
     thinned = ThinnedNetworks(network(rate=0.2), 64, seed=0)
     thinned(images(1))
     activations = 8 * (SIZE // 2) ** 2  # before the second convolution
-    count = sum(len(thinned._dropped[k, 0]) for k in range(64))
-    total = 64 * activations
-    assert abs(count / total - 0.2) < 5 * (0.2 * 0.8 / total) ** 0.5
+    assert {len(hand) for hand in thinned._dropped[0]} == {0.2 * activations}
+
+
+@pytest.mark.parametrize("num_passes", [1, 7, 32, 100])
+@pytest.mark.parametrize("rate", [1e-3, 0.02, 1 / 3, 0.5, 0.95])
+@pytest.mark.parametrize("num_units", [1, 10, 129])
+def test_hands_differ_in_size_by_one_and_so_do_the_counts_of_units(num_units: int, rate: float, num_passes: int) -> None:
+    def low_high(expected: float) -> set[int]:
+        return {math.floor(expected), math.ceil(expected)}
+
+    dropped = masks(num_units, rate, num_passes)
+    assert dropped.max() <= 1
+    assert set(dropped.sum(axis=1)) <= low_high(rate * num_units)
+    counts = dropped.sum(axis=0)
+    assert counts.max() - counts.min() <= 1
+    assert dropped.sum() in low_high(rate * num_units * num_passes)
+
+
+def test_every_unit_is_dropped_equally_often_over_a_multiple_of_the_inverse_rate() -> None:
+    assert (masks(130, 1 / 16, 32).sum(axis=0) == 2).all()
+
+
+def test_a_unit_is_dropped_in_each_pass_with_the_probability_that_is_the_rate() -> None:
+    count, rate = 2000, 0.15
+    share = np.mean([masks(10, rate, 12, seed) for seed in range(count)], axis=0)
+    # 120 shares at once.
+    assert np.abs(share - rate).max() < 4.5 * math.sqrt(rate * (1 - rate) / count)
+
+
+def test_which_units_share_a_hand_is_chance() -> None:
+    count, rate = 2000, 0.3
+    pairs = np.mean([(m := masks(10, rate, 10, seed)).T @ m / 10 for seed in range(count)], axis=0)
+    # Of hands of 3 among 10.
+    np.testing.assert_allclose(pairs[~np.eye(10, dtype=bool)], 3 * 2 / (10 * 9), atol=0.007)
+
+
+def test_passes_of_different_layers_are_unrelated() -> None:
+    first, second = (np.concatenate([masks(50, 0.2, 40, [seed, layer]).ravel() for seed in range(20)]) for layer in (0, 1))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / math.sqrt(len(first))
 
 
 def test_mean_over_passes_approaches_the_network_without_dropout_in_a_linear_tail() -> None:

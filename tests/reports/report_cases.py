@@ -3,16 +3,25 @@
 import html.parser
 
 import numpy as np
+import torch
 from scipy.stats import norm
 
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.reports.page import Example, ReportData
 
 LEVELS = (0.6827, 0.9545, 0.9973)
 
 
-def make_data(num_galaxies: int = 1200, num_targets: int = 3, num_examples: int = 6, size: int = 64) -> ReportData:
+def make_data(
+    num_galaxies: int = 1200,
+    num_targets: int = 3,
+    num_examples: int = 6,
+    size: int = 64,
+    seed_difference: float = 0.0,
+) -> ReportData:
     """Galaxies whose posteriors are exact Gaussians in transformed space, over-confident by a fifth before calibration."""
     rng = np.random.default_rng(0)
     targets = TargetSchema(
@@ -70,6 +79,7 @@ def make_data(num_galaxies: int = 1200, num_targets: int = 3, num_examples: int 
         accuracy={target.name: _accuracy(target, truth_ND[:, d], median_ND[:, d]) for d, target in enumerate(targets)},
         crop_scale_N=crop_scale_N,
         examples=examples,
+        seeds=_seeds(targets, seed_difference),
         rotation=_rotation(num_examples, sigma_D) if num_examples else None,
         history=[
             {
@@ -89,6 +99,14 @@ def make_data(num_galaxies: int = 1200, num_targets: int = 3, num_examples: int 
             "date": "2026-01-31",
         },
     )
+
+
+def _seeds(targets: TargetSchema, difference: float) -> dict:
+    """Of ten galaxies, whose widths differ by a share between the seeds."""
+    mean = torch.zeros(10, 1, len(targets), dtype=torch.float64)
+    tril = 0.1 * torch.eye(len(targets), dtype=torch.float64).expand(10, 1, -1, -1)
+    first, second = (Mixture(mean, factor * tril, targets) for factor in (1.0, 1.0 + difference))
+    return seed_agreement(first, second).to_dict(0.1)
 
 
 def _target(name: str, unit: str, transform, location: float, scale: float) -> Target:

@@ -158,15 +158,28 @@ def test_missing_parts_are_said_to_be_missing(data):
             crop_scale_N=None,
             history=[],
             examples=[],
+            seeds=None,
             rotation=None,
             facts={},
             coverage={"uncalibrated": [], "calibrated": []},
         )
     )
     missing = ("No coverage was measured", "has no spatial transformer", "No cutout was turned", "No training history")
-    for sentence in (*missing, "None were recorded"):
+    for sentence in (*missing, "No second seed was tried", "None were recorded"):
         assert sentence in page
     assert len(Page(page).plots) == 6
+
+
+def test_agreement_of_seeds_is_told_in_red_where_it_fails(data):
+    page = " ".join(render(data).split())
+    assert '<span class="holds">holds</span>' in page
+    assert "Remedy" not in page and 'class="fails"' not in page
+    failing = make_data(num_galaxies=40, num_examples=0, seed_difference=0.2)
+    page = " ".join(render(failing).split())
+    assert '<span class="fails">fails</span>' in page
+    assert f"Remedy: {failing.seeds['advice']}." in page
+    # Median and 99 % of standard deviation and width of three targets; the means agree.
+    assert page.count('<td class="fails">') == 12
 
 
 def test_one_target_and_one_galaxy():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -13,8 +14,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
+from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, sample_images, warn_of_unusable, with_config
+from gampen_ray.training.run import execute, prepare, sample_images, tell_seeds, warn_of_unusable, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -49,6 +51,33 @@ def test_every_likelihood_and_transformer_makes_a_bundle_that_predicts(
     assert coverage["flux", 0.6827] == pytest.approx(0.6827, abs=0.12)
 
 
+@pytest.mark.parametrize(("num_passes", "rate", "verdict"), [(128, 1 / 16, "holds"), (4, 0.1, "fails")])
+def test_agreement_of_two_seeds_is_kept_and_told(
+    num_passes: int, rate: float, verdict: str, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = dataclasses.replace(NETWORK.backbone, classifier=(64,), dropout_rate=rate, dropout_placement="classifier")
+    config = train_config(data, str(tmp_path / "run"), epochs=6)
+    config = dataclasses.replace(
+        config,
+        network=dataclasses.replace(NETWORK, backbone=backbone),
+        calibration=dataclasses.replace(config.calibration, num_passes=num_passes),
+    )
+    bundle = load_bundle(str(trained(config)))
+    seeds = bundle.metrics["seeds"]
+    assert (seeds["num_passes"], seeds["num_galaxies"]) == (num_passes, 60)
+    caplog.set_level("INFO", logger="gampen_ray")
+    tell_seeds(bundle)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert seeds["verdict"] == verdict
+    assert bool(warnings) == (verdict == "fails")
+    assert f"agreement of two seeds of the dropout masks, {num_passes} passes: {verdict}: " in caplog.text
+    assert not warnings or re.search(r"4 passes: fails: .*; give .*a dropout rate of at least 0\.25", caplog.text)
+    # With seeds of which training knew nothing.
+    images = galaxies(60, seed=3)["image"]
+    first, second = (bundle.predict(images, num_passes=num_passes, seed=seed) for seed in (17, 18))
+    assert (seed_agreement(first, second).verdict == "holds") == (verdict == "holds")
+
+
 def test_bundle_tells_unusual_images(data: str, tmp_path: Path) -> None:
     bundle = load_bundle(str(trained(train_config(data, str(tmp_path / "run"), epochs=4))))
     assert bundle.novelty
@@ -67,7 +96,7 @@ def test_validation_galaxies_without_a_finite_posterior_are_left_out(
     broken: int, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     ids = np.concatenate([shards.read_shard(uri)["object_id"].to_numpy() for uri in shards.shard_uris(data, "val")])
-    left = iter([True] * broken + [False] * 60)
+    left = itertools.chain([True] * broken, itertools.repeat(False))
 
     def spoiled(thinned: ThinnedNetworks, images: torch.Tensor) -> Passes:
         passes = predicted(thinned, images)
