@@ -46,6 +46,7 @@ _QUIET = {
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
+_interrupted = threading.Event()
 
 
 @contextlib.contextmanager
@@ -66,13 +67,17 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
         If a task or worker raised one.
     """
     started = not ray.is_initialized()
-    if started:
-        _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
-    # What a function of ours raises inside Ray Data arrives as it is, not as text.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    _interrupted.clear()
     try:
-        with _sigterm_as_ctrl_c():
-            yield
+        with _interrupts():
+            if started:
+                _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
+                raise_if_interrupted()
+            # What a function of ours raises inside Ray Data arrives as it is, not as text.
+            ray.data.DataContext.get_current().raise_original_map_exception = True
+            # Ray's start has set a handler of its own.
+            with _interrupts():
+                yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         if known := known_cause(error):
             raise known from None
@@ -117,7 +122,11 @@ def _start(verbose: bool) -> None:
     if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with contextlib.nullcontext() if verbose else _no_stderr():
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except SystemExit:
+            # Ray's handler of SIGTERM, in a start that is not finished.
+            raise KeyboardInterrupt from None
     if verbose:
         return
     # Errors arrive as exceptions; Ray Data and Ray Tune would log each of them as well.
@@ -128,17 +137,31 @@ def _start(verbose: bool) -> None:
     context.print_on_execution_start = False
 
 
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt of a Ctrl-C or SIGTERM that Ray has swallowed in a callback or destructor."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _interrupts() -> Iterator[None]:
+    """Raise a KeyboardInterrupt on Ctrl-C, unless the process ignores it, and on SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     # None: a handler of Ray's C++, which would print a stack trace and end the process.
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+    handlers = {number: signal.signal(number, _interrupt) or signal.SIG_DFL for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ray.util.metrics import Counter
 from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import ray_session
+from gampen_ray.engine.session import raise_if_interrupted, ray_session
 from gampen_ray.progress import Progress
 
 __all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
@@ -148,6 +148,7 @@ def stream_units(
         pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
         done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
     for row in done.iter_rows():
+        raise_if_interrupted()
         yield row["num_rows"], pickle.loads(row["value"])
 
 
