@@ -42,6 +42,8 @@ from gampen_ray.training.tracking import Track, tracking
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 # From one line of progress to the next.
 _PROGRESS_S = 5.0
+# Until workers that have their resources must run: two that import torch on a busy laptop take more than Ray's minute.
+_START_S = 180
 # Failures of workers after which the training resumes from the last checkpoint.
 _MAX_FAILURES = 3
 
@@ -261,12 +263,13 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
 
 @contextlib.contextmanager
 def _patience(config: TrainConfig) -> Iterator[None]:
-    """Let workers wait for replacements of lost nodes if the cluster can autoscale and the number of workers is fixed."""
+    """Set how long workers may take to start: on a busy machine minutes, or as long as an autoscaler replaces lost nodes."""
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    if name in os.environ or config.resources.min_workers or not can_autoscale():
+    if name in os.environ:
         yield
         return
-    os.environ[name] = str(LONGEST_WAIT_S)
+    replaced = can_autoscale() and not config.resources.min_workers
+    os.environ[name] = str(LONGEST_WAIT_S if replaced else _START_S)
     try:
         yield
     finally:
