@@ -148,12 +148,27 @@ def test_help_has_a_group_of_flags_for_each_section(capsys: pytest.CaptureFixtur
     assert 'extends = "OTHER.toml"' in shown
 
 
-def test_completion_knows_verbs_and_flags() -> None:
-    script = cli.completion()
-    asked = "COMP_WORDS=(gampen-ray {}); COMP_CWORD={}; _gampen_ray; echo ${{COMPREPLY[@]}}\n"
-    script += asked.format("sc", 1) + asked.format("train --optimizer.ep", 2) + asked.format("train --split.", 2)
+def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    sourced = "source <(gampen-ray --completion bash)"
+    assert sourced in " ".join(capsys.readouterr().out.split())
+    script = f'gampen-ray() {{ "{sys.executable}" -m gampen_ray "$@"; }}\n{sourced}\ncomplete -p gampen-ray\n'
+    words = {
+        "sc": "scan-dropout",
+        "train --optimizer.ep": "--optimizer.epochs",
+        "train --split.": "",
+        "infer --verb": "--verbose",
+        # The name of a file, which bash completes by itself.
+        "infer --bundle ''": "",
+    }
+    for typed in words:
+        script += f'COMP_WORDS=(gampen-ray {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _gampen_ray; echo "${{COMPREPLY[@]}}"\n'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["scan-dropout", "--optimizer.epochs", ""]
+    assert (done.stdout.splitlines(), done.stderr) == (
+        ["complete -o default -F _gampen_ray gampen-ray", *words.values()],
+        "",
+    )
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:
