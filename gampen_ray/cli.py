@@ -92,7 +92,9 @@ class _Parser(argparse.ArgumentParser):
 
 class _Completion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.exit(0, completion())
+        # `exit` would print it on standard error, which `source <(...)` does not read.
+        sys.stdout.write(completion())
+        parser.exit(0)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -137,16 +139,18 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
 def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
-    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --help" ;;' for name, verb in verbs.items()]
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --verbose --help" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
             "_gampen_ray() {",
-            "  local words",
+            '  local words current="${COMP_WORDS[COMP_CWORD]}"',
             "  case ${COMP_WORDS[1]} in",
             *cases,
             "  esac",
-            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version"',
-            '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version --completion"',
+            # What is no flag is a value or a TOML file: none of our words, but a file name.
+            '  [ "$COMP_CWORD" != 1 ] && [[ $current != -* ]] && words=""',
+            '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
             "}",
             f"complete -o default -F _gampen_ray {_PROGRAM}",
             "",

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -148,12 +147,29 @@ def test_help_has_a_group_of_flags_for_each_section(capsys: pytest.CaptureFixtur
     assert 'extends = "OTHER.toml"' in shown
 
 
-def test_completion_knows_verbs_and_flags() -> None:
-    script = cli.completion()
-    asked = "COMP_WORDS=(gampen-ray {}); COMP_CWORD={}; _gampen_ray; echo ${{COMPREPLY[@]}}\n"
-    script += asked.format("sc", 1) + asked.format("train --optimizer.ep", 2) + asked.format("train --split.", 2)
+def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    sourced = "source <(gampen-ray --completion bash)"
+    assert sourced in " ".join(capsys.readouterr().out.split())
+    script = f'gampen-ray() {{ "{sys.executable}" -m gampen_ray "$@"; }}\n{sourced}\ncomplete -p gampen-ray\n'
+    words = {
+        "sc": "scan-dropout",
+        "train --optimizer.ep": "--optimizer.epochs",
+        "train --split.": "",
+        "infer --verb": "--verbose",
+        # The name of a file, which bash completes by itself.
+        "infer --bundle ''": "",
+    }
+    for typed in words:
+        script += (
+            f'COMP_WORDS=(gampen-ray {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _gampen_ray; echo "${{COMPREPLY[@]}}"\n'
+        )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["scan-dropout", "--optimizer.epochs", ""]
+    assert (done.stdout.splitlines(), done.stderr) == (
+        ["complete -o default -F _gampen_ray gampen-ray", *words.values()],
+        "",
+    )
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:
@@ -181,26 +197,3 @@ def test_a_circle_of_files_and_a_file_that_is_not_there_are_refused(tmp_path: Pa
     for name, message in messages.items():
         assert cli.main(["train", str(tmp_path / f"{name}.toml")]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_a_verb_of_a_module_of_the_users_own(tmp_path: Path) -> None:
-    (tmp_path / "my_verbs.py").write_text(
-        "from gampen_ray.commands.registry import verb\n"
-        "from gampen_ray.config.base import config_class\n"
-        "@config_class\n"
-        "class CountConfig:\n"
-        '    """Count."""\n'
-        "    upto: int = 3\n"
-        '    """Last number."""\n'
-        "@verb('count', positional='upto')\n"
-        "def count(config: CountConfig) -> int:\n"
-        "    print(list(range(config.upto)))\n"
-    )
-    environment = os.environ | {"GAMPEN_RAY_PLUGINS": "my_verbs", "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "gampen_ray", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert "count" in run("--help")
-    assert run("count", "2") == run("count", "--upto=2") == "[0, 1]\n"

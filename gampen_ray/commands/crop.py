@@ -17,6 +17,7 @@ import pydantic
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import ActorResources, ReaderConfig
 from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.config.parts import FITS_FILES
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -42,7 +43,7 @@ class CropConfig:
     scale and flux unit."""
     output: str
     """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
-    pattern: str = "*.fits*"
+    pattern: str = FITS_FILES
     """Which files below `images` are taken."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read; filled pixels are filled in the crop, too."""

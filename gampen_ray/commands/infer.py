@@ -17,7 +17,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.parts import GALAXIES_PER_FILE, ActorResources, ReaderConfig
+from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE, ActorResources, ReaderConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -46,11 +46,13 @@ class InferConfig:
     bundle: str
     """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
     dataset: str
-    """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
+    """What to predict: a dataset of cutout shards, a folder of cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files of a folder of cutouts are read."""
+    pattern: str = FITS_FILES
+    """Which files of a folder of cutouts without a table are taken."""
     split: Literal["", "train", "val", "test"] = ""
     """Predict this split alone; empty: all rows."""
     num_passes: int = pydantic.Field(default=32, ge=1)
@@ -166,6 +168,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         config.dataset,
         split=config.split,
         reader=config.reader,
+        pattern=config.pattern,
         bands=bundle.images.bands,
         size=bundle.images.size,
         unit_rows=config.galaxies_per_file,

@@ -1,5 +1,6 @@
 """The `simulate` verb: ranges of galaxies are rendered and written on Ray, one shard per split and range."""
 
+import dataclasses
 import functools
 import logging
 
@@ -57,6 +58,7 @@ def simulate(config: SimulateConfig) -> None:
     from gampen_ray import storage
     from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
+    from gampen_ray.provenance import content_fingerprint
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.simulation import dataset, galaxies
     from gampen_ray.simulation.surveys import SURVEYS
@@ -65,7 +67,9 @@ def simulate(config: SimulateConfig) -> None:
     config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
     info = dataset.dataset_info(survey, config.split, settings)
-    with RunFolder.open(config.output, "simulate", config, {}, complete=shards.DATASET_JSON) as folder:
+    # Its name is in the config; the numbers behind it are the user's to change.
+    inputs = {"survey preset": content_fingerprint(dataclasses.asdict(survey))}
+    with RunFolder.open(config.output, "simulate", config, inputs, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return

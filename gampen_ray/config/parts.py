@@ -11,6 +11,8 @@ Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
 """In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
+FITS_FILES = "*.fits*"
+"""Pattern of the names of the cutouts in a folder, unless asked otherwise."""
 _IfCropped = Needs("family", unless="none")
 _IfSgd = Needs("name", "sgd")
 _IfVariances = Needs("network.likelihood", unless="unit_variance")
@@ -319,7 +321,7 @@ class CutoutsConfig:
     """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
     """Catalogue column with the file's name below `images`."""
-    pattern: Annotated[str, Needs("catalog", "")] = "*.fits*"
+    pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
     """Without a catalogue: which files below `images` are taken."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""

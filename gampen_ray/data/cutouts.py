@@ -46,8 +46,8 @@ class Cutout:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without folder and without ``.fits``, ``.fits.gz``, ``.fits.fz`` and the like."""
-    return re.sub(r"(\.(fits?|fts))?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""
+    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:

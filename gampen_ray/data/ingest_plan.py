@@ -1,4 +1,4 @@
-"""From a folder of FITS files and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
+"""From a folder of cutouts and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
 
 Every row of the catalogue ends exactly once, in a shard or in quarantine.
 """

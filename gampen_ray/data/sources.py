@@ -1,6 +1,6 @@
-"""What inference reads, in units of work: a dataset of cutout shards, or FITS cutouts as they lie in a folder.
+"""What inference reads, in units of work: a dataset of cutout shards, or cutouts as they lie in a folder.
 
-A unit of shards is a run of row groups of one of them; a unit of FITS files is a part of the plan of an ingest, which is read
+A unit of shards is a run of row groups of one of them; a unit of files is a part of the plan of an ingest, which is read
 as an ingest would read it but not written. Both are cut by rules that look at the input alone, so that every run of a job has
 the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
-from gampen_ray.config.parts import GALAXIES_PER_FILE
+from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
@@ -39,7 +39,7 @@ class Unit:
     num_rows
         How many rows.
     uri, start, stop
-        Row groups ``start`` to ``stop`` of a shard; empty for FITS files.
+        Row groups ``start`` to ``stop`` of a shard; empty for files.
     rows
         Rows of an ingest's plan, as an Arrow stream; empty for shards.
     """
@@ -111,44 +111,57 @@ def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -
 
 
 def open_source(
-    dataset: str, *, split: str, reader: ReaderConfig, bands: tuple[str, ...], size: int, unit_rows: int = GALAXIES_PER_FILE
+    dataset: str,
+    *,
+    split: str,
+    reader: ReaderConfig,
+    bands: tuple[str, ...],
+    size: int,
+    pattern: str = FITS_FILES,
+    unit_rows: int = GALAXIES_PER_FILE,
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
     Parameters
     ----------
     dataset
-        Dataset of cutout shards, folder of FITS cutouts, or GaMPEN data folder.
+        Dataset of cutout shards, folder of cutouts, or GaMPEN data folder.
     split
         Of a dataset that has splits; empty: all rows.
     reader
         How the files of a folder are read; its bands are not used.
     bands, size
         As the model takes them: the files of a folder are read with these.
+    pattern
+        Which files of a folder are taken, if no table lists them.
     unit_rows
         Rows of a unit at most, but for a row group that has more.
 
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a FITS file, or a shard is damaged.
+        If there is neither a complete dataset nor a matching file, or a shard is damaged.
     """
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
-        if reader != ReaderConfig():
-            raise UserError(f"reader: {dataset} holds shards, whose images are read as `ingest` stored them; leave reader out")
+        for name, given in {"reader": reader != ReaderConfig(), "pattern": pattern != FITS_FILES}.items():
+            if given:
+                raise UserError(
+                    f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
+                )
         info = shards.read_dataset_info(dataset)
         return Source(info=info, reader=None), dataset_units(dataset, split, info, unit_rows)
     reader = dataclasses.replace(reader, bands=bands)
-    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader)
+    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
     try:
         plan, info = ingest_plan.plan(cutouts)
     except ingest_plan.NoFilesError:
         raise UserError(
-            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({cutouts.pattern}); "
-            "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
+            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
+            f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "
+            "the pattern of their names"
         ) from None
     if split:
-        raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
+        raise UserError(f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first")
     step = _unit_rows(unit_rows, len(plan))
     parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
     units = [

@@ -71,6 +71,9 @@ def test_images_without_content_are_refused_in_any_case(policy: str) -> None:
         ("587722984439545906-g.fits.gz", "587722984439545906-g"),
         ("x.y.fits.fz", "x.y"),
         ("s3://bucket/a.FIT", "a"),
+        ("a/x.y.npy", "x.y"),
+        ("J1234.5-01.tif.gz", "J1234.5-01"),
+        ("v1.25", "v1.25"),
         ("plain", "plain"),
     ],
 )

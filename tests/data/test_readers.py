@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 
 import numpy as np
 import pytest
@@ -195,10 +196,7 @@ class NpyReader:
         return name.endswith(".npy") and head.startswith(b"\x93NUMPY")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        image_CHW = np.load(io.BytesIO(data)).astype(np.float32)
-        if len(image_CHW) != len(config.bands):
-            raise CutoutError(f"{len(image_CHW)} bands, not {len(config.bands)}")
-        return Cutout(image_CHW, np.nan, np.nan)
+        return Cutout(np.load(io.BytesIO(data)).astype(np.float32))
 
 
 @pytest.fixture
@@ -218,8 +216,13 @@ def test_a_reader_of_a_users_own_is_chosen_by_content_or_by_name(asked: str) -> 
     data, config = _npy(IMAGE[None]), ReaderConfig(format=asked)
     np.testing.assert_array_equal(read_cutout(data, "a.npy", config).image_CHW[0], IMAGE)
     np.testing.assert_array_equal(read_cutout(gzip.compress(data), "a.npy.gz", config).image_CHW[0], IMAGE)
-    with pytest.raises(CutoutError, match="1 bands, not 2"):
-        _read(data, "a.npy", format=asked, bands=("g", "r"))
+    # No image of one band becomes one of two by broadcasting.
+    for pixels, shape in ((IMAGE[None], "(1, 40, 50)"), (IMAGE, "(40, 50)")):
+        reason = f"the NPY file's image has shape {shape}, not (bands, height, width) with 2 bands"
+        with pytest.raises(CutoutError, match=re.escape(reason)):
+            _read(_npy(pixels), "a.npy", format=asked, bands=("g", "r"))
+    with pytest.raises(CutoutError, match="damaged NPY file: ValueError: "):
+        _read(data[:-1], "a.npy", format=asked)
 
 
 @pytest.mark.usefixtures("with_npy")

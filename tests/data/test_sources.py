@@ -123,9 +123,13 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "split", "match"),
     [
-        (["g.fits"], "test", "split: test, but .* holds FITS files without splits"),
-        (["part-0.parquet"], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
-        ([], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
+        (["g.fits"], "test", "split: test, but .* holds cutouts without splits"),
+        (
+            ["part-0.parquet"],
+            "",
+            r"holds neither a finished dataset \(dataset\.json\) nor files that match the pattern '\*\.fits\*'",
+        ),
+        ([], "", r"holds neither a finished dataset \(dataset\.json\) nor files that match the pattern '\*\.fits\*'"),
     ],
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, files: list[str], split: str, match: str) -> None:
@@ -147,6 +151,8 @@ def test_the_reader_holds_for_a_folder_of_fits_files_alone(tmp_path: Path) -> No
         UserError, match=r"reader: .* holds shards, whose images are read as `ingest` stored them; leave reader"
     ):
         open_source(str(tmp_path), split="", reader=reader, bands=("r",), size=SIZE)
+    with pytest.raises(UserError, match=r"pattern: .* holds shards, .* leave pattern out"):
+        open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE, pattern="*.npy")
 
 
 def test_a_folder_with_a_replaced_file_is_another_input(tmp_path: Path) -> None:

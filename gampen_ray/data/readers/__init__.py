@@ -27,7 +27,10 @@ class CutoutReader(Protocol):
         ...
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        """Return the image of a file, given its decompressed content; a `CutoutError` holds the reason why there is none."""
+        """Return the image of a file, given its decompressed content.
+
+        A `CutoutError` holds the reason why there is none; any other exception counts as a damaged file.
+        """
         ...
 
 
@@ -64,10 +67,24 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     if data.startswith(b"\x1f\x8b"):
         data, name = _gunzip(data), name.removesuffix(".gz")
     chosen = chosen_readers(config)
-    for reader in chosen.values():
+    for format_, reader in chosen.items():
         if reader.reads(name, data[:_HEAD_BYTES]):
-            return reader.read(data, config)
+            return _read(reader, format_.upper(), data, config)
     raise CutoutError(f"not a {' or '.join(map(str.upper, chosen))} file: it begins with {data[:20]!r}")
+
+
+def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig) -> Cutout:
+    try:
+        cutout = reader.read(data, config)
+    except CutoutError:
+        raise
+    except Exception as error:
+        # Any exception may come out of a damaged file, and each concerns that file alone.
+        raise CutoutError(f"damaged {format_} file: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    shape, num_bands = cutout.image_CHW.shape, len(config.bands)
+    if len(shape) != 3 or shape[0] != num_bands:
+        raise CutoutError(f"the {format_} file's image has shape {shape}, not (bands, height, width) with {num_bands} bands")
+    return cutout
 
 
 def _gunzip(data: bytes) -> bytes:
