@@ -212,7 +212,7 @@ def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ("x,x.fits,,1,1", {}, r"target: catalog .*info.csv, row 4: bt_g is missing \(1 rows are not finite\); mend or remove"),
+        ("x,x.fits,,1,1", {}, r"target: catalog .*info.csv, row 4: bt_g is missing \(1 rows are not finite\); fix or remove"),
         ("x,x.fits,nan,1,1", {"scheme": "stratified"}, "row 4: bt_g is missing"),
         ("x,x.fits,inf,1,1", {"scheme": "stratified"}, "row 4: bt_g is 'inf', not a finite number"),
         ("x,x.fits,high,1,1", {}, "row 4: bt_g is 'high', not a finite number"),
@@ -235,7 +235,7 @@ def test_mistakes_are_named(tmp_path: Path, row: str, changes: dict, message: st
 
 def test_column_of_the_bins_is_not_replaced(tmp_path: Path) -> None:
     folder = _folder(tmp_path, ["1,0.5,x"], "object_id,bt_g,balance")
-    with pytest.raises(UserError, match="get a column 'balance' of their own; rename yours"):
+    with pytest.raises(UserError, match="add a column 'balance'; rename yours"):
         split(SplitTablesConfig(images=str(folder), scheme="gampen"))
 
 

@@ -138,7 +138,7 @@ def test_without_a_wcs_none_is_written() -> None:
         (TAN | SKY | CD | {"CTYPE2": "GLAT-SIN"}, ""),
     ],
 )
-def test_a_wcs_that_cannot_follow_is_left_out_and_said_so(cards: dict[str, object], reason: str) -> None:
+def test_an_unsupported_wcs_is_dropped_with_a_history_card(cards: dict[str, object], reason: str) -> None:
     mapped = mapped_header(_header(cards), np.eye(2), np.zeros(2))
     assert set(mapped) == {"HISTORY"}
     assert str(mapped["HISTORY"]).replace("\n", "").startswith("WCS left out: ")
