@@ -115,7 +115,7 @@ def test_finished_collection_is_left_as_it_is_and_an_unfinished_one_made_again(o
     with caplog.at_level(logging.WARNING):
         assert write_hats(str(copy), PARTS * PART) == PARTS * PART - NO_POSITION
     assert file.stat().st_mtime_ns == time
-    assert "3 of 2000 galaxies have no position: they are in catalog/ alone" in caplog.text
+    assert "3 of 2000 galaxies have no position: they are in catalog/ only" in caplog.text
     # As a kill in the middle leaves it: half-written partitions, scratch, no properties of the collection.
     (copy / "hats" / "collection.properties").unlink()
     file.write_bytes(content[:100])
