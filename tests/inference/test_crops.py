@@ -158,7 +158,7 @@ def test_a_star_has_its_place_in_the_sky(theta: list[list[float]], shape: tuple[
     np.testing.assert_allclose(wcs.all_world2pix(sky, 0)[0], star, atol=0.02)
 
 
-def test_cards_of_the_file_stay_and_the_map_is_told() -> None:
+def test_cards_of_the_file_stay_and_the_map_is_recorded() -> None:
     header = fits.Header({"BUNIT": "nJy", "FILTER": "HSC-G", "MAGZERO": 27.0})
     _, cropped = _crop(_bundle(INSIDE["scale"]), RNG.normal(size=(22, 22)), header)
     assert (cropped["BUNIT"], cropped["FILTER"], cropped["MAGZERO"]) == ("nJy", "HSC-G", 27.0)
