@@ -203,7 +203,9 @@ class Mixture:
         q_Q = np.asarray(q_Q, dtype=np.float64)
         if not ((q_Q > 0) & (q_Q < 1)).all():
             raise ValueError(f"quantile levels are {q_Q.tolist()}; they must lie strictly between 0 and 1")
-        return np.concatenate([piece._standardised_quantile(q_Q) for piece in self.chunks(_CHUNK)])
+        p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
+        z_RQ = torch.cat([mixture_quantile(p_Q, *piece._rows()) for piece in self.chunks(_CHUNK)])
+        return z_RQ.reshape(len(self), len(self.targets), len(q_Q)).transpose(1, 2).cpu().numpy()
 
     def standardised_mean(self) -> np.ndarray:
         """Return the mixture means in standardised space, N x D."""
@@ -253,11 +255,6 @@ class Mixture:
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Standardised means and standard deviations as (N D) x K."""
         return tuple(x.transpose(1, 2).reshape(-1, self.num_passes) for x in (self.mean_NKD, self._sigma_NKD))  # type: ignore
-
-    def _standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
-        p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
-        z = mixture_quantile(p_Q, *self._rows()).reshape(len(self), len(self.targets), len(q_Q))
-        return z.transpose(1, 2).cpu().numpy()
 
     def _mode(self) -> np.ndarray:
         mean_RK, sigma_RK = self._rows()

@@ -37,13 +37,15 @@ class Axis:
         """Return values in axis coordinates."""
         return np.log10(values) if self.log else np.asarray(values, dtype=np.float64)
 
-    def on_x(self, ax: Axes, **kwargs: Any) -> None:
-        """Set range and ticks of the horizontal axis; arguments as of `ticks`."""
+    def on_x(self, ax: Axes, label: str = "", **kwargs: Any) -> None:
+        """Set label, range and ticks of the horizontal axis; keyword arguments as of `ticks`."""
+        ax.set_xlabel(label)
         ax.set_xlim(self.low, self.high)
         ax.set_xticks(*self.ticks(**kwargs))
 
-    def on_y(self, ax: Axes, **kwargs: Any) -> None:
-        """Set range and ticks of the vertical axis; arguments as of `ticks`."""
+    def on_y(self, ax: Axes, label: str = "", **kwargs: Any) -> None:
+        """Set label, range and ticks of the vertical axis; keyword arguments as of `ticks`."""
+        ax.set_ylabel(label)
         ax.set_ylim(self.low, self.high)
         ax.set_yticks(*self.ticks(**kwargs))
 

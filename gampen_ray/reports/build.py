@@ -55,16 +55,15 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, num_examples)
     image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
-    column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
         object_id_N=np.asarray(catalog["object_id"].to_pylist()),
         truth_ND=judged.truths_ND,
-        median_ND=column["median"],
-        lo68_ND=column["lo68"],
-        hi68_ND=column["hi68"],
+        median_ND=_columns(catalog, bundle, "median"),
+        lo68_ND=_columns(catalog, bundle, "lo68"),
+        hi68_ND=_columns(catalog, bundle, "hi68"),
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),

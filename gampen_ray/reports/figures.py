@@ -137,10 +137,8 @@ def predicted_and_true(
     x, y = axis.to(truth_N[sample]), axis.to(median_N[sample])
     ax.vlines(x, axis.to(lo68_N[sample]), axis.to(hi68_N[sample]), color=INK, linewidth=0.8, alpha=0.5, zorder=3)
     ax.plot(x, y, "o", color=INK, markersize=2.4, markeredgewidth=0, zorder=4)
-    axis.on_x(ax)
-    axis.on_y(ax)
-    ax.set_xlabel(axis_label("True", target))
-    ax.set_ylabel(axis_label("Predicted", target))
+    axis.on_x(ax, axis_label("True", target))
+    axis.on_y(ax, axis_label("Predicted", target))
     return to_svg(fig, key, f"Predicted against true {target.name} of {len(truth_N)} galaxies, with 68 % intervals")
 
 
@@ -161,11 +159,9 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
     _cloud(ax, axis, y_axis, median_N, residual_N)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _running(ax, axis, y_axis, median_N, residual_N)
-    axis.on_x(ax)
-    y_axis.on_y(ax)
-    ax.set_xlabel(axis_label("Predicted", target))
+    axis.on_x(ax, axis_label("Predicted", target))
     unit = f" ({drawable(target.unit)})" if target.unit else ""
-    ax.set_ylabel("(Predicted − true) / true, %" if log else f"Predicted − true{unit}")
+    y_axis.on_y(ax, "(Predicted − true) / true, %" if log else f"Predicted − true{unit}")
     return to_svg(fig, key, f"Residuals of {target.name} against its predicted value for {len(truth_N)} galaxies")
 
 
@@ -178,10 +174,8 @@ def crop_scale(key: str, target: Target, truth_N: np.ndarray, crop_scale_N: np.n
     ax = axes(fig)
     _cloud(ax, axis, y_axis, truth_N, crop_scale_N)
     _running(ax, axis, y_axis, truth_N, crop_scale_N)
-    axis.on_x(ax)
-    y_axis.on_y(ax)
-    ax.set_xlabel(axis_label("True", target))
-    ax.set_ylabel("Crop side / cutout side")
+    axis.on_x(ax, axis_label("True", target))
+    y_axis.on_y(ax, "Crop side / cutout side")
     return to_svg(fig, key, f"Scale of the learned crop against true {target.name} for {len(truth_N)} galaxies")
 
 
@@ -220,9 +214,8 @@ def coverage(key: str, name: str, series: Mapping[str, Sequence[Mapping[str, Any
     ax.set_xlim(-0.5, len(levels) - 0.5)
     ax.set_xticks(range(len(levels)), [f"{100 * level:.2f} %" for level in levels])
     ax.grid(visible=False, axis="x")
-    Axis(low=-extent, high=extent).on_y(ax)
+    Axis(low=-extent, high=extent).on_y(ax, "Empirical − nominal (pp)")
     ax.set_xlabel("Nominal level")
-    ax.set_ylabel("Empirical − nominal (pp)")
     found = "; ".join(
         f"{mark[2]} calibration " + ", ".join(f"{100 * row['coverage']:.1f} % at {100 * row['level']:.2f} %" for row in rows)
         for kind, mark in marks.items()
@@ -250,10 +243,8 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     ax = axes(fig)
     for (name, legend), color in zip(columns.items(), (MUTED, ACCENT), strict=False):
         ax.plot(epoch, values[name], color=color, linewidth=1.6, label=legend, marker="o" if len(epoch) == 1 else "")
-    axis.on_x(ax, integer=True)
-    y_axis.on_y(ax)
-    ax.set_xlabel("Epoch")
-    ax.set_ylabel(label)
+    axis.on_x(ax, "Epoch", integer=True)
+    y_axis.on_y(ax, label)
     if len(columns) > 1:
         ax.legend(loc="upper right", handlelength=1.4, borderaxespad=0)
     last = ", ".join(f"{legend or label} {number(values[name][-1])}" for name, legend in columns.items())

@@ -136,6 +136,7 @@ def render(data: ReportData) -> str:
     The same data give the same page, byte for byte.
     """
     columns = (data.truth_ND, data.median_ND, data.lo68_ND, data.hi68_ND)
+    ids = [example.object_id for example in data.examples]
     return (
         environment()
         .get_template("page.html.jinja")
@@ -158,7 +159,7 @@ def render(data: ReportData) -> str:
             levels=sorted({row["level"] for rows in data.coverage.values() for row in rows}),
             kinds=KINDS,
             crop=_crop(data),
-            rotation=_rotation(data),
+            rotation=rotation_section(data.targets, ids, data.rotation) if data.rotation else None,
             training=_training(data.history),
         )
     )
@@ -262,12 +263,6 @@ def _crop(data: ReportData) -> dict[str, Any] | None:
         "low": float(np.percentile(data.crop_scale_N, 5)),
         "high": float(np.percentile(data.crop_scale_N, 95)),
     }
-
-
-def _rotation(data: ReportData) -> dict[str, Any] | None:
-    if data.rotation is None:
-        return None
-    return rotation_section(data.targets, [example.object_id for example in data.examples], data.rotation)
 
 
 def _training(history: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -71,9 +71,8 @@ def deviation(key: str, name: str, angle_A: np.ndarray, deviation_NA: np.ndarray
         ax.plot(angle, values, linewidth=1.2, marker="o", markevery=quarters, markersize=4, markeredgewidth=0, **style)
     ax.set_xlim(-6, 366)
     ax.set_xticks(range(0, 361, 90), [f"{degrees}°" for degrees in range(0, 361, 90)])
-    Axis(low=-extent, high=extent).on_y(ax)
+    Axis(low=-extent, high=extent).on_y(ax, "Deviation / posterior σ")
     ax.set_xlabel("Angle of the cutout")
-    ax.set_ylabel("Deviation / posterior σ")
     largest = number(float(np.abs(deviation_NA).max()))
     alt = (
         f"{name} of {len(deviation_NA)} galaxies at {len(angle_A)} angles: deviations of at most {largest} standard deviations"

@@ -80,9 +80,8 @@ def history(key: str, study: optuna.Study, index: int, name: str) -> str:
         ax.collections[0].set(sizes=[34], facecolors=fills, edgecolors=[ACCENT], linewidths=[1.3], zorder=3)
         numbers = [trial.number for trial in trials]
         ax.plot(numbers, np.minimum.accumulate(values), color=TRUTH, linewidth=1.6, drawstyle="steps-post", zorder=2)
-        Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, integer=True)
-        Axis.of(values, pad=0.08).on_y(ax)
-        ax.set_xlabel("Trial")
+        Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, "Trial", integer=True)
+        Axis.of(values, pad=0.08).on_y(ax, NAMES[name])
         return to_svg(fig, key, f"{NAMES[name]} of {len(trials)} trials; the lowest is {number(float(values.min()))}")
 
 
@@ -188,10 +187,8 @@ def scan(
         values = np.append(values, [-8, 8])
     for (text, values_R), style in zip(lines.items(), ("-", "--", ":"), strict=False):
         ax.plot(axis.to(rate_R), values_R, color=ACCENT, linestyle=style, linewidth=1.6, marker="o", markersize=3.5, label=text)
-    axis.on_x(ax)
-    Axis.of(values, pad=0.06).on_y(ax)
-    ax.set_xlabel("Dropout rate")
-    ax.set_ylabel(label)
+    axis.on_x(ax, "Dropout rate")
+    Axis.of(values, pad=0.06).on_y(ax, label)
     if len(lines) > 1:
         ax.legend(loc="best", handlelength=2.6, borderaxespad=0.2)
     return to_svg(fig, key, f"{label} of {name} at {len(rate_R)} dropout rates from {rate_R[0]:g} to {rate_R[-1]:g}")
