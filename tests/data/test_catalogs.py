@@ -13,7 +13,7 @@ from astropy.table import MaskedColumn, Table
 from gampen_ray.data.catalogs import column_unit, numbers, read_catalog, require_columns, to_ids
 from gampen_ray.errors import UserError
 
-# Neighbours that one float64 cannot tell apart.
+# Neighbours that are one float64.
 SDSS_IDS = [587722984439545906, 587722984439545907, 587739130813546660]
 
 

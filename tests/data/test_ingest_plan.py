@@ -355,7 +355,7 @@ def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
     assert [row["effective_radius_arcsec"] for row in ordered] == pytest.approx(np.exp(0.1 * np.arange(6)), rel=1e-15)
     assert [row["flux"] for row in ordered] == pytest.approx(np.exp(8.0 + np.arange(6)), rel=1e-15)
     assert [row["magnitude"] for row in ordered] == pytest.approx(27 - 2.5 / np.log(10) * (8.0 + np.arange(6)), rel=1e-12)
-    # Training on them standardises the very labels that GaMPEN does.
+    # Training standardises the same labels as GaMPEN.
     values = np.array([[row["bulge_to_total"], row["flux"]] for row in ordered])
     configs = {"bulge_to_total": TargetConfig(transform="logit", clip=0), "flux": TargetConfig(transform="log")}
     z = TargetSchema.fit(configs, values, {}).standardise(values)

@@ -1,4 +1,4 @@
-"""Files to cutouts: FITS files made by astropy, whole and broken, gzip, and a reader of a user's own."""
+"""Reading of cutout files: FITS files made by astropy, intact and broken, gzip, and a user's reader."""
 
 import gzip
 import io
@@ -33,9 +33,6 @@ def _with_card(data: bytes, key: str, value: object) -> bytes:
 
 def _read(data: bytes, name: str = "a.fits", **fields: object) -> Cutout:
     return read_cutout(data, name, ReaderConfig(**fields))
-
-
-# --- what can be read ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "i4", "u1", "u2"])
@@ -103,9 +100,6 @@ def test_non_standard_headers_and_missing_padding_are_harmless() -> None:
     np.testing.assert_array_equal(_read(unpadded).image_CHW[0], IMAGE)
 
 
-# --- what cannot ---------------------------------------------------------------------------------------------------------
-
-
 COMPRESSED = _fits(IMAGE, compression_type="RICE_1")
 BROKEN = {
     "empty": (b"", r"the file is empty \(0 bytes\)"),
@@ -155,9 +149,6 @@ def test_values_beyond_float32_are_infinite() -> None:
     assert np.isinf(_read(_fits(image)).image_CHW[0, 0, 0])
 
 
-# --- gzip ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cut", [2880, 5000])
 def test_all_members_of_a_gzip_file_are_read(cut: int) -> None:
     data = _fits(IMAGE)
@@ -188,11 +179,8 @@ def test_all_members_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
         _read(member, "a.fits.gz")
 
 
-# --- readers of a user's own --------------------------------------------------------------------------------------------
-
-
 class NpyReader:
-    """A reader as a user writes it."""
+    """A user's reader."""
 
     def reads(self, name: str, head: bytes) -> bool:
         return name.endswith(".npy") and head.startswith(b"\x93NUMPY")

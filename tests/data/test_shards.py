@@ -175,7 +175,7 @@ def test_a_shard_whose_pixels_mean_something_else_is_refused(fields: dict, match
     shards.write_shard(uri, _columns(), dataclasses.replace(INFO, **fields))
     with pytest.raises(UserError, match=rf"a.parquet: {match}"):
         shards.read_shard(uri, ["object_id"], info=INFO)
-    # Where the metadata are lost, the columns alone are compared.
+    # Without metadata, only the columns are compared.
     pq.write_table(pq.read_table(uri).replace_schema_metadata(None), uri)
     assert len(shards.read_shard(uri, info=INFO)) == 5
 

@@ -75,7 +75,7 @@ def test_a_pixel_keeps_its_place_in_the_sky(case: str, name: str) -> None:
         sky, expected = sky[:, ::-1], expected[:, ::-1]
     assert _separation_arcsec(sky, expected).max() < 1e-6
     assert new.wcs.radesys == old.wcs.radesys
-    # The pixels are not those of the old header: without the map the sky is elsewhere.
+    # The old header is wrong for these pixels: without the map, positions differ.
     assert _separation_arcsec(expected, old.all_pix2world(crop, 0)).max() > 0.1 or case == "swapped axes"
 
 

@@ -94,7 +94,7 @@ def test_round_galaxies_turn_into_themselves() -> None:
     found = rotation_stability(model, image, num_angles=16, num_passes=4)
     assert (found.scatter() < 0.05).all()
     assert (found.share_inside() == 1).all()
-    # The same network is moved by a galaxy that is not round.
+    # The same network responds to the rotation of a galaxy that is not round.
     oblong = np.exp(-(x**2 + 9 * y**2) / 2 / 4.0**2).astype(np.float32)[None, None]
     assert (rotation_stability(model, oblong, num_angles=16, num_passes=4).scatter() > found.scatter()).all()
 

@@ -12,7 +12,7 @@ INNER = {"location": 0.0, "scale": 0.5}
 
 
 def true_draws(m, seed=11):
-    """One draw a galaxy from its own posterior."""
+    """One draw per galaxy from its own posterior."""
     return m.sample(1, seed)[:, 0]
 
 

@@ -227,8 +227,6 @@ def test_rendering_leaves_matplotlib_as_it_was():
     assert text == render(data)
 
 
-# --- in a browser --------------------------------------------------------------------------------------------------------
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CHROMIUM_FLAGS = (
     "--headless",

@@ -87,7 +87,7 @@ def test_page_shows_the_best_trial_and_its_config(data: StudyData, text: str) ->
     marked = text[text.index('<tr class="best">') :]
     assert marked.startswith(f'<tr class="best"><th scope="row">{row["number"]}</th>')
     assert text.count('<tr class="best">') == 1
-    # Ten trials of 25, without the failed one, whose reason is told.
+    # Ten trials of 25, without the failed one, whose reason is shown.
     assert text[text.index('id="trials"') : text.index('id="config"')].count('<th scope="row">') == 10
     assert html.escape(HOSTILE) in text
 
