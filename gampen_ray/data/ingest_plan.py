@@ -72,9 +72,9 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         name = table.column(config.file_column)[int(row)].as_py()
         fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
         reasons[row] = f"{config.file_column} {fault}"
-    target_units = _settle_targets(config, table, columns, reasons)
+    target_units = _convert_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
-    splits = _settle_splits(config, table, ids, reasons)
+    splits = _find_splits(config, table, ids, reasons)
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
@@ -171,7 +171,7 @@ def from_bytes(data: bytes) -> pa.Table:
         return reader.read_all()
 
 
-def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+def _convert_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
     # Converts target columns to numbers, adds the physical targets of GaMPEN's labels and the magnitude of a flux (NaN where
     # undefined), and returns the units of the targets by name.
     target_units = {}
@@ -197,7 +197,7 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
     return target_units
 
 
-def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+def _find_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
     # Assigns splits to usable rows, and reasons to rows that the tables of the requested split do not list.
     if config.split_slug:
         keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
@@ -257,7 +257,7 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
     if not config.catalog and not gampen:
         if config.targets:
-            raise UserError(f"targets: {', '.join(config.targets)} require a catalogue; set catalog")
+            raise UserError(f"targets: {', '.join(config.targets)}: there is no catalogue to read them from; set catalog")
         uris = matching_files(config.images, config.pattern)
         table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
         return table, np.array(uris, dtype=object), ""

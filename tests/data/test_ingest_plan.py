@@ -323,7 +323,7 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"file_column": "path"}, "file_column: catalog .* has no column 'path'"),
         ({"id_column": "flux"}, "column 'object_id' is reserved in shards"),
         ({"catalog": ""}, "images: none of the 6 files below .* matches the pattern 'G"),
-        ({"catalog": "", "targets": ("flux",)}, "targets: flux require a catalogue"),
+        ({"catalog": "", "targets": ("flux",)}, "targets: flux: there is no catalogue"),
         ({"catalog": "", "images": "absent"}, "images: no folder absent"),
         ({"images": "absent"}, "images: no folder absent"),
         ({"targets": ("object_id",)}, "targets: object_id: give each target once, and no id, file or image column"),
