@@ -64,7 +64,7 @@ def test_underscores_and_hyphens_are_the_same() -> None:
         (["train", "--optimizer.epoch=3"], "--optimizer.epoch=3: unknown flag; did you mean --optimizer.epochs?"),
         (["train", "--optimizer.epochs", "many", "--dataset", "d", "--output", "o"], "optimizer.epochs: 'many' is not allowed"),
         (["train", "no-such.toml"], "no-such.toml: no such file or folder"),
-        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset is not there"),
+        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset does not exist"),
         (["infer", "--bundle", "no-such-bundle", "--dataset", "d", "--output", "o"], "no-such-bundle holds no bundle.json"),
         (["evaluate", "--catalog", "no-such", "--output", "o"], "no-such has no manifest.json"),
         (["report", "--evaluation", "no-such", "--output", "o.html"], "no-such has no evaluation.json"),

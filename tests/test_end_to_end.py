@@ -128,7 +128,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     reasons = {row["source"].rpartition("/")[2].removesuffix(".fits"): row["reason"] for row in quarantine}
     words = {
         "twin": "duplicate object_id",
-        "cut": "truncated: 22,400 bytes of pixels promised",
+        "cut": "truncated: 22,400 bytes of pixels declared",
         "nan": "all pixels are NaN",
         "cube": "3-dimensional with shape (3, 70, 80)",
         "text": "not a FITS file",

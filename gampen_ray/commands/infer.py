@@ -126,7 +126,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     inputs = {
         "bundle": bundle_digest(config.bundle),
         "dataset": source.info.fingerprint,
-        "dataset layout": layout_identity(source, config.dataset, units),
+        "dataset layout": layout_identity(config.dataset, units),
     }
     began, precision = time.time(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ from gampen_ray.provenance import content_fingerprint
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
-# A small input is cut finer than asked, so that all workers get their share and progress is seen.
+# A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
 _FOOTER_THREADS = 32
 _COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
@@ -30,18 +30,18 @@ _COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Some rows that are read, predicted and written together.
+    """Rows that are read, predicted and written together.
 
     Parameters
     ----------
     name
-        Of the catalogue file it becomes; the same in every run.
+        Name of the catalogue file, the same in every run.
     num_rows
-        How many rows.
+        Number of rows.
     uri, start, stop
         Row groups ``start`` to ``stop`` of a shard; empty for files.
     rows
-        Rows of an ingest's plan, as an Arrow stream; empty for shards.
+        Rows of an ingest plan as an Arrow stream; empty for shards.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where galaxies come from; small, so that it can be sent to every task.
+    """Where cutouts come from; small enough to send to every task.
 
     Parameters
     ----------
     info
-        What holds for all of them.
+        Metadata of the dataset.
     reader
         How the files of a folder are read; None for shards.
     """
@@ -68,7 +68,7 @@ class Source:
     reader: ReaderConfig | None
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the bytes read for it, as stored.
+        """Yield a unit's rows in batches of at most N = ``num_rows``, each with the number of stored bytes read.
 
         Yields
         ------
@@ -106,8 +106,8 @@ def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
 
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
     rows = {name: np.asarray(values) for name, values in columns.items()}
-    done_to_pixels = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
-    return done_to_pixels | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
+    unchanged = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
+    return unchanged | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
 
 
 def open_source(
@@ -127,7 +127,7 @@ def open_source(
     dataset
         Dataset of cutout shards, folder of cutouts, or GaMPEN data folder.
     split
-        Of a dataset that has splits; empty: all rows.
+        Split of a dataset of shards; empty: all rows.
     reader
         How the files of a folder are read; its bands are not used.
     bands, size
@@ -135,7 +135,7 @@ def open_source(
     pattern
         Which files of a folder are taken, if no table lists them.
     unit_rows
-        Rows of a unit at most, but for a row group that has more.
+        Maximum rows of a unit; a larger row group is one unit.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def open_source(
     return Source(info=info, reader=reader), units
 
 
-def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:
+def layout_identity(dataset: str, units: Sequence[Unit]) -> str:
     """Return a hash of how a dataset's rows are divided among its units."""
     rows = [(unit.name, unit.uri.removeprefix(dataset), unit.start, unit.stop, unit.num_rows) for unit in units]
     return content_fingerprint({"units": rows})
@@ -186,7 +186,7 @@ def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows:
 
 
 def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> list[Unit]:
-    """Return the units of shard number ``index``: runs of its row groups of at most ``unit_rows`` rows, but one group each."""
+    """Return the units of shard number ``index``: runs of row groups of at most ``unit_rows`` rows, or one larger group."""
     units: list[Unit] = []
     start = 0
     for stop in range(1, len(group_rows) + 1):
@@ -202,5 +202,5 @@ def _unit_rows(asked: int, total: int) -> int:
 
 
 def _filled(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Identifiers without nulls; a row without one is in quarantine already, with that reason."""
+    """Replace null identifiers; their rows have a reason already."""
     return ids.fill_null(0 if pa.types.is_integer(ids.type) else "")

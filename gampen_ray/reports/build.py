@@ -1,4 +1,4 @@
-"""Gathers what the page of a model and its evaluated catalogue shows.
+"""Gather the content of the report of a model and its evaluated catalogue.
 
 Shape legend: N galaxies, D targets, G grid points, C bands, H x W pixels.
 """
@@ -26,7 +26,7 @@ from gampen_ray.training.run import HISTORY
 logger = logging.getLogger(__name__)
 
 _GRID = 256
-# Above it the default is the quarter turns alone: the published VGG-16 takes many seconds a cutout on a CPU.
+# Above it, quarter turns are the default: the published VGG-16 takes many seconds per cutout on a CPU.
 _MAX_LIGHT_PARAMETERS = 10_000_000
 
 
@@ -40,12 +40,12 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     num_examples
         Galaxies shown with their crop and posterior.
     num_angles
-        Angles at which each of them is predicted once more; None: as many as the network's size allows.
+        Angles at which each of them is predicted; None: chosen by the size of the network.
 
     Raises
     ------
     UserError
-        If there is no evaluation, or its catalogue, dataset or bundle is gone or has changed.
+        If there is no evaluation, or its catalogue, dataset or bundle is missing or has changed.
     """
     uri = storage.join(evaluation_folder, EVALUATION)
     if not storage.exists(uri):
@@ -55,16 +55,15 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, num_examples)
     image_NCHW = _images(judged.manifest["config"], catalog["object_id"].take(rows))
-    column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
         object_id_N=np.asarray(catalog["object_id"].to_pylist()),
         truth_ND=judged.truths_ND,
-        median_ND=column["median"],
-        lo68_ND=column["lo68"],
-        hi68_ND=column["hi68"],
+        median_ND=_columns(catalog, bundle, "median"),
+        lo68_ND=_columns(catalog, bundle, "lo68"),
+        hi68_ND=_columns(catalog, bundle, "hi68"),
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
@@ -81,13 +80,13 @@ def _columns(catalog: pa.Table, bundle: Bundle, key: str) -> np.ndarray:
 
 
 def _example_rows(catalog: pa.Table, count: int) -> np.ndarray:
-    """Return rows evenly spread over the learned crop's size."""
+    """Return rows evenly spread in order of the size of the learned crop."""
     order = np.argsort(catalog["crop_scale"].to_numpy(), kind="stable")
     return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 
 
 def _prediction_options(judged: EvaluatedCatalog) -> dict[str, Any]:
-    """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
+    """Return the arguments of `Predictor` and `Bundle.predict` with which the catalogue was made."""
     inference = judged.manifest["config"]
     info = shards.read_dataset_info(inference["dataset"])
     return {
@@ -104,13 +103,8 @@ def _rotation(judged: EvaluatedCatalog, image_NCHW: np.ndarray, num_angles: int 
         num_angles = 36 if _num_parameters(judged.bundle) <= _MAX_LIGHT_PARAMETERS else 4
     if num_angles == 0:
         return None
-    logger.info("turning %d cutouts to %d angles", len(image_NCHW), num_angles)
+    logger.info("rotating %d cutouts to %d angles", len(image_NCHW), num_angles)
     return rotation_stability(judged.bundle, image_NCHW, num_angles=num_angles, **_prediction_options(judged))
-
-
-def _speed(rates: dict[str, Any]) -> dict[str, str]:
-    # A run that found all of its work done has none.
-    return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
 
 
 def _num_parameters(bundle: Bundle) -> int:
@@ -118,21 +112,20 @@ def _num_parameters(bundle: Bundle) -> int:
 
 
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
-    """Return rows of the catalogue, predicted once more for their curves and crops."""
+    """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **_prediction_options(judged))
     prediction = predictor(image_NCHW)
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
-    examples = []
+    examples, names = [], judged.bundle.targets.names
     for i, row in enumerate(rows):
         curves = {}
-        for d, name in enumerate(judged.bundle.targets.names):
+        for d, name in enumerate(names):
             truth = judged.truths_ND[row, d]
             y_G = np.linspace(min(ends_NQD[i, 0, d], truth), max(ends_NQD[i, 1, d], truth), _GRID)
             curves[name] = (y_G, prediction.mixture[i].marginal_density(d, y_G)[0])
-        names = judged.bundle.targets.names
         examples.append(
             Example(
                 object_id=judged.catalog["object_id"][int(row)].as_py(),
@@ -150,7 +143,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
 def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
     """Return the cutouts of some galaxies in the order of ``ids``."""
     found: dict[Any, np.ndarray] = {}
-    wanted = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    wanted = ids.combine_chunks()
     for uri in shards.shard_uris(inference["dataset"], inference["split"]):
         id_column = shards.read_shard(uri, ["object_id"])["object_id"]
         rows = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
@@ -161,7 +154,7 @@ def _images(inference: dict[str, Any], ids: pa.ChunkedArray) -> np.ndarray:
 
 
 def _history(bundle_uri: str) -> list[dict[str, Any]]:
-    """Return the training history if the bundle lies in its run folder, else nothing."""
+    """Return the training history if the bundle is in its run folder, else an empty list."""
     for uri in (storage.join(bundle_uri, HISTORY), storage.join(bundle_uri, "..", HISTORY)):
         if storage.exists(uri):
             return storage.read_json(uri)
@@ -177,8 +170,10 @@ def _training(provenance: dict[str, Any]) -> str:
 
 
 def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
-    manifest, inference = judged.manifest, judged.manifest["config"]
+    manifest, inference, rates = judged.manifest, judged.manifest["config"], judged.manifest["rates"]
     info = shards.read_dataset_info(inference["dataset"])
+    # A run that had nothing left to predict has no rates.
+    speed = {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
     return {
         "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
         "split": inference["split"] or "all",
@@ -190,7 +185,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),
-        **_speed(manifest["rates"]),
+        **speed,
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",
     }

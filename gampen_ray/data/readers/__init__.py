@@ -1,6 +1,6 @@
-"""From the content of a file to a cutout: the contract of a reader, and the readers by name of their format.
+"""Readers of cutout files: their protocol, and the registry by format.
 
-A reader is a class in a file of this folder, or in a module of your own (`gampen_ray.plugins`), registered in `READERS`.
+A reader is a class of this folder, or of a module of your own (`gampen_ray.plugins`), registered in `READERS`.
 """
 
 import gzip
@@ -35,12 +35,12 @@ class CutoutReader(Protocol):
 
 
 READERS: Registry[type[CutoutReader]] = Registry("reader.format")
-"""Readers by name of their format; with format "auto" the first one that recognises a file reads it."""
+"""Readers by format; with format "auto" the first one that recognises a file reads it."""
 READERS.register("fits")(FitsReader)
 
 
 def chosen_readers(config: ReaderConfig) -> dict[str, CutoutReader]:
-    """Return the readers of the format asked for, or of all formats, by name; a `UserError` if there is none of this name."""
+    """Return the reader of the configured format, or all readers for "auto", by name; a `UserError` for an unknown name."""
     names = READERS.names if config.format == "auto" else (config.format,)
     return {name: READERS[name]() for name in names}
 
@@ -88,14 +88,14 @@ def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig)
 
 
 def _gunzip(data: bytes) -> bytes:
-    # In small reads: a single large one would allocate its whole size first.
+    # Reads in chunks: one large read would allocate its full size first.
     content = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 content += chunk
                 if len(content) > MAX_FILE_BYTES:
-                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: no cutout")
+                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: too large for a cutout")
     except EOFError:
         raise CutoutError("the gzip file is truncated") from None
     except (OSError, zlib.error) as error:
