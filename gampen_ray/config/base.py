@@ -10,7 +10,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import pydantic
@@ -209,7 +209,7 @@ def load_toml(text: bytes, source: str) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """Return a config as TOML text that `load_toml` and `build` turn into an equal one; values without effect are left out."""
-    return tomli_w.dumps(_without(to_dict(config), _without_effect(config)))
+    return tomli_w.dumps(without(to_dict(config), _without_effect(config)))
 
 
 def fields(cls: type) -> dict[str, Any]:
@@ -311,9 +311,10 @@ def _without_effect(config: Any) -> dict[_Path, tuple[Needs, str, Any]]:
     return found
 
 
-def _without(table: dict[str, Any], paths: Any, here: _Path = ()) -> dict[str, Any]:
+def without(table: dict[str, Any], paths: Container[_Path], here: _Path = ()) -> dict[str, Any]:
+    """Return nested values without those at some paths; ``here`` is the path of the table itself."""
     return {
-        key: _without(value, paths, (*here, key)) if isinstance(value, dict) else value
+        key: without(value, paths, (*here, key)) if isinstance(value, dict) else value
         for key, value in table.items()
         if (*here, key) not in paths
     }

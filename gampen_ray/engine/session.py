@@ -15,6 +15,7 @@ import ray.train
 
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
+from gampen_ray.storage import AGAIN
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
@@ -94,7 +95,7 @@ def known_cause(error: BaseException) -> UserError | StorageError | None:
     # Ray's own reading and writing, such as a checkpoint on a full disk; subclasses are mostly connections between processes.
     if type(error) is OSError and (error.errno is not None or "AWS Error" in str(error)):
         text = str(error).partition("\n")[0] if error.errno is None else f"[Errno {error.errno}] {error.strerror}"
-        return StorageError(f"{text}; correct it, and give the same command again: what is finished stays")
+        return StorageError(f"{text}; correct it, and {AGAIN}")
     carried = [error.__cause__, *(getattr(error, name, None) for name in ("cause", "controller_failure"))]
     carried += [*getattr(error, "worker_failures", {}).values(), *error.args]
     found = (known_cause(one) for one in carried if isinstance(one, BaseException))
