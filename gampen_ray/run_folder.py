@@ -109,7 +109,7 @@ class RunFolder:
     ) -> Iterator["RunFolder"]:
         """Claim an output folder for a run, and exclude other processes until the block ends.
 
-        The folder of a finished run is only read. Parameters and errors are those of `check`; a folder that another process uses
+        A finished run is only read. Parameters and errors are those of `check`; a folder that another process uses
         is a `UserError` too.
         """
 
