@@ -28,8 +28,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # An actor that watches for preemption costs a process, and without a cloud it has nothing to report.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor, and the kernel takes a tenth
-    # of a CPU training to clear the same pages again and again.
+    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor to the kernel, which then
+    # spends a tenth of the time of CPU training on clearing the same pages.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 _QUIET = {
     # Failures are raised; the C++ log of the driver only concerns Ray itself.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Results that a driver that ends with an error has not fetched.
+    # Unfetched results of a driver that ends with an error.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
@@ -69,7 +69,7 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
-    # What a function of ours raises inside Ray Data arrives as it is, not as text.
+    # Exceptions of our functions inside Ray Data arrive unchanged, not as text.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     try:
         with _sigterm_as_ctrl_c():
@@ -84,7 +84,7 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
 
 
 def known_cause(error: BaseException) -> UserError | StorageError | None:
-    """Return the user's mistake or the storage failure that an exception of Ray's carries, or None.
+    """Return the user's mistake or the storage failure inside an exception of Ray, or None.
 
     Ray Train wraps the exceptions of its workers and of its controller, Ray Core those of tasks and of actors that do not
     start, and any of them may wrap another.
@@ -114,7 +114,7 @@ def _start(verbose: bool) -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    # A submitted job's workers have the variables of the job.
+    # The workers of a submitted job inherit the variables of the job.
     if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with contextlib.nullcontext() if verbose else _no_stderr():
