@@ -1,6 +1,6 @@
 """Bayesian posteriors of galaxy structural parameters from survey cutouts, at any scale.
 
-``load_bundle`` gives a trained model; every verb of the command line, and of a plugin, is a function of the same name, as
+``load_bundle`` loads a trained model. Each verb of the command line or of a plugin is also a function of that name, such as
 ``train``.
 """
 
@@ -33,7 +33,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds; `gampen-ray --help` must not.
+    # Lazily: importing torch takes seconds, which `gampen-ray --help` must not wait for.
     if name == "load_bundle":
         from gampen_ray.inference.bundle import load_bundle
 

@@ -93,7 +93,7 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
     values = {"dataset": str(tmp_path), "output": str(tmp_path), field: "s3://galaxies/a"}
     assert cli.main(["train", *(f"--{name}={value}" for name, value in values.items())]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"gampen-ray: error: {field}: s3://galaxies/a: the server fails, 1 times in a row: ")
+    assert error.startswith(f"gampen-ray: error: {field}: s3://galaxies/a: the server failed 1 times in a row: ")
     assert "check AWS_ENDPOINT_URL and the network" in error
     assert error.count("\n") == 1
 
@@ -190,7 +190,7 @@ def test_a_circle_of_files_and_a_file_that_is_not_there_are_refused(tmp_path: Pa
     for name, other in (("a", '"b.toml"'), ("b", '"a.toml"'), ("c", '"none.toml"'), ("d", "3")):
         (tmp_path / f"{name}.toml").write_text(f"extends = {other}\n")
     messages = {
-        "a": "extends itself by way of",
+        "a": "extends itself through",
         "c": "none.toml: no such file",
         "d": "extends: 3 is not allowed; give the name",
     }

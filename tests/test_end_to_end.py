@@ -71,7 +71,7 @@ def test_report_replaces_a_report_and_nothing_else(
     report = ["report", "--evaluation", str(demo_folder / "evaluation"), "--output"]
     (tmp_path / "thesis.tex").write_text("irreplaceable")
     assert cli.main([*report, str(tmp_path / "thesis.tex")]) == 2
-    assert "is there and no report of gampen_ray; nothing was changed" in capsys.readouterr().err
+    assert "exists and is not a gampen_ray report; nothing was changed" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
     assert cli.main([*report, str(tmp_path / "page.html")]) == 0
     assert cli.main([*report, str(tmp_path / "page.html"), "--num-examples", "2"]) == 0

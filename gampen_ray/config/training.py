@@ -33,21 +33,21 @@ class TrainConfig:
     targets: Annotated[dict[str, TargetConfig], _IfReplaced] = dataclasses.field(default_factory=default_targets)
     """Target columns and their transforms."""
     images: Annotated[ImagesConfig, _IfNew] = default(ImagesConfig)
-    """From cutouts to network inputs."""
+    """Image preprocessing."""
     network: Annotated[NetworkConfig, _IfNew] = default(NetworkConfig)
     """The network."""
     fine_tune: FineTuneConfig = default(FineTuneConfig)
     """Start from a trained bundle."""
     optimizer: OptimizerConfig = default(OptimizerConfig)
-    """How the weights are fitted."""
+    """Optimisation of the weights."""
     calibration: CalibrationConfig = default(CalibrationConfig)
     """Post-hoc calibration."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of initial weights, shuffling, augmentation and dropout."""
     checkpoint_steps: int = pydantic.Field(default=0, ge=0)
-    """Optimiser steps from one checkpoint to the next, beside that at the end of each epoch; 0: that alone."""
+    """Optimiser steps between checkpoints within an epoch; 0: checkpoints at the end of each epoch only."""
     mlflow: str = ""
     """MLflow tracking URI, such as sqlite:///mlflow.db or a server's (needs `pip install "gampen_ray[mlflow]"`); empty: metrics
-    go to tensorboard/ in the run folder alone."""
+    only go to tensorboard/ in the run folder."""
     resources: TrainResources = default(TrainResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""

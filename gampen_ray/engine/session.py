@@ -15,6 +15,7 @@ import ray.train
 
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
+from gampen_ray.storage import AGAIN
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
@@ -27,8 +28,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # An actor that watches for preemption costs a process, and without a cloud it has nothing to report.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor, and the kernel takes a tenth
-    # of a CPU training to clear the same pages again and again.
+    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor to the kernel, which then
+    # spends a tenth of the time of CPU training on clearing the same pages.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -41,7 +42,7 @@ _ENVIRONMENT = {
 _QUIET = {
     # Failures are raised; the C++ log of the driver only concerns Ray itself.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Results that a driver that ends with an error has not fetched.
+    # Unfetched results of a driver that ends with an error.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
@@ -88,7 +89,7 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
 
 
 def known_cause(error: BaseException) -> UserError | StorageError | None:
-    """Return the user's mistake or the storage failure that an exception of Ray's carries, or None.
+    """Return the user's mistake or the storage failure inside an exception of Ray, or None.
 
     Ray Train wraps the exceptions of its workers and of its controller, Ray Core those of tasks and of actors that do not
     start, and any of them may wrap another.
@@ -99,7 +100,7 @@ def known_cause(error: BaseException) -> UserError | StorageError | None:
     # Ray's own reading and writing, such as a checkpoint on a full disk; subclasses are mostly connections between processes.
     if type(error) is OSError and (error.errno is not None or "AWS Error" in str(error)):
         text = str(error).partition("\n")[0] if error.errno is None else f"[Errno {error.errno}] {error.strerror}"
-        return StorageError(f"{text}; correct it, and give the same command again: what is finished stays")
+        return StorageError(f"{text}; correct it, and {AGAIN}")
     carried = [error.__cause__, *(getattr(error, name, None) for name in ("cause", "controller_failure"))]
     carried += [*getattr(error, "worker_failures", {}).values(), *error.args]
     found = (known_cause(one) for one in carried if isinstance(one, BaseException))
@@ -118,7 +119,7 @@ def _start(verbose: bool) -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    # A submitted job's workers have the variables of the job.
+    # The workers of a submitted job inherit the variables of the job.
     if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with contextlib.nullcontext() if verbose else _no_stderr():
