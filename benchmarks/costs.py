@@ -1,9 +1,9 @@
-"""What surveys cost: `infer --estimate` measured here, and its formula for other sizes and devices; prints JSON and a table.
+"""Cost of surveys: `infer --estimate` on this machine, and its formula for other sizes and devices; prints JSON and a table.
 
     python benchmarks/costs.py WORK
 
-WORK is a folder for the inputs. Measured on this machine: galaxies/s of a worker, bytes read and written a galaxy. Assumed,
-where there is no GPU: how many operations a second one sustains.
+WORK is a folder for the inputs. Measured on this machine: galaxies/s of a worker, bytes read and written per galaxy. Assumed
+if it has no GPU: the operations per second that a GPU sustains.
 """
 
 import json
@@ -23,19 +23,19 @@ from gampen_ray.model.flops import inference_flops
 NETWORKS = {"compact": (NetworkConfig(), 64, 20 * GALAXIES_PER_FILE, GALAXIES_PER_FILE), "vgg16": (gampen_vgg16(), 143, 64, 16)}
 """Network, side of the cutouts (pixels), galaxies, and galaxies per shard."""
 SUSTAINED = {"compact": 0.1, "vgg16": 0.3}
-"""Share of a GPU's arithmetic that a network is assumed to sustain where there is none to measure it."""
+"""Share of a GPU's peak arithmetic that a network is assumed to sustain, if there is no GPU to measure it."""
 L4_FLOP_PER_SECOND = 121e12
-"""Dense bfloat16 operations per second of the GPU of cluster/aws.yaml and gcp.yaml, by its maker's data sheet."""
+"""Dense bfloat16 operations per second of the GPU of cluster/aws.yaml and gcp.yaml, from its data sheet."""
 CPU_SECONDS = 0.25e-3
-"""Of a core for reading a cutout of 64 pixels (20,000 a second) and summarising its posterior (0.2 ms): measured on CPUs."""
+"""Core time to read a cutout of 64 pixels (20,000 per second) and summarise its posterior (0.2 ms), measured on CPUs."""
 NODE_CPUS = 8
-"""Beside each GPU in cluster/aws.yaml and gcp.yaml."""
+"""CPUs per GPU in cluster/aws.yaml and gcp.yaml."""
 START_SECONDS = 300.0
-"""Assumed from asking for a node to its first galaxy."""
+"""Assumed time from the request for a node to its first galaxy."""
 REQUESTS_PER_UNIT = 8 + 3
-"""GET and HEAD, POST and PUT: what a proxy in front of the tests' S3 server counted for each unit of 2,048 cutouts."""
+"""GET and HEAD, POST and PUT requests per unit of 2,048 cutouts, counted by a proxy in front of the tests' S3 server."""
 SURVEYS = {10**6: 1, 10**8: 8, 10**9: 32}
-"""Cutouts, and GPUs of one node each."""
+"""Number of GPUs, on a node each, by number of cutouts."""
 
 
 def main(work: str) -> None:
@@ -51,8 +51,8 @@ def main(work: str) -> None:
 def network(name: str, work: Path, other: dict[str, Any] | None) -> dict[str, Any]:
     """Measure a network, and return what surveys cost with it.
 
-    A galaxy takes as many bytes of a catalogue as with any ``other`` network, of which more galaxies were predicted: of the
-    files of a few galaxies most is metadata.
+    The catalogue's bytes per galaxy are those of the ``other`` network, if given, which predicted more galaxies: small files
+    are mostly metadata.
     """
     config, size, count, per_shard = NETWORKS[name]
     save(model(config, size), work / "model")
@@ -63,7 +63,7 @@ def network(name: str, work: Path, other: dict[str, Any] | None) -> dict[str, An
         output=str(work / "output"),
         posterior="mixture",
         estimate=True,
-        # On CPUs one worker has all cores.
+        # On CPUs, one worker uses all cores.
         resources=ActorResources(num_workers=0 if DEVICE == "cuda" else 1),
     )
     measured = infer(job)["measured"]

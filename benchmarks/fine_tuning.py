@@ -1,10 +1,10 @@
-"""Fine-tuning a bundle to a target it does not know, against training from scratch on the same 2,000 galaxies.
+"""Fine-tuning a bundle to a new target, against training from scratch on the same 2,000 galaxies.
 
     python benchmarks/fine_tuning.py DEMO/run WORK
 
 DEMO is the folder of `gampen-ray demo`; WORK is a folder to create, or one of an interrupted benchmark. New galaxies are
-simulated for each seed. Both ways get the same number of epochs, and the learning rate that is the best of three on the first
-seed. Prints JSON: the validation loss is the negative log-likelihood in standardised target space, which both share.
+simulated for each seed. Both use the same number of epochs, and the best of three learning rates on the first seed. Prints
+JSON; the validation loss is the negative log-likelihood in standardised target space, which is the same for both.
 """
 
 import dataclasses
@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from parts import trained_metrics
+
 from gampen_ray import storage
 from gampen_ray.config import FineTuneConfig, OptimizerConfig, SplitConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
 from gampen_ray.simulation.dataset import dataset_info
 from gampen_ray.simulation.galaxies import simulate
 from gampen_ray.simulation.surveys import SURVEYS
-from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import BUNDLE, HISTORY, execute, prepare
+from gampen_ray.training.run import HISTORY
 
 TARGET = {"concentration": TargetConfig()}
 NUM_ROWS = {"train": 2_000, "val": 1_000}
@@ -57,7 +57,7 @@ def main(bundle: str, work: str) -> None:
 
 
 def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Train once, or find the finished training, and return validation loss, its epoch, and coverage."""
+    """Train, unless that is done, and return validation loss, its epoch, and coverage."""
     config = TrainConfig(
         dataset=dataset(f"{work}/dataset-{seed}", seed),
         output=f"{work}/{name}-{learning_rate:g}-{seed}",
@@ -66,10 +66,7 @@ def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, 
         fine_tune=start,
         seed=seed,
     )
-    if not Path(config.output, BUNDLE, CHECKSUMS).exists():
-        run = prepare(config)
-        execute(LocalWorker.read(run), run)
-    metrics = load_bundle(config.output).metrics
+    metrics = trained_metrics(config)
     history = storage.read_json(f"{config.output}/{HISTORY}")
     logger.info("%s, learning rate %g, seed %d: validation loss %.4f", name, learning_rate, seed, metrics["val_loss"])
     return {
@@ -82,7 +79,7 @@ def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, 
 
 
 def dataset(root: str, seed: int) -> str:
-    """Simulate exactly ``NUM_ROWS`` galaxies, if they are not there, and return the dataset's folder."""
+    """Simulate exactly ``NUM_ROWS`` galaxies, unless that is done, and return the dataset's folder."""
     if not Path(root, shards.DATASET_JSON).exists():
         survey, scene = SURVEYS["kids-r"], dict[str, Any](cutout_size=64, neighbour_fraction=0.2, seed=seed)
         info = dataset_info(survey, SplitConfig(), {"num_galaxies": sum(NUM_ROWS.values()), **scene})

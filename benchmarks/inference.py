@@ -1,18 +1,18 @@
-"""What inference costs, as ratios measured in one run; prints JSON.
+"""Cost of inference, as ratios measured in one run; prints JSON.
 
     python benchmarks/inference.py WORK [SECTION ...]
 
-WORK is a folder for inputs and outputs. Sections, all of them where none is named:
+WORK is a folder for inputs and outputs. Sections, by default all:
 
-pipeline    galaxies/s of `infer` over those of a bare loop on batches in memory, in as many processes with as many threads;
-            two minutes or more, start-up excluded and told
-passes      cost of K = 32 passes over that of one, by where the dropout is; cost of the masks themselves
+pipeline    galaxies/s of `infer` over those of a bare loop on batches in memory, with the same numbers of processes and
+            threads; two minutes or more, start-up reported separately
+passes      cost of K = 32 passes over that of one, by placement of the dropout; cost of the masks
 actors      galaxies/s against the number of actors
 memory      peak memory of driver and workers for 20,000 galaxies and for ten times as many
-units       start-ups of the actor and memory of the driver for 2,000 units of 8 galaxies and for 20,000; then the latter killed
-            half-way with SIGKILL and continued, and what galaxies the catalogue holds
+units       actor starts and driver memory for 2,000 and for 20,000 units of 8 galaxies; then the latter killed half-way with
+            SIGKILL and resumed, with a check of the ids in the catalogue
 million     one million cutouts of 32 x 32 pixels in one job
-precision   time to a posterior summary as precise as that of 1,000 passes of which one draw each is kept
+precision   time to a posterior summary as precise as that of 1,000 passes with one draw each
 """
 
 import concurrent.futures
@@ -70,11 +70,8 @@ def main(work: str, *sections: str) -> None:
     sys.stdout.write("\n")
 
 
-# --- sections ------------------------------------------------------------------------------------------------------------
-
-
 def pipeline(work: Path) -> dict[str, Any]:
-    """Compare the whole job with the model alone."""
+    """Compare the job with the model alone."""
     result = {}
     for name, (config, size, count, per_shard) in PIPELINES.items():
         save(model(config, size), work / name / "model")
@@ -93,7 +90,7 @@ def pipeline(work: Path) -> dict[str, Any]:
 
 
 def passes(work: Path) -> dict[str, Any]:
-    """Compare K passes with one, and a pass with masks with one without, in turns."""
+    """Compare K passes with one, and masks with none, in turns."""
     del work
     result = {}
     for name, (base, size, _, _) in PIPELINES.items():
@@ -129,13 +126,13 @@ def actors(work: Path) -> dict[str, Any]:
 
 
 def memory(work: Path) -> dict[str, Any]:
-    """Compare the memory of a job with that of one of ten times the rows."""
+    """Compare the memory of two jobs, the second with ten times the rows."""
     save(model(SMALL, 32), work / "model")
     peaks = {}
     for count in (20_000, 200_000):
         cutouts(work / f"data-{count}", 32, count, 2_000)
         with peak_memory() as peak:
-            # Small inputs are cut into smaller units; these are equal.
+            # By default, a small input gets smaller units; these are equal.
             run(work, f"output-{count}", data=f"data-{count}", passes=4, galaxies_per_file=256)
         peaks[count] = dict(peak)
     growth = {who: peaks[200_000][who] / peaks[20_000][who] - 1 for who in peaks[20_000]}
@@ -160,7 +157,7 @@ def units(work: Path) -> dict[str, Any]:
 
 
 def million(work: Path) -> dict[str, Any]:
-    """Run a million cutouts through in one job."""
+    """Predict a million cutouts in one job."""
     save(model(SMALL, 32), work / "model")
     cutouts(work / "data", 32, 1_000_000, 10_000)
     with peak_memory() as peak:
@@ -169,12 +166,9 @@ def million(work: Path) -> dict[str, Any]:
 
 
 def precision(work: Path) -> dict[str, Any]:
-    """Compare K Gaussians with 1,000 draws, one of each pass of a plain loop, at equal scatter of the 68 % bounds."""
+    """Compare K Gaussians with 1,000 draws, one from each pass of a plain loop, at equal scatter of the 68 % bounds."""
     del work
     return equal_precision((0.1, 0.3))
-
-
-# --- parts ---------------------------------------------------------------------------------------------------------------
 
 
 def run(
@@ -213,7 +207,7 @@ def _loop(bundle: str, image_NCHW: np.ndarray, index: int) -> float:
 
 
 def thinned(bundle: Bundle, num_passes: int) -> ThinnedNetworks:
-    """Return what a predictor on this device has inside."""
+    """Return the networks of a predictor on this device."""
     dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
     device, band = torch.device(DEVICE), bundle.images.repeats_a_band
     return ThinnedNetworks(bundle.network, num_passes, 0, device=device, dtype=dtype, repeated_band=band)
@@ -232,7 +226,7 @@ def shortest(networks: dict[str, ThinnedNetworks], x_NCHW: torch.Tensor) -> dict
 
 
 def flops(bundle: Bundle) -> int:
-    """Return the floating-point operations of all passes for one galaxy, counted."""
+    """Return the floating-point operations of all passes for one galaxy."""
     images = bundle.images
     channels = 1 if images.repeats_a_band else images.channels
     return inference_flops(
@@ -241,7 +235,7 @@ def flops(bundle: Bundle) -> int:
 
 
 def watched(work: Path, count: int, output: str, *, kill_at: int = 0) -> dict[str, Any]:
-    """Run `infer` by its command on so many units, and kill it at ``kill_at`` files (0: never)."""
+    """Run the command `infer` on ``count`` units, and kill it at ``kill_at`` files (0: never)."""
     fields = {"bundle": work / "model", "dataset": work / f"data-{count}", "output": work / output, "num-passes": 1}
     flags = [f"--{name}={value}" for name, value in (fields | {"resources.num-workers": 1}).items()]
     began, peak, actors, catalog = time.perf_counter(), 0.0, set(), work / output / "catalog"
@@ -287,7 +281,7 @@ def ancestors(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Yield the peak memory (proportional set size, MiB) of this process and of its largest inference actor meanwhile."""
+    """Yield the peak memory (proportional set size, MiB) of this process, its largest actor and its largest writer."""
     peak, stop = {"driver": 0.0, "largest_actor": 0.0, "largest_writer": 0.0}, threading.Event()
 
     def watch() -> None:

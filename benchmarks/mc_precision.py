@@ -1,4 +1,4 @@
-"""How many passes a posterior takes: K Gaussians against draws, one of each pass, at equal Monte Carlo precision.
+"""Number of passes for a posterior: K Gaussians against one draw from each pass, at equal Monte Carlo precision.
 
 Shape legend: N galaxies, K passes, D targets, P network outputs, C channels, H x W pixels.
 """
@@ -23,10 +23,10 @@ _LEVELS = np.array([0.15865, 0.84135])
 
 
 def equal_precision(shares: tuple[float, ...]) -> dict[str, Any]:
-    """Measure both ways with the published network for several epistemic shares of the variance.
+    """Measure both methods with the published network for several epistemic shares of the variance.
 
-    The plain loop runs once. Its passes serve for all shares, as the aleatoric variance is set such that a share is epistemic,
-    and for the scatter over seeds, for which passes are drawn from them anew with replacement: both ways see the same.
+    The plain loop runs once. Its passes are used for all shares, with the aleatoric variance set to give each share, and for
+    the scatter over seeds, by resampling with replacement.
     """
     bundle = model(gampen_vgg16(), 143)
     images_NCHW = blobs(_GALAXIES, 143)

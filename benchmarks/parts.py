@@ -1,17 +1,20 @@
-"""Models and cutouts that benchmarks share."""
+"""Models and cutouts for the benchmarks."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from gampen_ray.config import NetworkConfig, TargetConfig
+from gampen_ray.config import NetworkConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.run import BUNDLE, execute, prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = dataclasses.replace(
@@ -21,7 +24,7 @@ SMALL = dataclasses.replace(
 
 
 def model(config: NetworkConfig, size: int) -> Bundle:
-    """Return an untrained model of the demo's targets, its network's input three copies of a band where it is GaMPEN's."""
+    """Return an untrained model of the demo's targets; GaMPEN's network takes three copies of a band."""
     names = ("bulge_to_total", "effective_radius_arcsec", "flux")
     values_ND = np.random.default_rng(0).uniform(0.1, 0.9, (1000, 3))
     targets = TargetSchema.fit({name: TargetConfig(transform="log") for name in names}, values_ND, {})
@@ -39,9 +42,17 @@ def model(config: NetworkConfig, size: int) -> Bundle:
 
 
 def save(bundle: Bundle, folder: Path) -> None:
-    """Save a bundle where there is none."""
+    """Save a bundle unless it exists."""
     if not folder.exists():
         bundle.save(str(folder))
+
+
+def trained_metrics(config: TrainConfig) -> dict[str, Any]:
+    """Train, unless that is done, and return the bundle's metrics."""
+    if not Path(config.output, BUNDLE, CHECKSUMS).exists():
+        run = prepare(config)
+        execute(LocalWorker.read(run), run)
+    return load_bundle(config.output).metrics
 
 
 def blobs(count: int, size: int) -> np.ndarray:
@@ -54,7 +65,7 @@ def blobs(count: int, size: int) -> np.ndarray:
 
 
 def cutouts(folder: Path, size: int, count: int, per_shard: int) -> np.ndarray:
-    """Write a dataset where there is none; all shards hold the same images under other ids. Return the images of one."""
+    """Write a dataset unless it exists, with the same images in each shard under other ids; return the images of one."""
     image_NCHW = blobs(per_shard, size)
     if not (folder / shards.DATASET_JSON).exists():
         info = shards.DatasetInfo(bands=("r",), cutout_size=size, num_rows={shards.ALL: count}, fingerprint=f"{size}-{count}")

@@ -1,4 +1,4 @@
-"""Cost of posterior summaries on one core, against the aggregation that GaMPEN publishes: a kernel density of draws.
+"""Cost of posterior summaries on one core, against GaMPEN's published aggregation: a kernel density of draws.
 
 Prints JSON. Both are measured in the same run, on the same posteriors, for three targets and K = 32.
 """

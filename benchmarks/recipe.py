@@ -1,11 +1,11 @@
-"""GaMPEN's published training recipe against ours: same galaxies, same network, same number of images seen; prints JSON.
+"""GaMPEN's published training recipe against ours: same galaxies, network and number of images; prints JSON.
 
     python benchmarks/recipe.py DATASET WORK
 
-DATASET has 10,000 training galaxies or more, such as `gampen-ray simulate` or `gampen-ray demo` makes; WORK is a folder to
-create, or one of an interrupted benchmark. The published recipe is SGD with momentum 0.99, learning rate 5e-7 and batches of 16
-(Ghosh et al. 2022, 2023); as that rate is made for a pretrained VGG-16, it is also given rates that suit a small network from
-random weights.
+DATASET has 10,000 or more training galaxies, as made by `gampen-ray simulate` or `gampen-ray demo`; WORK is a folder to create,
+or one of an interrupted benchmark. The published recipe is SGD with momentum 0.99, learning rate 5e-7 and batches of 16 (Ghosh
+et al. 2022, 2023). That rate is meant for a pretrained VGG-16, so the recipe is also run at rates that suit a small network
+with random weights.
 """
 
 import dataclasses
@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from parts import trained_metrics
 
 from gampen_ray.config import OptimizerConfig, TrainConfig
-from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
-from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import BUNDLE, execute, prepare
 
 EPOCHS = 12
 PUBLISHED = OptimizerConfig(
@@ -64,11 +62,8 @@ def main(dataset: str, work: str) -> None:
 
 
 def measured(config: TrainConfig) -> dict[str, Any]:
-    """Train, or find the finished training, and return validation loss and coverage (mean over targets by level)."""
-    if not Path(config.output, BUNDLE, CHECKSUMS).exists():
-        run = prepare(config)
-        execute(LocalWorker.read(run), run)
-    metrics = load_bundle(config.output).metrics
+    """Train, unless that is done, and return validation loss and coverage (mean over targets by level)."""
+    metrics = trained_metrics(config)
     coverage = {
         kind: {
             f"{level:g}": sum(row["coverage"] for row in rows if row["level"] == level) / sum(r["level"] == level for r in rows)

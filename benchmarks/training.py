@@ -1,12 +1,12 @@
-"""What training costs, as ratios measured in one run; prints JSON.
+"""Cost of training, as ratios measured in one run; prints JSON.
 
     python benchmarks/training.py WORK [SECTION ...]
 
-WORK is a folder for inputs and outputs. Sections, both of them where none is named:
+WORK is a folder for inputs and outputs. Sections, by default both:
 
 pipeline    galaxies/s of Ray Train fed by Ray Data over those of a hand-written loop on tensors in memory, with the same
             network, batch, optimiser and threads; epochs after the first
-workers     two workers of one thread each over one worker of one thread, and the same of bare loops that share nothing
+workers     two workers of one thread each over one worker of one thread, and the same for independent bare loops
 """
 
 import dataclasses
@@ -92,7 +92,7 @@ def pipeline(work: Path) -> dict[str, Any]:
 
 
 def workers(work: Path) -> dict[str, Any]:
-    """Compare two workers with one, and two bare loops that share nothing with one: more than those no two workers can do."""
+    """Compare two workers with one, and two independent bare loops with one, which is the limit for workers."""
     rates, loops = {}, {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for count in (1, 2):
@@ -108,7 +108,7 @@ def workers(work: Path) -> dict[str, Any]:
 
 
 def prepared(work: Path, case: str, name: str) -> Run:
-    """Return a run on a dataset that is made where there is none, with an output of its own."""
+    """Return a run with a new output on a dataset, which is written unless it exists."""
     network, size, count, batch_size = CASES[case]
     folder = work / case
     if not (folder / "data" / shards.DATASET_JSON).exists():
@@ -161,7 +161,7 @@ def bare_loop(run: Run, threads: int) -> float:
     count, start = 0, 0.0
     for step in range(10**9):
         if step == 2:
-            # What comes before warms up.
+            # Earlier steps are warm-up.
             wait()
             count, start = 0, time.perf_counter()
         rows_N = torch.randint(len(y_ND), (config.batch_size,), generator=order)
@@ -182,7 +182,7 @@ def bare_loop(run: Run, threads: int) -> float:
 
 
 def wait() -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device is idle."""
     if GPU:
         torch.cuda.synchronize()
 

@@ -2,7 +2,7 @@
 
 python cluster/local.py up [--workers 2] [--cpus 1]     a head without CPUs, and nodes that work
 python cluster/local.py up --grow [--workers 3] ...     a head alone, whose autoscaler starts such nodes when jobs ask for them
-eval "$(python cluster/local.py env)"                   this shell speaks to it: `ray job submit`, `gampen-ray`, `ray status`
+eval "$(python cluster/local.py env)"                   connects this shell: `ray job submit`, `gampen-ray`, `ray status`
 python cluster/local.py down
 """
 
@@ -39,7 +39,7 @@ _AUTOSCALER = {
 
 
 def main() -> int:
-    """Start or stop the cluster, or tell how to speak to it."""
+    """Start or stop the cluster, or print its environment variables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["up", "env", "down"])
     parser.add_argument("--workers", type=int, default=2, help="nodes beside the head, with --grow at most [2]")
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 class ClusterError(Exception):
-    """What the user is told."""
+    """A failure that is reported to the user in one line."""
 
 
 class Cluster:
@@ -80,7 +80,7 @@ class Cluster:
         try:
             self._folder.chmod(0o700)
         except PermissionError:
-            raise ClusterError(f"{self._folder} belongs to somebody else; give another --folder") from None
+            raise ClusterError(f"{self._folder} belongs to another user; give another --folder") from None
         self._token.unlink(missing_ok=True)
         self._token.touch(mode=0o600)
         self._token.write_text(secrets.token_hex(32))
@@ -105,7 +105,7 @@ class Cluster:
         self._start(name, options, variables)
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which programs find the cluster, and are let in."""
+        """Return the variables with which programs find the cluster and authenticate."""
         state = self._read()
         return {
             "RAY_ADDRESS": state["gcs"],

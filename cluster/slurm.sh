@@ -2,7 +2,7 @@
 # Any verb on the nodes of one Slurm job:  sbatch cluster/slurm.sh infer --bundle RUN --dataset DATA --output CATALOG
 # Change: 1. the lines of #SBATCH: nodes, CPUs and GPUs of a node, time, partition and account of your site.
 # Change: 2. how your site brings the environment: ENVIRONMENT, or a module or container in its place.
-# Change: 3. the file system: DATA and outputs must be seen by all nodes. Cut off by the time limit? The same command goes on.
+# Change: 3. the file system: DATA and outputs must be seen by all nodes. Cut off by the time limit? The same command resumes.
 #SBATCH --job-name=gampen-ray
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -1,9 +1,10 @@
 """Bayesian posteriors of galaxy structural parameters from survey cutouts, at any scale.
 
-``load_bundle`` gives a trained model; every verb of the command line is a function of the same name, such as ``train``.
+``load_bundle`` loads a trained model. Each verb of the command line or of a plugin is also a function of that name, such as
+``train``.
 """
 
-import sys
+import importlib.util
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -32,14 +33,15 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch takes seconds; `gampen-ray --help` must not.
+    # Lazily: importing torch takes seconds, which `gampen-ray --help` must not wait for.
     if name == "load_bundle":
         from gampen_ray.inference.bundle import load_bundle
 
         return load_bundle
-    verb = name.replace("_", "-")
-    if name in __all__ or verb in getattr(sys.modules.get("gampen_ray.commands.registry"), "VERBS", ()):
-        from gampen_ray.commands.registry import python_function
+    # `from gampen_ray import storage` asks here too, before it imports the module.
+    if name in __all__ or not (name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}")):
+        from gampen_ray.commands.registry import load_verbs, python_function
 
-        return python_function(verb)
+        if (verb := name.replace("_", "-")) in load_verbs():
+            return python_function(verb)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Lets ``python -m gampen_ray`` stand for ``gampen-ray``."""
+"""Entry point of ``python -m gampen_ray``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The `gampen-ray` command: one verb per job, its fields from a TOML file and from flags of the same names."""
+"""The `gampen-ray` command: one verb per job, configured by a TOML file and by flags named after its fields."""
 
 import argparse
 import difflib
@@ -28,19 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 2 for a mistake of the user's, such as storage that cannot be reached, and 1 for storage that fails later, each told
-        in one line on standard error; 1 for any other failure.
+        0 on success, 2 for a user's mistake, such as unreachable storage, 1 for any other failure. A mistake or a storage
+        failure is reported in one line on standard error.
     """
     _log_to_stderr()
     try:
         verb, config = parse(sys.argv[1:] if arguments is None else arguments)
         verb.run(config)
-    except UserError as error:
+    except (UserError, StorageError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
-        return 2
-    except StorageError as error:
-        sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
-        return 1
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{_PROGRAM}: interrupted; run the same command again to resume\n")
         return 1
@@ -61,7 +58,7 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     Raises
     ------
     UserError
-        For an unknown verb or flag, or a value out of its domain.
+        For an unknown verb or flag, or an invalid value.
     SystemExit
         After ``--help``, ``--version`` and ``--completion``.
     """
@@ -92,13 +89,15 @@ class _Parser(argparse.ArgumentParser):
 
 class _Completion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.exit(0, completion())
+        # `exit` would print it on standard error, which `source <(...)` does not read.
+        sys.stdout.write(completion())
+        parser.exit(0)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog=_PROGRAM, description="Bayesian posteriors of galaxy structural parameters, at any scale.")
     parser.add_argument("--version", action="version", version=__version__)
-    text = f"print the completion of verbs and flags for bash: source <({_PROGRAM} --completion bash)"
+    text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in load_verbs().items():
@@ -110,7 +109,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
             allow_abbrev=False,
         )
-        # The many flags of the other verbs are not needed.
+        # Only the verb that runs needs its many flags.
         if name in arguments:
             _add_flags(sub, verb)
     return parser
@@ -118,17 +117,17 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     metavar = "CONFIG.toml"
-    meaning = 'TOML file with the fields below; extends = "OTHER.toml" in it takes those of another file first'
+    meaning = 'TOML file with the fields below; with extends = "OTHER.toml", it overrides those of another file'
     if verb.positional:
         metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
-    parser.add_argument("--verbose", action="store_true", help="show Ray's own log and progress too")
+    parser.add_argument("--verbose", action="store_true", help="also show Ray's own log and progress")
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
             default = "required" if leaf.default is PydanticUndefined else f"default: {shown(leaf.default)}"
             help_text = f"{leaf.description} [{default}]".replace("\n", " ").replace("%", "%%")
-            # A switch is on where its value is left out.
+            # A boolean flag without a value is true.
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.annotation is bool else {}
             spellings = dict.fromkeys([_flag(leaf.name), f"--{leaf.name}"])
             group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
@@ -137,16 +136,18 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
 def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
-    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --help" ;;' for name, verb in verbs.items()]
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --verbose --help" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
             "_gampen_ray() {",
-            "  local words",
+            '  local words current="${COMP_WORDS[COMP_CWORD]}"',
             "  case ${COMP_WORDS[1]} in",
             *cases,
             "  esac",
-            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version"',
-            '  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))',
+            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version --completion"',
+            # What is no flag is a value or a TOML file: none of our words, but a file name.
+            '  [ "$COMP_CWORD" != 1 ] && [[ $current != -* ]] && words=""',
+            '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
             "}",
             f"complete -o default -F _gampen_ray {_PROGRAM}",
             "",
@@ -162,7 +163,7 @@ def _unknown_flag(flag: str, name: str, verb: Verb) -> str:
     field = flag.partition("=")[0].removeprefix("--").replace("-", "_")
     table: dict[str, Any] = {}
     _set(table, field, None)
-    # A name of an earlier version is refused as such.
+    # A former name of a field has its own message.
     upgraded(verb.config, table, refuse=True)
     close = difflib.get_close_matches(_flag(field), map(_flag, verb.leaves), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
@@ -177,7 +178,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _value(text: str, annotation: Any) -> Any:
-    """Return a flag's value: text where the field takes text, else a TOML value, or a list of words between commas."""
+    """Parse a flag: text for a text field, else a TOML value or a comma-separated list."""
     if annotation is str or typing.get_origin(annotation) is typing.Literal:
         return text
     try:

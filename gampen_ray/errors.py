@@ -1,16 +1,16 @@
-"""What a job stops with in one line: the user's mistakes, and storage that does not do its work."""
+"""Errors that end a job with one line: mistakes of the user and storage failures."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: one line that names the field, the value and the remedy.
+    """A mistake in the user's input: one line that names the field, the value and the remedy.
 
     The command line prints it on standard error and exits with 2.
     """
 
 
 class StorageError(RuntimeError):
-    """A disk that is full, or a server that does not answer: one line that names the file and what happened.
+    """A storage failure, such as a full disk or a server that does not respond: one line that names the file and the cause.
 
-    No row is to blame for it: a job stops, and the same command goes on when the storage works again. The command line
-    prints it on standard error and exits with 1.
+    No row is at fault: the job stops, and the same command resumes it once the storage works again. The command line prints
+    the error on standard error and exits with 1.
     """

@@ -1,9 +1,8 @@
 """The lock of an output folder: one process at a time writes there, on this machine or another.
 
-``lock.json`` names its holder and counts heartbeats. It is only ever changed by whoever knows its present content: under
-``flock`` on local disks, by conditional requests (``If-Match``) on S3. Another process that finds the lock waits until the
-count rises, and then gives up. It takes the lock over if the holder's process is gone, or if the count stands still while it
-watches; clocks of two machines are never compared.
+``lock.json`` names its holder and counts heartbeats. Every change is a compare-and-swap: under ``flock`` on local disks, by
+conditional requests (``If-Match``) on S3. A process that finds the lock watches it: it gives up when the count rises, and
+takes the lock over if the holder's process is gone or the count stops. Clocks of different machines are never compared.
 """
 
 import contextlib
@@ -29,11 +28,11 @@ LOCK_FILE = "lock.json"
 HEARTBEAT_SECONDS = 5.0
 """Time between two heartbeats."""
 EXPIRY_SECONDS = 25.0
-"""A lock is taken over after its heartbeat has stood still for so long under observation."""
+"""A lock whose heartbeat stops for this long while it is watched is taken over."""
 WATCH_SECONDS = 1.0
-"""Time between two looks at another's heartbeat."""
+"""Time between two checks of another process's heartbeat."""
 SETTLE_SECONDS = 2.0
-"""Where storage cannot change a file conditionally: time until a holder looks whether another wrote at the same moment."""
+"""On storage without conditional writes: time after which a new holder checks that no other wrote at the same moment."""
 
 logger = logging.getLogger(__name__)
 _held: set[str] = set()
@@ -41,7 +40,7 @@ _held: set[str] = set()
 
 @contextlib.contextmanager
 def locked(output: str) -> Iterator["Lock"]:
-    """Hold the lock of an output folder until the block ends, however it ends.
+    """Hold the lock of an output folder until the block ends.
 
     Raises
     ------
@@ -73,7 +72,7 @@ class Lock:
     Attributes
     ----------
     lost
-        Whether another process took the lock over, because this one did not renew it in time.
+        Whether another process took over the lock, because this one did not renew it in time.
     """
 
     def __init__(self, output: str) -> None:
@@ -120,7 +119,7 @@ class Lock:
     def check(self) -> None:
         """Raise a `StorageError` if the lock was lost: another process writes into the folder."""
         if self.lost:
-            raise StorageError(f"{self.output}: another process took the lock of this run over; this one stops")
+            raise StorageError(f"{self.output}: another process took over the lock of this run; this one stops")
 
     def release(self) -> None:
         """Stop the heartbeat and delete the lock, if it is still held."""
@@ -133,11 +132,11 @@ class Lock:
             if not self._file.swap(self._content, None):
                 logger.warning("%s: the lock was already deleted or taken over", self.output)
         except (StorageError, UserError) as error:
-            # The work is done: the lock of a process that is gone disturbs nobody.
+            # The work is done, and the lock of a process that is gone blocks nobody.
             logger.warning("%s: the lock could not be deleted: %s", self.output, error)
 
     def _take(self, there: bytes | None) -> bool:
-        # Known before it is written, so that an interrupted job deletes it.
+        # Set before the file is written, so that an interrupted job deletes it.
         self._content = self._described(0)
         taken = self._file.swap(there, self._content)
         if taken and not self._file.swaps_atomically():
@@ -155,7 +154,7 @@ class Lock:
             try:
                 self._beat()
             except Exception as error:
-                # Whatever it is, the job must not lose its heartbeat by it; the next one may succeed.
+                # No error may stop the heartbeat: the next one may succeed.
                 logger.warning("%s: no heartbeat: %s", self.output, error)
 
     def _beat(self) -> None:
@@ -165,7 +164,7 @@ class Lock:
             return
         self.lost = True
         there = self._file.read()
-        by = _named(_parsed(there)) if there else "somebody who deleted it"
+        by = _named(_parsed(there)) if there else "a process that deleted it"
         logger.error("%s: the lock of this run was taken over by %s", self.output, by)
 
 
@@ -184,9 +183,9 @@ class _LocalFile:
                 return None
 
     def swap(self, expected: bytes | None, content: bytes | None) -> bool:
-        """Give the file another content if it has the expected one (None: no file); return whether it has the other now."""
+        """Replace the expected content (None: no file), and return whether the file now has the new content."""
         if expected is not None and self.read() is None:
-            # The whole folder may be gone, and must not come back.
+            # The whole folder may be gone, and must not be created again.
             return content is None
         with storage.explained(self._uri), self._guarded() as guard:
             there = self.read()
@@ -215,7 +214,7 @@ class _LocalFile:
         while True:
             with guard.open("ab") as file:
                 _flock(file.fileno())
-                # Its last holder may have deleted it, and a third process made a new one.
+                # Its previous holder may have deleted it, and a third process created a new one.
                 if guard.exists() and os.path.samestat(os.fstat(file.fileno()), guard.stat()):
                     yield guard
                     return
@@ -238,11 +237,11 @@ class _S3Object:
         if content is None:
             return self._requested(self._client.delete_object, IfMatch=etag) or self.read() is None
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": etag}
-        # A request that is sent again fails if the first did arrive.
+        # A repeated request fails if the first one arrived.
         return self._requested(self._client.put_object, Body=content, **condition) or self.read() == content
 
     def swaps_atomically(self) -> bool:
-        """Return whether the server heeds conditions: that the object, which exists, be new."""
+        """Return whether the server refuses to create the object, which exists."""
         there = self.read()
         return there is not None and not self._requested(self._client.put_object, Body=there, IfNoneMatch="*", probing=True)
 
@@ -255,13 +254,13 @@ class _S3Object:
                 return None, ""
 
     def _requested(self, request: Any, probing: bool = False, **arguments: Any) -> bool:
-        """Return whether a request was done; a server that knows no conditions gets it without."""
+        """Return whether a request succeeded; a server without conditional requests gets it unconditionally."""
         with storage.s3_explained(self._uri):
             try:
                 request(**self._at, **arguments)
             except self._client.exceptions.ClientError as error:
                 status = error.response["ResponseMetadata"].get("HTTPStatusCode")
-                # Precondition failed, another request in the same moment, or nothing to match.
+                # Precondition failed, concurrent request, or no such object.
                 if status in (412, 409, 404) and error.response["Error"].get("Code") != "NoSuchBucket":
                     return False
                 if status != 501:
@@ -293,7 +292,7 @@ def _named(holder: dict[str, Any]) -> str:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Return whether the holder's process runs, None if it cannot be known here."""
+    """Return whether the holder's process is running; None if that is unknown here."""
     if holder.get("host") != socket.gethostname() or holder.get("namespace") != _namespace():
         return None
     try:
@@ -301,15 +300,15 @@ def _is_alive(holder: dict[str, Any]) -> bool | None:
     except ProcessLookupError:
         return False
     except PermissionError:
-        # It runs, as another user's.
+        # It runs under another user.
         pass
     start = _process_start(holder["pid"])
-    # A process identifier is used again for other processes.
+    # Process identifiers are reused.
     return start == holder["process_start"] if start and holder.get("process_start") else None
 
 
 def _namespace() -> str:
-    """Return what tells apart machines of one name, and containers in which one number means different processes."""
+    """Return the boot and the PID namespace, without which host name and process identifier are ambiguous."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -318,7 +317,7 @@ def _namespace() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Return the start of a process in the kernel's count, ``"ended"`` for a zombie, empty if unknown."""
+    """Return the start time of a process in clock ticks, ``"ended"`` for a zombie, empty if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,8 +1,8 @@
-"""Registries that a user's own code adds to, and how that code comes into every process.
+"""Registries for extensions by users, and the import of these extensions in every process.
 
-Code of yours is a module that registers what it brings when it is imported. Name the module in the environment variable
-``GAMPEN_RAY_PLUGINS`` (several between commas), or publish it under the entry point group ``gampen_ray.plugins``. The command
-line imports it at its start; any other process, a worker on another node too, when it meets a name that it does not know.
+A plugin is a module that registers objects when it is imported. Name it in the environment variable ``GAMPEN_RAY_PLUGINS``
+(comma-separated), or publish it under the entry point group ``gampen_ray.plugins``. The command line imports plugins at its
+start; any other process, such as a worker on another node, imports them when it meets an unknown name.
 """
 
 import difflib
@@ -20,17 +20,17 @@ __all__ = ["VARIABLE", "Registry", "load_plugins", "plugin_modules"]
 
 T = TypeVar("T")
 VARIABLE = "GAMPEN_RAY_PLUGINS"
-"""Environment variable with the names of the modules."""
+"""Environment variable with the names of plugin modules."""
 _registering: set[str] = set()
 
 
 class Registry(dict[str, T]):
-    """Objects by name; a name that is unknown in all plugins is the user's mistake.
+    """Objects by name; a name that neither the package nor a plugin registers is a `UserError`.
 
     Parameters
     ----------
     kind
-        What is registered, as messages name it: the config field that takes the name, such as ``network.likelihood``.
+        Config field that takes the name, such as ``network.likelihood``, for messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -47,7 +47,7 @@ class Registry(dict[str, T]):
         """
 
         def add(item: T) -> T:
-            # A cell of a notebook that runs again replaces what it brought before.
+            # A notebook cell that runs again replaces what it registered before.
             if name in self and _origin(self[name]) != _origin(item):
                 raise UserError(f"{self.kind}: {name!r} is registered already, by {self[name]!r}; choose another name")
             self[name] = item
@@ -70,14 +70,14 @@ class Registry(dict[str, T]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names, those of plugins included."""
+        """All names, including those of plugins."""
         load_plugins()
         return tuple(self)
 
 
 @functools.cache
 def load_plugins() -> None:
-    """Import the modules that ``GAMPEN_RAY_PLUGINS`` and the entry points of ``gampen_ray.plugins`` name, once a process.
+    """Import the plugins that ``GAMPEN_RAY_PLUGINS`` and the entry points ``gampen_ray.plugins`` name, once per process.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def load_plugins() -> None:
 
 
 def plugin_modules() -> str:
-    """Return the value of ``GAMPEN_RAY_PLUGINS`` for workers: the modules that it names and those that registered here."""
+    """Return ``GAMPEN_RAY_PLUGINS`` for workers: the modules that it names, and those that registered an object here."""
     return ",".join(sorted({*_named(), *_registering} - {"__main__"}))
 
 
@@ -105,7 +105,7 @@ def _named() -> Iterator[str]:
 
 
 def _code(item: Any) -> Any:
-    """Return the function or class that the user wrote; an object that holds it has it under ``__wrapped__``."""
+    """Return the user's function or class, which a wrapper holds as ``__wrapped__``."""
     return inspect.unwrap(item)
 
 

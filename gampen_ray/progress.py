@@ -10,20 +10,20 @@ _LOG_INTERVAL_S = 10.0
 
 
 class Progress:
-    """Counts units of work and shows rate and remaining time.
+    """A counter of finished work that shows rate and remaining time.
 
     Parameters
     ----------
     what
-        What is being done, e.g. ``"simulate"``.
+        Name of the job, e.g. ``"simulate"``.
     total
-        Number of units in all.
-    unit
-        Plural name of the unit, e.g. ``"galaxies"``.
+        Final count.
+    noun
+        What is counted, in the plural, e.g. ``"galaxies"``.
     """
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(self, what: str, total: int, noun: str) -> None:
+        self._what, self._total, self._noun = what, total, noun
         self._done = self._skipped = 0
         self._start = self._last = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -38,12 +38,12 @@ class Progress:
             sys.stderr.flush()
 
     def skip(self, count: int) -> None:
-        """Add ``count`` units that were finished before; they do not count for the rate."""
+        """Add what was finished earlier, which does not enter the rate."""
         self._done += count
         self._skipped += count
 
     def advance(self, count: int, note: str = "", *, always: bool = False) -> None:
-        """Add ``count`` finished units; ``note`` is shown behind the rate, ``always`` or when a line is due."""
+        """Add what was finished now, and show it with ``note`` if a line is due, or ``always``."""
         self._done += count
         if self._terminal or always or self._done >= self._total or time.monotonic() - self._last > _LOG_INTERVAL_S:
             self._show(note)
@@ -51,7 +51,7 @@ class Progress:
     def _show(self, note: str = "") -> None:
         self._last = time.monotonic()
         elapsed = self._last - self._start
-        text = f"{self._what}: {self._done:,}/{self._total:,} {self._unit}"
+        text = f"{self._what}: {self._done:,}/{self._total:,} {self._noun}"
         if self._done > self._skipped:
             rate = (self._done - self._skipped) / max(elapsed, 1e-9)
             speed = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"

@@ -1,4 +1,4 @@
-"""Where a result comes from: program versions, revision and date; fingerprints of content."""
+"""Provenance of results: versions, git revision and date; fingerprints of content."""
 
 import datetime
 import hashlib
@@ -32,7 +32,7 @@ def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequ
     Parameters
     ----------
     settings
-        Plain values, as JSON knows them.
+        JSON values.
     *columns
         Numbers or strings, such as the ids.
     """
@@ -48,7 +48,7 @@ def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequ
 
 
 def _git_revision() -> str | None:
-    """Return the revision of the checkout that this package is run from, None if it is installed, in whatever repository."""
+    """Return the revision of the checkout that holds this package; None if it is installed, even inside another repository."""
     package = Path(__file__).resolve().parent
     if _git(package, "rev-parse", "--show-toplevel") != str(package.parent):
         return None

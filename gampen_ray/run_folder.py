@@ -1,8 +1,8 @@
-"""An output folder belongs to one run: ``run.json`` says to which, and a lock keeps every other process out.
+"""Ownership of output folders: ``run.json`` identifies the run, and a lock excludes other processes.
 
-``run.json`` holds the verb, its config, the identity of each input by content, the versions of the program, and the version
-of its own schema. A run may be continued by the same command, from another machine, with its folders moved, with other
-resources, or by a later release whose configs have more fields.
+``run.json`` holds the verb, its config, the identity of each input's content, the versions of the program, and the version of
+its own schema. The same command resumes a run: from another machine, with its folders moved, with other resources, or with a
+later release whose configs have more fields.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import pydantic
 import pydantic_core
 
 from gampen_ray import storage
-from gampen_ray.config.base import fields, upgraded
+from gampen_ray.config.base import fields, upgraded, without
 from gampen_ray.errors import UserError
 from gampen_ray.lock import LOCK_FILE, Lock, locked
 from gampen_ray.provenance import provenance
@@ -30,10 +30,10 @@ __all__ = ["RUN_FILE", "RunFolder", "Status", "files_identity", "first_differenc
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 1
-"""Of run.json. Files without one are older, have no verb either, and leave out fields that are None."""
+"""Version of run.json. A file without one is older, has no verb either, and omits fields that are None."""
 Status = Literal["free", "resumable", "complete"]
-"""Of an output folder: holds nothing yet, or this run, unfinished or finished."""
-# Where a job runs, in what batches, and where its output lies do not make it another run.
+"""State of an output folder: empty, or holding this run, unfinished or finished."""
+# Fields that do not identify a run: how and where it is executed, and where its output lies.
 _FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers", "checkpoint_steps", "mlflow")
 _UNCHANGED = "nothing was changed: give a new folder"
 
@@ -42,12 +42,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(eq=False)
 class RunFolder:
-    """An output folder that belongs to one run; see `open`."""
+    """An output folder owned by one run; see `open`."""
 
     uri: str
     """Absolute path or s3:// URI."""
     is_complete: bool
-    """Whether the run was finished before; its folder is then neither locked nor written."""
+    """Whether the run had finished before; its folder is then neither locked nor written."""
     is_resumed: bool
     """Whether an unfinished run of the same config was found."""
     _lock: Lock | None = None
@@ -63,7 +63,7 @@ class RunFolder:
         complete: str,
         ignored: Collection[str] = (),
     ) -> Status:
-        """Return what an output folder holds; nothing is written.
+        """Return the state of an output folder; nothing is written.
 
         Parameters
         ----------
@@ -74,12 +74,12 @@ class RunFolder:
         config
             Config of the run.
         inputs
-            Identity of each input's content, by the (dotted) name of the config field that says where it lies: the same content
-            may lie elsewhere, and other content in the same place makes another run.
+            Identity of each input's content, by the (dotted) name of the config field that locates it. The input may move, but
+            other content makes another run.
         complete
-            File below the folder that is written last, such as ``"manifest.json"``.
+            File in the folder that is written last, such as ``"manifest.json"``.
         ignored
-            Further (dotted) names of config fields that may change between two attempts at one run.
+            (Dotted) names of other config fields that may change between two attempts at one run.
 
         Raises
         ------
@@ -107,10 +107,10 @@ class RunFolder:
         complete: str,
         ignored: Collection[str] = (),
     ) -> Iterator["RunFolder"]:
-        """Claim an output folder for a run and keep other processes out until the block ends.
+        """Claim an output folder for a run, and exclude other processes until the block ends.
 
-        A folder that holds the finished run is only read. Parameters and errors are those of `check`; a folder on which another
-        process works is a `UserError` too.
+        A finished run is only read. Parameters and errors are those of `check`; a folder that another process uses
+        is a `UserError` too.
         """
 
         def status() -> Status:
@@ -122,7 +122,7 @@ class RunFolder:
             return
         with contextlib.ExitStack() as stack:
             lock = stack.enter_context(locked(output))
-            # Another process may have finished the run, or begun another, just before it left the lock.
+            # Another process may have finished the run, or begun another, just before it released the lock.
             found = status()
             if found == "complete":
                 stack.close()
@@ -133,7 +133,7 @@ class RunFolder:
 
     @property
     def lost(self) -> bool:
-        """Whether another process took the folder over, because this one did not renew its lock in time."""
+        """Whether another process took over the folder, because this one did not renew its lock in time."""
         return self._lock is not None and self._lock.lost
 
     def check_lock(self) -> None:
@@ -146,15 +146,15 @@ class RunFolder:
         return storage.join(self.uri, *parts)
 
     def release_claim(self) -> None:
-        """Forget the run, so that the next may have another config: for a job that ends with nothing usable."""
+        """Delete ``run.json``, so that the next run may have another config: for a job without usable output."""
         self.check_lock()
         storage.delete(self.path(RUN_FILE))
 
 
 def files_identity(uris: Iterable[str]) -> str:
-    """Return a hash of the names, sizes and times of change (on S3 ETags) of files, which no file's content is read for.
+    """Return a hash of the names, sizes and modification times (on S3 ETags) of files, without reading their content.
 
-    Names count from the folder that holds all files: moving the folder changes nothing.
+    Names are relative to the folder that holds all files, which may move.
     """
     stamps = sorted(storage.stamps(uris).items())
     folder = posixpath.commonprefix([uri.rpartition("/")[0] + "/" for uri, _ in stamps]).rpartition("/")[0]
@@ -165,7 +165,7 @@ def files_identity(uris: Iterable[str]) -> str:
 
 
 def first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str:
-    """Return the dotted name of the first field that differs and its values, empty if none does."""
+    """Return the dotted name of the first field that differs, with both values; empty if none differs."""
     for key in {**there, **wanted}:
         a, b = there.get(key), wanted.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -181,7 +181,7 @@ def _description(verb: str, config: Any, inputs: Mapping[str, str], ignored: Col
     return {
         "schema_version": SCHEMA_VERSION,
         "verb": verb,
-        "config": _without(values, (*_FREE_FIELDS, *ignored, *inputs)),
+        "config": _identifying(values, (*ignored, *inputs)),
         "inputs": dict(inputs),
     }
 
@@ -200,19 +200,19 @@ def _compare(output: str, there: Any, wanted: dict[str, Any], cls: type, ignored
         raise UserError(f"output: {output} holds a run of {verb!r}, not {wanted['verb']!r}; {_UNCHANGED}")
     unknown: dict[str, Any] = {}
     values = _completed(cls, upgraded(cls, there["config"]), "", unknown)
-    # The free fields of an earlier release may be other ones.
-    values = _without(values, (*_FREE_FIELDS, *ignored, *wanted["inputs"]))
+    # An earlier release may have stored fields that are free now.
+    values = _identifying(values, (*ignored, *wanted["inputs"]))
     if difference := first_difference(values, wanted["config"]):
         raise UserError(f"output: {output} holds a run with another {difference}; {_UNCHANGED}")
-    # The identity of an input may depend on the config, which says more.
+    # After the config, on which the identity of an input may depend.
     for name in {**there["inputs"], **wanted["inputs"]}:
         if there["inputs"].get(name) != wanted["inputs"].get(name):
             raise UserError(f"output: {output} holds a run on another {name}; {_UNCHANGED}")
     if unknown and not version and any("." not in name for name in unknown):
-        # Without a verb, a field of no known name may well be that of another verb.
+        # Without a verb, an unknown field may belong to another verb.
         raise UserError(f"output: {output} holds a run of another verb or release (with {_listed(unknown)}); {_UNCHANGED}")
     if unknown:
-        logger.warning("%s: fields that this release does not know are not compared: %s", output, _listed(unknown))
+        logger.warning("%s: fields unknown to this release are not compared: %s", output, _listed(unknown))
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -220,7 +220,7 @@ def _listed(values: Mapping[str, Any]) -> str:
 
 
 def _completed(kind: Any, value: Any, name: str, unknown: dict[str, Any]) -> Any:
-    """Return a stored value with the defaults of the fields that it lacks; those that its class lacks go to ``unknown``."""
+    """Return a stored value with defaults for missing fields; fields that its class lacks are added to ``unknown``."""
     arguments = typing.get_args(kind)
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         kind = next((argument for argument in arguments if dataclasses.is_dataclass(argument)), kind)
@@ -243,11 +243,6 @@ def _default(field: Any) -> Any:
     return pydantic_core.to_jsonable_python(field.get_default(call_default_factory=True))
 
 
-def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """Return nested values without the fields of some dotted names."""
-    kept = {key: value for key, value in values.items() if key not in names}
-    for key, value in kept.items():
-        below = [name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}.")]
-        if below and isinstance(value, dict):
-            kept[key] = _without(value, below)
-    return kept
+def _identifying(values: dict[str, Any], others: Iterable[str]) -> dict[str, Any]:
+    """Return the values of a config that identify a run: all but the free fields and some others, by dotted name."""
+    return without(values, {tuple(name.split(".")) for name in (*_FREE_FIELDS, *others)})

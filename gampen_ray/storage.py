@@ -1,9 +1,9 @@
 """Files by URI: a local path or ``s3://bucket/prefix``.
 
 A URI is a ``str``. The endpoint, region and credentials of S3 come from the usual ``AWS_*`` environment variables
-(``AWS_ENDPOINT_URL`` for a server other than Amazon's). A request that meets a reset or refused connection, a server that is
-silent for 3 s or busy (503), is sent up to 5 times, with random pauses of up to 1, 2, 4 and 8 s: a server that is gone is
-reported after half a minute at most.
+(``AWS_ENDPOINT_URL`` for a server other than Amazon's). A request is sent up to 5 times, with random pauses of up to 1, 2, 4
+and 8 s, if the connection is refused or reset or the server is busy (503) or silent for 3 s: a server that is gone is reported
+within half a minute.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 from gampen_ray.errors import StorageError, UserError
 
 __all__ = [
+    "AGAIN",
     "absolute",
     "copy",
     "delete",
@@ -44,12 +45,13 @@ __all__ = [
     "write_json",
 ]
 
+AGAIN = "run the same command again: finished work is kept"
+"""Remedy of a storage failure, at the end of its message."""
 _S3 = "s3://"
-_AGAIN = "give the same command again: what is finished stays"
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _ATTEMPTS = 5
-# How pyarrow calls what may pass, and what asks for other credentials.
-_PASSING = re.compile(
+# pyarrow's names of transient errors, and of those that call for other credentials.
+_TRANSIENT = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
     r"|HTTP status 5\d\d"
 )
@@ -65,7 +67,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """Return ``uri`` such that it means the same in another working directory: Ray's workers have their own."""
+    """Return ``uri`` without reference to the working directory: Ray's workers have their own."""
     _, path = filesystem(uri)
     return _S3 + path if uri.startswith(_S3) else path
 
@@ -87,7 +89,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return _s3_filesystem(*_s3_settings()), path
     if not uri or "://" in uri:
         raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix")
-    # Symbolic links stay: they may lead elsewhere on another machine.
+    # Symbolic links are kept: they may point elsewhere on another machine.
     return pafs.LocalFileSystem(), os.path.normpath(Path(uri).expanduser().absolute())
 
 
@@ -97,7 +99,7 @@ def is_local(uri: str) -> bool:
 
 
 def exists(uri: str) -> bool:
-    """Return whether a file or a folder is there."""
+    """Return whether a file or folder exists."""
     fs, path = filesystem(uri)
     with explained(uri):
         return fs.get_file_info(path).type != pafs.FileType.NotFound
@@ -113,8 +115,7 @@ def size(uri: str) -> int | None:
 def list_files(uri: str, suffix: str = "") -> list[str]:
     """Return the absolute URIs of all files below a folder whose names end in ``suffix``, sorted.
 
-    Hidden files and what lies in hidden folders are skipped. A folder that is not there has no files, and folders may appear
-    and disappear meanwhile.
+    Hidden files and folders are skipped. A missing folder has no files, and folders may appear and disappear meanwhile.
     """
     fs, path = filesystem(uri)
     with explained(uri):
@@ -129,9 +130,9 @@ def list_files(uri: str, suffix: str = "") -> list[str]:
 
 
 def stamps(uris: Iterable[str]) -> dict[str, str]:
-    """Return for each file a text that another content changes: size and time of change, on S3 size and ETag.
+    """Return a text for each file that changes with its content: size and modification time, on S3 size and ETag.
 
-    Empty for a file that is not there. Of an S3 folder the files are listed, a thousand a request.
+    The text is empty for a missing file. S3 folders are listed, a thousand files per request.
     """
     found: dict[str, str] = {}
     folders: dict[str, list[str]] = {}
@@ -150,7 +151,7 @@ def stamps(uris: Iterable[str]) -> dict[str, str]:
 
 
 def open_input(uri: str) -> pa.NativeFile:
-    """Open a file for reading at any position."""
+    """Open a file for reading with random access."""
     fs, path = filesystem(uri)
     with explained(uri):
         return fs.open_input_file(path)
@@ -173,7 +174,7 @@ def read_json(uri: str) -> Any:
 
 
 def write_bytes_atomic(uri: str, data: bytes | memoryview | pa.Buffer) -> None:
-    """Write a file whole or not at all, replacing the one that is there; parent folders are made."""
+    """Write a file whole or not at all, replacing an existing one; parent folders are created."""
     fs, path = filesystem(uri)
     with explained(uri):
         if uri.startswith(_S3):
@@ -185,9 +186,9 @@ def write_bytes_atomic(uri: str, data: bytes | memoryview | pa.Buffer) -> None:
 
 @contextlib.contextmanager
 def open_output(uri: str) -> Iterator[Any]:
-    """Open a file for writing bytes from its start; it replaces the one that is there when the block ends without an error.
+    """Open a file for writing bytes; it replaces an existing one when the block ends without an error.
 
-    Until then what is written for S3 is in a temporary local file.
+    For S3, the bytes are in a temporary local file until then.
     """
     fs, path = filesystem(uri)
     with explained(uri):
@@ -203,7 +204,7 @@ def open_output(uri: str) -> Iterator[Any]:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as JSON, atomically; a value that JSON does not know, or NaN, is a ValueError."""
+    """Write a value as JSON, atomically; NaN and infinity are a ValueError."""
     write_bytes_atomic(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -223,7 +224,7 @@ def copy(source: str, destination: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Delete a file, or a folder with all that is in it; nothing happens where there is none."""
+    """Delete a file, or a folder and its content, if it exists."""
     fs, path = filesystem(uri)
     with explained(uri):
         kind = fs.get_file_info(path).type
@@ -240,9 +241,9 @@ def explained(uri: str, otherwise: str = "") -> Iterator[None]:
     Parameters
     ----------
     uri
-        What is read or written.
+        File or folder that is read or written.
     otherwise
-        What an error means that comes neither from the disk nor from the server, such as ``"damaged: "``.
+        Prefix of an error that comes neither from the disk nor from the server, such as ``"damaged: "``.
     """
     try:
         yield
@@ -255,19 +256,19 @@ def explained(uri: str, otherwise: str = "") -> Iterator[None]:
         if "AWS Error" in text:
             raise _s3_error(uri, text) from None
         if error.errno is not None:
-            raise StorageError(f"{uri}: {os.strerror(error.errno)}; make room or mend it, and {_AGAIN}") from None
-        # pyarrow's own complaints, such as a folder where a file is asked.
+            raise StorageError(f"{uri}: {os.strerror(error.errno)}; free space or repair the disk, and {AGAIN}") from None
+        # Errors of pyarrow itself, such as a folder in place of a file.
         raise UserError(f"{uri}: {otherwise}{text}") from None
 
 
 def _s3_error(uri: str, text: str) -> UserError | StorageError:
     text = text.partition("; Details:")[0]
-    if _PASSING.search(text):
+    if _TRANSIENT.search(text):
         return StorageError(
-            f"{uri}: the server fails, {_ATTEMPTS} times in a row: {text}; check AWS_ENDPOINT_URL and the network, and {_AGAIN}"
+            f"{uri}: the server failed {_ATTEMPTS} times in a row: {text}; check AWS_ENDPOINT_URL and the network, and {AGAIN}"
         )
     if "NO_SUCH_BUCKET" in text:
-        return UserError(f"{uri}: there is no such bucket; make it, or check its name and AWS_ENDPOINT_URL")
+        return UserError(f"{uri}: no such bucket; create it, or check its name and AWS_ENDPOINT_URL")
     if _REFUSED.search(text):
         return UserError(
             f"{uri}: the server refuses the credentials: {text}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
@@ -277,7 +278,7 @@ def _s3_error(uri: str, text: str) -> UserError | StorageError:
 
 
 def s3_client() -> Any:
-    """Return a botocore client, for what pyarrow's file system cannot do; it may be shared by threads."""
+    """Return a thread-safe botocore client, for requests that pyarrow's file system does not offer."""
     return _s3_client(*_s3_settings())
 
 
@@ -297,7 +298,7 @@ def s3_explained(uri: str) -> Iterator[None]:
 
 
 def _s3_settings() -> tuple[str, str, tuple[str, ...]]:
-    """Endpoint, region and credentials by the environment; the credentials only tell cached connections apart."""
+    """Return endpoint, region and credentials from the environment; the credentials only distinguish cached connections."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
@@ -306,7 +307,7 @@ def _s3_settings() -> tuple[str, str, tuple[str, ...]]:
                 f"AWS_ENDPOINT_URL: {endpoint} has the scheme {scheme}; write http://host:port or https://host:port"
             )
         endpoint = f"{scheme or 'https'}://{host.rstrip('/')}"
-    # Servers other than Amazon's accept any region, but pyarrow would ask Amazon for the bucket's.
+    # Servers other than Amazon's accept any region; without one, pyarrow would ask Amazon for the bucket's.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else "")
     return endpoint, region, tuple(os.environ.get(name, "") for name in _CREDENTIALS)
 
@@ -332,7 +333,7 @@ def _s3_client(endpoint: str, region: str, credentials: tuple[str, ...]) -> Any:
         read_timeout=10,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         s3={"addressing_style": "path" if endpoint else "auto"},
-        # Not every server knows the checksums that newer versions send and expect.
+        # Not every server supports the checksums that newer clients send and expect.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -341,7 +342,7 @@ def _s3_client(endpoint: str, region: str, credentials: tuple[str, ...]) -> Any:
 
 
 def _listed_etags(folder: str, uris: list[str]) -> dict[str, str]:
-    """Size and ETag by path, of the files of an S3 folder from the first to the last of those given."""
+    """Return size and ETag by path of the files of an S3 folder, from the first to the last of those given."""
     bucket, _, _ = filesystem(folder)[1].partition("/")
     keys = sorted(filesystem(uri)[1].removeprefix(f"{bucket}/") for uri in uris)
     pages = (
@@ -358,7 +359,7 @@ def _listed_etags(folder: str, uris: list[str]) -> dict[str, str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Yield the paths of the files below a local folder; what vanishes meanwhile is left out."""
+    """Yield the paths of the files below a local folder; those that vanish meanwhile are skipped."""
     try:
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not entry.name.startswith(".")]
@@ -372,7 +373,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -> None:
-    # In one piece: a stream that an exception leaves open is closed by its destructor, and what it has got becomes the object.
+    # In one piece: the destructor of a stream left open by an exception would upload an incomplete object.
     content = pa.py_buffer(data)
     stream = fs.open_output_stream(path)
     stream.write(content)

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +64,7 @@ def test_underscores_and_hyphens_are_the_same() -> None:
         (["train", "--optimizer.epoch=3"], "--optimizer.epoch=3: unknown flag; did you mean --optimizer.epochs?"),
         (["train", "--optimizer.epochs", "many", "--dataset", "d", "--output", "o"], "optimizer.epochs: 'many' is not allowed"),
         (["train", "no-such.toml"], "no-such.toml: no such file or folder"),
-        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset is not there"),
+        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset does not exist"),
         (["infer", "--bundle", "no-such-bundle", "--dataset", "d", "--output", "o"], "no-such-bundle holds no bundle.json"),
         (["evaluate", "--catalog", "no-such", "--output", "o"], "no-such has no manifest.json"),
         (["report", "--evaluation", "no-such", "--output", "o.html"], "no-such has no evaluation.json"),
@@ -94,7 +93,7 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
     values = {"dataset": str(tmp_path), "output": str(tmp_path), field: "s3://galaxies/a"}
     assert cli.main(["train", *(f"--{name}={value}" for name, value in values.items())]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"gampen-ray: error: {field}: s3://galaxies/a: the server fails, 1 times in a row: ")
+    assert error.startswith(f"gampen-ray: error: {field}: s3://galaxies/a: the server failed 1 times in a row: ")
     assert "check AWS_ENDPOINT_URL and the network" in error
     assert error.count("\n") == 1
 
@@ -148,12 +147,29 @@ def test_help_has_a_group_of_flags_for_each_section(capsys: pytest.CaptureFixtur
     assert 'extends = "OTHER.toml"' in shown
 
 
-def test_completion_knows_verbs_and_flags() -> None:
-    script = cli.completion()
-    asked = "COMP_WORDS=(gampen-ray {}); COMP_CWORD={}; _gampen_ray; echo ${{COMPREPLY[@]}}\n"
-    script += asked.format("sc", 1) + asked.format("train --optimizer.ep", 2) + asked.format("train --split.", 2)
+def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    sourced = "source <(gampen-ray --completion bash)"
+    assert sourced in " ".join(capsys.readouterr().out.split())
+    script = f'gampen-ray() {{ "{sys.executable}" -m gampen_ray "$@"; }}\n{sourced}\ncomplete -p gampen-ray\n'
+    words = {
+        "sc": "scan-dropout",
+        "train --optimizer.ep": "--optimizer.epochs",
+        "train --split.": "",
+        "infer --verb": "--verbose",
+        # The name of a file, which bash completes by itself.
+        "infer --bundle ''": "",
+    }
+    for typed in words:
+        script += (
+            f'COMP_WORDS=(gampen-ray {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _gampen_ray; echo "${{COMPREPLY[@]}}"\n'
+        )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["scan-dropout", "--optimizer.epochs", ""]
+    assert (done.stdout.splitlines(), done.stderr) == (
+        ["complete -o default -F _gampen_ray gampen-ray", *words.values()],
+        "",
+    )
 
 
 def test_a_file_extends_another(tmp_path: Path) -> None:
@@ -174,33 +190,10 @@ def test_a_circle_of_files_and_a_file_that_is_not_there_are_refused(tmp_path: Pa
     for name, other in (("a", '"b.toml"'), ("b", '"a.toml"'), ("c", '"none.toml"'), ("d", "3")):
         (tmp_path / f"{name}.toml").write_text(f"extends = {other}\n")
     messages = {
-        "a": "extends itself by way of",
+        "a": "extends itself through",
         "c": "none.toml: no such file",
         "d": "extends: 3 is not allowed; give the name",
     }
     for name, message in messages.items():
         assert cli.main(["train", str(tmp_path / f"{name}.toml")]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_a_verb_of_a_module_of_the_users_own(tmp_path: Path) -> None:
-    (tmp_path / "my_verbs.py").write_text(
-        "from gampen_ray.commands.registry import verb\n"
-        "from gampen_ray.config.base import config_class\n"
-        "@config_class\n"
-        "class CountConfig:\n"
-        '    """Count."""\n'
-        "    upto: int = 3\n"
-        '    """Last number."""\n'
-        "@verb('count', positional='upto')\n"
-        "def count(config: CountConfig) -> int:\n"
-        "    print(list(range(config.upto)))\n"
-    )
-    environment = os.environ | {"GAMPEN_RAY_PLUGINS": "my_verbs", "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
-
-    def run(*arguments: str) -> str:
-        command = [sys.executable, "-m", "gampen_ray", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-    assert "count" in run("--help")
-    assert run("count", "2") == run("count", "--upto=2") == "[0, 1]\n"

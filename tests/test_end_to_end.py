@@ -1,15 +1,10 @@
 """The whole way, with real parts: the demo in small, and real survey cutouts among broken files."""
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +23,7 @@ from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import dataset, train_config
+from tests.processes import assert_none_left, driver, marked, wait_for
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -81,7 +77,7 @@ def test_report_replaces_a_report_and_nothing_else(
     report = ["report", "--evaluation", str(demo_folder / "evaluation"), "--output"]
     (tmp_path / "thesis.tex").write_text("irreplaceable")
     assert cli.main([*report, str(tmp_path / "thesis.tex")]) == 2
-    assert "is there and no report of gampen_ray; nothing was changed" in capsys.readouterr().err
+    assert "exists and is not a gampen_ray report; nothing was changed" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
     assert cli.main([*report, str(tmp_path / "page.html")]) == 0
     assert cli.main([*report, str(tmp_path / "page.html"), "--num-examples", "2"]) == 0
@@ -138,7 +134,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     reasons = {row["source"].rpartition("/")[2].removesuffix(".fits"): row["reason"] for row in quarantine}
     words = {
         "twin": "duplicate object_id",
-        "cut": "truncated: 22,400 bytes of pixels promised",
+        "cut": "truncated: 22,400 bytes of pixels declared",
         "nan": "all pixels are NaN",
         "cube": "3-dimensional with shape (3, 70, 80)",
         "text": "not a FITS file",
@@ -203,45 +199,3 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     for name in ("train_loss", "val_loss"):
         assert [row[name] for row in histories[0]] == [row[name] for row in histories[1]]
     assert_none_left(mark)
-
-
-@contextlib.contextmanager
-def driver(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start the command line as a process of its own, which ends at the end; yield it and the mark of all that it starts."""
-    mark = f"gampen-ray-test-{os.getpid()}-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", "gampen_ray", *arguments]
-    environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            yield process, mark
-        finally:
-            process.kill()
-
-
-def wait_for(process: subprocess.Popen[str], what: str) -> None:
-    """Wait for a line of the log."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if what in line:
-            return
-    raise AssertionError("the job ended before")
-
-
-def assert_none_left(mark: str, kind: str = "") -> None:
-    """Wait a minute for the end of all processes, or of those of a kind."""
-    deadline = time.monotonic() + 60
-    while (left := [name for name in marked(mark) if kind in name]) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == []
-
-
-def marked(mark: str) -> list[str]:
-    """Return the command lines of the processes that inherited the mark from a driver."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue  # it ended meanwhile
-    return found

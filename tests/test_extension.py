@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +18,23 @@ from torch import nn
 from gampen_ray import cli, plugins
 from gampen_ray.catalog.columns import COLUMNS
 from gampen_ray.catalog.parquet import catalog_parts
-from gampen_ray.data import shards
+from gampen_ray.commands.registry import VERBS
+from gampen_ray.data import quarantine, shards, validation
+from gampen_ray.data.readers import READERS
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.folding import folded
 from gampen_ray.model.backbones import BLOCKS, Block
 from gampen_ray.model.likelihoods import LIKELIHOODS
+from gampen_ray.simulation.galaxies import simulate
+from gampen_ray.simulation.surveys import SURVEYS
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
 from tests.networks import NETWORK, dataset, galaxies, train_config
 
 MODULE = "tests.extension"
-REGISTRIES = (LIKELIHOODS, BLOCKS, COLUMNS)
+REGISTRIES = (LIKELIHOODS, BLOCKS, COLUMNS, READERS, SURVEYS, VERBS)
+# The module lies in the working directory, which Ray's workers search too.
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,26 +95,127 @@ def test_a_block_is_folded_and_its_dropout_kept(model: Bundle) -> None:
     torch.testing.assert_close(small(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.ray
-def test_a_column_is_in_the_catalogue_that_workers_write(run: Path, model: Bundle, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gampen_ray", "infer", "--bundle", str(run / "run"), "--dataset", str(run / "data")]
-    options = ["--output", str(tmp_path), "--split", "val", "--num-passes", "3", "--columns", "flux_to_noise"]
+def python(*arguments: str) -> str:
+    """Run Python in a process of its own, with workers of its own, and return its standard output."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # The module lies in the working directory, which Ray's workers search too.
-    root = Path(__file__).parents[1]
-    done = subprocess.run([*command, *options], cwd=root, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (table,) = catalog_parts(str(tmp_path))
-    rows = shards.read_shard(shards.shard_uris(str(run / "data"), "val")[0])
-    assert table["object_id"].to_pylist() == rows["object_id"].to_pylist()
-    posterior = model.predict(shards.images(rows), num_passes=3)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files of the user's own format, g0.npy, g1.npy and so on; the last one is cut."""
+    folder = tmp_path_factory.mktemp("cutouts")
+    for i, image_CHW in enumerate(galaxies(12, seed=7)["image"]):
+        np.save(folder / f"g{i:02}.npy", image_CHW)
+    last = folder / "g11.npy"
+    last.write_bytes(last.read_bytes()[:-5])
+    return folder
+
+
+# Of the command line, one after the other with the same workers: Ray starts once.
+JOBS = """
+import sys
+from gampen_ray import cli
+from gampen_ray.engine.session import ray_session
+with ray_session():
+    sys.exit(any([cli.main(job.split("\\t")) for job in sys.argv[1:]]))
+"""
+SIMULATE = ["simulate", "--survey", "space-h", "--num-galaxies", "8", "--cutout-size", "24", "--output"]
+
+
+@pytest.fixture(scope="module")
+def done(run: Path, cutouts: Path) -> Path:
+    """A folder with a dataset of the files, the catalogue of the same files with the user's column, and a simulated dataset."""
+    rows = [f"{i},g{i:02}.npy,{flux}" for i, flux in enumerate(galaxies(12, seed=7)["flux"])]
+    (run / "c.csv").write_text("\n".join(["object_id,file_name,flux", *rows]) + "\n")
+    files = ["--images", str(cutouts), "--catalog", str(run / "c.csv"), "--reader.format", "npy", "--reader.bands", "r"]
+    shape = ["--targets", "flux", "--cutout-size", "16", "--galaxies-per-shard", "5"]
+    model = ["--bundle", str(run / "run"), "--num-passes", "3", "--columns", "flux_to_noise"]
+    jobs = [
+        ["ingest", *files, *shape, "--output", str(run / "ingested")],
+        ["infer", *model, "--dataset", str(cutouts), "--pattern", "*.npy", "--output", str(run / "inferred")],
+        [*SIMULATE, str(run / "simulated")],
+    ]
+    python("-c", JOBS, *map("\t".join, jobs))
+    return run
+
+
+@pytest.mark.ray
+def test_workers_ingest_files_of_the_users_own_format(done: Path) -> None:
+    data, drawn = str(done / "ingested"), galaxies(12, seed=7)
+    assert validation.validate_dataset(data) == []
+    found = []
+    for uri in shards.shard_uris(data):
+        table = shards.read_shard(uri)
+        found += table["object_id"].to_pylist()
+        np.testing.assert_array_equal(shards.images(table), drawn["image"][table["object_id"].to_numpy(), :, 2:18, 2:18])
+    assert sorted(found) == list(range(11))
+    ((name, reason),) = quarantine.read_quarantine(data)
+    assert name.endswith("/g11.npy")
+    assert reason.startswith("damaged NPY file: ValueError: ")
+
+
+@pytest.mark.ray
+def test_workers_simulate_the_users_own_survey(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(done / "simulated")
+    info = shards.read_dataset_info(data)
+    assert (info.survey, info.bands, info.pixel_scale_arcsec, info.zero_point_mag) == ("space-h", ("h",), 0.06, 25.96)
+    expected = simulate(SURVEYS["space-h"], cutout_size=24, neighbour_fraction=0.2, seed=0, start=0, stop=8)
+    tables = [shards.read_shard(uri) for uri in shards.shard_uris(data)]
+    assert sum(map(len, tables)) == 8
+    for table in tables:
+        np.testing.assert_array_equal(shards.images(table), expected["image"][table["object_id"].to_numpy()])
+    # The same name with other numbers is another dataset.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SURVEYS, "space-h", dataclasses.replace(SURVEYS["space-h"], sky_noise=0.1))
+        assert cli.main([*SIMULATE, data]) == 2
+    assert "holds a run on another survey preset; nothing was changed" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_column_is_in_the_catalogue_that_workers_write(done: Path, model: Bundle) -> None:
+    (table,) = catalog_parts(str(done / "inferred"))
+    assert table["object_id"].to_pylist() == [f"g{i:02}" for i in range(11)]
+    posterior = model.predict(galaxies(12, seed=7)["image"][:11], num_passes=3)
     d = model.targets.names.index("flux")
     expected = posterior.mean()[:, d] / posterior.std()[:, d]
     np.testing.assert_allclose(table["flux_to_noise"].to_numpy(), expected, rtol=1e-4)
     text = COLUMNS["flux_to_noise"].description
-    (path,) = (tmp_path / "catalog").glob("*.parquet")
+    (path,) = (done / "inferred" / "catalog").glob("*.parquet")
     assert pq.read_schema(path).field("flux_to_noise").metadata[b"description"].decode() == text
-    assert Table.read(path)["flux_to_noise"].description == text
+    with warnings.catch_warnings(action="ignore"):
+        # The identifiers are text, whose length astropy would like to be told.
+        assert Table.read(path)["flux_to_noise"].description == text
+
+
+@pytest.mark.ray
+def test_a_verb_is_a_command_and_a_function(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    catalog = str(done / "inferred")
+    (table,) = catalog_parts(catalog)
+    flux = dict(zip(table["object_id"].to_pylist(), table["flux_mean"].to_pylist(), strict=True))
+    expected = sorted(flux, key=lambda name: -flux[name])
+    assert python("-m", "gampen_ray", "list-brightest", catalog).split() == expected[:3]
+    assert cli.main(["list-brightest", "--catalog", catalog, "--count", "5"]) == 0
+    assert capsys.readouterr().out.split() == expected[:5]
+    # In a program that has imported nothing else.
+    call = f"import gampen_ray; gampen_ray.list_brightest(catalog={catalog!r}, count=2)"
+    assert python("-c", call).split() == expected[:2]
+
+
+def test_a_verb_is_listed_explained_and_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["--help"], ["list-brightest", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "list-brightest List the brightest galaxies of a catalogue. options:" in shown
+    assert "--count INT How many galaxies. [default: 3]" in shown
+    assert 'list-brightest) words="--catalog --count --verbose --help"' in cli.completion()
+    assert cli.main(["list-brightest", "--catalog", "c", "--cuont", "5"]) == 2
+    message = "--cuont: unknown flag; did you mean --count? `gampen-ray list-brightest --help` lists the valid ones"
+    assert capsys.readouterr().err == f"gampen-ray: error: {message}\n"
 
 
 @pytest.mark.parametrize(

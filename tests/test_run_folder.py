@@ -192,7 +192,7 @@ def test_what_a_later_release_adds_does_not_make_another_run(tmp_path: Path, cap
         pass
     same: dict[str, Any] = {"size": None, "parts": {"disk": LaterInner(rate=0.1)}}
     assert status(output, Later(**same)) == "resumable"
-    assert "o: fields that this release does not know are not compared: passes = 8" in caplog.text
+    assert "o: fields unknown to this release are not compared: passes = 8" in caplog.text
     cases: list[tuple[dict[str, Any], str]] = [
         ({"section": Section(words=())}, r"section\.words \(\['a', 'b'\], not \[\]\)"),
         ({"inner": LaterInner(decay=0.5)}, r"inner\.decay \(0\.9, not 0\.5\)"),
@@ -355,7 +355,7 @@ def test_a_holder_that_lost_its_lock_notices_and_leaves_the_other_alone(output: 
         folder.check_lock()
         write_lock(output)
         until(lambda: folder.lost)
-        with pytest.raises(StorageError, match=r"another process took the lock of this run over; this one stops"):
+        with pytest.raises(StorageError, match=r"another process took over the lock of this run; this one stops"):
             folder.check_lock()
         with pytest.raises(StorageError):
             folder.release_claim()

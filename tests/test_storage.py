@@ -211,7 +211,7 @@ def test_lasting_faults_are_storage_errors(
     storage.write_bytes_atomic(uri, b"x" * 10_000)
     with faulty_proxy(storage_environment, fault, None) as (environment, connections):
         _through(environment, monkeypatch, attempts)
-        with pytest.raises(StorageError, match=rf"a.bin: the server fails, {attempts} times in a row: .*({told})"):
+        with pytest.raises(StorageError, match=rf"a.bin: the server failed {attempts} times in a row: .*({told})"):
             storage.read_bytes(uri)
         assert connections == [fault] * attempts
     _through(storage_environment, monkeypatch)
@@ -226,13 +226,13 @@ def test_a_server_that_goes_away_while_a_file_is_read_does_not_damage_it(
     storage.write_bytes_atomic(uri, b"x" * 100_000)
     with faulty_proxy(storage_environment, "cut", None) as (environment, _):
         _through(environment, monkeypatch, attempts=2)
-        with pytest.raises(StorageError, match=r"a.bin: the server fails"):
+        with pytest.raises(StorageError, match=r"a.bin: the server failed"):
             storage.read_bytes(uri)
 
 
 @pytest.mark.s3
 def test_what_only_the_user_can_mend_on_a_server(s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="s3://nowhere/a: there is no such bucket; make it"):
+    with pytest.raises(UserError, match="s3://nowhere/a: no such bucket; create it"):
         storage.write_bytes_atomic("s3://nowhere/a", b"")
     with pytest.raises(UserError, match="s3://nowhere/a: no such file"):
         storage.read_bytes("s3://nowhere/a")
@@ -252,7 +252,7 @@ def test_what_only_the_user_can_mend_on_a_server(s3_folder: str, monkeypatch: py
 @pytest.mark.parametrize(
     ("endpoint", "error", "match"),
     [
-        ("http://127.0.0.1:1", StorageError, "the server fails, 1 times in a row: .*check AWS_ENDPOINT_URL"),
+        ("http://127.0.0.1:1", StorageError, "the server failed 1 times in a row: .*check AWS_ENDPOINT_URL"),
         ("http://127.0.0.1:port", UserError, "not a valid URI; check the bucket, AWS_ENDPOINT_URL"),
         ("ftp://127.0.0.1:1", UserError, "AWS_ENDPOINT_URL: ftp://127.0.0.1:1 has the scheme ftp; write http://host:port"),
     ],
@@ -275,7 +275,7 @@ def test_a_full_disk_stops_a_job_in_one_line_and_damages_nothing(tmp_path: Path)
     ended = subprocess.run(job, capture_output=True, text=True)
     assert ended.returncode == 1
     assert [line for line in ended.stderr.splitlines() if "error" in line] == ended.stderr.splitlines()[-1:]
-    assert "File too large; make room" in ended.stderr
+    assert "File too large; free space" in ended.stderr
     names = [path.name for path in (tmp_path / "splits").iterdir()]
     assert 0 < len(names) < 42
     assert not [name for name in names if name.startswith(".")]

@@ -1,4 +1,4 @@
-"""The catalogue contract: its columns as one list of name, unit, description, value and type, open to a user's own.
+"""The columns of a catalogue: name, unit, description, value and type of each, extensible by user code.
 
 Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a lower triangle.
 """
@@ -22,18 +22,18 @@ __all__ = ["COLUMNS", "MIXTURE_MEAN", "MIXTURE_TRIL", "Column", "Rows", "catalog
 
 MIXTURE_MEAN, MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
 COLUMNS: Registry[Column] = Registry("columns")
-"""Columns that user code registers; a catalogue has those that ``columns`` of `infer` names."""
+"""Columns registered by user code; `infer` adds those in its field ``columns``."""
 
 Value = Callable[["Rows"], Any]
 
 
 def register_column(name: str, *, unit: str, description: str, type: pa.DataType | None = None) -> Callable[[Value], Value]:
-    """Return a decorator of the function that gives a column's N values from `Rows`.
+    """Return a decorator for a function that computes a column's N values from `Rows`.
 
     Parameters
     ----------
     name, unit, description, type
-        See `Column`; type left out: float64.
+        See `Column`; type None: float64.
     """
 
     def add(value: Value) -> Value:
@@ -45,7 +45,7 @@ def register_column(name: str, *, unit: str, description: str, type: pa.DataType
 
 @dataclasses.dataclass(frozen=True)
 class Rows(Statistics):
-    """What the values of N catalogue rows are computed from.
+    """Inputs of the columns of N catalogue rows.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Rows(Statistics):
     crop_scale_N
         Side of the crop over the side of the network's input.
     image_flags_N
-        Sums of the `Flag` values of the images.
+        Flags (`Flag`) of the images.
     """
 
     objects: pa.Table
@@ -65,7 +65,7 @@ class Rows(Statistics):
 
     @functools.cached_property
     def flags_N(self) -> np.ndarray:
-        """Sums of all `Flag` values, those of the posteriors too."""
+        """Flags of the images and the posteriors."""
         summary = {column.name: column.value(self) for column in summary_columns(self.mixture.targets)}
         return np.asarray(self.image_flags_N, dtype=np.int64) | posterior_flags(summary, self.mixture.targets)
 
@@ -88,9 +88,9 @@ def catalog_columns(
     id_type
         Type of ``object_id``: int64 or string.
     num_passes
-        K if the whole mixture is stored, 0 if not.
+        K to store the whole mixture, 0 to leave it out.
     mode_centred
-        Whether the mode-centred intervals are there too.
+        Whether to add the mode-centred intervals.
     conditions
         Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
@@ -99,7 +99,7 @@ def catalog_columns(
     Raises
     ------
     UserError
-        If a name of ``extra`` is not registered, or that of another column.
+        If a name in ``extra`` is not registered, or belongs to another column.
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
     scale = "side of the spatial transformer's crop over the side of the network's input"

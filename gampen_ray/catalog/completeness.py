@@ -1,7 +1,7 @@
-"""Whether a catalogue and its quarantine hold each galaxy of the input once.
+"""Check that a catalogue and its quarantine hold each galaxy of the input exactly once.
 
-Galaxies are compared by the sum of a hash of their identifiers, modulo 2^64: it takes no memory, needs no order, and all but
-certainly differs if any galaxy is missing, doubled or another one.
+The check compares sums of hashed identifiers, modulo 2^64. A sum needs no memory and no order, and almost certainly differs if
+a galaxy is missing, duplicated or wrong.
 """
 
 import functools
@@ -24,7 +24,7 @@ _THREADS = 32
 
 
 def id_sum(ids: Any) -> int:
-    """Return the sum of the hashes of identifiers, integers or texts, of which an Arrow or NumPy array is given."""
+    """Return the sum of the hashes of integer or text identifiers, an Arrow or NumPy array."""
     values = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids)])
     kind = pa.int64() if pa.types.is_integer(values.type) else pa.string()
     hash_N: np.ndarray = hash_array(values.cast(kind).to_numpy(), categorize=False)  # type: ignore[operator]
@@ -32,13 +32,13 @@ def id_sum(ids: Any) -> int:
 
 
 def input_id_sum(source: Source, units: Iterable[Unit]) -> int:
-    """Return the `id_sum` of some units; nothing but their identifiers is read."""
+    """Return the `id_sum` of some units, reading their identifiers only."""
     with ThreadPoolExecutor(_THREADS) as pool:
         return sum(pool.map(lambda unit: id_sum(source.read_ids(unit)), units)) % 2**64
 
 
 def catalog_contents(output: str) -> tuple[dict[str, int], int]:
-    """Return how many galaxies the catalogue and the quarantine of an inference hold, and the `id_sum` of all of them."""
+    """Return the numbers of galaxies in the catalogue and the quarantine of an inference, and the `id_sum` of all of them."""
     uris = {folder: storage.list_files(storage.join(output, folder), ".parquet") for folder in (CATALOG, QUARANTINE)}
     with storage.open_input(uris[CATALOG][0]) as file:
         kind = pq.read_schema(file).field("object_id").type
@@ -55,5 +55,5 @@ def catalog_contents(output: str) -> tuple[dict[str, int], int]:
 def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[int, int]:
     with storage.open_input(uri) as file:
         ids = pq.read_table(file, columns=["object_id"])["object_id"]
-    # Quarantine holds texts, whatever the identifiers are.
+    # The quarantine stores all identifiers as text.
     return len(ids), id_sum(ids.cast(kind))

@@ -1,8 +1,8 @@
 """The catalogue as HATS: partitioned on the sky, as LSDB reads it.
 
-HATS (Hierarchical Adaptive Tiling Scheme, an IVOA Note) keeps the rows of one HEALPix cell in one Parquet file, cells being
-smaller where the sky is fuller. `hats-import` makes it in passes over the files of the catalogue (count, split, merge), so that
-what is in memory does not grow with the catalogue.
+HATS (Hierarchical Adaptive Tiling Scheme, an IVOA Note) stores the rows of each HEALPix cell in one Parquet file, with smaller
+cells where galaxies are denser. `hats-import` writes it in passes over the files of the catalogue (count, split, merge), so
+memory does not grow with the catalogue.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ _GALAXIES = "galaxies"
 _HEALPIX = pa.field(
     "_healpix_29", pa.int64(), metadata={"unit": "", "description": "HEALPix cell of order 29 of the position (nested, ICRS)"}
 )
-# Rows within this distance of a partition's edge are kept for its neighbours too, so that cross-matches are complete.
+# Rows within this distance of a partition's edge are also stored for its neighbours, so that cross-matches are complete.
 _MARGIN_ARCSEC = 10.0
-# Memory of the rows that a thread works on at once, and of one partition: within what LSDB's authors advise for the latter.
+# Memory of a thread's rows, and of one partition; LSDB's authors advise partitions of this size.
 _BYTES = 2**29
 _MAX_THREADS = 4
-# The default of hats, 15, makes files 4 % smaller in twelve times the time.
+# The default level of hats, 15, makes files 4 % smaller but takes twelve times as long.
 _WRITING = {"compression_level": 3}
-# Cells of 12 square arcmin: smaller ones are never needed to keep a partition's size.
+# Cells of 12 square arcmin, small enough for any partition.
 _HIGHEST_ORDER = 10
 
 
 def check_hats(dataset: str, units: list[Unit]) -> None:
-    """See that a HATS catalogue can be made, before anything is predicted.
+    """Check, before anything is predicted, that a HATS catalogue can be written.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def check_hats(dataset: str, units: list[Unit]) -> None:
     """
     if importlib.util.find_spec("hats_import") is None:
         raise UserError('catalog_format: hats needs the package hats-import; install it: pip install "gampen_ray[hats]"')
-    # FITS files have no columns: each gives its position, or none.
+    # FITS files have no columns; positions come from their headers.
     if units and units[0].uri:
         columns = shards.read_shard(units[0].uri, row_groups=[]).column_names
         missing = [name for name in ("ra", "dec") if name not in columns]
@@ -73,13 +73,12 @@ def check_hats(dataset: str, units: list[Unit]) -> None:
 def write_hats(output: str, num_rows: int) -> int:
     """Write the finished catalogue of an inference as the HATS collection ``<output>/hats`` and return its number of rows.
 
-    The collection is the catalogue itself and a margin of 10 arcsec, as LSDB needs for complete cross-matches; units and
-    descriptions stay with the columns. Galaxies without a usable position (finite right ascension, declination in [-90, 90]
-    degrees) are left out, with a warning that says how many. A finished collection is left as it is; an unfinished one is
-    made again from its beginning.
+    The collection holds the catalogue and a margin of 10 arcsec, which LSDB needs for complete cross-matches; columns keep
+    their units and descriptions. Galaxies without a usable position (finite right ascension, declination in [-90, 90] degrees)
+    are left out and counted in a warning. A finished collection is kept; an unfinished one is deleted and rewritten.
 
-    Intermediate files, about as large as the catalogue, lie in ``<output>/hats-scratch``, or if that is an s3:// URI in the
-    folder for temporary files (``TMPDIR``) of this machine.
+    Intermediate files, about as large as the catalogue, are in ``<output>/hats-scratch``, or for an s3:// URI in this machine's
+    folder for temporary files (``TMPDIR``).
 
     Parameters
     ----------
@@ -100,7 +99,7 @@ def write_hats(output: str, num_rows: int) -> int:
         shutil.rmtree(_scratch(output), ignore_errors=True)
         count = TableProperties.read_from_dir(folder / _GALAXIES).total_rows or 0
     if count < num_rows:
-        logger.warning("%d of %d galaxies have no position: they are in %s/ alone", num_rows - count, num_rows, CATALOG)
+        logger.warning("%d of %d galaxies have no position: they are in %s/ only", num_rows - count, num_rows, CATALOG)
     return count
 
 
@@ -111,7 +110,7 @@ class PartReader:
     Parameters
     ----------
     rows
-        Rows to yield at a time, at the least, unless the list ends.
+        Minimum number of rows of a table, except the last.
     """
 
     rows: int
@@ -169,14 +168,14 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
 
 
 def _plan(scratch: Path, parts: list[str], parts_a_list: int, schema: pa.Schema) -> tuple[list[Path], Path]:
-    """Write lists of files that are read together, and a file with the schema of the partitions."""
+    """Write the lists of files to read together, and a file with the schema of the partitions."""
     scratch.mkdir(parents=True)
     lists = []
     for start in range(0, len(parts), parts_a_list):
         lists.append(scratch / f"parts-{start:09d}.txt")
         lists[-1].write_text("\n".join(parts[start : start + parts_a_list]) + "\n")
     schema_file = scratch / "schema.parquet"
-    # hats-import adds the cell itself, so that only the description of the schema knows of it.
+    # hats-import adds the column of the cell itself: only its description is needed.
     pq.write_metadata(schema.with_metadata(described([_HEALPIX, *schema]).metadata), schema_file)
     return lists, schema_file
 
@@ -188,30 +187,26 @@ def _positioned(table: pa.Table) -> pa.Table:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep from the user what hats-import warns of in its own work: a margin without a list of partitions, a collection."""
-    root = logging.getLogger()
-    root.addFilter(_never)
+    """Silence the messages of hats-import about its own intermediate steps."""
+    root, nothing = logging.getLogger(), logging.Filter("no logger")
+    root.addFilter(nothing)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Computing partitions from catalog parquet files")
             yield
     finally:
-        root.removeFilter(_never)
-
-
-def _never(_record: logging.LogRecord) -> bool:
-    return False
+        root.removeFilter(nothing)
 
 
 def _scratch(output: str) -> Path:
     if not output.startswith("s3://"):
         return Path(output, "hats-scratch")
-    # The same in the next attempt, which deletes what this one left.
+    # A fixed name, so that the next attempt deletes the files of this one.
     return Path(tempfile.gettempdir(), "gampen_ray-hats-" + output.removeprefix("s3://").replace("/", "-"))
 
 
 def _path(uri: str) -> Any:
-    """Return what the hats libraries take for a path; left to themselves they go to S3 without credentials."""
+    """Return a path for the hats libraries, which by default access S3 without credentials."""
     from upath import UPath
 
     return UPath(uri, anon=False) if uri.startswith("s3://") else UPath(uri)

@@ -21,7 +21,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
 CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
-"""What the output folder of an inference holds."""
+"""Contents of the output folder of an inference."""
 
 
 @functools.cache
@@ -36,8 +36,8 @@ def catalog_schema(
 ) -> pa.Schema:
     """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
 
-    The schema's metadata holds the same under ``table_meta_yaml``, from which ``astropy.table.Table.read`` takes them.
-    Parameters are those of `catalog_columns`.
+    The schema's metadata repeats them under ``table_meta_yaml`` for ``astropy.table.Table.read``. Parameters are those of
+    `catalog_columns`.
     """
     columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, conditions=conditions, extra=extra)
     return described([column.field for column in columns])
@@ -71,16 +71,16 @@ def catalog_table(
     Parameters
     ----------
     objects
-        Table of N rows with ``object_id`` (integer or string) and, if known, ``ra`` and ``dec``, deg; other columns are
-        ignored, but for registered columns that take them.
+        Table of N rows with ``object_id`` (integer or string) and, if known, ``ra`` and ``dec``, deg; registered columns may
+        use others.
     mixture
         Calibrated posteriors of these galaxies.
     crop_scale_N
         Side of the crop over the side of the input.
     flags_N
-        Sums of the `Flag` values of the images; those of the posteriors are added.
+        Flags (`Flag`) of the images; those of the posteriors are added.
     store_mixture
-        Whether to store the mixture too, rounded to float32; the summaries are those of the mixture before rounding.
+        Whether to store the mixture too, rounded to float32; summaries are computed before rounding.
     mode_centred
         Whether to add the mode-centred intervals.
     conditions
@@ -95,7 +95,7 @@ def catalog_table(
     """
     lengths = {"objects": len(objects), "mixture": len(mixture), "crop_scale_N": len(crop_scale_N), "flags_N": len(flags_N)}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"a catalogue needs one row a galaxy everywhere, not {lengths}")
+        raise ValueError(f"arguments of a catalogue need one row per galaxy; their lengths are {lengths}")
     id_type = pa.int64() if pa.types.is_integer(objects["object_id"].type) else pa.string()
     which: dict[str, Any] = {
         "num_passes": mixture.num_passes if store_mixture else 0,
@@ -111,8 +111,8 @@ def catalog_table(
 def part_content(table: pa.Table) -> pa.Buffer:
     """Return the content of one Parquet file of a catalogue.
 
-    Floats are stored byte by byte before compression (BYTE_STREAM_SPLIT), not in dictionaries: their values never repeat, and a
-    stored mixture takes two thirds of the space.
+    Floats, whose values rarely repeat, are encoded as BYTE_STREAM_SPLIT instead of dictionaries: a stored mixture takes two
+    thirds of the space.
     """
     kinds = {item.name: item.type for item in table.schema}
     lists = {name: f"{name}.list.element" for name, kind in kinds.items() if pa.types.is_fixed_size_list(kind)}
@@ -136,8 +136,9 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
     Parameters
     ----------
     table
-        Rows of the catalogue as a pyarrow, pandas or astropy table, or any mapping from column name to values: of DuckDB, what
-        ``to_arrow_table()``, ``df()`` and ``fetchnumpy()`` give. ``mixture_mean`` and ``mixture_scale_tril`` must be there.
+        Rows of the catalogue as a pyarrow, pandas or astropy table, or any mapping from column name to values, such as the
+        results of DuckDB's ``to_arrow_table()``, ``df()`` and ``fetchnumpy()``; with ``mixture_mean`` and
+        ``mixture_scale_tril``.
     targets
         Targets of the model that made the catalogue: ``load_bundle(uri).targets``.
 
@@ -162,7 +163,7 @@ def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:
 
 
 def _matrix(table: Any, name: str, component: int) -> np.ndarray:
-    """Return a column of equally long lists as a float64 matrix; an empty one may not know their length: one ``component``."""
+    """Return a column of equally long lists as a float64 matrix; lists of unknown length have that of one ``component``."""
     try:
         column = table[name]
     except KeyError:

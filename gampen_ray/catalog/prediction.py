@@ -1,8 +1,7 @@
-"""From a unit of input to its catalogue file: read, predict, summarise, write.
+"""Predict a unit of input: read it, predict, summarise, and write its catalogue file.
 
-A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, whole or not at all. Its quarantine file comes
-first, so the presence of the catalogue's says that the unit is done; a unit that is predicted twice, as after a lost node, is
-written twice with the same content.
+A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, written atomically. Its quarantine file is
+written first, so the catalogue file marks the unit as done. A unit predicted twice, as after a lost node, gives the same files.
 Shape legend: N galaxies, K passes, D targets.
 """
 
@@ -40,17 +39,17 @@ _NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictedUnit:
-    """What is known of a unit's rows but their pixels.
+    """The predictions of a unit, without its pixels.
 
     Parameters
     ----------
     name
-        Of the unit.
+        Name of the unit.
     rows
         ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``mean`` and
-        ``scale_tril``; None if time was over before any was predicted.
+        ``scale_tril``; None if the time limit left none.
     bytes_read, start, stop, device_seconds
-        As `gampen_ray.inference.rates.UnitReceipt` has them.
+        See `gampen_ray.inference.rates.UnitReceipt`.
     """
 
     name: str
@@ -62,20 +61,20 @@ class PredictedUnit:
 
 
 class UnitPredictor:
-    """Reads a unit piece by piece and predicts it.
+    """Reads and predicts a unit batch by batch.
 
-    May be called from several threads: while one waits for storage, decodes or summarises, another has the device.
+    Safe to call from several threads: one uses the device while others read and decode.
 
     Parameters
     ----------
     predict
         The model on its device.
     source
-        Where units come from.
+        Source of the units.
     seconds
-        What comes later than so long after the start is not predicted; None: everything is.
+        Time limit from now on, after which nothing is predicted; None: no limit.
     count
-        Given the galaxies, bytes_read and device_seconds of each piece.
+        Called with galaxies, bytes_read and device_seconds of each batch.
     fill_conditions
         Whether a galaxy of which a condition is unknown is predicted with the training galaxies' mean, or goes to quarantine.
     """
@@ -126,7 +125,7 @@ class UnitPredictor:
         return np.stack(values, axis=1) if values else np.empty((len(unknown_N), 0))
 
     def _table(self, rows: dict[str, np.ndarray], prediction: Prediction, condition_NJ: np.ndarray) -> pa.Table:
-        # As they are stored: a number that only float64 can hold is none here.
+        # Stored as float32, in which larger values overflow.
         mean_NKD, scale_tril_NKDD = prediction.mixture.mean_NKD.float(), prediction.mixture.scale_tril_NKDD.float()
         usable_N = prediction.usable_N & proper(mean_NKD, scale_tril_NKDD).numpy()
         reason_N = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
@@ -157,7 +156,7 @@ def write_unit(
     extra: tuple[str, ...] = (),
     write_summary: Callable[[str, pa.Table, Mixture], None] | None = None,
 ) -> UnitReceipt:
-    """Summarise the posteriors of a unit and write its catalogue and quarantine files; the catalogue's comes last.
+    """Summarise the posteriors of a unit and write its quarantine file and, last, its catalogue file.
 
     Parameters
     ----------
@@ -166,11 +165,11 @@ def write_unit(
     output
         Folder of the catalogue; None: nothing is written.
     targets
-        Of the model.
+        Targets of the model.
     store_mixture, mode_centred, conditions, extra
         Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
     write_summary
-        Writes another summary of the rows in the catalogue: given the unit's name, the rows and their posteriors.
+        Called with the unit's name, the catalogue's rows and their posteriors, to write another summary.
     """
     counts = {"num_rows": 0, "num_quarantined": 0, "id_sum": 0, "bytes_written": 0}
     if unit.rows is not None:
@@ -186,7 +185,7 @@ def write_unit(
         }
         with np.errstate(over="ignore", invalid="ignore"):
             catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)
-        # A column of the user's own may be unknown for a galaxy.
+        # Conditions and a user's own columns may be null.
         if (bad_M := (fault_M := _faults(catalog.drop_columns([*conditions, *extra]))) != "").any():
             reason_N[good_M[bad_M]] = fault_M[bad_M]
             kept = pa.array(~bad_M)
@@ -212,12 +211,12 @@ def write_unit(
 
 
 def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_passes: int, seed: int) -> None:
-    """See that a model can predict a dataset, and log how pixels are converted.
+    """Check that a model can predict a dataset, and log the conversions of its pixels.
 
     Raises
     ------
     UserError
-        If the model has no dropout for several passes, or the dataset has another number of bands.
+        If several passes are requested of a model without dropout, or the dataset has another number of bands.
     """
     ThinnedNetworks(bundle.network, num_passes, seed)
     expected = bundle.images.bands
@@ -233,7 +232,7 @@ def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_pas
 
 
 def _faults(catalog: pa.Table) -> np.ndarray:
-    """Return why a row cannot be in a catalogue, N texts, empty for a good one: a summary that is not finite."""
+    """Return N reasons, empty for rows whose summaries are all finite."""
     fault_N = np.full(len(catalog), "", dtype=object)
     for name in catalog.column_names:
         column = catalog[name].combine_chunks()

@@ -1,6 +1,6 @@
-"""The `crop` verb: image files in, their learned crops out, a batch of files at a time on every worker.
+"""The `crop` verb: writes the learned crops of image files, which the workers process in batches.
 
-A crop has its file's name below the output folder. A file is done when it has a crop or is in quarantine.
+A crop keeps its file's name below the output folder. A file is done when it has a crop or is in quarantine.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import pydantic
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import ActorResources, ReaderConfig
 from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.config.parts import FITS_FILES
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -42,19 +43,19 @@ class CropConfig:
     scale and flux unit."""
     output: str
     """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
-    pattern: str = "*.fits*"
-    """Which files below `images` are taken."""
+    pattern: str = FITS_FILES
+    """Glob pattern of the files below `images`."""
     reader: ReaderConfig = default(ReaderConfig)
-    """How the files are read; filled pixels are filled in the crop, too."""
+    """How the files are read; pixels filled on reading are filled in the crop too."""
     crop_size: int = pydantic.Field(default=0, ge=0)
-    """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: as the network sees them."""
+    """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: the network's own grid."""
     oversampling: int = pydantic.Field(default=0, ge=0, le=64)
-    """Each pixel is the mean of this many bilinear samples a side. 1: the network's own samples, which on a grid coarser than
-    the file's change the flux of a star by some percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
+    """Bilinear samples averaged along each side of a pixel. 1: the network's own samples, which on a grid coarser than the
+    file's change the flux of a star by a few percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
     batch_size: int = pydantic.Field(default=64, ge=1)
-    """Files read, cropped and written at a time by one worker."""
+    """Files that a worker reads, crops and writes together."""
     resources: ActorResources = default(ActorResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""
 
     def __post_init__(self) -> None:
         self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
@@ -64,7 +65,7 @@ class CropConfig:
 def crop(config: CropConfig) -> dict[str, Any]:
     """Write the learned crop of every FITS cutout of a folder and return the manifest.
 
-    An unfinished job of the same config is continued; a finished one is left as it is.
+    An unfinished job of the same config is resumed; a finished one is left unchanged.
 
     Raises
     ------
@@ -95,11 +96,11 @@ def crop(config: CropConfig) -> dict[str, Any]:
         began = time.monotonic()
         _crop_all(config, sorted(names - _done(config.output, names)), len(names), digest)
         if missing := names - _done(config.output, names):
-            raise RuntimeError(f"{len(missing)} files have neither a crop nor a reason, one is {missing.pop()}")
+            raise RuntimeError(f"{len(missing)} files are neither cropped nor in quarantine, such as {missing.pop()}")
         reasons = quarantine.read_quarantine(config.output)
         folder.check_lock()
         if len(reasons) == len(names):
-            # Nothing is lost, and the next attempt may have other settings.
+            # No crop is lost, and the next attempt may have other settings.
             storage.delete(folder.path(shards.QUARANTINE))
             folder.release_claim()
             raise quarantine.nothing_usable(f"images: none of the {len(reasons):,} files can be cropped", reasons, "files")
@@ -125,7 +126,7 @@ class _Batch:
 
     @property
     def name(self) -> str:
-        """Of their quarantine file: from their names, as an attempt with another batch size makes other batches."""
+        """Name of the quarantine file, derived from the files' names: another batch size makes other batches."""
         return f"part-{hashlib.blake2b(chr(0).join(self.files).encode(), digest_size=8).hexdigest()}.parquet"
 
     @property
@@ -193,7 +194,7 @@ def _cropper(config: CropConfig, bundle: "Bundle", digest: str, device: str = "c
 
 
 def _done(output: str, names: set[str]) -> set[str]:
-    """Return which files have a crop or are in quarantine, under the folder where they lay then."""
+    """Return the files that have a crop or are in quarantine, where their folder may have been another."""
     from gampen_ray import storage
     from gampen_ray.data.quarantine import read_quarantine
 

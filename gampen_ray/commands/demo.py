@@ -1,4 +1,4 @@
-"""The `demo` verb: from simulated galaxies to a calibrated catalogue and a report, on one machine."""
+"""The `demo` verb: everything from simulated galaxies to a calibrated catalogue and a report, on one machine."""
 
 import logging
 
@@ -23,7 +23,7 @@ class DemoConfig:
     output: str = "demo"
     """Folder to create."""
     num_galaxies: int = pydantic.Field(default=20_000, ge=200)
-    """Simulated galaxies: 60 % to train, 20 % to validate, 20 % to test."""
+    """Number of simulated galaxies: 60 % for training, 20 % for validation, 20 % for testing."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of simulation, training and inference."""
 

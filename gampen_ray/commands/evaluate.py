@@ -1,4 +1,4 @@
-"""The `evaluate` verb: a catalogue against the true values in its dataset."""
+"""The `evaluate` verb: compares a catalogue with the true values in its dataset."""
 
 import logging
 from typing import Any
@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If the catalogue is not complete or holds no mixtures, the dataset lacks a target, or the output holds another run.
+        If the catalogue is incomplete or holds no mixtures, the dataset lacks a target, or the output holds another run.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""The `import-gampen` verb: a trained GaMPEN network becomes a bundle, with its label scaler and everything else in it."""
+"""The `import-gampen` verb: converts a trained GaMPEN network and its label scaler to a bundle."""
 
 import logging
 from typing import TYPE_CHECKING, Literal
@@ -34,13 +34,13 @@ class ImportGampenConfig:
     model: str
     """State dict of a vgg16, vgg16_w_stn or vgg16_w_stn_*_drp network, saved by GaMPEN's train.py."""
     scaling: str
-    """CSV of the training split, from which the label scaler is computed once (GaMPEN: splits/SLUG-train.csv). Where it holds
-    bt beside custom_logit_bt, the values that stand for B/T of 0 and 1 come from it."""
+    """CSV of the training split, from which the label scaler is computed (GaMPEN: splits/SLUG-train.csv). If it has a column
+    bt beside custom_logit_bt, the logits that stand for B/T of 0 and 1 come from it."""
     output: str
     """Bundle to create: a folder or s3:// URI."""
     preset: Literal["", "g_0_025", "r_025_050", "i_050_075", "sim_g_0_025", "sim_r_025_050", "sim_i_050_075"] = ""
-    """Public HSC model: sets what is left out below. g_0_025, r_025_050 and i_050_075 are the real-data models of z < 0.25,
-    0.25 to 0.50 and 0.50 to 0.75, sim_* those trained on simulations."""
+    """Public HSC model: sets the fields below that are left out. g_0_025, r_025_050 and i_050_075 are the real-data models for
+    z < 0.25, 0.25 to 0.50 and 0.50 to 0.75, sim_* those trained on simulations."""
     targets: tuple[str, ...] = ()
     """Label columns in the order of GaMPEN's --target_metrics; ln_* and custom_logit_* are logarithms and logits of physical
     targets. Left out: the preset's."""
@@ -51,8 +51,8 @@ class ImportGampenConfig:
     label_scaling: Literal["std", "minmax"] = "std"
     """GaMPEN's --label_scaling."""
     bands: tuple[str, ...] = ()
-    """Names of the bands of the cutouts; a single band is repeated over the network's channels, as GaMPEN does. Left out: the
-    preset's, or one band called unknown."""
+    """Bands of the cutouts; a single band is repeated over the network's channels, as in GaMPEN. Left out: the preset's, or one
+    band named unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
     """Pixel scale of the training cutouts, arcsec. Left out: the preset's, or unknown."""
     zero_point_mag: float | None = None
@@ -61,13 +61,13 @@ class ImportGampenConfig:
 
 @verb("import-gampen", positional="model")
 def import_gampen(config: ImportGampenConfig) -> "Bundle":
-    """Write the bundle and return it; one that is there already is left as it is.
+    """Write the bundle and return it; an existing one is left unchanged.
 
     Raises
     ------
     UserError
-        If the file is no state dict of a GaMPEN network, does not fit the targets or the cutout size (the first key at fault is
-        named), the CSV lacks a label, or the output holds something else.
+        If the file is not the state dict of a GaMPEN network, does not fit the targets or the cutout size (naming the
+        first key at fault), the CSV lacks a label, or the output holds something else.
     """
     import hashlib
 
@@ -125,7 +125,7 @@ def import_gampen(config: ImportGampenConfig) -> "Bundle":
 
 
 def settled(config: ImportGampenConfig) -> ImportGampenConfig:
-    """Return the config with absolute URIs, and the preset's values where none are given; a UserError where one is missing."""
+    """Return the config with absolute URIs and the preset's values for omitted fields; a `UserError` if one is missing."""
     from gampen_ray import storage
     from gampen_ray.data.gampen_labels import GAMPEN_ZERO_POINT_MAG, Label
 

@@ -1,8 +1,7 @@
-"""The `infer` verb: from a model and cutouts to a catalogue, a unit of work at a time on every worker.
+"""The `infer` verb: predicts a catalogue from a model and cutouts, in units of work that are spread over the workers.
 
-Each unit becomes one catalogue file of a name that depends on the input alone (`gampen_ray.catalog.prediction`): the presence
-of that file says that the unit is done. Nothing else has to be kept, for any number of rows, and whatever was killed leaves
-whole files only.
+Each unit becomes one catalogue file, whose name depends on the input alone (`gampen_ray.catalog.prediction`): the unit is done
+if the file exists. There is no other state, for any number of rows, and a killed job leaves only whole files.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources, ReaderConfig
+from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE, NUM_PASSES, ActorResources, ReaderConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ESTIMATE_SECONDS = 30.0
-# More than the fastest device ends in that time.
+# More than the fastest device finishes in that time.
 _ESTIMATE_UNITS_PER_WORKER = 400
 _COUNTERS = {
     "galaxies": "Galaxies predicted.",
     "passes": "Monte Carlo dropout passes, summed over galaxies.",
     "bytes_read": "Bytes of the input read, as stored.",
-    "device_seconds": "Time in which the device worked, seconds.",
+    "device_seconds": "Busy time of the device, seconds.",
 }
 
 
@@ -46,7 +45,7 @@ class InferConfig:
     bundle: str
     """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
     dataset: str
-    """What to predict: a dataset of cutout shards, a folder of FITS cutouts, or a GaMPEN data folder; local or s3:// URI."""
+    """What to predict: a dataset of cutout shards, a folder of cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     reader: ReaderConfig = default(ReaderConfig)
@@ -54,38 +53,40 @@ class InferConfig:
     missing_conditions: Literal["refuse", "mean"] = "refuse"
     """If the bundle takes conditions, such as the PSF's width, and the dataset lacks one: refuse the dataset, or a galaxy by
     quarantine, or take the mean of the training galaxies and flag the galaxy."""
+    pattern: str = FITS_FILES
+    """Which files of a folder of cutouts without a table are taken."""
     split: Literal["", "train", "val", "test"] = ""
-    """Predict this split alone; empty: all rows."""
+    """Split to predict; empty: all rows."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
     """Monte Carlo dropout passes per galaxy; best a multiple of 1 / the network's dropout rate."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
     batch_size: int = pydantic.Field(default=0, ge=0)
-    """Galaxies per forward pass, which changes no result. 0: as many as fit the device."""
+    """Galaxies per forward pass, without effect on the results. 0: as many as fit the device."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network behind the spatial transformer, the same for the whole catalogue. auto: bfloat16 on GPUs, float32 on CPUs;
-    a job that is continued keeps the one it began with."""
+    """Precision of the network after the spatial transformer, the same for the whole catalogue. auto: bfloat16 on GPUs, float32
+    on CPUs; a resumed job keeps its first choice."""
     galaxies_per_file: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
-    """Galaxies per catalogue file at most, the unit of work that a killed job repeats; a file never spans two input shards, and
-    small inputs are cut finer."""
+    """Maximum galaxies per catalogue file, the unit of work that a killed job repeats; a file never spans two input shards, and
+    small inputs get smaller files."""
     posterior: Literal["summary", "mixture"] = "summary"
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
     mode_centred: bool = False
-    """Add the credible intervals centred on the mode, as GaMPEN has them: columns T_mode_lo68, T_mode_hi68 and so on."""
+    """Add credible intervals centred on the mode, as in GaMPEN: columns T_mode_lo68, T_mode_hi68 and so on."""
     columns: tuple[str, ...] = ()
-    """Columns to add that your code registers (`gampen_ray.catalog.columns.register_column`), by name."""
+    """Additional columns, by the names under which your code registers them (`gampen_ray.catalog.columns.register_column`)."""
     catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
-    """hats: also write hats/, the catalogue partitioned on the sky as LSDB reads it, of all galaxies with a position (needs
-    `pip install "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw of each pass, and
-    gampen/summary.csv with GaMPEN's columns; the mixture is stored then in any case."""
+    """hats: also write hats/, a sky-partitioned catalogue for LSDB of all galaxies with a position (needs `pip install
+    "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw per pass, and gampen/summary.csv with
+    GaMPEN's columns; the mixture is then always stored."""
     gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False
     """Only measure: predict for 30 s, write nothing, and print galaxies/s, hours, GPU-hours and the size of the output."""
     estimate_workers: Annotated[int, Needs("estimate", True)] = pydantic.Field(default=0, ge=0)
-    """Workers of the cluster that the estimate is for; 0: those of this one."""
+    """Number of workers to estimate for; 0: that of this cluster."""
     resources: ActorResources = default(ActorResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""
 
     def __post_init__(self) -> None:
         self.reader.refuse("bands")
@@ -95,7 +96,7 @@ class InferConfig:
 def infer(config: InferConfig) -> dict[str, Any]:
     """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
 
-    An unfinished job of the same config is continued; a finished one is left as it is.
+    An unfinished job of the same config is resumed; a finished one is left unchanged.
 
     Raises
     ------
@@ -120,20 +121,20 @@ def infer(config: InferConfig) -> dict[str, Any]:
     config = replace(config, **uris)
     bundle = load_bundle(config.bundle)
     source, units = _input(config, bundle)
-    # Unknown names are refused before any work.
+    # Refuses unknown names before any work.
     catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
         return _estimate(config, bundle, source, units)
     inputs = {
         "bundle": bundle_digest(config.bundle),
         "dataset": source.info.fingerprint,
-        "dataset layout": layout_identity(source, config.dataset, units),
+        "dataset layout": layout_identity(config.dataset, units),
     }
     began, precision = time.time(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
         run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
         if precision == "auto" and RunFolder.check(config=config, **run) == "free":
-            # The same for all workers, now and after an interruption.
+            # The same for all workers, also after an interruption.
             stack.enter_context(ray_session())
             precision = settled_precision("auto", gpu=uses_gpus(config.resources))
         config = replace(config, precision=precision)
@@ -160,7 +161,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
 
 
 def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]":
-    """Return what is to be predicted, in units; a `UserError` if the bundle cannot, or the catalogue cannot be as asked."""
+    """Return the input and its units of work; a `UserError` if the bundle or the catalogue format does not suit it."""
     from gampen_ray.catalog.hats import check_hats
     from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.sources import open_source
@@ -169,6 +170,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         config.dataset,
         split=config.split,
         reader=config.reader,
+        pattern=config.pattern,
         bands=bundle.images.bands,
         size=bundle.images.size,
         unit_rows=config.galaxies_per_file,
@@ -182,7 +184,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
 
 
 def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:
-    """Return the precision that is asked for, for ``auto`` that of the run in the output folder if there is one."""
+    """Return the requested precision, for ``auto`` that of the run in the output folder if there is one."""
     from gampen_ray import storage
     from gampen_ray.run_folder import RUN_FILE
 
@@ -195,7 +197,7 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
 def _predict_all(
     config: InferConfig, folder: "RunFolder", bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
 ) -> tuple[dict[str, Any], int]:
-    """Predict the units that are not there yet; return at what rate, and the sum of all identifiers (`id_sum`) of the input."""
+    """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
     from gampen_ray import storage
     from gampen_ray.catalog.completeness import input_id_sum
     from gampen_ray.catalog.parquet import CATALOG
@@ -258,7 +260,7 @@ def _start(config: InferConfig, source: "Source", seconds: float | None, workers
 
 
 def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
-    """Return what summarises and writes the units that workers have predicted; ``output`` None: it writes nothing."""
+    """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
     from gampen_ray.catalog.prediction import write_unit
     from gampen_ray.gampen.summary_files import write_part
 
@@ -279,7 +281,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
 
 
 def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, int]:
-    """Check that each galaxy of the input is there once, write the catalogue's other formats, and return its counts."""
+    """Check that the catalogue holds each input galaxy once, write its other formats, and return its counts."""
     from gampen_ray.catalog.completeness import catalog_contents
     from gampen_ray.catalog.hats import write_hats
     from gampen_ray.gampen.summary_files import write_files
@@ -298,7 +300,7 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
 
 
 def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]") -> dict[str, Any]:
-    """Predict for half a minute, write nothing, and return and log what the whole input will take."""
+    """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.session import ray_session
     from gampen_ray.engine.units import stream_units
@@ -308,12 +310,12 @@ def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "l
     rates = Rates(config.num_passes, time.time())
     with ray_session():
         workers = cluster_workers(config.resources)
-        # Those that have to wait for nodes would be measured as idle.
+        # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
         start, write = functools.partial(_start, config, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
         for _, receipt in stream_units(some, start, workers, write=write):
-            # What comes when the time is over is empty.
+            # Receipts after the time limit are empty.
             if receipt.num_rows:
                 rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
     measured, total = rates.to_dict(), sum(unit.num_rows for unit in units)

@@ -1,4 +1,4 @@
-"""The `ingest` verb: a plan for all rows, of which each task on Ray reads some files and writes its own shards."""
+"""The `ingest` verb: plans all rows; each Ray task then reads the files of some rows and writes their shards."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ __all__ = ["IngestConfig", "IngestSummary", "ingest"]
 
 logger = logging.getLogger(__name__)
 
-# Reading cutouts waits for storage more than it computes.
+# Reading cutouts mostly waits for storage.
 _CPUS_PER_TASK = 0.5
 _RECEIPTS = "ingest"
-"""Folder of an unfinished ingest: a file with the counts of each finished part, which may have no shard of a split."""
+"""Folder of an unfinished ingest: a file for each finished part with its counts, as a part may have no shard in a split."""
 
 
 @config_class
@@ -38,12 +38,12 @@ class IngestConfig(CutoutsConfig):
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per Parquet file."""
     resources: TaskResources = default(TaskResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestSummary:
-    """What became of the catalogue's rows.
+    """Numbers of usable and quarantined rows.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class IngestSummary:
     num_quarantined
         Rows in quarantine.
     reasons
-        Rows in quarantine by kind of reason, the most common first.
+        Rows in quarantine by kind of reason, most common first.
     """
 
     dataset: str
@@ -67,7 +67,7 @@ class IngestSummary:
 def ingest(config: IngestConfig) -> IngestSummary:
     """Turn cutouts and a catalogue into a dataset of cutout shards.
 
-    An interrupted ingest is continued; a finished one with the same config, catalogue and files is left as it is.
+    An interrupted ingest is resumed; a finished one with the same config, catalogue and files is left unchanged.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
             folder.check_lock()
             if not counts.total():
                 bad = quarantine.read_quarantine(config.output)
-                # Nothing is lost, and the next attempt may have other settings.
+                # No shard is lost, and the next attempt may have other settings.
                 for name in (shards.QUARANTINE, _RECEIPTS):
                     storage.delete(folder.path(name))
                 folder.release_claim()
@@ -118,7 +118,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Rows of the plan, as an Arrow stream, that become the shards of one number."""
+    """Planned rows, as an Arrow stream, for the shards of one index."""
 
     index: int
     num_rows: int
@@ -130,7 +130,7 @@ class _Part:
 
 
 def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> Counter[str]:
-    """Write all shards that are not there and return the number of rows of each split and in quarantine."""
+    """Write the missing shards, and return the number of rows of each split and in quarantine."""
     from gampen_ray import storage
     from gampen_ray.data import ingest_plan, shards
     from gampen_ray.engine.units import run_units

@@ -5,8 +5,8 @@ A verb is a function of one config, registered under its name where it is define
     @verb("count")
     def count(config: CountConfig) -> int: ...
 
-A module of your own may register verbs too: see `gampen_ray.plugins`. What a verb imports at the top of its module is imported
-by ``gampen-ray --help``: numpy, torch, Ray and their like belong inside the function.
+A plugin may register verbs too: see `gampen_ray.plugins`. ``gampen-ray --help`` imports the module of every verb: import numpy,
+torch, Ray and the like inside the function.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from gampen_ray.config.base import Leaf, build, fields, load_toml, plain, sectio
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.plugins import Registry, load_plugins
 
-# Each in the module of its name, as `--help` lists them.
+# In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report", "crop")
 _BUILT_IN += ("import-gampen",)
 _EXTENDS = "extends"
@@ -40,7 +40,7 @@ class Verb:
     function
         Runs it.
     positional
-        Field that an argument without a flag gives, unless it is a TOML file; empty: none.
+        Field that the positional argument sets, unless it is a TOML file; empty: none.
     """
 
     config: type
@@ -49,7 +49,7 @@ class Verb:
 
     @property
     def __wrapped__(self) -> Callable[[Any], Any]:
-        """The user's own code, for `gampen_ray.plugins`."""
+        """The registered function, for `gampen_ray.plugins`."""
         return self.function
 
     @property
@@ -63,12 +63,12 @@ class Verb:
         Raises
         ------
         UserError
-            For any mistake in them.
+            For an invalid value.
         """
         return build(self.config, _merged(self.config, _read(self.config, file) if file else {}, plain(values)))
 
     def run(self, config: Any) -> Any:
-        """Run the verb; a `UserError` names the field if an object storage cannot be reached."""
+        """Run the verb; a `UserError` names the field whose object storage cannot be reached."""
         from gampen_ray import storage
 
         for leaf in (leaf for _, _, leaves in sections(self.config, instance=config) for leaf in leaves):
@@ -92,7 +92,7 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
     name
         Of the verb on the command line.
     positional
-        Field that an argument without a flag gives.
+        Field that the positional argument sets.
     """
 
     def register(function: F) -> F:
@@ -106,7 +106,7 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
 
 
 def load_verbs() -> dict[str, Verb]:
-    """Return all verbs, those of plugins last."""
+    """Return all verbs, with those of plugins last."""
     for name in _BUILT_IN:
         importlib.import_module(f"gampen_ray.commands.{name.replace('-', '_')}")
     load_plugins()
@@ -138,13 +138,13 @@ def python_function(name: str) -> Callable[..., Any]:
 
 
 class _Text(str):
-    """Stands in a signature for a default that is long to print."""
+    """A short text in place of a long default in a signature."""
 
     __repr__ = str.__str__
 
 
 def kind(annotation: Any) -> str:
-    """Return in a word what a field takes."""
+    """Return the metavar of a field."""
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         return "{" + ",".join(str(choice) or "''" for choice in typing.get_args(annotation)) + "}"
@@ -173,7 +173,7 @@ def _documentation(name: str, found: Verb) -> str:
         for leaf in leaves:
             default = "required" if leaf.default is PydanticUndefined else f"default {shown(leaf.default)}"
             lines += [f"{leaf.name} : {kind(leaf.annotation)}, {default}", f"    {leaf.description}".replace("\n", "\n    ")]
-    return "\n".join([*lines, "", "Raises", "------", "UserError", "    For a mistake in the fields or in what they name."])
+    return "\n".join([*lines, "", "Raises", "------", "UserError", "    For an invalid field, input or output."])
 
 
 def _read(config: type, path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _read(config: type, path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]
     from gampen_ray import storage
 
     if path in seen:
-        raise UserError(f"{path}: {_EXTENDS} itself by way of {seen[-1]}; remove one {_EXTENDS}")
+        raise UserError(f"{path}: {_EXTENDS} itself through {seen[-1]}; remove one {_EXTENDS}")
     values = load_toml(storage.read_bytes(path), path)
     base = values.pop(_EXTENDS, None)
     if base is None:
@@ -194,7 +194,7 @@ def _read(config: type, path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]
 
 
 def _merged(config: type, under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values in which those of ``over`` replace others, field by field."""
+    """Return nested values in which those of ``over`` replace those of ``under``, field by field."""
     result = dict(under)
     for name, value in over.items():
         section = fields(config)[name].annotation if name in fields(config) else None

@@ -1,4 +1,4 @@
-"""The `report` verb: one HTML page about a model and its evaluated catalogue."""
+"""The `report` verb: writes one HTML page about a model and its evaluated catalogue."""
 
 import logging
 
@@ -22,8 +22,8 @@ class ReportConfig:
     num_examples: int = pydantic.Field(default=6, ge=1)
     """Galaxies shown with their crop and posterior."""
     num_angles: int | None = pydantic.Field(default=None, ge=0)
-    """Angles at which each of them is predicted once more, evenly spaced over 360 degrees, to show how stable the posterior is;
-    0: none; left out: 36, or the 4 quarter turns for a network of more than ten million parameters."""
+    """Rotation angles, evenly spaced over 360 degrees, at which each of them is predicted again, to show the stability of its
+    posterior; 0: none; left out: 36, or 4 for a network of more than ten million parameters."""
 
 
 @verb("report")
@@ -33,7 +33,7 @@ def report(config: ReportConfig) -> str:
     Raises
     ------
     UserError
-        If there is no evaluation, its catalogue, dataset or bundle is gone or has changed, or the output is another file.
+        If the evaluation, its catalogue, dataset or bundle is missing or has changed, or the output is another file.
     """
     from gampen_ray import storage
     from gampen_ray.reports.build import report_page
@@ -41,7 +41,7 @@ def report(config: ReportConfig) -> str:
 
     output = storage.absolute(config.output)
     if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
-        raise UserError(f"output: {output} is there and no report of gampen_ray; nothing was changed: give another file")
+        raise UserError(f"output: {output} exists and is not a gampen_ray report; nothing was changed: give another file")
     page = report_page(config.evaluation, num_examples=config.num_examples, num_angles=config.num_angles)
     storage.write_bytes_atomic(output, page.encode())
     logger.info("wrote %s", output)

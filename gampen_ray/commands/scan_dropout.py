@@ -1,4 +1,4 @@
-"""The `scan-dropout` verb: the dropout rate of a trained bundle, chosen last and by coverage, as GaMPEN's is."""
+"""The `scan-dropout` verb: chooses the dropout rate of a trained bundle by coverage, as in GaMPEN."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     """Scan the dropout rates of a bundle, retrain with the best ones, and return the best bundle, as ``<output>/bundle``.
 
-    An unfinished study of the same config is resumed and repeats nothing; a finished one is returned as it is.
+    An unfinished study of the same config is resumed without repeating finished work; the bundle of a finished one is returned.
 
     Raises
     ------
     UserError
-        If the bundle has no dropout or does not say how it was trained, the dataset does not fit it, the output holds another
-        study, or the cluster is too small.
+        If the bundle has no dropout or no training config, the dataset does not fit it, the output holds another study, or the
+        cluster is too small.
     """
     from gampen_ray import storage
     from gampen_ray.engine.cluster import cluster_workers

@@ -1,5 +1,6 @@
-"""The `simulate` verb: ranges of galaxies are rendered and written on Ray, one shard per split and range."""
+"""The `simulate` verb: Ray tasks render ranges of galaxies, and write one shard per split and range."""
 
+import dataclasses
 import functools
 import logging
 
@@ -24,39 +25,40 @@ class SimulateConfig:
     output: str
     """Dataset to create: a folder or s3:// URI."""
     survey: str = "kids-r"
-    """Survey preset, which sets pixel scale, zero point, PSF and sky noise: hsc-g, hsc-r, hsc-i, kids-r, or one that your own
-    code has registered."""
+    """Survey preset, which sets pixel scale, zero point, PSF and sky noise: hsc-g, hsc-r, hsc-i, kids-r, or one that your code
+    registers."""
     num_galaxies: int = pydantic.Field(default=10_000, ge=1)
     """Number of galaxies over all splits."""
     cutout_size: int = pydantic.Field(default=64, ge=16)
     """Side of the square cutouts, pixels."""
     neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
-    """Share of cutouts that contain a second, unrelated galaxy."""
+    """Fraction of the cutouts that contain a second, unrelated galaxy."""
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
-    """Galaxies simulated by one task; does not change any galaxy."""
+    """Galaxies simulated by one task, without effect on any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
-    """Seed; a galaxy depends on (seed, its index) alone."""
+    """Seed; a galaxy depends on the seed and its index alone."""
     split: SplitConfig = default(SplitConfig)
-    """Train, val and test shares."""
+    """Train, val and test fractions."""
     resources: TaskResources = default(TaskResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""
 
 
 @verb("simulate")
 def simulate(config: SimulateConfig) -> None:
     """Simulate galaxies as a dataset of cutout shards.
 
-    A complete dataset with the same settings is left as it is; an unfinished one is completed. Which galaxies are made does not
-    depend on ``galaxies_per_shard`` or the resources.
+    A complete dataset with the same settings is left unchanged; an unfinished one is completed. The galaxies do not depend on
+    ``galaxies_per_shard`` or the resources.
 
     Raises
     ------
     UserError
-        If there is no such survey, or the output holds something else.
+        If the survey is unknown, or the output holds something else.
     """
     from gampen_ray import storage
     from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
+    from gampen_ray.provenance import content_fingerprint
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.simulation import dataset, galaxies
     from gampen_ray.simulation.surveys import SURVEYS
@@ -65,7 +67,9 @@ def simulate(config: SimulateConfig) -> None:
     config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
     info = dataset.dataset_info(survey, config.split, settings)
-    with RunFolder.open(config.output, "simulate", config, {}, complete=shards.DATASET_JSON) as folder:
+    # Its name is in the config; the numbers behind it are the user's to change.
+    inputs = {"survey preset": content_fingerprint(dataclasses.asdict(survey))}
+    with RunFolder.open(config.output, "simulate", config, inputs, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return

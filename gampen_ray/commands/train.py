@@ -1,4 +1,4 @@
-"""The `train` verb: trains a network with workers on a Ray cluster, and leaves a model bundle in a run folder."""
+"""The `train` verb: trains a network on a Ray cluster, and writes a model bundle into a run folder."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def train(config: TrainConfig) -> "Bundle":
     """Train a network and return its bundle, which is written to ``<output>/bundle``.
 
-    An unfinished run of the same config resumes from its last checkpoint; a finished one is returned as it is.
+    An unfinished run of the same config resumes from its last checkpoint; the bundle of a finished one is returned.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The `tune` verb: a search for the best training config."""
+"""The `tune` verb: searches for the best training config."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BEST_TRAINED = "best-trained"
-"""Folder in the study that best.toml names as output; `train` makes it."""
+"""Output folder in best.toml, below the study; `train` creates it."""
 
 
 @verb("tune")
 def tune(config: TuneConfig) -> "Bundle":
     """Find the best training config, and return its bundle, which is written to ``<output>/bundle``.
 
-    An unfinished study of the same config is resumed and repeats no finished trial; a finished one is returned as it is.
+    An unfinished study of the same config is resumed and repeats no finished trial; the bundle of a finished one is returned.
 
     Raises
     ------
     UserError
-        If space, dataset or bundle do not fit, the output holds another study, the cluster is too small, or no trial is
-        complete in the end.
+        If search space, dataset or bundle do not fit, the output holds another study, the cluster is too small, or no trial
+        completes.
     """
     from gampen_ray import storage
     from gampen_ray.engine.cluster import cluster_workers
@@ -73,10 +73,7 @@ def tune(config: TuneConfig) -> "Bundle":
 
 
 def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, table: "pa.Table", chosen: TrainConfig) -> None:
-    """Write the outcome of a study, with the bundle of the chosen training.
-
-    The bundle, whose checksums say that the study is complete, comes last.
-    """
+    """Write the results of a study; the bundle of the chosen training comes last, as its checksums mark a complete study."""
     import pyarrow.parquet as pq
 
     from gampen_ray import storage
@@ -88,7 +85,7 @@ def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, ta
     folder.check_lock()
     with storage.open_output(folder.path(TRIALS)) as file:
         pq.write_table(table, file)
-    # Of the study's resources some are those of several trials.
+    # The study's resources may be those of several trials.
     best = replace(chosen, output=folder.path(BEST_TRAINED), resources=TrainResources())
     storage.write_bytes_atomic(folder.path(BEST), to_toml(best).encode())
     storage.write_bytes_atomic(folder.path(PAGE), tune_page(config).encode())

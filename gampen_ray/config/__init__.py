@@ -1,7 +1,7 @@
-"""Every knob of gampen_ray: frozen dataclasses, read and written by `gampen_ray.config.base`.
+"""Configs that several layers share: frozen dataclasses, read and written by `gampen_ray.config.base`.
 
-The configs that several layers share are here; any other verb's config stands with its function in `gampen_ray.commands`. The
-docstring under a field is its help text: it states the unit and what a sentinel value means.
+The config of any other verb is beside its function in `gampen_ray.commands`. The docstring under a field is its help text: it
+states the unit and the meaning of a sentinel value.
 """
 
 from gampen_ray.config.parts import (

@@ -1,6 +1,6 @@
-"""Configs from and to plain values and strict TOML; a mistake is explained in one line.
+"""Conversion of configs from and to plain values and strict TOML, with one-line error messages.
 
-A config remembers which fields were given, so that "left out" differs from "equal to the default": see `given` and `Needs`.
+A config records which fields were given, so that "left out" differs from "equal to the default": see `given` and `Needs`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import pydantic
@@ -22,7 +22,7 @@ T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 _Path = tuple[str, ...]
 
-# Fields of earlier versions by class: the name of today, or a sentence that says what to do.
+# Former fields by class: the present name, or a sentence with the remedy.
 _STAGE = "the dropout scan is the verb scan-dropout; leave {0} out of `tune`"
 _RENAMED = {
     "OptimizerConfig": {"clip_norm": "max_grad_norm", "accumulate": "gradient_accumulation_steps"},
@@ -32,7 +32,7 @@ _RENAMED_VALUES = {("NetworkConfig", "likelihood"): {"mse": "unit_variance"}}
 
 
 class Needs:
-    """Annotation of a field that has an effect only where another field has certain values; elsewhere it is refused.
+    """Annotation of a field that has an effect only for certain values of another field, and is refused otherwise.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Needs:
     unless
         Value with which it has none.
     refused
-        False: where the field has no effect, a given value is checked by the verb.
+        False: a given value without effect is checked by the verb.
     """
 
     def __init__(self, field: str, *values: Any, unless: Any = None, refused: bool = True) -> None:
@@ -54,7 +54,7 @@ class Needs:
         return value in self.values if self.values else value != self.unless
 
     def remedy(self, name: str, value: Any) -> str:
-        """Return why a field has no effect, and what to do, given the other field's name and value."""
+        """Return the reason why a field has no effect, and a remedy, from the other field's name and value."""
         if self.values == ("",):
             return f"with {name} {shown(value)}; leave one of them out"
         if not self.values:
@@ -69,7 +69,7 @@ def config_class(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass that checks its values; field docstrings become help texts."""
     decorate: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_PYDANTIC)
     decorated = decorate(cls)
-    # pydantic reads the docstrings of a class's own fields alone.
+    # pydantic does not read the docstrings of inherited fields.
     for base in cls.__mro__[1:-1]:
         for name, field in base.__pydantic_fields__.items():  # type: ignore[attr-defined]
             inherited = decorated.__pydantic_fields__[name]
@@ -98,15 +98,15 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     cls
         A config class.
     values
-        Nested dictionary, as TOML or JSON gives it; a section may also be a config, of which the given fields count.
+        Nested dictionary, as from TOML or JSON; a section may also be a config, whose given fields count.
     recorded
-        Whether the program itself, or an earlier version, has written the values: fields of earlier names are taken, and values
-        without effect do not count as given.
+        Whether this or an earlier version of the program wrote the values: former names are accepted, and values without effect
+        do not count as given.
 
     Raises
     ------
     UserError
-        For an unknown key, a missing field, a value out of its domain or one without effect, naming field, value and remedy.
+        For an unknown key, a missing field, an invalid value or one without effect, naming field, value and remedy.
     """
     table = upgraded(cls, plain(values), refuse=not recorded)
     config = _validated(cls, table)
@@ -123,12 +123,12 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
 
 
 def upgraded(cls: type, values: dict[str, Any], *, refuse: bool = False, prefix: str = "") -> dict[str, Any]:
-    """Return plain values of a config class with the fields' names of today.
+    """Return plain values of a config class under the fields' present names.
 
     Raises
     ------
     UserError
-        If ``refuse`` is set and a name is one of an earlier version.
+        If ``refuse`` is set and a name is a former one.
     """
     result: dict[str, Any] = {}
     renamed = {old: new for base in cls.__mro__ for old, new in _RENAMED.get(base.__name__, {}).items()}
@@ -150,7 +150,7 @@ def upgraded(cls: type, values: dict[str, Any], *, refuse: bool = False, prefix:
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested values as JSON knows them; of a config the given fields alone, and of any other object its text."""
+    """Return nested values as JSON values; a config becomes its given fields, and any other object its text."""
 
     def default(value: Any) -> Any:
         if _is_config(value):
@@ -161,7 +161,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given(config: Any) -> frozenset[str]:
-    """Return the dotted names of the fields that were given when a config was made, whatever their values."""
+    """Return the dotted names of the fields that a config was given, whatever their values."""
     names: set[str] = set()
     for name in _own(config):
         value = getattr(config, name)
@@ -174,7 +174,7 @@ def given(config: Any) -> frozenset[str]:
 
 
 def replace(config: T, **changes: Any) -> T:
-    """Return a config with other values of some fields, which count as given; what was left out stays left out.
+    """Return a config with other values of some fields, which count as given; other omitted fields stay omitted.
 
     The names may be dotted: ``replace(config, **{"fine_tune.bundle": uri})``.
     """
@@ -182,7 +182,7 @@ def replace(config: T, **changes: Any) -> T:
 
 
 def narrowed(config: Any, cls: type[T], **changes: Any) -> T:
-    """Return a config of the class ``cls`` that shares its fields with ``config``, and changes some; see `replace`."""
+    """Return a config of the class ``cls`` with the values of ``config``, and some changes; see `replace`."""
     sections: dict[str, dict[str, Any]] = {}
     values: dict[str, Any] = {}
     for name, value in changes.items():
@@ -209,7 +209,7 @@ def load_toml(text: bytes, source: str) -> dict[str, Any]:
 
 def to_toml(config: Any) -> str:
     """Return a config as TOML text that `load_toml` and `build` turn into an equal one; values without effect are left out."""
-    return tomli_w.dumps(_without(to_dict(config), _without_effect(config)))
+    return tomli_w.dumps(without(to_dict(config), _without_effect(config)))
 
 
 def fields(cls: type) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def fields(cls: type) -> dict[str, Any]:
 
 
 class Leaf(NamedTuple):
-    """A field that is no section: its dotted name, annotation, default (`PydanticUndefined` if required) and documentation."""
+    """A field that is not a section: dotted name, annotation, default (`PydanticUndefined` if required) and documentation."""
 
     name: str
     annotation: Any
@@ -265,7 +265,7 @@ def _own(config: Any) -> frozenset[str]:
 
 
 def _parts(config: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
-    """Yield a config and all configs inside it, those in tables included, each with its place."""
+    """Yield a config and all configs inside it, including those in tables, each with its path."""
     yield path, config
     for name in fields(type(config)):
         value = getattr(config, name)
@@ -292,9 +292,9 @@ def _validated(cls: type[T], table: dict[str, Any]) -> T:
 
 
 def _without_effect(config: Any) -> dict[_Path, tuple[Needs, str, Any]]:
-    """Return the fields that do nothing in a config, and for each of them the other field that decides, with its value."""
+    """Return the fields without effect in a config, each with the other field that decides, and its value."""
     found: dict[_Path, tuple[Needs, str, Any]] = {}
-    # What a search varies has other values in its trials.
+    # Fields that a search varies have other values in its trials.
     varied = getattr(config, "varied", ())
     for path, part in _parts(config):
         for name, field in fields(type(part)).items():
@@ -311,9 +311,10 @@ def _without_effect(config: Any) -> dict[_Path, tuple[Needs, str, Any]]:
     return found
 
 
-def _without(table: dict[str, Any], paths: Any, here: _Path = ()) -> dict[str, Any]:
+def without(table: dict[str, Any], paths: Container[_Path], here: _Path = ()) -> dict[str, Any]:
+    """Return nested values without those at some paths; ``here`` is the path of the table itself."""
     return {
-        key: _without(value, paths, (*here, key)) if isinstance(value, dict) else value
+        key: without(value, paths, (*here, key)) if isinstance(value, dict) else value
         for key, value in table.items()
         if (*here, key) not in paths
     }
@@ -332,7 +333,7 @@ def _explain(cls: type, error: Any) -> str:
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}".removeprefix(": ")
     if where[-1] in ("int", "constrained-int") or where[-1].startswith("literal"):
-        # One branch of a union: the others are as valid.
+        # pydantic's error is about one type of a union: name the others too.
         name = ".".join(where[:-1])
         return f'{name}: {error["input"]!r} is not allowed: give a positive whole number or "M"'
     return f"{name}: {error['input']!r} is not allowed: {error['msg']}"

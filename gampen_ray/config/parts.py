@@ -1,4 +1,4 @@
-"""The parts of which the verbs' configs are made, from targets and network to resources, splits and image files."""
+"""Sections of the verbs' configs, from targets and network to resources, splits and image files."""
 
 from typing import Annotated, Literal
 
@@ -10,9 +10,11 @@ _Count = Annotated[int, pydantic.Field(ge=1)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
-"""In a shard or a file of a catalogue, unless asked otherwise: 32 MiB of cutouts of 64 x 64 pixels in one band."""
+"""Default galaxies per shard or catalogue file: 32 MiB of cutouts of 64 x 64 pixels in one band."""
 NUM_PASSES = 256
-"""Monte Carlo dropout passes, unless asked otherwise: with the default network two seeds then agree to 3 %."""
+"""Default Monte Carlo dropout passes: with the default network, two seeds agree to 3 %."""
+FITS_FILES = "*.fits*"
+"""Default pattern of the names of cutouts in a folder."""
 _IfCropped = Needs("family", unless="none")
 _IfExponential = Needs("scale", "exponential")
 _IfSgd = Needs("name", "sgd")
@@ -29,10 +31,10 @@ class TargetConfig:
     transform: Transform = "identity"
     """Map from physical values to the real line: identity, log (positive values) or logit (values in [0, 1])."""
     clip: Annotated[float, Needs("transform", "logit")] = pydantic.Field(default=0.01, ge=0, lt=0.5)
-    """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed. 0: to half-way between
+    """Logit only: values are clipped to [clip, 1 - clip] before the logit, so 0 and 1 are allowed. 0: clipped half-way between
     each bound and the nearest other training value, as in GaMPEN."""
     unit: str = ""
-    """Physical unit, in astropy's notation; empty for dimensionless or to take it from the dataset."""
+    """Physical unit, in astropy's notation; empty: that of the dataset, or dimensionless."""
 
 
 def default_targets() -> dict[str, TargetConfig]:
@@ -45,7 +47,7 @@ def default_targets() -> dict[str, TargetConfig]:
 
 @config_class
 class ImagesConfig:
-    """From stored cutouts to network inputs."""
+    """Preprocessing of stored cutouts to network inputs."""
 
     size: int = pydantic.Field(default=0, ge=0)
     """Side of the network's input, pixels: cutouts are cropped or zero-padded to it about the centre. 0: as stored."""
@@ -70,7 +72,7 @@ class SpatialTransformerConfig:
     """Map from the localisation network's output to the scale of the crop: exponential, behind activations that cannot die
     (SiLU), or linear behind ReLU (GaMPEN). The elements of an affine map are linear in either case."""
     initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
-    """Side of the crop over the side of the cutout before training; 1 is the identity."""
+    """Ratio of the sides of crop and cutout before training; 1: the identity."""
     initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=6.0, gt=0)
     """With images.measure: half the side of the crop before training, in measured half-light radii of the galaxy."""
     output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0)
@@ -85,36 +87,36 @@ class SpatialTransformerConfig:
 
 @config_class
 class BackboneConfig:
-    """A convolutional network of any depth and width: VGG-like (Simonyan & Zisserman 2015), or of residual blocks.
+    """A convolutional network of any depth and width, VGG-like (Simonyan & Zisserman 2015) or residual.
 
-    The defaults make the compact network that trains in minutes on a CPU; `gampen_vgg16` is the published one.
+    The defaults are a compact network that trains in minutes on a CPU; `gampen_vgg16` is the published one.
     """
 
     plan: tuple[_Count | Literal["M"], ...] = (24, 48, "M", 64, 64, "M", 128)
     """Layers in order: a number is a convolution (or residual block) of that many channels with ReLU, "M" a 2x2 max pool."""
     width: float = pydantic.Field(default=1.0, gt=0)
-    """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: as they are."""
+    """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: unchanged."""
     block: str = "plain"
-    """What a number in the plan behind the first stands for. plain: one 3x3 convolution; residual: a basic residual block of
-    two with a skip connection (He et al. 2016); or a block that your code registers
+    """Block for each number in the plan after the first. plain: one 3x3 convolution; residual: a basic residual block of two
+    with a skip connection (He et al. 2016); or a block that your code registers
     (`gampen_ray.model.backbones.register_block`)."""
     stem_kernel: int = pydantic.Field(default=5, ge=1)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
     stem_stride: int = pydantic.Field(default=2, ge=1)
     """Stride of the first convolution, pixels."""
     normalisation: Literal["batch", "group", "none"] = "batch"
-    """After every convolution: batch normalisation, group normalisation (Wu & He 2018; groups of 8 channels, one group where
-    8 does not divide the width), which scales each image by itself and so hides how bright it is, or none (GaMPEN)."""
+    """Normalisation after every convolution: batch; group (Wu & He 2018; groups of 8 channels, one group where 8 does not
+    divide the width), which normalises each image separately and so hides its brightness; or none (GaMPEN)."""
     pool_size: int = pydantic.Field(default=5, ge=1)
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
     dropout_rate: float = pydantic.Field(default=1 / 16, ge=0, lt=1)
-    """Probability that an activation is dropped, in training and in every Monte Carlo pass."""
+    """Probability of dropping an activation, in training and in every Monte Carlo pass."""
     dropout_placement: Literal["every_conv", "last_block", "classifier"] = "classifier"
-    """Dropout before every convolution (or residual block) but the first and in the classifier (GaMPEN), before those behind
-    the last max pool (one at the plan's end aside) and in the classifier, or in the classifier alone; the fewer layers follow
-    the first dropout, the cheaper a Monte Carlo pass. A network that is given numbers needs the last."""
+    """every_conv: before every convolution (or residual block) except the first, and in the classifier (GaMPEN); last_block:
+    before those after the last max pool (apart from one at the plan's end), and in the classifier; or in the classifier alone,
+    which a network that is given numbers needs. The fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
     numbers_width: int = pydantic.Field(default=256, ge=1)
     """Width of the layers that take numbers, measured or conditions, in a network that is given any."""
     base: bool = True
@@ -127,7 +129,7 @@ class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
     likelihood: str = "full"
-    """Gaussian in standardised target space: of unit_variance, diagonal or full covariance; or a likelihood that your code
+    """Gaussian in standardised target space with unit_variance, diagonal or full covariance, or a likelihood that your code
     registers (`gampen_ray.model.likelihoods.register_likelihood`)."""
     spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
@@ -157,19 +159,19 @@ def gampen_vgg16() -> NetworkConfig:
 
 @config_class
 class FineTuneConfig:
-    """Start from a trained bundle, which brings its network and image preprocessing: `network` and `images` are left out."""
+    """Start from a trained bundle, which determines network and image preprocessing: leave out `network` and `images`."""
 
     bundle: str = ""
     """Model bundle (or the run folder that holds it) to start from: a folder or s3:// URI; empty: random initial weights."""
     head: Annotated[Literal["keep", "replace"], _IfBundle] = "keep"
     """keep: the bundle's targets and their standardisation (leave `targets` out); replace: a new output layer for `targets`."""
     freeze: Annotated[tuple[str, ...], _IfBundle] = ()
-    """Blocks whose weights stay as they are: spatial_transformer; block1, block2, ..., the convolutions up to each max pool;
-    classifier, the hidden layers behind them; head, the output layer."""
+    """Blocks with fixed weights: spatial_transformer; block1, block2, ..., the convolutions up to each max pool; classifier,
+    the hidden layers after them; head, the output layer."""
     learning_rate_decay: Annotated[float, _IfBundle] = pydantic.Field(default=1.0, gt=0, le=1)
-    """A block's peak learning rate is optimizer.learning_rate times this to the power of the number of blocks behind it."""
+    """A block's peak learning rate is optimizer.learning_rate times this factor for each block after it."""
     dropout_rate: Annotated[float | None, _IfBundle] = pydantic.Field(default=None, ge=0, lt=1)
-    """Probability that an activation is dropped, in training and in every Monte Carlo pass; left out: the bundle's."""
+    """Probability of dropping an activation, in training and in every Monte Carlo pass; left out: the bundle's."""
 
     @property
     def brings_targets(self) -> bool:
@@ -179,7 +181,7 @@ class FineTuneConfig:
 
 @config_class
 class OptimizerConfig:
-    """How the weights are fitted."""
+    """Optimisation of the weights."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
@@ -194,46 +196,45 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
-    """Share of all steps over which the learning rate rises linearly from zero."""
+    """Fraction of all steps over which the learning rate rises linearly from zero."""
     max_grad_norm: float = pydantic.Field(default=5.0, ge=0)
-    """Gradients are scaled down to this norm; 0: never."""
+    """Norm to which larger gradients are clipped; 0: no clipping."""
     epochs: int = pydantic.Field(default=12, ge=1)
-    """Passes over the training split."""
+    """Number of epochs."""
     numbers_epochs: int = pydantic.Field(default=20, ge=0)
-    """In a network that is given numbers: passes over the numbers alone, which are measured once and kept in memory, before the
-    passes over the images."""
+    """For a network that is given numbers: epochs on the numbers alone, measured once and kept in memory, before the epochs on
+    images."""
     numbers_learning_rate: float = pydantic.Field(default=2e-3, gt=0)
-    """Peak learning rate of these passes."""
+    """Peak learning rate of the epochs on numbers."""
     trained_factor: float = pydantic.Field(default=0.05, gt=0, le=1)
-    """Factor on the learning rate, in the passes over the images, of the layers that those over the numbers have trained."""
+    """Factor on the learning rate, in the epochs on images, of the layers that the epochs on numbers have trained."""
     crop_factor: float = pydantic.Field(default=1.0, gt=0)
     """Factor on the learning rate of the spatial transformer."""
     batch_size: int = pydantic.Field(default=128, ge=1)
-    """Galaxies per optimiser step over all workers together."""
+    """Galaxies per optimiser step, over all workers."""
     batch_norm_fraction: Annotated[float, _IfBatchNorm] = pydantic.Field(default=0.6, ge=0, le=1)
-    """Share of the epochs in which batch normalisation uses the batch's statistics; then it uses the running ones, as in
-    prediction, so that the predicted covariance does not include the noise of the batches."""
+    """Fraction of the epochs in which batch normalisation uses batch statistics; afterwards it uses running statistics, as in
+    prediction, so that the predicted covariance excludes the noise of the batches."""
     sync_batch_norm: Annotated[bool | None, _IfBatchNorm] = None
-    """On GPUs: whether the batch's statistics are those of all workers together; left out: they are."""
+    """On GPUs: whether batch statistics are computed over all workers; left out: yes."""
     augment: Literal["none", "symmetries", "rotations"] = "symmetries"
-    """What happens to the training images: nothing, random flips and 90-degree rotations, or flips and rotations by any angle
-    with zero-filled corners (GaMPEN)."""
+    """Augmentation of the training images: none, random flips and 90-degree rotations (symmetries), or flips and rotations by
+    any angle with zero-filled corners (rotations; GaMPEN)."""
     beta: Annotated[float, _IfVariances] = pydantic.Field(default=0.0, ge=0, le=1)
     """beta-NLL (Seitzer et al. 2022): each galaxy's loss is weighted by its predicted variance to this power, so that hard
-    galaxies are not given up early; 0: the likelihood itself."""
+    galaxies are not neglected; 0: the likelihood itself."""
     mse_warmup_fraction: Annotated[float, _IfVariances] = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Share of the epochs, the first ones, in which only the means are trained, on squared errors."""
+    """Fraction of the epochs, at the start, in which only the means are trained, on squared errors."""
     gradient_accumulation_steps: int = pydantic.Field(default=1, ge=1)
-    """Parts in which a worker computes its share of a batch, to save memory. Each part has its own dropout masks and batch
-    statistics, so that the result differs a little from that of one part."""
+    """Parts into which a worker divides its share of a batch, to save memory. Each part has its own dropout masks and batch
+    statistics, so that results differ slightly."""
     ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Each step, the weights that are validated and kept become this times themselves plus the rest times the trained ones;
-    0: they are the trained ones."""
+    """Decay of the exponential moving average (EMA) of the weights, which are validated and saved; 0: no averaging."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the convolutions (autocast); the spatial transformer, the output layer and the loss are float32. auto: bfloat16 on a
-    GPU that has it, else float32."""
+    """Precision of the convolutions (autocast); the spatial transformer, the output layer and the loss are float32. auto:
+    bfloat16 on a GPU that supports it, else float32."""
     compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, faster steps on GPUs."""
+    """Compile the network with torch.compile: starts minutes later, with faster steps on GPUs."""
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum > 0:
@@ -247,39 +248,39 @@ class CalibrationConfig:
     enabled: bool = True
     """Whether the fitted scale is applied in prediction; it is fitted and stored in either case."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
-    """Monte Carlo passes over the validation split for the fit."""
+    """Monte Carlo passes per validation galaxy for the fit."""
 
 
 @config_class
 class TaskResources:
-    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
-    """Tasks at a time, for which a cluster may have to grow; 0: as many as it has room for."""
+    """Concurrent tasks, for which a cluster may grow; 0: as many as it has room for."""
     cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
-    """CPUs reserved per task; 0: as suits the job."""
+    """CPUs reserved per task; 0: the job's default."""
 
 
 @config_class
 class ActorResources(TaskResources):
-    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
-    """Workers (training processes, inference actors, trials at a time), for which a cluster may have to grow; 0: as its nodes
-    hold now, one per GPU, or on CPUs one per two cores and two on a node of two or three."""
+    """Workers (training processes, inference actors, concurrent trials), for which a cluster may grow; 0: as many as fit its
+    present nodes, one per GPU, or on CPUs one per two cores and two on a node of two or three."""
     cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
-    """CPUs reserved per worker, all on one node; 0: an equal share that leaves a tenth of a node, or 1.1, for
-    other tasks."""
+    """CPUs reserved per worker, all on one node; 0: an equal share that leaves a tenth of the node, at most 1.1 CPUs, for other
+    tasks."""
     use_gpu: bool | None = None
-    """Whether each worker takes a GPU; left out: if the cluster has one."""
+    """Whether each worker uses a GPU; left out: if the cluster has one."""
 
 
 @config_class
 class TrainResources(ActorResources):
-    """What the job asks of Ray. Without a cluster a local Ray is started and stopped."""
+    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     min_workers: int = pydantic.Field(default=0, ge=0)
-    """Go on with any number of workers from this one to num_workers while nodes come and go; 0: always num_workers."""
+    """Elastic training: continue with min_workers to num_workers workers as nodes come and go; 0: always num_workers."""
 
     def __post_init__(self) -> None:
         if self.min_workers and self.min_workers > self.num_workers:
@@ -288,20 +289,20 @@ class TrainResources(ActorResources):
 
 @config_class
 class TuneResources(ActorResources):
-    """What the study asks of Ray. Without a cluster a local Ray is started and stopped."""
+    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     gpus_per_worker: Annotated[float, Needs("use_gpu", unless=False)] = pydantic.Field(default=1.0, gt=0, le=1)
-    """Share of a GPU that a trial takes, so that several trials use one."""
+    """GPUs per trial; below 1, several trials share a GPU."""
 
 
 @config_class
 class SplitConfig:
-    """Shares of the splits; a galaxy's split is a hash of its object_id, the same in every run."""
+    """Fractions of the splits; a galaxy's split is a hash of its object_id, the same in every run."""
 
     train: float = pydantic.Field(default=0.8, gt=0, le=1)
-    """Share of the training split; what train and val leave is the test split."""
+    """Fraction of the training split; the test split is what train and val leave."""
     val: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    """Share of the validation split."""
+    """Fraction of the validation split."""
     seed: int = 0
     """Another seed gives another partition."""
 
@@ -312,17 +313,17 @@ class SplitConfig:
 
 @config_class
 class ReaderConfig:
-    """How image files are read, and what holds for all of them."""
+    """How image files are read, and metadata common to all of them."""
 
     format: str = "auto"
-    """Format of the files: fits, or one whose reader your own code has registered; auto: by each file's content."""
+    """Format of the files: fits, or one whose reader your code registers; auto: by each file's content."""
     hdu: int | None = pydantic.Field(default=None, ge=0)
     """Index of the image HDU; left out: the first one that holds an image."""
     bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
     """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional."""
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """What becomes of a cutout with non-finite pixels: quarantine, or the pixels become zero or the image's median.
-    An image without any finite pixel is always quarantined."""
+    """Treatment of non-finite pixels: quarantine the cutout, or replace them with zero or the image's median. A cutout without
+    any finite pixel is always quarantined."""
     zero_point_mag: float | None = None
     """AB magnitude of one unit of flux; left out: unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
@@ -347,13 +348,13 @@ class CutoutsConfig:
     """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
     """Catalogue column with the file's name below `images`."""
-    pattern: Annotated[str, Needs("catalog", "")] = "*.fits*"
-    """Without a catalogue: which files below `images` are taken."""
+    pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
+    """Without a catalogue: glob pattern of the files below `images`."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
     targets: tuple[str, ...] = ()
-    """Catalogue columns that are targets in physical units; if any, the dataset is split into train, val and test. GaMPEN's
-    labels are understood: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
+    """Catalogue columns of the targets in physical units; with targets, the dataset is split into train, val and test. GaMPEN's
+    labels are converted: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
     effective_radius_arcsec, ln_total_flux_adus: flux)."""
     cutout_size: int = pydantic.Field(default=64, ge=1)
     """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
@@ -362,7 +363,7 @@ class CutoutsConfig:
     survey: str = ""
     """Name of the survey, kept as metadata."""
     split: Annotated[SplitConfig, _IfSplit, Needs("split_slug", "")] = default(SplitConfig)
-    """Train, val and test shares, used where there are targets."""
+    """Train, val and test fractions, for a dataset with targets."""
     split_slug: Annotated[str, _IfSplit] = ""
     """Take the splits from the tables splits/SLUG-train.csv, -devel.csv (val) and -test.csv below `images`, e.g. balanced-dev2
     or sky-dev; rows in none of them are quarantined. Empty: by `split`."""

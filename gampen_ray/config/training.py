@@ -36,21 +36,21 @@ class TrainConfig:
     """Columns of the dataset whose values the network is given for each galaxy beside the image, such as psf_fwhm_arcsec; the
     galaxies to predict must have them too."""
     images: Annotated[ImagesConfig, _IfNew] = default(ImagesConfig)
-    """From cutouts to network inputs."""
+    """Image preprocessing."""
     network: Annotated[NetworkConfig, _IfNew] = default(NetworkConfig)
     """The network."""
     fine_tune: FineTuneConfig = default(FineTuneConfig)
     """Start from a trained bundle."""
     optimizer: OptimizerConfig = default(OptimizerConfig)
-    """How the weights are fitted."""
+    """Optimisation of the weights."""
     calibration: CalibrationConfig = default(CalibrationConfig)
     """Post-hoc calibration."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of initial weights, shuffling, augmentation and dropout."""
     checkpoint_steps: int = pydantic.Field(default=0, ge=0)
-    """Optimiser steps from one checkpoint to the next, beside that at the end of each epoch; 0: that alone."""
+    """Optimiser steps between checkpoints within an epoch; 0: checkpoints at the end of each epoch only."""
     mlflow: str = ""
     """MLflow tracking URI, such as sqlite:///mlflow.db or a server's (needs `pip install "gampen_ray[mlflow]"`); empty: metrics
-    go to tensorboard/ in the run folder alone."""
+    only go to tensorboard/ in the run folder."""
     resources: TrainResources = default(TrainResources)
-    """What the job asks of Ray."""
+    """Resources requested from Ray."""

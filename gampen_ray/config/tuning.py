@@ -15,7 +15,7 @@ _IfLossAlone = Needs("objectives", ("val_loss",))
 
 
 def _dotted(table: Any, is_leaf: Any) -> Any:
-    """Return a table of tables as one whose keys are dotted names; what is no table is left to pydantic."""
+    """Flatten nested tables to one with dotted names as keys; other values are left to pydantic."""
     if not isinstance(table, dict):
         return table
     flat: dict[str, Any] = {}
@@ -32,7 +32,7 @@ def _conditions(table: Any) -> Any:
 
 
 def _ranges(table: Any) -> Any:
-    # A section holds tables alone, of which none is the condition of a range.
+    # A section holds only tables, none of them the condition of a range.
     return _dotted(
         table, is_leaf=lambda value: not value or "when" in value or not all(isinstance(v, dict) for v in value.values())
     )
@@ -40,21 +40,21 @@ def _ranges(table: Any) -> Any:
 
 @config_class
 class SearchRange:
-    """Search range of one field: all numbers between two, or one of some choices."""
+    """Search range of one field: an interval or a list of choices."""
 
     low: float | None = None
-    """Smallest value; whole for a field that takes whole numbers."""
+    """Smallest value; whole for a field of whole numbers."""
     high: float | None = None
     """Largest value."""
     log: bool = False
-    """Evenly in the logarithm."""
+    """Uniform in the logarithm."""
     step: float | None = pydantic.Field(default=None, gt=0)
-    """Only low, low + step, low + 2 step, ...; left out: all values between (or all whole ones)."""
+    """Only low, low + step, low + 2 step, ...; left out: all values (or whole numbers) in the interval."""
     choices: tuple[Any, ...] = pydantic.Field(default=(), strict=False)
-    """Instead of low and high: the values themselves, as the field takes them (numbers, texts, true and false, or lists)."""
+    """Instead of low and high: the values themselves (numbers, strings, booleans or lists)."""
     when: Annotated[dict[str, Any], pydantic.BeforeValidator(_conditions)] = dataclasses.field(default_factory=dict)
-    """Other fields and the value, or the list of values, that each must have in a trial for this one to be drawn there; else it
-    stays as in the rest of the config."""
+    """Condition of drawing this field: other fields, each with the value or the list of values that it must have in the trial.
+    Otherwise the field keeps its value in the config."""
 
     def __post_init__(self) -> None:
         if self.choices:
@@ -86,22 +86,22 @@ class TuneConfig(TrainConfig):
     unfinished study with the same config is resumed, and repeats no finished trial."""
     search: Annotated[dict[str, SearchRange], pydantic.BeforeValidator(_ranges)] = dataclasses.field(default_factory=dict)
     """Ranges by field of the sections images, network, fine_tune and optimizer, such as network.backbone.dropout_rate. Empty:
-    dropout, size and optimiser of the network (jobs/configs/tune.toml writes them out)."""
+    dropout, size and optimiser of the network (those in jobs/configs/tune.toml)."""
     objectives: tuple[Objective, ...] = ("val_loss",)
-    """What is minimised. val_loss: negative log-likelihood of the validation split; calibration_error: mean
-    |coverage - nominal| of its posteriors at three levels before calibration; flops: operations of the posterior of one galaxy.
-    Several: a Pareto front, the trials which no other betters, of which the one of least val_loss is called best."""
+    """Objectives to minimise. val_loss: negative log-likelihood of the validation split; calibration_error: mean
+    |coverage - nominal| of its posteriors at three levels, before calibration; flops: operations per posterior of a galaxy.
+    Several give a Pareto front, whose trial of lowest val_loss is the best."""
     num_trials: int = pydantic.Field(default=16, ge=1)
-    """Trials at most. The first is the config without the search, where the ranges hold its values."""
+    """Maximum number of trials. The first has the config's own values, if the ranges include them."""
     hours: float = pydantic.Field(default=0.0, ge=0)
-    """Time after which no new trial starts, hours; of an interrupted study the time in which trials ran counts. 0: no limit."""
+    """Time after which no new trial starts, hours; interruptions of the study do not count. 0: no limit."""
     grace_epochs: Annotated[int, _IfLossAlone] = pydantic.Field(default=2, ge=1)
-    """Epochs that every trial gets before it may be stopped for a poor loss (ASHA; Li et al. 2020), where val_loss is the only
-    objective; else none is stopped."""
+    """Epochs before a trial may be stopped for a poor loss (ASHA; Li et al. 2020), if val_loss is the only objective; otherwise
+    no trial is stopped."""
     reduction_factor: Annotated[float, _IfLossAlone] = pydantic.Field(default=4.0, gt=1)
-    """One of this many trials goes on from one decision to the next, that many times as many epochs later."""
+    """One in this many trials continues at each decision of ASHA, for this many times as many epochs."""
     startup_trials: int = pydantic.Field(default=6, ge=1)
-    """Trials drawn at random before the others' results guide the search (TPE; Bergstra et al. 2011)."""
+    """Random trials before results guide the search (TPE; Bergstra et al. 2011)."""
     resources: TuneResources = default(TuneResources)
 
     @property
@@ -111,7 +111,7 @@ class TuneConfig(TrainConfig):
 
     @property
     def stops_early(self) -> bool:
-        """Whether poor trials are stopped: the loss alone is known after each epoch."""
+        """Whether poor trials are stopped: only the loss is known after each epoch."""
         return self.objectives == ("val_loss",)
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ class ScanDropoutConfig:
     """Study folder: holds scan.json, trials.parquet, best.toml (which `train` takes as it is), bundle/ of the best retrained
     network and tune.html. An unfinished study with the same config is resumed."""
     rates: tuple[Annotated[float, pydantic.Field(gt=0, lt=1)], ...] = ()
-    """Rates that are scanned; empty: num_rates of them, even in the logarithm, from lowest_rate to highest_rate."""
+    """Scanned rates; empty: num_rates of them, evenly spaced in the logarithm from lowest_rate to highest_rate."""
     num_rates: Annotated[int, Needs("rates", ())] = pydantic.Field(default=12, ge=2)
     """Number of scanned rates."""
     lowest_rate: Annotated[float, Needs("rates", ())] = pydantic.Field(default=1e-4, gt=0, lt=1)
@@ -143,31 +143,30 @@ class ScanDropoutConfig:
     highest_rate: Annotated[float, Needs("rates", ())] = pydantic.Field(default=0.3, gt=0, lt=1)
     """Highest scanned rate."""
     shortlist: int = pydantic.Field(default=2, ge=1)
-    """Rates with which the network is retrained, those of least calibration error in the scan; all else is as the bundle was
-    trained."""
+    """Number of rates of lowest calibration error at which the network is retrained, otherwise as the bundle was trained."""
     mlflow: str = ""
     """MLflow tracking URI for the trainings (needs `pip install "gampen_ray[mlflow]"`); empty: TensorBoard alone."""
     resources: TrainResources = default(TrainResources)
-    """What each training asks of Ray; the scan takes one worker."""
+    """Resources of each training; the scan uses one worker."""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """What makes a retrained network better than another."""
+        """Objectives that rank the retrained networks."""
         return ("calibration_error",)
 
     def __post_init__(self) -> None:
         if len(self.rates) == 1:
             raise ValueError(f"rates is {list(self.rates)}; give at least two, or none")
         if not self.lowest_rate < self.highest_rate:
-            raise ValueError(f"lowest_rate is {self.lowest_rate:g} and highest_rate {self.highest_rate:g}; lower the first")
+            raise ValueError(f"lowest_rate is {self.lowest_rate:g} and highest_rate {self.highest_rate:g}; lower lowest_rate")
         if self.shortlist > (count := len(self.rates) or self.num_rates):
             raise ValueError(f"shortlist is {self.shortlist}, more than the {count} scanned rates; lower it")
 
 
 def default_search(config: TuneConfig) -> dict[str, SearchRange]:
-    """Return what is searched where the config does not say: the network's size, its dropout and the optimiser.
+    """Return the default search: the network's size and dropout, and the optimiser.
 
-    Where a bundle is fine-tuned, the network is given, and dropout and optimiser are left.
+    Fine-tuning, where the network is given, searches dropout and optimiser only.
     """
     rate = SearchRange(low=1e-4, high=0.3, log=True)
     optimizer = {

@@ -1,7 +1,4 @@
-"""Input catalogues: CSV, FITS and Parquet tables to one Arrow table of scalar columns.
-
-Units, where the file tells them, are kept in the field metadata under ``unit``.
-"""
+"""Input catalogues: CSV, FITS and Parquet files read as Arrow tables, with units in the field metadata under ``unit``."""
 
 import gzip
 import io
@@ -24,14 +21,14 @@ _NULL_TEXTS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "--
 
 
 def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Read a catalogue; columns that are not scalar are left out.
+    """Read the scalar columns of a catalogue.
 
     Parameters
     ----------
     uri
         ``.csv``, ``.fits``, ``.fit`` or ``.parquet`` file, gzipped (``.gz``) or not.
     text_columns
-        CSV columns whose text is kept as it stands, such as identifiers, which must not pass through floating point.
+        CSV columns read as text, such as identifiers, which floating point would round.
 
     Raises
     ------
@@ -40,7 +37,7 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
     """
     name = uri.lower().removesuffix(".gz")
     if not name.endswith((".csv", ".fits", ".fit", ".parquet")):
-        raise UserError(f"catalog {uri}: the name must end in .csv, .fits, .fit or .parquet, or one of these and .gz")
+        raise UserError(f"catalog {uri}: the name must end in .csv, .fits, .fit or .parquet, optionally followed by .gz")
     data = storage.read_bytes(uri)
     try:
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -49,18 +46,18 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
         else:
             table = _read_parquet(data) if name.endswith(".parquet") else _read_fits(data)
     except Exception as error:
-        # Any exception may come out of a damaged file.
+        # A damaged file can raise any exception.
         raise UserError(f"catalog {uri}: cannot be read: {' '.join(str(error).split())}") from None
     repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
     if repeated:
-        raise UserError(f"catalog {uri}: several columns are called {min(repeated)!r}; rename one")
+        raise UserError(f"catalog {uri}: several columns are named {min(repeated)!r}; rename one")
     if not table.num_rows:
         raise UserError(f"catalog {uri}: has no rows")
     return table
 
 
 def require_columns(uri: str, table: pa.Table, wanted: dict[str, str]) -> None:
-    """Raise a UserError if a column is not there, naming the field that asks for it.
+    """Raise a UserError if a column is missing, naming the config field that requires it.
 
     Parameters
     ----------
@@ -74,17 +71,17 @@ def require_columns(uri: str, table: pa.Table, wanted: dict[str, str]) -> None:
 
 
 def column_unit(table: pa.Table, name: str) -> str:
-    """Return the unit of a column, empty if the file does not tell."""
+    """Return the unit of a column, empty if unknown."""
     return ((table.schema.field(name).metadata or {}).get(b"unit") or b"").decode()
 
 
 def to_ids(values: pa.ChunkedArray) -> pa.Array:
-    """Return identifiers as int64 where every one is an integer in plain decimal notation, else as strings; "" becomes null.
+    """Return identifiers as int64 if all are integers in plain decimal notation, else as strings; "" becomes null.
 
     Raises
     ------
     UserError
-        For floating-point identifiers that are not integers, or too large to be exact.
+        If floating-point identifiers are not integers, or too large to be exact.
     """
     array = values.combine_chunks()
     if pa.types.is_floating(array.type):
@@ -106,13 +103,13 @@ def to_ids(values: pa.ChunkedArray) -> pa.Array:
         integers = pa.array([None if text is None else int(text) for text in texts], type=pa.int64())
     except (ValueError, OverflowError):
         return pa.array(texts, type=pa.string())
-    # "007" and "+7" are text: as integers they would lose what the catalogue says.
+    # "007" and "+7" stay text: an integer would lose their notation.
     exact = integers.cast(pa.string()).to_pylist() == texts
     return integers if exact else pa.array(texts, type=pa.string())
 
 
 def numbers(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column as float64 and, for each row, why it is not a finite number (empty text: it is)."""
+    """Return a column as float64 and, for each row, why its value is not a finite number (empty text if it is finite)."""
     listed = values.to_pylist()
     floats = np.array([_float(value) for value in listed], dtype=np.float64)
     reasons = np.full(len(listed), "", dtype=object)
@@ -121,9 +118,6 @@ def numbers(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         missing = value is None or (isinstance(value, str) and value.strip() in _NULL_TEXTS)
         reasons[row] = "is missing" if missing else f"is {value!r}, not a finite number"
     return floats, reasons
-
-
-# --- readers -------------------------------------------------------------------------------------------------------------
 
 
 def _read_csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
@@ -147,7 +141,7 @@ def _read_parquet(data: bytes) -> pa.Table:
 
 def _read_fits(data: bytes) -> pa.Table:
     with warnings.catch_warnings():
-        # Unknown units and headers that break the standard's letter are common and do not touch the values.
+        # Unknown units and non-standard headers are common and do not affect the values.
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*truncated.*")
         with fits.open(io.BytesIO(data), memmap=False) as hdus:
@@ -169,7 +163,7 @@ def _read_fits(data: bytes) -> pa.Table:
 
 def _native(column: Any) -> pa.Array:
     values = np.asarray(column)
-    # FITS is big-endian, Arrow wants the machine's order.
+    # FITS is big-endian; Arrow needs native byte order.
     values = values.astype(object if values.dtype.kind == "U" else values.dtype.newbyteorder("="))
     mask = np.ma.getmaskarray(column) if np.ma.isMaskedArray(column) else None
     return pa.array(values, mask=mask)

@@ -16,7 +16,7 @@ from gampen_ray.errors import UserError
 __all__ = ["MAX_FILE_BYTES", "Cutout", "CutoutError", "central", "fit_to_size", "overlap", "stem"]
 
 MAX_FILE_BYTES = 1 << 30
-"""Larger files, and larger images after decompression, are no cutouts; this bounds the memory a file can take."""
+"""Largest file, and largest decompressed image, read as a cutout; bounds the memory that a file can take."""
 
 NanPolicy = Literal["quarantine", "zero", "median"]
 
@@ -27,7 +27,7 @@ class CutoutError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Cutout:
-    """An image as its file has it.
+    """An image read from a file.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Cutout:
     ra, dec
         Sky position of the image's centre, deg; NaN where the file has no celestial coordinates.
     header
-        Cards of the image's HDU, without those that its pixels' layout needs; empty where a format has none.
+        Cards of the image's HDU without the structural ones; empty for formats without a header.
     """
 
     image_CHW: np.ndarray
@@ -46,21 +46,21 @@ class Cutout:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without folder and without ``.fits``, ``.fits.gz``, ``.fits.fz`` and the like."""
-    return re.sub(r"(\.(fits?|fts))?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""
+    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
-    """Return the part of an image (C x H x W) that `fit_to_size` keeps, a view."""
+    """Return a view of the part of an image (C x H x W) that `fit_to_size` keeps."""
     _, height, width = image_CHW.shape
     return image_CHW[:, overlap(height, size)[0], overlap(width, size)[0]]
 
 
 def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine") -> np.ndarray:
-    """Crop or zero-pad an image about its centre, having dealt with non-finite pixels.
+    """Crop or zero-pad an image about its centre, and fill non-finite pixels.
 
-    Between sizes of the same parity the geometric centre stays; between an even and an odd one the pixel too many, cropped or
-    padded, is on the high side (the rule of `gampen_ray.model.images.resize`). Only pixels inside the crop are judged.
+    Sizes of equal parity share the geometric centre; otherwise the odd pixel is cropped or padded on the high side, as in
+    `gampen_ray.model.images.resize`. Pixels outside the crop are ignored.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     size
         Side of the result, pixels.
     nan_policy
-        Non-finite pixels make the image unusable, become zero, or become the median of the finite ones.
+        Whether non-finite pixels make the image unusable, become zero, or become the median of the finite ones.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     Raises
     ------
     CutoutError
-        For an image with non-finite pixels where the policy is ``"quarantine"``, without finite pixels, or of one value.
+        If a pixel is not finite and the policy is ``"quarantine"``, no pixel is finite, or all have the same value.
     """
     _, height, width = image_CHW.shape
     (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
@@ -89,9 +89,7 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     if num_bad == finite.size:
         raise CutoutError("all pixels are NaN or infinite")
     if num_bad and nan_policy == "quarantine":
-        raise CutoutError(
-            f"{num_bad:,} of {finite.size:,} pixels are NaN or infinite; nan_policy zero or median would fill them"
-        )
+        raise CutoutError(f"{num_bad:,} of {finite.size:,} pixels are NaN or infinite; nan_policy zero or median fills them")
     if num_bad:
         fill = 0.0 if nan_policy == "zero" else np.median(inside_CHW[finite])
         inside_CHW = np.where(finite, inside_CHW, np.float32(fill))

@@ -9,5 +9,5 @@ CUTOUTS = "cutouts"
 
 
 def is_gampen_folder(images: str) -> bool:
-    """Return whether a folder is laid out as GaMPEN has it."""
+    """Return whether a folder has the layout of a GaMPEN data folder."""
     return storage.exists(storage.join(images, INFO_CSV)) and storage.exists(storage.join(images, CUTOUTS))

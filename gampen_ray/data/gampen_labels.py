@@ -1,8 +1,8 @@
 """GaMPEN's labels: transformed columns such as ``custom_logit_bt``, ``ln_R_e_asec``, ``ln_total_flux_adus``, and the physical
-targets that they stand for.
+targets that they encode.
 
-Facts of the original program (Ghosh et al. 2022, ApJ 935, 138, sec. 4.2, and its documentation); the golden outputs that this
-file is tested against are the original's.
+Conventions of the original program (Ghosh et al. 2022, ApJ 935, 138, sec. 4.2, and its documentation), tested against its
+golden outputs.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from gampen_ray.errors import UserError
 __all__ = ["GAMPEN_ZERO_POINT_MAG", "Label", "expit_custom", "label_of", "logit_custom", "logit_limits", "magnitude", "snap"]
 
 GAMPEN_ZERO_POINT_MAG = 27.0
-"""Zero point that GaMPEN has built in: that of HSC coadds."""
+"""GaMPEN's hard-coded zero point, that of HSC coadds."""
 
 _PREFIXES: dict[Transform, str] = {"log": "ln_", "logit": "custom_logit_"}
-# GaMPEN's name of a physical quantity: ours, and its unit.
+# Our name and the unit of a physical quantity, by GaMPEN's name.
 _QUANTITIES = {
     "bt": ("bulge_to_total", ""),
     "R_e_asec": ("effective_radius_arcsec", "arcsec"),
@@ -30,18 +30,18 @@ _QUANTITIES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Label:
-    """A column of GaMPEN's and the target it stands for.
+    """A GaMPEN column and the target that it encodes.
 
     Parameters
     ----------
     column
-        Name as GaMPEN has it, e.g. ``ln_R_e_asec``.
+        GaMPEN's name, e.g. ``ln_R_e_asec``.
     quantity
         GaMPEN's name of the physical quantity, e.g. ``R_e_asec``.
     target
-        Our name of it, e.g. ``effective_radius_arcsec``.
+        Our name of the physical quantity, e.g. ``effective_radius_arcsec``.
     unit
-        Of the physical quantity, in astropy's notation; empty for dimensionless or unknown.
+        Unit of the physical quantity in astropy's notation; empty if dimensionless or unknown.
     transform
         Map from the physical quantity to the column.
     """
@@ -54,7 +54,7 @@ class Label:
 
     @classmethod
     def parse(cls, column: str) -> "Label":
-        """Return what a column's name says; a name without GaMPEN's prefixes is that of a physical quantity."""
+        """Parse a column name; a name without GaMPEN's prefixes is a physical quantity."""
         for transform, prefix in _PREFIXES.items():
             if column.startswith(prefix) and column != prefix:
                 quantity = column.removeprefix(prefix)
@@ -63,7 +63,7 @@ class Label:
         return cls(column=column, quantity=column, target=column, unit="", transform="identity")
 
     def physical(self, values: np.ndarray) -> np.ndarray:
-        """Return physical values of values of the column; those too large for a double become infinite."""
+        """Convert values of the column to physical values; overflow gives infinity."""
         if self.transform == "log":
             with np.errstate(over="ignore"):
                 return np.exp(values)
@@ -71,13 +71,13 @@ class Label:
 
 
 def label_of(target: str, transform: Transform) -> Label:
-    """Return GaMPEN's label of one of our targets."""
+    """Return GaMPEN's label for one of our targets."""
     quantities = {ours: theirs for theirs, (ours, _) in _QUANTITIES.items()}
     return Label.parse(_PREFIXES.get(transform, "") + quantities.get(target, target))
 
 
 def logit_limits(y: np.ndarray) -> tuple[float, float]:
-    """Return the values that stand for 0 and 1 before a logit: half-way between each and the nearest other value in ``y``.
+    """Return the values that replace 0 and 1 before a logit: half-way between each and the nearest other value of ``y``.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def logit_limits(y: np.ndarray) -> tuple[float, float]:
     """
     above_zero, below_one = y[y > 0], y[y < 1]
     if not above_zero.size or not below_one.size:
-        raise UserError("the logit's limits cannot be taken from the data: all values are 0, or all are 1; give a clip")
+        raise UserError("the logit limits cannot be derived from the data: all values are 0, or all are 1; give a clip")
     return float(above_zero.min()) / 2, 1 - (1 - float(below_one.max())) / 2
 
 
 def logit_custom(y: np.ndarray) -> np.ndarray:
-    """Return GaMPEN's ``custom_logit`` of values in [0, 1], where 0 and 1 become the `logit_limits` of the values."""
+    """Return GaMPEN's ``custom_logit`` of values in [0, 1], with 0 and 1 replaced by the `logit_limits`."""
     return logit(np.clip(y, *logit_limits(y)))
 
 
@@ -103,8 +103,8 @@ def expit_custom(t: np.ndarray, scaling: np.ndarray | None = None) -> np.ndarray
     t
         Values in logit space.
     scaling
-        Values in [0, 1] from which the limits are taken: where 0 (or 1) is among them, results at or beyond the limit that
-        stands for it become it. None: no such step.
+        Values in [0, 1] that define the limits: if they include 0 (or 1), results at or beyond its limit become 0 (or 1).
+        None: results are not changed.
     """
     y = expit(np.asarray(t, dtype=np.float64))
     if scaling is None or not ((scaling == 0) | (scaling == 1)).any():
@@ -114,12 +114,12 @@ def expit_custom(t: np.ndarray, scaling: np.ndarray | None = None) -> np.ndarray
 
 
 def snap(y: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return ``y`` with values up to ``low`` made 0 and values from ``high`` on made 1."""
+    """Return ``y`` with values <= ``low`` set to 0 and values >= ``high`` set to 1."""
     return np.where(y <= low, 0.0, np.where(y >= high, 1.0, y))
 
 
 def magnitude(flux: np.ndarray, zero_point_mag: float, *, gampen: bool = False) -> np.ndarray:
-    """Return AB magnitudes of fluxes, zero_point - 2.5 log10(flux), or what GaMPEN takes for them.
+    """Return AB magnitudes of fluxes, zero_point - 2.5 log10(flux), or GaMPEN's approximation of them.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def magnitude(flux: np.ndarray, zero_point_mag: float, *, gampen: bool = False) 
     zero_point_mag
         Magnitude of one unit of flux.
     gampen
-        Use GaMPEN's factor of 2.512 and its zero point of 27, whatever the survey's is.
+        Use GaMPEN's factor of 2.512 and its zero point of 27.
     """
     with np.errstate(divide="ignore"):
         log_flux = np.log10(flux)

@@ -1,6 +1,6 @@
-"""From a folder of FITS files and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
+"""From a folder of cutouts and a catalogue to cutout shards: the plan for all rows, and the work on one part of them.
 
-Every row of the catalogue ends exactly once, in a shard or in quarantine.
+Every row of the catalogue ends up exactly once, in a shard or in quarantine.
 """
 
 import fnmatch
@@ -35,11 +35,11 @@ _READ_THREADS = 8
 
 
 class NoFilesError(UserError):
-    """A folder that is not there, or holds none of the files asked for."""
+    """The folder does not exist or holds no matching file."""
 
 
 def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
-    """Settle for every row its identifier, file and split, and whether the catalogue already rules it out.
+    """Assign every row an identifier, a file and a split, or the reason why it cannot be used.
 
     Parameters
     ----------
@@ -51,17 +51,17 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     pa.Table
         Rows for `pack`, in the catalogue's order, or sorted by file name without one.
     DatasetInfo
-        The dataset to be made, without row counts.
+        Metadata of the dataset, without row counts.
 
     Raises
     ------
     UserError
-        For a missing file, folder or column, or a column name that a shard gives another meaning.
+        If a file, folder or column is missing, or a column name is reserved in shards.
     """
     readers.chosen_readers(config.reader)
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
-        raise UserError(f"targets: {', '.join(config.targets)}: a target is a column of its own, named once; remove the rest")
+        raise UserError(f"targets: {', '.join(config.targets)}: give each target once, and no id, file or image column")
     table, sources, catalog_uri = _rows(config)
     columns = {name: table.column(name) for name in table.column_names}
     for name in ("ra", "dec"):
@@ -72,9 +72,9 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         name = table.column(config.file_column)[int(row)].as_py()
         fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
         reasons[row] = f"{config.file_column} {fault}"
-    target_units = _settle_targets(config, table, columns, reasons)
+    target_units = _convert_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
-    splits = _settle_splits(config, table, ids, reasons)
+    splits = _find_splits(config, table, ids, reasons)
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
@@ -91,9 +91,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
 
 
 def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Counter[str]:
-    """Read the files of some rows and write their shards and their quarantine, all numbered ``part``.
-
-    Doing it again gives the same files.
+    """Read the files of some rows and write their shards and quarantine file, all numbered ``part``; repeatable.
 
     Parameters
     ----------
@@ -102,9 +100,9 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     part
         Number of the files.
     output
-        Dataset that they belong to.
+        URI of the dataset.
     reader, info
-        As for and from `plan`.
+        See `plan`.
 
     Returns
     -------
@@ -126,7 +124,7 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
             }
             shards.write_shard(uri, taken, info)
         else:
-            # An interrupted run may have left one, of files that have changed since.
+            # An interrupted run may have left a shard of files that have since changed.
             storage.delete(uri)
     bad = np.flatnonzero(reasons != "")
     counts[shards.QUARANTINE] = len(bad)
@@ -145,7 +143,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
     Returns
     -------
     columns
-        By name, one value a row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``, ``padded``.
+        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``, ``padded``.
     sources
         File of each row.
     reasons
@@ -160,7 +158,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
 
 
 def to_bytes(rows: pa.Table) -> bytes:
-    """Return rows of the plan as an Arrow stream, which travels to a worker."""
+    """Serialise rows of the plan as an Arrow stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
@@ -168,17 +166,14 @@ def to_bytes(rows: pa.Table) -> bytes:
 
 
 def from_bytes(data: bytes) -> pa.Table:
-    """Return the rows that `to_bytes` was given."""
+    """Deserialise rows from `to_bytes`."""
     with pa.ipc.open_stream(data) as reader:
         return reader.read_all()
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
-def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
-    # Makes the targets among the columns numbers, adds those that GaMPEN's labels stand for and the magnitude of a flux (NaN
-    # where it has none), and returns the units of the targets by name.
+def _convert_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
+    # Converts target columns to numbers, adds the physical targets of GaMPEN's labels and the magnitude of a flux (NaN where
+    # undefined), and returns the units of the targets by name.
     target_units = {}
     zero_point_mag = None if _MAGNITUDE in columns else config.reader.zero_point_mag
     for name in config.targets:
@@ -187,7 +182,7 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
             continue
         label = Label.parse(name)
         if label.target != name and label.target in columns:
-            raise UserError(f"targets: {name} stands for {label.target}, which the catalogue has too; name one of the two")
+            raise UserError(f"targets: {name} encodes {label.target}, which is also a column; give only one of the two")
         values, faults = catalogs.numbers(columns[name])
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
         columns[label.target] = _physical(label, values, table)
@@ -202,12 +197,8 @@ def _settle_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, A
     return target_units
 
 
-def _derives_magnitude(config: CutoutsConfig) -> bool:
-    return config.reader.zero_point_mag is not None and "flux" in (Label.parse(name).target for name in config.targets)
-
-
-def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
-    # The split of every row that has no reason, and reasons for those that are in no table of the split asked for.
+def _find_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
+    # Assigns splits to usable rows, and reasons to rows that the tables of the requested split do not list.
     if config.split_slug:
         keys = {name: _texts(table.column(name)) for name in (config.file_column,) if name in table.column_names}
         splits, faults = listed_splits(config.images, config.split_slug, keys | {config.id_column: _texts(ids)})
@@ -221,7 +212,7 @@ def _settle_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reason
 
 
 def _fingerprint(config: CutoutsConfig, sources: np.ndarray, *columns: np.ndarray | list[str]) -> str:
-    # Where the files lie changes no galaxy, nor do the fields of a verb; other pixels under the same name do.
+    # Paths and the verb's own fields do not change the data; other pixels under the same name do.
     content = fields(CutoutsConfig).keys() - {"images", "catalog"}
     settings = {key: value for key, value in to_dict(config).items() if key in content}
     stamps = storage.stamps({source for source in sources if source})
@@ -237,8 +228,7 @@ def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
 def _read_cutouts(
     rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo
 ) -> tuple[dict[str, np.ndarray], int]:
-    # Reads the files of the rows without a reason, adds reasons, and returns the columns that come from the files and how many
-    # bytes were read.
+    # Reads the files of usable rows, adds reasons, and returns the columns from the files and the number of bytes read.
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
@@ -263,14 +253,11 @@ def _read_cutouts(
 
 
 def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
-    # The catalogue with its column object_id, the file of each row ("" where the catalogue names none below the folder), the
-    # catalogue's URI.
+    # Returns the catalogue with object_id, the file of each row ("" if none below the folder), and the catalogue's URI.
     gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
     if not config.catalog and not gampen:
         if config.targets:
-            raise UserError(
-                f"targets: {', '.join(config.targets)} asked, but there is no catalogue to take them from; set catalog"
-            )
+            raise UserError(f"targets: {', '.join(config.targets)}: there is no catalogue to read them from; set catalog")
         uris = matching_files(config.images, config.pattern)
         table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
         return table, np.array(uris, dtype=object), ""
@@ -279,11 +266,13 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     if not storage.exists(folder):
         raise UserError(f"images: no folder {folder}")
     table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
-    # GaMPEN asks for no identifier: there, the file's stem is one.
+    # GaMPEN catalogues have no identifier; the file's stem replaces it.
     by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
     wanted = {config.file_column: "file_column"} | ({} if by_stem else {config.id_column: "id_column"})
-    derived = (_MAGNITUDE,) if _derives_magnitude(config) else ()
-    wanted |= {name: "targets" for name in config.targets if name not in derived}
+    # The magnitude is derived from the flux.
+    has_flux = "flux" in (Label.parse(name).target for name in config.targets)
+    derived = _MAGNITUDE if has_flux and config.reader.zero_point_mag is not None else None
+    wanted |= {name: "targets" for name in config.targets if name != derived}
     catalogs.require_columns(uri, table, wanted)
     files = _texts(table.column(config.file_column))
     sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
@@ -291,14 +280,14 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
         if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
-            raise UserError(f"catalog {uri}: column {name!r} has another meaning in a shard; rename it in the catalogue")
+            raise UserError(f"catalog {uri}: column {name!r} is reserved in shards; rename it in the catalogue")
     others = [name for name in table.column_names if name != config.id_column]
     fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
 
 
 def _file_uri(folder: str, name: str) -> str:
-    # Empty for no name, and for one that leads out of the folder or that no file can have.
+    # Empty if the name is missing, not a valid file name, or leads out of the folder.
     parts = name.split("/")
     if not name or "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
         return ""
@@ -315,7 +304,7 @@ def matching_files(images: str, pattern: str) -> list[str]:
         raise NoFilesError(f"images: no folder {images}")
     root = storage.absolute(images)
     uris = storage.list_files(images)
-    # A pattern without "/" is for the name alone, as in find.
+    # A pattern without "/" matches the file name alone, as in find.
     names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
     matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
     if not matching:
@@ -324,7 +313,7 @@ def matching_files(images: str, pattern: str) -> list[str]:
 
 
 def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
-    # The unit of a transformed column is that of a logarithm.
+    # The unit of a transformed column is not that of its physical target.
     if label.transform == "identity" and (unit := catalogs.column_unit(table, label.column)):
         return unit
     if label.target == "flux":
@@ -335,37 +324,37 @@ def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
 def _physical(label: Label, values: np.ndarray, table: pa.Table) -> np.ndarray:
     y = label.physical(values)
     if label.transform == "logit" and label.quantity in table.column_names:
-        # Before the logit, other values stood for 0 and 1.
+        # The logit was taken of other values in place of 0 and 1.
         quantity, _ = catalogs.numbers(table.column(label.quantity))
         return np.where((quantity == 0) | (quantity == 1), quantity, y)
     return y
 
 
 def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
-    # The first reason of a row stays.
+    # Keeps the first reason of a row.
     new = faults & (reasons == "")
     reasons[new] = texts[new]
 
 
 def file_content(uri: str) -> bytes | CutoutError:
-    """Return the content of a file, or why there is none: returned, as another file's result may be asked for first."""
+    """Return the content of a file, or the error: files are read ahead of their use, so it is raised later (`raised`)."""
     size = storage.size(uri)
     if size is None:
         there = "it is a folder" if storage.exists(uri) else "there is no such file"
         return CutoutError(there)
     if size > MAX_FILE_BYTES:
-        return CutoutError(f"the file has {size >> 20:,} MiB: no cutout")
+        return CutoutError(f"the file has {size >> 20:,} MiB: too large for a cutout")
     try:
         return storage.read_bytes(uri)
     except UserError as error:
         if uri.startswith("s3://"):
-            # The file is there: the server's fault is not the galaxy's.
+            # The file exists: a server fault must not quarantine the galaxy.
             raise
         return CutoutError(f"the file cannot be read: {error}")
 
 
 def raised(content: bytes | CutoutError) -> bytes:
-    """Return what `file_content` read, or raise why it could not."""
+    """Return the result of `file_content`, or raise it if it is an error."""
     if isinstance(content, CutoutError):
         raise content
     return content

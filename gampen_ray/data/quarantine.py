@@ -1,4 +1,4 @@
-"""What became of rows and files that cannot be used: their reasons, read back from the files of a quarantine folder."""
+"""Read and summarise a quarantine folder: the rows and files that cannot be used, with reasons."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ def read_quarantine(folder: str) -> list[tuple[str, str]]:
 
 
 def reason_kinds(reasons: Iterable[str]) -> Counter[str]:
-    """Return how many reasons there are of each kind, which leaves out numbers and all behind a colon."""
+    """Count reasons by kind: the text before a colon, with numbers replaced."""
     return Counter(map(_kind, reasons))
 
 
@@ -31,11 +31,11 @@ def nothing_usable(claim: str, rows: Sequence[tuple[str, str]], noun: str) -> Us
     Parameters
     ----------
     claim
-        What the error says first, e.g. ``"images: none of the 3 files can be cropped"``.
+        Start of the message, e.g. ``"images: none of the 3 files can be cropped"``.
     rows
         Sources and reasons.
     noun
-        What the rows are.
+        Plural noun for the rows.
     """
     ((common, count),) = reason_kinds(reason for _, reason in rows).most_common(1)
     source, reason = min(row for row in rows if _kind(row[1]) == common)

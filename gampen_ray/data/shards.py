@@ -1,7 +1,7 @@
-"""Cutout shards: Parquet files of galaxy images with ids, positions and targets, and the dataset they make.
+"""Cutout shards: Parquet files of galaxy images with ids, positions and targets, and the dataset that they form.
 
 A dataset is a folder: ``split=train|val|test/part-*.parquet``, or ``part-*.parquet`` without targets; ``dataset.json``, written
-last, so that its presence means complete; and ``quarantine/part-*.parquet`` for the rows that could not be used.
+last, which marks it complete; and ``quarantine/part-*.parquet`` for the rows that could not be used.
 
 Shape legend: N galaxies, C bands, H x W pixels.
 """
@@ -50,7 +50,7 @@ QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string(
 DATASET_JSON = "dataset.json"
 """Name of the file that declares a dataset complete."""
 _METADATA_KEY = b"gampen_ray"
-# What a shard's metadata and dataset.json must agree on: pixels mean the same in the whole dataset.
+# Fields in which a shard's metadata must agree with dataset.json.
 _SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux_unit")
 _STRANGER = "take this file out of the dataset, or make the dataset again"
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
@@ -59,7 +59,7 @@ _ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What holds for all galaxies of a dataset; the content of ``dataset.json``.
+    """Metadata of a dataset, the content of ``dataset.json``.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class DatasetInfo:
     num_quarantined
         Rows in quarantine.
     fingerprint
-        Hash of ids and settings: the same for the same dataset, however it was made in parallel.
+        Hash of ids and settings, independent of the number of workers.
     source
         The config that made the dataset.
     format_version
@@ -113,11 +113,8 @@ class DatasetInfo:
         return tuple(self.target_units)
 
 
-# --- the dataset ---------------------------------------------------------------------------------------------------------
-
-
 def read_dataset_info(dataset: str) -> DatasetInfo:
-    """Return what ``dataset.json`` tells.
+    """Read ``dataset.json``.
 
     Raises
     ------
@@ -126,7 +123,7 @@ def read_dataset_info(dataset: str) -> DatasetInfo:
     """
     uri = storage.join(dataset, DATASET_JSON)
     if not storage.exists(uri):
-        found = "is not complete" if storage.exists(dataset) else "is not there"
+        found = "is not complete" if storage.exists(dataset) else "does not exist"
         raise UserError(
             f"dataset {dataset} {found}: no {DATASET_JSON}; make it with `gampen-ray ingest` or `gampen-ray simulate`"
         )
@@ -142,7 +139,7 @@ def read_dataset_info(dataset: str) -> DatasetInfo:
 
 
 def write_dataset_info(dataset: str, info: DatasetInfo) -> None:
-    """Write ``dataset.json``; the last step, as it declares the dataset complete."""
+    """Write ``dataset.json``, the last step of making a dataset."""
     storage.write_json(storage.join(dataset, DATASET_JSON), dataclasses.asdict(info))
 
 
@@ -160,7 +157,7 @@ def shard_uris(dataset: str, split: str = "") -> list[str]:
     Raises
     ------
     UserError
-        If there are none; names the splits that are there.
+        If there are none; the message lists the existing splits.
     """
     root = storage.absolute(dataset)
     shards = [uri for uri in storage.list_files(dataset, ".parquet") if split_of(root, uri) != QUARANTINE]
@@ -168,15 +165,12 @@ def shard_uris(dataset: str, split: str = "") -> list[str]:
     if not chosen:
         there = sorted({split_of(root, uri) for uri in shards})
         what = f"no shards of split {split!r}" if split else "no shards"
-        raise UserError(f"dataset {dataset} has {what}; there: {', '.join(there) or 'nothing'}")
+        raise UserError(f"dataset {dataset} has {what}; found: {', '.join(there) or 'nothing'}")
     return chosen
 
 
-# --- shards --------------------------------------------------------------------------------------------------------------
-
-
 def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None:
-    """Write one shard, whole or not at all.
+    """Write one shard atomically.
 
     Parameters
     ----------
@@ -191,7 +185,7 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     Raises
     ------
     UserError
-        For a missing column or an image of another shape than ``info`` says.
+        If a column is missing, or the shape of the images differs from ``info``.
     """
     require(uri, ["object_id", "image", *info.target_units], list(columns))
     image_NCHW = np.ascontiguousarray(columns["image"], dtype=np.float32)
@@ -205,7 +199,8 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     arrays |= {name: pa.array(columns[name]).cast(pa.float64()) for name in info.target_units}
     arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
     table = pa.table(arrays).replace_schema_metadata({_METADATA_KEY: json.dumps(_schema_info(info))})
-    _write_parquet(uri, table, _row_group_rows(image_NCHW), use_byte_stream_split=["image.list.element"])
+    rows = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, image_NCHW[:1].nbytes)))
+    _write_parquet(uri, table, rows, use_byte_stream_split=["image.list.element"])
 
 
 def row_group_sizes(uri: str, info: DatasetInfo | None = None) -> list[int]:
@@ -214,7 +209,7 @@ def row_group_sizes(uri: str, info: DatasetInfo | None = None) -> list[int]:
     Raises
     ------
     UserError
-        For a file that is missing, damaged or of another schema.
+        If the file is missing, damaged or of another schema.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
         file = pq.ParquetFile(source)
@@ -229,21 +224,21 @@ def read_shard(
     row_groups: Sequence[int] | None = None,
     info: DatasetInfo | None = None,
 ) -> pa.Table:
-    """Return a shard, or some of its columns or row groups, with page checksums verified.
+    """Read a shard, or some of its columns or row groups, and verify page checksums.
 
     Parameters
     ----------
     uri
         The file.
     columns, row_groups
-        Which; left out: all.
+        Selection; None: all.
     info
-        The dataset that the shard belongs to; left out: its schema is not compared.
+        Dataset to compare the shard's schema with; None: no comparison.
 
     Raises
     ------
     UserError
-        For a file that is missing, damaged, of a newer version or of another schema, or for a column that is not there.
+        If the file is missing, damaged, of a newer version or of another schema, or a column is missing.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
         file = _opened(uri, source)
@@ -256,14 +251,9 @@ def read_shard(
 
 
 def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], num_rows: int) -> Iterator[tuple[pa.Table, int]]:
-    """Yield some row groups of a shard in pieces of ``num_rows`` rows, each with the bytes that these columns take in the file.
+    """Yield row groups of a shard in batches of ``num_rows`` rows, each with the stored size of these columns in bytes.
 
-    Columns that are not there are left out. Pages are verified as in `read_shard`.
-
-    Raises
-    ------
-    UserError
-        As `read_shard`.
+    Missing columns are skipped; checksums and errors are those of `read_shard`.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
         file = _opened(uri, source)
@@ -276,7 +266,7 @@ def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], nu
 
 
 def images(table: pa.Table) -> np.ndarray:
-    """Return the images (N x C x H x W, float32), read-only; without a copy where the table holds them in one piece."""
+    """Return the images (N x C x H x W, float32) read-only, without a copy if the table holds them in one chunk."""
     require("table", ["image"], table.column_names)
     column = table.column("image")
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
@@ -288,12 +278,12 @@ def images(table: pa.Table) -> np.ndarray:
 
 
 def schema_info(schema: pa.Schema) -> dict[str, Any]:
-    """Return what a shard's schema tells: bands, cutout_size, pixel_scale_arcsec, zero_point_mag, flux_unit, ..."""
+    """Return the dataset's metadata from a shard's schema: bands, cutout_size, pixel_scale_arcsec, ..."""
     return json.loads((schema.metadata or {}).get(_METADATA_KEY, b"{}"))
 
 
 def write_quarantine(uri: str, *, object_id: Iterable[str], source: Iterable[str], reason: Iterable[str]) -> None:
-    """Write rows that could not be used, whole or not at all."""
+    """Write the rows that cannot be used, atomically."""
     columns = {"object_id": list(object_id), "source": list(source), "reason": list(reason)}
     _write_parquet(uri, pa.table(columns, QUARANTINE_SCHEMA), _ROW_GROUP_ROWS)
 
@@ -312,9 +302,6 @@ def _damage_explained(uri: str) -> Iterator[None]:
             yield
         except pa.ArrowInvalid as error:
             raise UserError(f"{uri}: {damaged}{error}") from None
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
 
 
 def split_of(root: str, uri: str) -> str:
@@ -352,17 +339,17 @@ def _check_schema(uri: str, schema: pa.Schema, info: DatasetInfo) -> None:
     for name in info.target_units:
         if types[name] != pa.float64():
             raise UserError(f"{uri}: target column {name} is {types[name]}, not float64 (double); {_STRANGER}")
-    told, wanted = schema_info(schema), _schema_info(info) | {"bands": list(info.bands)}
+    found, wanted = schema_info(schema), _schema_info(info) | {"bands": list(info.bands)}
     for name in _SHARED:
-        if told.get(name, wanted[name]) != wanted[name]:
-            raise UserError(f"{uri}: {name} is {told[name]!r}, but {DATASET_JSON} says {wanted[name]!r}; {_STRANGER}")
+        if found.get(name, wanted[name]) != wanted[name]:
+            raise UserError(f"{uri}: {name} is {found[name]!r}, but {DATASET_JSON} says {wanted[name]!r}; {_STRANGER}")
 
 
 def require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:
-    """Raise a UserError for the first wanted column that is not there."""
+    """Raise a UserError for the first wanted column that is missing."""
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UserError(f"{uri}: no column {missing[0]!r}; there: {', '.join(there)}")
+        raise UserError(f"{uri}: no column {missing[0]!r}; found: {', '.join(there)}")
 
 
 def _ids(values: Any) -> pa.Array:
@@ -388,13 +375,9 @@ def _tensor_array(image_NCHW: np.ndarray) -> pa.Array:
     return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), shape), lists)
 
 
-def _row_group_rows(image_NCHW: np.ndarray) -> int:
-    return max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, image_NCHW[:1].nbytes)))
-
-
 def _write_parquet(uri: str, table: pa.Table, row_group_rows: int, **options: Any) -> None:
     sink = pa.BufferOutputStream()
-    # A dictionary makes float images larger; checksums make a damaged page an error instead of wrong pixels.
+    # Dictionaries enlarge float images; checksums turn a damaged page into an error.
     options |= {"compression": "zstd", "use_dictionary": False, "row_group_size": row_group_rows, "write_page_checksum": True}
     pq.write_table(table, sink, **options)
     storage.write_bytes_atomic(uri, sink.getvalue())

@@ -1,6 +1,6 @@
-"""What inference reads, in units of work: a dataset of cutout shards, or FITS cutouts as they lie in a folder.
+"""What inference reads, in units of work: a dataset of cutout shards, or cutouts as they lie in a folder.
 
-A unit of shards is a run of row groups of one of them; a unit of FITS files is a part of the plan of an ingest, which is read
+A unit of shards is a run of row groups of one of them; a unit of files is a part of the plan of an ingest, which is read
 as an ingest would read it but not written. Both are cut by rules that look at the input alone, so that every run of a job has
 the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
-from gampen_ray.config.parts import GALAXIES_PER_FILE
+from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE
 from gampen_ray.data import ingest_plan, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
 __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 
-# A small input is cut finer than asked, so that all workers get their share and progress is seen.
+# A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
 _FOOTER_THREADS = 32
 _COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
@@ -30,18 +30,18 @@ _COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Some rows that are read, predicted and written together.
+    """Rows that are read, predicted and written together.
 
     Parameters
     ----------
     name
-        Of the catalogue file it becomes; the same in every run.
+        Name of the catalogue file, the same in every run.
     num_rows
-        How many rows.
+        Number of rows.
     uri, start, stop
-        Row groups ``start`` to ``stop`` of a shard; empty for FITS files.
+        Row groups ``start`` to ``stop`` of a shard; empty for files.
     rows
-        Rows of an ingest's plan, as an Arrow stream; empty for shards.
+        Rows of an ingest plan as an Arrow stream; empty for shards.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where galaxies come from; small, so that it can be sent to every task.
+    """Where cutouts come from; small enough to send to every task.
 
     Parameters
     ----------
     info
-        What holds for all of them.
+        Metadata of the dataset.
     reader
         How the files of a folder are read; None for shards.
     conditions
@@ -71,7 +71,7 @@ class Source:
     conditions: tuple[str, ...] = ()
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
-        """Yield a unit's rows in pieces of N = ``num_rows``, the last one shorter, each with the bytes read for it, as stored.
+        """Yield a unit's rows in batches of at most N = ``num_rows``, each with the number of stored bytes read.
 
         Yields
         ------
@@ -110,8 +110,8 @@ def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
 
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
     rows = {name: np.asarray(values) for name, values in columns.items()}
-    done_to_pixels = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
-    return done_to_pixels | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
+    unchanged = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
+    return unchanged | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
 
 
 def open_source(
@@ -121,6 +121,7 @@ def open_source(
     reader: ReaderConfig,
     bands: tuple[str, ...],
     size: int,
+    pattern: str = FITS_FILES,
     unit_rows: int = GALAXIES_PER_FILE,
     conditions: tuple[str, ...] = (),
     fill_conditions: bool = False,
@@ -130,15 +131,17 @@ def open_source(
     Parameters
     ----------
     dataset
-        Dataset of cutout shards, folder of FITS cutouts, or GaMPEN data folder.
+        Dataset of cutout shards, folder of cutouts, or GaMPEN data folder.
     split
-        Of a dataset that has splits; empty: all rows.
+        Split of a dataset of shards; empty: all rows.
     reader
         How the files of a folder are read; its bands are not used.
     bands, size
         As the model takes them: the files of a folder are read with these.
+    pattern
+        Which files of a folder are taken, if no table lists them.
     unit_rows
-        Rows of a unit at most, but for a row group that has more.
+        Maximum rows of a unit; a larger row group is one unit.
     conditions
         Names of the columns that the model is given beside the image.
     fill_conditions
@@ -147,7 +150,7 @@ def open_source(
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a FITS file, a shard is damaged, or a condition is missing.
+        If there is neither a complete dataset nor a matching file, a shard is damaged, or a condition is missing.
     """
 
     def check(columns: Collection[str]) -> None:
@@ -159,24 +162,28 @@ def open_source(
             )
 
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
-        if reader != ReaderConfig():
-            raise UserError(f"reader: {dataset} holds shards, whose images are read as `ingest` stored them; leave reader out")
+        for name, given in {"reader": reader != ReaderConfig(), "pattern": pattern != FITS_FILES}.items():
+            if given:
+                raise UserError(
+                    f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
+                )
         info = shards.read_dataset_info(dataset)
         uris = shards.shard_uris(dataset, split)
         check(shards.read_shard(uris[0], row_groups=(), info=info).column_names if uris and conditions else conditions)
         return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
     reader = dataclasses.replace(reader, bands=bands)
-    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader)
+    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
     try:
         plan, info = ingest_plan.plan(cutouts)
     except ingest_plan.NoFilesError:
         raise UserError(
-            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor FITS files ({cutouts.pattern}); "
-            "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of FITS cutouts"
+            f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
+            f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "
+            "the pattern of their names"
         ) from None
     check(plan.column_names)
     if split:
-        raise UserError(f"split: {split}, but {dataset} holds FITS files without splits; leave split out, or ingest them first")
+        raise UserError(f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first")
     step = _unit_rows(unit_rows, len(plan))
     parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
     units = [
@@ -185,7 +192,7 @@ def open_source(
     return Source(info=info, reader=reader, conditions=conditions), units
 
 
-def layout_identity(source: Source, dataset: str, units: Sequence[Unit]) -> str:
+def layout_identity(dataset: str, units: Sequence[Unit]) -> str:
     """Return a hash of how a dataset's rows are divided among its units."""
     rows = [(unit.name, unit.uri.removeprefix(dataset), unit.start, unit.stop, unit.num_rows) for unit in units]
     return content_fingerprint({"units": rows})
@@ -201,7 +208,7 @@ def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows:
 
 
 def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> list[Unit]:
-    """Return the units of shard number ``index``: runs of its row groups of at most ``unit_rows`` rows, but one group each."""
+    """Return the units of shard number ``index``: runs of row groups of at most ``unit_rows`` rows, or one larger group."""
     units: list[Unit] = []
     start = 0
     for stop in range(1, len(group_rows) + 1):
@@ -217,5 +224,5 @@ def _unit_rows(asked: int, total: int) -> int:
 
 
 def _filled(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Identifiers without nulls; a row without one is in quarantine already, with that reason."""
+    """Replace null identifiers; their rows have a reason already."""
     return ids.fill_null(0 if pa.types.is_integer(ids.type) else "")

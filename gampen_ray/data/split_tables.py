@@ -1,6 +1,6 @@
-"""Train, devel and test tables of a catalogue, as GaMPEN makes them, stratified, or by sky region.
+"""Split a catalogue into train, devel and test tables: GaMPEN's scheme, stratified, or by sky region.
 
-A table of a split holds lines of the catalogue as they stand there. Shape legend: N rows, S strata, C sky cells, P = 3 parts.
+A table holds unchanged lines of the catalogue. Shape legend: N rows, S strata, C sky cells, P = 3 parts.
 """
 
 import logging
@@ -37,7 +37,7 @@ SPLITS = "splits"
 """Folder of the tables in a GaMPEN data folder."""
 _BALANCE = "balance"
 _GAMPEN_BINS = 4
-# Of so many random orders of the sky cells, the one that comes nearest to the shares is taken.
+# Number of random orders of the sky cells, of which the one nearest to the shares is used.
 _DEALS = 100
 
 
@@ -62,14 +62,13 @@ def write_tables(
     Raises
     ------
     UserError
-        For a catalogue that cannot be read or lacks a column or a value, or if a file is there with other content; nothing is
-        written then.
+        If the catalogue cannot be read or lacks a column or a value, or a file exists with other content; nothing is written.
     """
     uri = catalog or storage.join(images, gampen_folder.INFO_CSV)
     if not catalog and not storage.exists(uri):
         raise UserError(f"images: no {gampen_folder.INFO_CSV} in {images}; give a GaMPEN data folder, or set catalog")
     if not uri.lower().endswith(".csv"):
-        raise UserError(f"catalog: {uri}: the name must end in .csv, as a split holds lines of it")
+        raise UserError(f"catalog: {uri}: the name must end in .csv, as a table holds lines of it")
     table = catalogs.read_catalog(uri, (target,))
     header, *lines = _lines(uri)
     if len(lines) != len(table):
@@ -80,7 +79,7 @@ def write_tables(
     elif scheme == "stratified":
         rows = stratified_split(_numbers(uri, table, target, "target"), num_strata, seed)
     elif _BALANCE in table.column_names:
-        raise UserError(f"catalog {uri}: GaMPEN's balanced splits get a column {_BALANCE!r} of their own; rename yours")
+        raise UserError(f"catalog {uri}: GaMPEN's balanced splits add a column {_BALANCE!r}; rename yours")
     else:
         rows, balance_N = gampen_split(_numbers(uri, table, target, "target"))
         balance = balance_N.tolist()
@@ -97,7 +96,7 @@ def write_tables(
 
 
 def part_sizes(num_rows: int, shares: Sequence[float]) -> tuple[int, int, int]:
-    """Return how many rows are in train, devel and test: GaMPEN rounds train and devel up, and test is the rest."""
+    """Return the numbers of rows in train, devel and test: GaMPEN rounds train and devel up, and test is the rest."""
     train = math.ceil(shares[0] * num_rows)
     devel = min(math.ceil(shares[1] * num_rows), num_rows - train)
     return train, devel, num_rows - train - devel
@@ -120,7 +119,7 @@ def gampen_split(target_N: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarra
     rows
         Row numbers in the order of the file, by ``{balanced|unbalanced}-{slug}-{part}``.
     balance_N
-        Bin of each row, which the balanced files have as their last column.
+        Bin of each row, the last column of the balanced files.
     """
     shuffled_N = pd.Series(np.arange(len(target_N))).sample(frac=1, random_state=0).to_numpy()
     binned_N: Any = pd.cut(pd.Series(target_N), _GAMPEN_BINS)
@@ -144,11 +143,11 @@ def stratified_split(target_N: np.ndarray, num_strata: int, seed: int) -> dict[s
     Parameters
     ----------
     target_N
-        Finite; rows of the same value are in random order.
+        Finite; ties are in random order.
     num_strata
-        Strata between quantiles of the target.
+        Number of strata, between quantiles of the target.
     seed
-        Of the choice within a stratum.
+        Seed of the choice within a stratum.
 
     Returns
     -------
@@ -169,17 +168,17 @@ def stratified_split(target_N: np.ndarray, num_strata: int, seed: int) -> dict[s
 def sky_split(ra_N: np.ndarray, dec_N: np.ndarray, cell_size_deg: float, seed: int) -> dict[str, np.ndarray]:
     """Return splits in which all galaxies of a cell of the sky are in the same part.
 
-    The cells are those of HEALPix (Gorski et al. 2005, ApJ 622, 759). Whole cells are dealt in a random order, such that the
-    parts come near to the sizes of `gampen_split`, but each has at least one cell.
+    The cells are those of HEALPix (Gorski et al. 2005, ApJ 622, 759). They are dealt in a random order that approximates the
+    sizes of `gampen_split`; each part has at least one cell.
 
     Parameters
     ----------
     ra_N, dec_N
         Degrees, finite.
     cell_size_deg
-        Square root of a cell's area, degrees; the nearest that HEALPix has.
+        Square root of a cell's area, degrees; the nearest HEALPix resolution is used.
     seed
-        Of the order of the cells.
+        Seed of the order of the cells.
 
     Returns
     -------
@@ -220,7 +219,7 @@ def listed_splits(images: str, slug: str, keys: Mapping[str, Sequence[str]]) -> 
     slug
         Name of the split, e.g. ``balanced-dev2``.
     keys
-        Texts that identify the N rows, by column; the first column that a table has is compared.
+        Texts that identify the N rows, by column; each table is matched on the first of these columns that it has.
 
     Returns
     -------
@@ -232,7 +231,7 @@ def listed_splits(images: str, slug: str, keys: Mapping[str, Sequence[str]]) -> 
     Raises
     ------
     UserError
-        If the folder has no such split, or a table none of the columns.
+        If the folder has no such split, or a table has none of the columns.
     """
     folder = storage.join(images, SPLITS)
     root = storage.join(storage.absolute(folder), "")
@@ -252,16 +251,13 @@ def listed_splits(images: str, slug: str, keys: Mapping[str, Sequence[str]]) -> 
         table = catalogs.read_catalog(uri, tuple(keys))
         column = next((column for column in keys if column in table.column_names), None)
         if column is None:
-            raise UserError(f"split_slug: {uri} has neither a column {' nor '.join(keys)}; its rows cannot be recognised")
+            raise UserError(f"split_slug: {uri} has neither a column {' nor '.join(keys)}; its rows cannot be matched")
         listed = {text.strip() for text in table.column(column).to_pylist() if text}
         here_N = np.array([text in listed for text in keys[column]])
         faults_N[here_N & (splits_N != "")] = f"in more than one table of the split: {slug}"
         splits_N[here_N] = name
     faults_N[splits_N == ""] = f"in no table of the split: {slug}"
     return splits_N, faults_N
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
 
 
 def _positions(uri: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -278,19 +274,19 @@ def _numbers(uri: str, table: pa.Table, column: str, field: str) -> np.ndarray:
     if len(bad := np.flatnonzero(faults != "")):
         raise UserError(
             f"{field}: catalog {uri}, row {bad[0] + 1}: {column} {faults[bad[0]]} ({len(bad):,} rows are not finite); "
-            "mend or remove them"
+            "fix or remove them"
         )
     return values_N
 
 
 def _lines(uri: str) -> list[bytes]:
-    # Header and rows as they stand in the file, without the empty lines.
+    # Header and rows of the file, without empty lines.
     lines = storage.read_bytes(uri).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return [line for line in (line.removesuffix(b"\r") for line in lines) if line]
 
 
 def _write(output: str, names: Sequence[str], content: Callable[[str], bytes]) -> None:
-    # What is there is compared before anything is written.
+    # Compares existing files before writing any.
     uris = {name: storage.join(output, f"{name}.csv") for name in names}
     missing = [name for name, uri in uris.items() if not storage.exists(uri)]
     for name, uri in uris.items():
@@ -313,7 +309,7 @@ def _cut(rows: np.ndarray, sizes_P: Sequence[int]) -> list[np.ndarray]:
 
 
 def _apportion(sizes_S: Sequence[int], totals_P: Sequence[int]) -> np.ndarray:
-    # Rows of each part in each stratum, S x P: the exact share rounded down, or up where most is owed, with whole totals.
+    # Rows of each part in each stratum, S x P: exact shares rounded down, or up where the deficit is largest.
     num_rows = sum(sizes_S)
     # In units of 1 / num_rows of a row, so that the arithmetic is exact.
     owed_P = np.zeros(len(totals_P), dtype=np.int64)

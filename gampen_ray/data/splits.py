@@ -1,4 +1,4 @@
-"""Train, val and test: a galaxy's split is a hash of its object_id, so it is the same in every run, on every machine."""
+"""Assign galaxies to train, val and test by a hash of object_id: the same in every run and on every machine."""
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def assign_splits(object_ids: np.ndarray, config: SplitConfig) -> np.ndarray:
     hashed = _mix(ids.astype(np.int64).view(np.uint64) ^ seed) if ids.dtype.kind in "iu" else _hash_text(ids, seed)
     # The upper 53 bits are a double in [0, 1).
     uniform = (hashed >> np.uint64(11)) * 2.0**-53
-    # A rounding error in train + val must leave no test galaxy where the shares sum to one.
+    # Where train + val = 1, rounding must not leave a test galaxy.
     edges = np.array([config.train, config.train + config.val + 1e-12])
     return np.array(["train", "val", "test"])[np.searchsorted(edges, uniform, side="right")]
 
@@ -43,7 +43,7 @@ def _hash_text(ids: np.ndarray, seed: np.ndarray) -> np.ndarray:
     padded = encoded.astype(f"S{words * 8}").view("<u8").reshape(len(ids), words).astype(np.uint64)
     hashed = _mix(lengths.astype(np.uint64) ^ seed)
     for word in range(words):
-        # Words beyond a string's end are skipped, so that its hash does not depend on the longest string beside it.
+        # Skips words beyond a string's end: its hash must not depend on the longest string.
         hashed = np.where(lengths > 8 * word, _mix(hashed ^ padded[:, word]), hashed)
     return hashed
 

@@ -1,4 +1,4 @@
-"""Which rows of a dataset cannot be used, and why."""
+"""Find the rows of a dataset that cannot be used, with reasons."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,20 +19,20 @@ def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np
     Parameters
     ----------
     columns
-        ``object_id`` (N), ``image`` (N x C x H x W) and the targets (N), as NumPy or Arrow arrays; only what is
-        there is checked.
+        ``object_id`` (N), ``image`` (N x C x H x W) and the targets (N), as NumPy or Arrow arrays; ``object_id`` and ``image``
+        are optional.
     targets
-        Columns whose values must be there and finite.
+        Columns whose values must be present and finite.
 
     Returns
     -------
     np.ndarray
-        N texts. Of a row with several faults the first is told, in the order: id missing, id a duplicate of an earlier row,
-        non-finite pixels, constant image, target missing, target not finite.
+        N texts, each the first fault of a row in this order: missing id, duplicate of an earlier id, non-finite pixels,
+        constant image, missing target, non-finite target.
     """
     missing = [name for name in targets if name not in columns]
     if missing:
-        raise UserError(f"no target column {missing[0]!r}; there: {', '.join(columns)}")
+        raise UserError(f"no target column {missing[0]!r}; found: {', '.join(columns)}")
     faults: list[tuple[np.ndarray, Any]] = []
     if "object_id" in columns:
         ids = shards.as_array(columns["object_id"])
@@ -58,17 +58,17 @@ def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np
 
 
 def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
-    """Check a dataset whole: every shard is read, with checksums.
+    """Check all rows of a dataset, and the checksums of its shards.
 
     Returns
     -------
     list of (object_id, source, reason)
-        The rows that cannot be used, ``source`` being the shard.
+        The rows that cannot be used; ``source`` is the shard.
 
     Raises
     ------
     UserError
-        For a fault of the dataset itself: incomplete, damaged, of a newer version, or rows that are not those it declares.
+        If the dataset is incomplete, damaged or of a newer version, or its row counts differ from ``dataset.json``.
     """
     info = shards.read_dataset_info(dataset)
     root = storage.absolute(dataset)
@@ -98,7 +98,7 @@ def _null(values: pa.Array) -> np.ndarray:
 
 
 def _repeated(values: pa.Array) -> np.ndarray:
-    # True for every row but the first of its value. Null is no value.
+    # True for every row that repeats the value of an earlier row; nulls do not count.
     codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     _, first = np.unique(codes, return_index=True)
     repeated = np.ones(len(codes), dtype=bool)

@@ -1,6 +1,6 @@
-"""The header of a resampled image: world coordinates follow the pixels through an affine map.
+"""Header of a resampled image, with the WCS carried through the affine map of the pixels.
 
-Pixel coordinates are (x, y), zero at the centre of the first pixel, but for FITS cards, which count from one.
+Pixel coordinates are (x, y), zero at the centre of the first pixel; FITS cards count from one.
 """
 
 import re
@@ -13,7 +13,7 @@ from astropy.wcs import WCS
 __all__ = ["mapped_header"]
 
 _CELESTIAL = re.compile(
-    # Axes, matrices and SIP polynomials; all of the alternate systems. PVi_m, in the sky's plane, stay.
+    # Axes, matrices, SIP polynomials and alternate systems. PVi_m belong to the projection and stay.
     r"(WCSAXES|CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CNAME|CRDER|CSYER)\d*[A-Z]?|(PC|CD)\d{6}"
     r"|(PC|CD)\d+_\d+[A-Z]?|(PV|PS)\d+_\d+[A-Z]|[AB]P?_(ORDER|DMAX|\d+_\d+)"
     r"|LONPOLE[A-Z]?|LATPOLE[A-Z]?|(WCSNAME|RADESYS|EQUINOX)[A-Z]"
@@ -31,9 +31,9 @@ def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarr
     """Return a header for the image whose pixel p' lies at the pixel p = matrix p' + offset of the header's image.
 
     The celestial WCS of the first two axes is carried through, exactly: the linear part becomes a CD matrix in degrees, and
-    SIP polynomials are polynomials of the same order in the new pixels. A WCS that is not celestial, is damaged or has
-    distortions other than SIP is left out, which a HISTORY card says; so are alternate systems, silently. Cards that tell
-    of the old pixel values (checksums, extrema, integer scaling) are left out, all others are kept.
+    SIP polynomials keep their order. A WCS that is not celestial, is damaged or has distortions other than SIP is dropped, with
+    a HISTORY card; alternate systems, and cards of the old pixel values (checksums, extrema, integer scaling), are dropped
+    without one. All other cards are kept.
 
     Parameters
     ----------
@@ -50,12 +50,9 @@ def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarr
     try:
         mapped.extend(_mapped_wcs(header, matrix_22, offset_2))
     except Exception as error:
-        # A damaged coordinate system does not make the pixels unusable.
+        # The pixels are usable without a WCS.
         mapped.add_history(f"WCS left out: {' '.join(str(error).split())[:200]}")
     return mapped
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
 
 
 def _mapped_wcs(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> list[tuple[str, str | float]]:
@@ -64,7 +61,7 @@ def _mapped_wcs(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray
     wcs = WCS(header, naxis=2)
     if not wcs.has_celestial:
         raise ValueError("its first two axes are not celestial")
-    # Settles units (degrees), the matrix (from PC, CD or CROTA) and the poles.
+    # Derives units (degrees), the matrix (from PC, CD or CROTA) and the poles.
     wcs.wcs.set()
     crpix_2 = np.linalg.solve(matrix_22, wcs.wcs.crpix - 1 - offset_2) + 1
     cd_22 = wcs.pixel_scale_matrix @ matrix_22
@@ -84,7 +81,7 @@ def _mapped_wcs(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray
 def _sip_cards(
     names: tuple[str, str], polynomials: tuple[np.ndarray, np.ndarray], matrix_22: np.ndarray
 ) -> Iterator[tuple[str, float]]:
-    # With u = matrix u', the map u + f(u) of SIP is matrix (u' + matrix^-1 f(matrix u')): again one of SIP, of the same order.
+    # With u = matrix u', the map u + f(u) of SIP is matrix (u' + matrix^-1 f(matrix u')): SIP again, of the same order.
     order = max(len(polynomial) for polynomial in polynomials) - 1
     substituted = np.zeros((2, order + 1, order + 1))
     for axis, polynomial in enumerate(polynomials):

@@ -1,4 +1,4 @@
-"""The workers of a job on an existing cluster, which may have to grow for them first."""
+"""The workers of a job on a cluster, which may first have to grow for them."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from gampen_ray.errors import UserError
 logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 1800
-"""Wait for new nodes: clouds take minutes to start one, and may have none at first."""
+"""Longest wait for new nodes: clouds take minutes to start one, and may have none at first."""
 _POLL_S, _LOG_S = 1.0, 60.0
 # How long a request may be infeasible: nodes that are being stopped still count against the largest cluster.
 _INFEASIBLE_S = 10.0
@@ -29,7 +29,7 @@ _INFEASIBLE_S = 10.0
 def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers of a job, with room for ``least`` of them on the cluster, now or after a wait.
 
-    On a cluster that cannot autoscale the job gets no more workers than have room, unless it is elastic, as lost nodes may come
+    On a cluster that cannot autoscale, the job gets no more workers than fit, unless it is elastic, as lost nodes may come
     back; on one that can, the job requests the others while it runs.
 
     Parameters
@@ -117,8 +117,8 @@ def _wait_for_room(config: ActorResources, workers: Workers, least: int, gpus_pe
 def _requested(workers: Workers, count: int) -> Iterator[PlacementGroup]:
     """Request room for ``count`` workers at once from the autoscaler.
 
-    A placement group belongs to this job; the cluster has but one `ray.autoscaler.sdk.request_resources`, in which every job
-    replaces the request of every other, as Ray Data and Ray Train do.
+    A placement group belongs to this job, whereas the cluster has a single `ray.autoscaler.sdk.request_resources`, which every
+    job overwrites, as Ray Data and Ray Train do.
     """
     each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     group = placement_group([each] * count)
@@ -134,15 +134,15 @@ def can_autoscale() -> bool:
 
 
 def _is_infeasible(group: PlacementGroup) -> bool:
-    """Return whether the autoscaler cannot make room for a placement group; its first version never says so."""
+    """Return whether the autoscaler cannot make room for a placement group; version 1 never reports this."""
     return any(group.id.hex() in str(request) for request in _autoscaler()[1])
 
 
 def _autoscaler() -> tuple[bool, list[Any]]:
-    """Return whether an autoscaler can start nodes, and the requests for placement groups that it calls infeasible.
+    """Return whether the cluster can autoscale, and its infeasible requests for placement groups.
 
-    Ray's public interfaces offer neither. The second version of the autoscaler reports a state where it runs. The first runs on
-    every cluster, and without a config it invents the types of nodes from their ids, as ``node_...``.
+    Ray's public interfaces offer neither. Version 2 of the autoscaler reports a state if it runs. Version 1 runs on every
+    cluster, and without a config it derives the types of nodes from their ids, as ``node_...``.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]

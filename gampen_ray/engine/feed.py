@@ -1,4 +1,4 @@
-"""Ray Data behind a training worker: tasks anywhere in the cluster read chunks, which arrive in the order of need.
+"""Ray Data feed of a training worker: tasks across the cluster read chunks, which arrive in the order of use.
 
 Every task imports this module: its imports must be light.
 """
@@ -21,7 +21,7 @@ from gampen_ray.training.reading import CHUNK_BYTES, Rows, ahead, read_unit
 
 # Workers may reserve all CPUs of a cluster; reading must continue beside them.
 _CPUS_PER_READ = 0
-# Tasks that read for one worker at a time: a core reads 20,000 cutouts of 64 pixels a second.
+# Concurrent reading tasks per worker: a core reads 20,000 cutouts of 64 pixels a second.
 _READS_PER_CPU_WORKER, _READS_PER_GPU_WORKER = 1, 8
 # Tasks of a Ray Data execution. A stalled execution busy-polls a core: beside a CPU worker it must end before it stalls, as it
 # does if all that it reads fits into the buffers.
@@ -46,9 +46,9 @@ def read_chunks(
     conditions
         Names of the columns that the network is given beside the image.
     chunks
-        In the order in which they are needed.
+        In the order of use.
     gpu
-        Whether the worker has a GPU, which needs more data ahead.
+        Whether the worker has a GPU, which needs more prefetching.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -81,7 +81,7 @@ def _blocks(read: Callable[[pa.Table], pa.Table], tasks: Iterator[list[Chunk]], 
 
 
 def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:
-    """Yield chunks in groups of ``num_rows`` rows or few more: a task costs as much as reading hundreds of rows."""
+    """Yield chunks in groups of about ``num_rows`` rows: starting a task costs as much as reading hundreds of rows."""
     group, count = [], 0
     for chunk in chunks:
         group.append(chunk)

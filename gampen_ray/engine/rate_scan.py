@@ -17,7 +17,7 @@ from gampen_ray.tuning.dropout_scan import ScannedRate, scan
 
 
 def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers: Workers) -> list[ScannedRate]:
-    """Return what a trained network is worth at some dropout rates; a finished scan is read from its file.
+    """Return the quality of a trained network at several dropout rates; a finished scan is read from its file.
 
     Parameters
     ----------
@@ -26,9 +26,9 @@ def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers
     rates
         See `gampen_ray.tuning.dropout_scan.rates`.
     run, network
-        How the network was trained, with the validation split; and the network.
+        Training of the network, with the validation split; and the network.
     workers
-        One, which scans.
+        The worker that scans.
     """
     if storage.exists(uri):
         return [ScannedRate(**row) for row in storage.read_json(uri)]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from gampen_ray.config import ActorResources
 from gampen_ray.errors import UserError
 
-# CPUs of a node that are left for other tasks: a share of them, at most, and at least beside GPUs (a task that writes their
-# predictions).
+# CPUs of a node left for other tasks: fraction, maximum, and minimum on GPU nodes (for a task that writes predictions).
 _SPARE, _MOST_SPARE, _SPARE_FOR_GPUS = 0.1, 1.1, 0.25
 # CPUs of a worker if the cluster has no nodes yet.
 _CPUS_OF_UNKNOWN_NODES = 1.0
@@ -38,11 +37,11 @@ class Workers:
     count
         Number of workers.
     room
-        How many of them fit on the present nodes; the others need new nodes.
+        Workers that fit on the present nodes; the others need new nodes.
     cpus, gpus
         CPUs and GPUs that each reserves.
     threads
-        Computing threads of each.
+        Threads of each.
     """
 
     count: int
@@ -100,7 +99,7 @@ def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_work
 
 
 def _usual(cpus: float) -> int:
-    """Return the default number of workers of a node without GPUs: one per two CPUs, but two if it has two CPUs."""
+    """Return the default number of workers of a node without GPUs: one per two CPUs, and two if it has two or three."""
     return max(min(2, int(cpus)), int(cpus) // 2)
 
 

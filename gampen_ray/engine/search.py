@@ -4,12 +4,10 @@ A search resumes from the study's folder (`gampen_ray.tuning.ledger`), not from 
 knows all trials that have ended, and starts with the unfinished ones, under their old numbers.
 """
 
-import contextlib
 import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -32,14 +30,14 @@ from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import Run
 from gampen_ray.tuning.ledger import FinishedTrial, Ledger
 from gampen_ray.tuning.space import SearchSpace
-from gampen_ray.tuning.trials import OBJECTIVES, PENALTY, Trial, heard
+from gampen_ray.tuning.trials import OBJECTIVES, PENALTY, Trial, heard, quiet_optuna
 
 logger = logging.getLogger(__name__)
 
 # Share of a node's object store for the decoded data; the rest is for Ray's own objects.
 _SHARED_PART = 0.4
 _READ_THREADS = 4
-# A trial that raises or dies is resumed this often from its last epoch.
+# Times that a trial which raises or dies is resumed from its last epoch.
 _MAX_FAILURES = 1
 
 
@@ -71,7 +69,7 @@ def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -
 
 def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[FinishedTrial], workers: Workers) -> None:
     ledger = Ledger(config.output)
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, quiet_optuna():
         trainable = tune.with_parameters(run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers)
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": workers.cpus, "gpu": workers.gpus}),
@@ -275,14 +273,3 @@ class _Ends(tune.Callback):
         if math.isfinite(self._best[0]):
             note += f"; best is trial {self._best[1]}, {self._best[0]:.4g}"
         self._progress.advance(1, note, always=True)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Optuna's log."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)

@@ -15,6 +15,7 @@ import ray.train
 
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
+from gampen_ray.storage import AGAIN
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
@@ -27,8 +28,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # An actor that watches for preemption costs a process, and without a cloud it has nothing to report.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor, and the kernel takes a tenth
-    # of a CPU training to clear the same pages again and again.
+    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor to the kernel, which then
+    # spends a tenth of the time of CPU training on clearing the same pages.
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -41,11 +42,12 @@ _ENVIRONMENT = {
 _QUIET = {
     # Failures are raised; the C++ log of the driver only concerns Ray itself.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    # Results that a driver that ends with an error has not fetched.
+    # Unfetched results of a driver that ends with an error.
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
 _LOCAL_OBJECT_STORE_BYTES = 1 << 30
+_interrupted = threading.Event()
 
 
 @contextlib.contextmanager
@@ -66,13 +68,17 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
         If a task or worker raised one.
     """
     started = not ray.is_initialized()
-    if started:
-        _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
-    # What a function of ours raises inside Ray Data arrives as it is, not as text.
-    ray.data.DataContext.get_current().raise_original_map_exception = True
+    _interrupted.clear()
     try:
-        with _sigterm_as_ctrl_c():
-            yield
+        with _interrupts():
+            if started:
+                _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
+                raise_if_interrupted()
+            # What a function of ours raises inside Ray Data arrives as it is, not as text.
+            ray.data.DataContext.get_current().raise_original_map_exception = True
+            # Ray's start has set a handler of its own.
+            with _interrupts():
+                yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         if known := known_cause(error):
             raise known from None
@@ -83,7 +89,7 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
 
 
 def known_cause(error: BaseException) -> UserError | StorageError | None:
-    """Return the user's mistake or the storage failure that an exception of Ray's carries, or None.
+    """Return the user's mistake or the storage failure inside an exception of Ray, or None.
 
     Ray Train wraps the exceptions of its workers and of its controller, Ray Core those of tasks and of actors that do not
     start, and any of them may wrap another.
@@ -94,7 +100,7 @@ def known_cause(error: BaseException) -> UserError | StorageError | None:
     # Ray's own reading and writing, such as a checkpoint on a full disk; subclasses are mostly connections between processes.
     if type(error) is OSError and (error.errno is not None or "AWS Error" in str(error)):
         text = str(error).partition("\n")[0] if error.errno is None else f"[Errno {error.errno}] {error.strerror}"
-        return StorageError(f"{text}; correct it, and give the same command again: what is finished stays")
+        return StorageError(f"{text}; correct it, and {AGAIN}")
     carried = [error.__cause__, *(getattr(error, name, None) for name in ("cause", "controller_failure"))]
     carried += [*getattr(error, "worker_failures", {}).values(), *error.args]
     found = (known_cause(one) for one in carried if isinstance(one, BaseException))
@@ -113,11 +119,15 @@ def _start(verbose: bool) -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    # A submitted job's workers have the variables of the job.
+    # The workers of a submitted job inherit the variables of the job.
     if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
     with contextlib.nullcontext() if verbose else _no_stderr():
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except SystemExit:
+            # Ray's handler of SIGTERM, in a start that is not finished.
+            raise KeyboardInterrupt from None
     if verbose:
         return
     # Errors arrive as exceptions; Ray Data and Ray Tune would log each of them as well.
@@ -128,17 +138,31 @@ def _start(verbose: bool) -> None:
     context.print_on_execution_start = False
 
 
+def raise_if_interrupted() -> None:
+    """Raise the KeyboardInterrupt of a Ctrl-C or SIGTERM that Ray has swallowed in a callback or destructor."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
+def _interrupts() -> Iterator[None]:
+    """Raise a KeyboardInterrupt on Ctrl-C, unless the process ignores it, and on SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     # None: a handler of Ray's C++, which would print a stack trace and end the process.
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler) or signal.SIG_DFL
+    handlers = {number: signal.signal(number, _interrupt) or signal.SIG_DFL for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

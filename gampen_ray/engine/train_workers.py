@@ -1,7 +1,7 @@
 """Training with Ray: Ray Train runs `gampen_ray.training` in workers, Ray Data feeds them, and the driver shows their progress.
 
 Epoch metrics and exceptions reach the driver through callbacks in Ray Train's controller; progress within an epoch goes to a
-queue directly. Controller and queue stay on the driver's node, so that no other node takes them with it when it dies.
+queue directly. Controller and queue stay on the driver's node, so that they survive the loss of any other node.
 """
 
 import contextlib
@@ -40,8 +40,10 @@ from gampen_ray.training.run import Run, execute, trained_bundle
 from gampen_ray.training.tracking import Track, tracking
 
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
-# From one line of progress to the next.
+# Interval between lines of progress.
 _PROGRESS_S = 5.0
+# Until workers that have their resources must run: two that import torch on a busy laptop take more than Ray's minute.
+_START_S = 180
 # Failures of workers after which the training resumes from the last checkpoint.
 _MAX_FAILURES = 3
 
@@ -101,7 +103,7 @@ def driver_queue() -> Queue:
 
 
 class Callbacks(UserCallback):
-    """What Ray Train's controller does with reports and exceptions of the workers.
+    """Handling of the workers' reports and exceptions in Ray Train's controller.
 
     Ray Train's failure policy does not distinguish exceptions: it would retry after a user's mistake as often as after the
     death of a node. An exception in the controller, however, ends the training at once. Nor may a worker return its mistake
@@ -122,14 +124,14 @@ class Callbacks(UserCallback):
             send(self._messages, metrics[0])
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise a mistake of the user's that a worker has met."""
+        """Raise a worker's `UserError`."""
         for error in worker_exceptions.values():
             if isinstance(known := known_cause(error), UserError):
                 raise known
 
 
 def send(messages: Queue, message: dict[str, Any]) -> None:
-    """Put a message into the driver's queue without waiting: if it is lost, so is a line of progress, but not the training."""
+    """Put a message into the driver's queue without waiting: a lost message costs a line of progress only."""
     actor: Any = messages.actor
     actor.put.remote(message)
 
@@ -178,7 +180,7 @@ class RayWorker:
         return gathered
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors the values that they have on worker 0."""
+        """Set tensors to their values on worker 0."""
         for tensor in tensors if self.world_size > 1 else ():
             torch.distributed.broadcast(tensor, 0)
 
@@ -268,12 +270,13 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
 
 @contextlib.contextmanager
 def _patience(config: TrainConfig) -> Iterator[None]:
-    """Let workers wait for replacements of lost nodes if the cluster can autoscale and the number of workers is fixed."""
+    """Set how long workers may take to start: on a busy machine minutes, or as long as an autoscaler replaces lost nodes."""
     name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    if name in os.environ or config.resources.min_workers or not can_autoscale():
+    if name in os.environ:
         yield
         return
-    os.environ[name] = str(LONGEST_WAIT_S)
+    replaced = can_autoscale() and not config.resources.min_workers
+    os.environ[name] = str(LONGEST_WAIT_S if replaced else _START_S)
     try:
         yield
     finally:

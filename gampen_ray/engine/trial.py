@@ -38,11 +38,11 @@ def run_trial(drawn: dict[str, Any], *, run: Run, space: SearchSpace, ledger: Le
     drawn
         Number and values.
     run
-        The training of the study's own config.
+        Training with the study's own config.
     space
         Turns the values into the trial's config.
     ledger
-        Knows the trial's run folder.
+        Locates the trial's run folder.
     data
         Decoded units that all trials share; other units are read from the dataset.
     workers
@@ -91,7 +91,7 @@ class _State:
 
 
 def _trained(run: Run, state: _State, data: Data, device: str) -> Bundle:
-    """Return the bundle of a run; a trial that was killed at its very end has it already."""
+    """Return the bundle of a run, which exists already if the trial was killed at its very end."""
     if not storage.exists(storage.join(run.config.output, BUNDLE, CHECKSUMS)):
         with tracking(run) as track:
             execute(TrialWorker(run, state, track, data=data, device=device), run)
@@ -120,7 +120,7 @@ class TrialWorker(LocalWorker):
         self._epochs, self._state, self._track = run.config.optimizer.epochs, state, track
 
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Save the state and report to Ray Tune, which may end the process here; the last epoch waits for the bundle."""
+        """Save the state and report to Ray Tune, which may end the process here; the last epoch comes with the bundle."""
         self._state.keep(state)
         if metrics:
             self._track(metrics)

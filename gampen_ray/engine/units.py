@@ -1,8 +1,8 @@
-"""Units of work on Ray: the one way in which `simulate`, `ingest`, `crop` and `infer` spread their work over a cluster.
+"""Units of work on Ray, by which `simulate`, `ingest`, `crop` and `infer` spread their work over a cluster.
 
 A job is a list of units, each of which a worker turns into files whose names depend on the unit alone. The files are the only
-record: a job that was interrupted is given the units whose files are not there, and a unit that is processed twice, as after
-the loss of a node, writes the same files twice.
+record: a resumed job processes the units whose files are missing, and a unit that is processed twice, as after the loss of a
+node, writes the same files twice.
 """
 
 import dataclasses
@@ -18,33 +18,33 @@ from ray.util.metrics import Counter
 from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import ray_session
+from gampen_ray.engine.session import raise_if_interrupted, ray_session
 from gampen_ray.progress import Progress
 
 __all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
 
-# Ray Data keeps some 20 kB in the driver for each of its tasks: a task of a larger job takes several units, one by one.
+# Ray Data keeps some 20 kB per task in the driver: in a larger job each task processes several units in turn.
 _MOST_TASKS = 2048
 # One unit is read while another is on the device, and a third waits.
 _UNITS_AT_ONCE, _UNITS_AHEAD = 2, 3
 _CPUS_PER_WRITER = 0.25
 # A summary takes 0.2 ms of a core: little beside a prediction on a core, but not beside one on a fast device.
 _WRITERS_PER_GPU = 4
-# A unit of a large network on CPUs takes long; Ray's own limit of half an hour is made for other jobs.
+# A unit of a large network on CPUs may take longer than Ray's own limit of half an hour.
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
 class WorkUnit(Protocol):
-    """What one worker processes at a time: small, of a class that the workers can import."""
+    """What a worker processes at a time: a small object of a class that the workers can import."""
 
     @property
     def name(self) -> str:
-        """Of the files that it becomes: the same in every run."""
+        """Name of its files, the same in every run."""
         ...
 
     @property
     def num_rows(self) -> int:
-        """Galaxies or files in it, for the progress."""
+        """Number of galaxies or files, for the progress."""
         ...
 
 
@@ -72,19 +72,19 @@ def run_units(
     what, noun
         Name of the job and of its rows, e.g. ``"simulate"`` and ``"galaxies"``.
     units
-        Those that are not finished.
+        The unfinished units.
     start
         Called once on each worker: it loads what the worker needs and returns the function that processes a unit and returns
         its receipt, a small value that can be pickled. On actors that function is called from two threads at a time.
     total
-        Rows of the whole job; those of no unit here were finished before.
+        Rows of the whole job, including those of finished units.
     resources
-        What the user asks of Ray.
+        The user's request.
     cpus_per_task
         CPUs of a task, where ``start`` costs nothing and is called for each unit; None: actors, each of which is started once
         for the whole job.
     write
-        Second step, from what a worker returns for a unit to the receipt; beside GPUs it runs on CPUs.
+        Second step, from a worker's result for a unit to the receipt; for GPU workers it runs in CPU tasks.
     receive
         Called in the driver with each receipt and the job's workers; it returns a note for the progress.
 
@@ -148,16 +148,17 @@ def stream_units(
         pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
         done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
     for row in done.iter_rows():
+        raise_if_interrupted()
         yield row["num_rows"], pickle.loads(row["value"])
 
 
 def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
-    """Return a function that adds to counters of Ray's metrics, which are given by name, each with its description."""
+    """Return a function that increments counters of Ray's metrics, given by name with their descriptions."""
     made = {name: Counter(f"{prefix}_{name}", description=text) for name, text in texts.items()}
 
     def count(**amounts: float) -> None:
         for name, amount in amounts.items():
-            # Ray refuses to count nothing.
+            # Ray refuses an increment of 0.
             if amount > 0:
                 made[name].inc(amount)
 

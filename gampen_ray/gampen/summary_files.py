@@ -1,4 +1,4 @@
-"""What GaMPEN writes of a survey, from our posteriors: ``inf_1.csv`` to ``inf_K.csv`` with one draw a pass, and the summary.
+"""GaMPEN's output files from our posteriors: ``inf_1.csv`` to ``inf_K.csv`` with one draw per pass, and the summary.
 
 Columns are those of GaMPEN's inference and result aggregator: ``preds_<label>`` in the space of the label (``custom_logit_bt``,
 ``ln_R_e_asec``, ...), and in physical units ``preds_<quantity>_<statistic>`` with the statistics mean, median, std, skew,
@@ -41,7 +41,7 @@ def gampen_summary(
 ) -> pd.DataFrame:
     """Return the summary table of N galaxies under GaMPEN's names.
 
-    Its figures are those of the whole mixture, not of draws. Of a logit target whose training values hold 0 (or 1), medians,
+    Statistics are those of the whole mixture, not of draws. For a logit target whose training values hold 0 (or 1), medians,
     modes and ends of intervals at or beyond the value that stands for it are set to it, as in GaMPEN.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Published GaMPEN networks: a state dict to our network, and the scaler of its labels to our target schema.
+"""Conversion of published GaMPEN networks: state dict to network, and label scaler to target schema.
 
 The state dicts are those of ``vgg16_w_stn_oc_drp``, ``_at_drp``, ``_drp``, ``_drp_2``, ``vgg16_w_stn`` and ``vgg16``; which one
 it is follows from its keys and shapes.
@@ -53,7 +53,7 @@ def read_state_dict(data: bytes, uri: str) -> dict[str, torch.Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
         # torch's own message advises to execute what the file holds.
         raise UserError(
-            f"model: {uri} is no state dict; give the undamaged file of tensors that torch.save(model.state_dict(), ...) wrote"
+            f"model: {uri} is not a state dict; give the undamaged file that torch.save(model.state_dict(), ...) wrote"
         ) from None
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise UserError(f"model: {uri} holds {type(content).__name__}, not a state dict; give the file of the weights alone")
@@ -70,7 +70,7 @@ def network_from_state_dict(
     state
         As of `read_state_dict`.
     num_targets
-        Number of targets; with the width of the output layer it settles the likelihood.
+        Number of targets; with the width of the output layer it determines the likelihood.
     cutout_size
         Side of the network's input, pixels.
     dropout_rate
@@ -95,7 +95,7 @@ def network_from_state_dict(
             raise UserError(f"model: {theirs} has shape {shape}, not {wanted}{_remedy(theirs, shape, cutout_size)}")
     for key in state:
         if key not in names:
-            raise UserError(f"model: {key} is no part of a GaMPEN network with {next(iter(names))}; give another file")
+            raise UserError(f"model: {key} is not part of a GaMPEN network with {next(iter(names))}; give another file")
     network.load_state_dict({our: state[theirs].float() for theirs, our in names.items()}, assign=True)
     return network.eval(), config, channels
 
@@ -123,7 +123,7 @@ def label_schema(columns: Mapping[str, np.ndarray], labels: Sequence[str], scali
         label, t = Label.parse(name), columns[name]
         if not np.isfinite(t).all() or not np.ptp(t) > 0:
             raise UserError(
-                f"scaling: column {name!r} does not vary, or holds values that are not finite; mend the training CSV"
+                f"scaling: column {name!r} does not vary, or holds values that are not finite; correct the training CSV"
             )
         y = label.physical(t)
         clip = 0.0, 1.0
@@ -165,7 +165,7 @@ def schema_of_table(table: pa.Table, uri: str, labels: Sequence[str], scaling: L
         columns[name], faults = catalogs.numbers(table.column(name))
         if bad := np.flatnonzero(faults != "").tolist():
             place = f"{uri}, column {name!r}, row {bad[0] + 1}"
-            raise UserError(f"scaling: {place}: the value {faults[bad[0]]}; mend the CSV")
+            raise UserError(f"scaling: {place}: the value {faults[bad[0]]}; correct the CSV")
     return label_schema(columns, labels, scaling)
 
 

@@ -54,7 +54,7 @@ class Bundle:
     provenance
         Versions, git revision, dataset fingerprint, date and training config, plain values.
     novelty
-        Tells unusual images; None in a bundle without training images (imported, or made before this was stored).
+        Detects unusual images; None in bundles that were imported, or made before it was stored.
     """
 
     network: Network
@@ -93,13 +93,14 @@ class Bundle:
         seed
             Seed of the dropout masks.
         batch_size
-            Galaxies per forward pass, which changes no result; 0: as many as fit the device.
+            Galaxies per forward pass, without effect on the result; 0: as many as fit the device.
         device
             Where the network runs: ``cpu``, ``cuda``, ``cuda:1``, ...; ``auto``: on a GPU if there is one.
         precision
-            Of the network behind the spatial transformer: float32 or bfloat16; ``auto``: bfloat16 on a GPU, else float32.
+            Precision of the network after the spatial transformer: float32 or bfloat16; ``auto``: bfloat16 on a GPU, else
+            float32.
         zero_point_mag, pixel_scale_arcsec
-            Of the cutouts, which are converted to those of the training cutouts; None: the same.
+            Zero point and pixel scale of the cutouts, which are converted to those of the training cutouts; None: the same.
 
         Raises
         ------
@@ -197,7 +198,7 @@ def load_bundle(uri: str) -> Bundle:
     config = build(NetworkConfig, description["network"], recorded=True)
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
-    # Shapes without memory; the weights take their places.
+    # Allocates no memory: the weights are assigned.
     with torch.device("meta"):
         network = Network.of(config, images, len(targets))
     network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
@@ -214,7 +215,7 @@ def load_bundle(uri: str) -> Bundle:
 
 
 def bundle_digest(uri: str) -> str:
-    """Return a fingerprint of a bundle's content: the same wherever it lies."""
+    """Return a fingerprint of a bundle's content, independent of its location."""
     return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), CHECKSUMS))).hexdigest()
 
 
@@ -223,12 +224,10 @@ def _resolved(uri: str) -> str:
     if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
         return storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, _DESCRIPTION)):
-        unfinished = (
-            "is a run that is not finished: give the same command again" if storage.exists(storage.join(uri, RUN_FILE)) else ""
-        )
-        raise UserError(
-            f"bundle: {uri} {unfinished or f'holds no {_DESCRIPTION}; give the folder that `train` or `import-gampen` wrote'}"
-        )
+        problem = f"holds no {_DESCRIPTION}; give the folder that `train` or `import-gampen` wrote"
+        if storage.exists(storage.join(uri, RUN_FILE)):
+            problem = "is an unfinished run; run the same command again"
+        raise UserError(f"bundle: {uri} {problem}")
     return uri
 
 

@@ -1,7 +1,7 @@
-"""The learned crop of a FITS file as a FITS file, in the file's own units and coordinates.
+"""Write the learned crop of a FITS file as a FITS file, in the units and coordinates of the original.
 
-GaMPEN's autocrop writes the first channel of the stretched network input. Here the network looks at the stretched image, but
-the pixels as they are stored go through its affine map. Shape legend: N galaxies, C bands, H x W pixels.
+GaMPEN's autocrop writes the first channel of the stretched network input. Here the network predicts the affine map from the
+stretched image, and the map is applied to the stored pixels. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from gampen_ray.model.spatial_transformer import crop_images, crop_scale
 __all__ = ["Cropper", "pixel_map"]
 
 _HISTORY = (
-    # No more than 72 characters a line.
+    # At most 72 characters per line.
     "gampen-ray crop: the spatial transformer's crop of the file of this",
     "name, resampled bilinearly; flux is conserved: pixels were multiplied by",
     "GRAREA. x_file = GRA1_1 x + GRA1_2 y + GRB1,",
@@ -45,14 +45,14 @@ class Cropper:
     bundle
         Trained model.
     digest
-        Its fingerprint, for the headers.
+        Fingerprint of the bundle, for the headers.
     crop_size
         Side of the crops, pixels; 0: as the network sees them.
     oversampling
-        Each pixel is the mean of this many bilinear samples a side; 0: 4 where the crop's pixels are larger than the file's,
-        else 1. The bilinear samples alone, as the network sees them, change the flux of objects that are narrow on their grid.
+        Each pixel is the mean of this many bilinear samples per side; 0: 4 where the crop's pixels are larger than the file's,
+        else 1. Single samples, which the network uses, change the flux of objects narrower than a pixel.
     reader
-        How the files are read, in the bundle's bands; None: by default.
+        Settings of the reader, except its bands; None: defaults.
     device
         Where the spatial transformer runs.
 
@@ -124,11 +124,11 @@ class Cropper:
         matrix_22, offset_2 = pixel_map(theta_23, shape=item.shape, **sides)
         area = abs(np.linalg.det(matrix_22)) if np.isfinite(theta_23).all() else 0.0
         crop_CHW = area * self._resampled(item.image_CHW, theta_23, self._oversampling or (4 if area > 1 else 1))
-        # The limit of float32 is that of the file; a map without area has no inverse.
+        # The file stores float32, and a map without area has no inverse.
         if not (area > 0 and np.abs(crop_CHW).max() <= np.finfo(np.float32).max):
             return CutoutError("the network gives no finite crop: extreme pixel values")
         with warnings.catch_warnings():
-            # Headers that break the standard's letter are common and harmless.
+            # Non-standard headers are common and harmless.
             warnings.simplefilter("ignore")
             header = mapped_header(item.header, matrix_22, offset_2)
             header.update(self._cards(theta_23, matrix_22, offset_2))
@@ -140,7 +140,7 @@ class Cropper:
         side = samples * self._crop_size
         # The outermost samples lie beyond the centres of the outermost pixels.
         theta_23 = np.hstack([theta_23[:, :2] * (side - 1) / (side - samples), theta_23[:, 2:]])
-        # In double precision, so that the pixels lie where the header says.
+        # Double precision, to match the coordinates in the header.
         image_1CHW, theta_123 = (torch.from_numpy(array).double()[None] for array in (image_CHW, theta_23))
         return F.avg_pool2d(crop_images(image_1CHW, theta_123, side), samples)[0].numpy()
 
@@ -170,7 +170,7 @@ def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_s
         Affine map of the spatial transformer: [-1, 1] are the centres of the corner pixels, of the crop and of the network's
         input.
     shape
-        Height and width of the file's image, pixels, which `gampen_ray.data.cutouts.fit_to_size` brings to the network's input.
+        Height and width of the file's image, pixels, before `gampen_ray.data.cutouts.fit_to_size`.
     size, crop_size
         Sides of the network's input and of the crop, pixels.
     """
@@ -178,9 +178,6 @@ def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_s
     low_2 = np.array([pad.start - crop.start for crop, pad in (overlap(length, size) for length in reversed(shape))])
     offset_2 = (shift_2 + 1 - linear_22.sum(axis=1)) * (size - 1) / 2 - low_2
     return linear_22 * (size - 1) / (crop_size - 1), offset_2
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
 
 
 class _Input(NamedTuple):
@@ -197,5 +194,5 @@ def _fits_bytes(name: str, image_CHW: np.ndarray, header: fits.Header) -> bytes:
         hdus = [fits.PrimaryHDU(), fits.CompImageHDU(pixels, header, compression_type="GZIP_2", quantize_level=0)]
     buffer = io.BytesIO()
     fits.HDUList(hdus).writeto(buffer, output_verify="ignore")
-    # Without the time, which would make each run's files differ.
+    # Without the time, so that every run gives the same file.
     return gzip.compress(buffer.getvalue(), mtime=0) if name.lower().endswith(".gz") else buffer.getvalue()

@@ -23,7 +23,7 @@ class Flag(enum.IntFlag):
     PIXELS_FILLED = 2
     """Non-finite pixels were filled when the cutout was read."""
     CROP_AT_BOUND = 4
-    """The learned crop reaches beyond the cutout: the galaxy may be larger than it, or the transformer has lost it."""
+    """The learned crop extends beyond the cutout: the galaxy may be larger, or the transformer missed it."""
     NEAR_TRAINING_EDGE = 8
     """The 68 % interval of a target leaves the range of the training values: the network extrapolates there."""
     EPISTEMIC_DOMINATES = 16
@@ -31,7 +31,7 @@ class Flag(enum.IntFlag):
     UNUSUAL_IMAGE = 32
     """The image's features lie farther from those of the training images than of 99.9 % of held-out ones."""
     RESAMPLED = 64
-    """The cutout had another pixel scale than the training cutouts and was resampled to theirs."""
+    """The cutout was resampled to the pixel scale of the training cutouts."""
     CONDITION_MISSING = 128
     """A condition of the galaxy is unknown; the mean of the training galaxies was taken."""
     CONDITION_OUT_OF_RANGE = 256
@@ -45,7 +45,7 @@ _BEYOND = 1 / 64
 def crop_at_bound(affine_N23: np.ndarray) -> np.ndarray:
     """Return for each map from crop to image coordinates whether a corner of the crop lies outside the image, N.
 
-    Coordinates are in [-1, 1] inside; a corner may be half a pixel of a cutout of 64 pixels beyond.
+    Coordinates are in [-1, 1] inside; the tolerance is half a pixel of a cutout of 64 pixels.
     """
     # The corners are at (+-1, +-1): the farthest is the sum of absolute values away.
     return (np.abs(affine_N23).sum(axis=2) > 1 + _BEYOND).any(axis=1)
@@ -54,16 +54,16 @@ def crop_at_bound(affine_N23: np.ndarray) -> np.ndarray:
 def image_flags(
     affine_N23: np.ndarray, features_NF: np.ndarray, novelty: OutOfDistribution | None, *, resampled: bool
 ) -> np.ndarray:
-    """Return the flags that the network's input decides, N int64.
+    """Return the flags of the images, N int64.
 
     Parameters
     ----------
     affine_N23
         Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
     features_NF
-        `gampen_ray.inference.out_of_distribution.features` of the images; not looked at without ``novelty``.
+        `gampen_ray.inference.out_of_distribution.features` of the images; unused without ``novelty``.
     novelty
-        Of the bundle; None: no image is called unusual.
+        Detector of the bundle; None: no image is unusual.
     resampled
         Whether these cutouts were resampled; see `gampen_ray.model.images.ImagePreprocessing.zoom`.
     """
@@ -83,12 +83,12 @@ def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -
 
 
 def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) -> np.ndarray:
-    """Return the flags that the posterior decides, N int64.
+    """Return the flags of the posteriors, N int64.
 
     Parameters
     ----------
     summary
-        Columns by name, as `gampen_ray.posterior.summary.summarise` returns them.
+        Columns by name, from `gampen_ray.posterior.summary.summarise`.
     targets
         Targets of the model, with the range of their training values.
     """

@@ -14,11 +14,11 @@ from gampen_ray.model.network import Network
 
 
 def folded(network: Network, *, repeated_band: bool = False) -> Network:
-    """Return a copy of a network in evaluation mode that computes the same with less.
+    """Return a copy of a network in evaluation mode that computes the same at lower cost.
 
-    Batch normalisation is folded into the convolution in front of it (group normalisation, which depends on the image, stays);
-    dropout's factor 1 / (1 - p) into the layer behind it, so that a mask only has to zero activations; and where all input
-    channels are copies of one band, the first kernels are summed over the channels.
+    Batch normalisation is folded into the preceding convolution (group normalisation, which depends on the image, stays);
+    dropout's factor 1 / (1 - p) into the following layer, so that a mask only zeroes activations; and if all input channels
+    are copies of one band, the first kernels are summed over the channels.
 
     Parameters
     ----------
@@ -30,8 +30,8 @@ def folded(network: Network, *, repeated_band: bool = False) -> Network:
     Returns
     -------
     Network
-        Its `tail` holds a dropout layer where a mask belongs; these must zero activations without scaling them. Dropout layers
-        of rate 0 are left out.
+        Dropout layers in its `tail` mark the places of masks, which must zero activations without scaling them. Dropout layers
+        of rate 0 are removed.
     """
     result = copy.deepcopy(network).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Images unlike those of the training: a Mahalanobis distance in the space of the network's features.
+"""Detect images unlike the training images by a Mahalanobis distance in the space of the network's features.
 
 Lee et al. (2018, NeurIPS 31, "A simple unified framework for detecting out-of-distribution samples"), with one class.
 Shape legend: N images, M held-out images, F features, C channels, H x W pixels of a feature map.
@@ -13,7 +13,7 @@ import torch
 __all__ = ["OutOfDistribution", "features"]
 
 _QUANTILE = 0.999
-# Least variance of standardised features in any direction: two images, or many that are the same, span but a line.
+# Minimum variance of standardised features in any direction, for few or identical images.
 _FLOOR = 1e-6
 
 
@@ -23,7 +23,7 @@ def features(activations: torch.Tensor) -> np.ndarray:
     Parameters
     ----------
     activations
-        What `gampen_ray.model.network.Network.prefix` returns: N x C x H x W, or N x C where it ends behind the convolutions.
+        Output of `gampen_ray.model.network.Network.prefix`: N x C x H x W, or N x C if it ends after the convolutions.
     """
     maps = activations.float() if activations.ndim == 4 else activations.float()[..., None, None]
     std_NC, mean_NC = torch.std_mean(maps, dim=(2, 3), correction=0)
@@ -34,14 +34,14 @@ def features(activations: torch.Tensor) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OutOfDistribution:
-    """The features of the training images, and how far from them is far.
+    """Distribution of the features of the training images, with the threshold for unusual images.
 
     Parameters
     ----------
     location_F
         Mean.
     whitening_FF
-        Matrix that takes features less their mean to unit covariance.
+        Matrix that whitens features after their mean is subtracted.
     threshold
         Distance beyond which an image is unusual.
     """
@@ -52,9 +52,9 @@ class OutOfDistribution:
 
     @classmethod
     def fit(cls, features_NF: np.ndarray, held_out_MF: np.ndarray) -> "OutOfDistribution":
-        """Learn mean and shrunk covariance from training images, and the threshold from images that were held out.
+        """Fit mean and shrunk covariance to training images, and the threshold to held-out images.
 
-        The threshold is the 99.9 % quantile of the distances of the latter: of fewer than a thousand, nearly the largest.
+        The threshold is the 99.9 % quantile of the held-out distances; of fewer than a thousand, nearly the largest.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class OutOfDistribution:
         if not (np.isfinite(features_NF).all() and np.isfinite(held_out_MF).all()):
             raise ValueError("features of the training images are not finite")
         location_F, scale_F = features_NF.mean(axis=0), features_NF.std(axis=0)
-        # A channel that is dead in all training images.
+        # Features of a channel that is dead in all training images are constant.
         scale_F = np.where(scale_F > 0, scale_F, 1.0)
         covariance_FF = shrunk_covariance((features_NF - location_F) / scale_F) + _FLOOR * np.eye(len(scale_F))
         whitening_FF = np.linalg.inv(np.linalg.cholesky(covariance_FF)) / scale_F
@@ -76,7 +76,7 @@ class OutOfDistribution:
         return _length(features_NF - self.location_F, self.whitening_FF)
 
     def unusual(self, features_NF: np.ndarray) -> np.ndarray:
-        """Return whether each image is farther than the threshold or, its features not being finite, beyond measure, N."""
+        """Return whether each image is beyond the threshold or has features that are not finite, N."""
         return ~(self.distance(features_NF) <= self.threshold)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
@@ -90,10 +90,10 @@ class OutOfDistribution:
 
 
 def shrunk_covariance(centred_NF: np.ndarray) -> np.ndarray:
-    """Return the covariance of centred rows, drawn towards a multiple of the identity.
+    """Return the covariance of centred rows, shrunk towards a multiple of the identity.
 
-    The weight is the one of least expected squared error (Ledoit & Wolf 2004, J. Multivar. Anal. 88, 365, Lemmas 3.2 to 3.4 and
-    equation 14), which makes the result positive definite for fewer rows than columns, too.
+    The weight minimises the expected squared error (Ledoit & Wolf 2004, J. Multivar. Anal. 88, 365, Lemmas 3.2 to 3.4 and
+    equation 14), which makes the result positive definite even for fewer rows than columns.
     """
     count, size = centred_NF.shape
     covariance_FF = centred_NF.T @ centred_NF / count

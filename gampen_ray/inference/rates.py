@@ -1,4 +1,4 @@
-"""How fast an inference runs: the receipts of its units added up, and scaled to other inputs and clusters."""
+"""Speed of an inference: totals over its units, and their extrapolation to other inputs and clusters."""
 
 import dataclasses
 import time
@@ -7,20 +7,20 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitReceipt:
-    """What became of a unit.
+    """Counts and times of a finished unit.
 
     Parameters
     ----------
     num_rows, num_quarantined
-        Rows predicted or quarantined, and those in quarantine.
+        All rows, and those in quarantine.
     id_sum
-        Sum over the identifiers of the rows, as `gampen_ray.catalog.completeness.id_sum` has it.
+        `gampen_ray.catalog.completeness.id_sum` of all rows.
     bytes_read, bytes_written
-        Of the input as stored, and of the catalogue file.
+        Stored size of the input, and size of the catalogue file.
     start, stop
-        When a worker took and ended it, seconds of the epoch.
+        Unix time, s.
     device_seconds
-        How long the device worked on it.
+        Time on the device.
     """
 
     num_rows: int
@@ -34,14 +34,14 @@ class UnitReceipt:
 
 
 class Rates:
-    """Sums over the units of one run; start-up, before the first worker took its first unit, is kept apart.
+    """Totals over the units of one run, without the start-up before the first unit.
 
     Parameters
     ----------
     num_passes
-        Monte Carlo passes a galaxy.
+        Monte Carlo passes per galaxy.
     began
-        When the run began, seconds of the epoch.
+        Start of the run, Unix time, s.
     """
 
     def __init__(self, num_passes: int, began: float) -> None:
@@ -51,7 +51,7 @@ class Rates:
         self._workers, self._gpus_per_worker = 1, 0.0
 
     def add(self, receipt: UnitReceipt, *, workers: int, gpus_per_worker: float) -> None:
-        """Count a unit that one of so many workers has just finished."""
+        """Count a finished unit of a pool of ``workers`` workers."""
         self._workers, self._gpus_per_worker = workers, gpus_per_worker
         self._start = min(self._start or receipt.start, receipt.start)
         self._stop = time.time()
@@ -61,7 +61,7 @@ class Rates:
         self._device_seconds += receipt.device_seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for the manifest, none if nothing was predicted; rates per second exclude the start-up."""
+        """Return plain values for the manifest, empty if nothing was predicted; rates exclude the start-up."""
         if not self._galaxies:
             return {}
         seconds = max(self._stop - self._start, 1e-9)
@@ -79,7 +79,7 @@ class Rates:
         }
 
     def text(self) -> str:
-        """Return the rates beside that of galaxies for a log line."""
+        """Return the rates other than galaxies/s for a log line."""
         rates = self.to_dict()
         megabytes = rates["bytes_read"] / rates["seconds"] / 1e6
         return (
@@ -89,14 +89,14 @@ class Rates:
 
 
 def extrapolate(measured: dict[str, Any], galaxies: int, workers: int) -> dict[str, Any]:
-    """Return what ``galaxies`` take on a number of workers like those measured.
+    """Estimate time and storage for ``galaxies`` on a number of workers like those measured.
 
-    Workers share nothing but the storage, so that their rates add up; all start at once and once.
+    Workers share only the storage, so their rates add up; all start at the same time, once.
 
     Parameters
     ----------
     measured
-        As `Rates.to_dict` gives it.
+        From `Rates.to_dict`.
     galaxies, workers
         Size of the input and of the cluster.
     """

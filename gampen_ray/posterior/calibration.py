@@ -1,4 +1,4 @@
-"""Coverage probability of posteriors, and the post-hoc scale that repairs it.
+"""Coverage probability of posteriors, and the post-hoc scale that calibrates it.
 
 Shape legend: N galaxies, D targets, G draws.
 """
@@ -14,45 +14,45 @@ from gampen_ray.posterior.summary import LEVELS, interval_levels
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""
 
-# Draws of a galaxy's joint posterior; galaxies worked on at once, which bounds memory.
+# Draws from a galaxy's joint posterior; galaxies per chunk, which bounds memory.
 _DRAWS = 512
 _CHUNK = 32
-# Candidate scales are spaced evenly in log between 1/16 and 16, more finely than a million galaxies can tell apart.
+# Candidate scales, evenly spaced in log between 1/16 and 16, more finely than a million galaxies can resolve.
 _LOG_SCALES = np.linspace(-math.log(16), math.log(16), 8001)
 _PRIOR_WIDTH = math.log(2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How often credible regions of one nominal probability hold the truth."""
+    """How often credible regions of one nominal probability contain the truth."""
 
     target: str
     """Target, or `JOINT`."""
     level: float
     """Nominal probability."""
     coverage: float
-    """Share of galaxies whose region holds the truth."""
+    """Share of galaxies whose region contains the truth."""
     error: float
-    """Binomial standard error of the share if the posteriors are calibrated, sqrt(level (1 - level) / N)."""
+    """Binomial standard error of the share for calibrated posteriors, sqrt(level (1 - level) / N)."""
 
 
 def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Coverage]:
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 
     A target's region is its equal-tailed credible interval. The joint region is the highest-density region of the joint
-    posterior in standardised space (where a density does not depend on units): the truth's log density is ranked among
-    those of seeded draws from the same posterior (Hyndman 1996, Am. Stat. 50, 120). If r of G draws are denser than the
-    truth, r is uniform on 0..G under calibration, so a galaxy counts by the part of [r, r + 1] below level (G + 1), which
-    makes the expectation exact.
+    posterior in standardised space, where densities do not depend on units: the truth's log density is ranked among those
+    of seeded draws from the same posterior (Hyndman 1996, Am. Stat. 50, 120). If r of G draws are denser than the truth, r is
+    uniform on 0..G under calibration, so a galaxy counts with the part of [r, r + 1] below level (G + 1), which makes the
+    expectation exact.
 
     Parameters
     ----------
     mixture
         Posteriors of N galaxies.
     truths_ND
-        True physical values; standardised, with the logit's clip, as in training.
+        True physical values; clipped and standardised as in training.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Raises
     ------
@@ -75,22 +75,17 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
     return rows + [_row(JOINT, level, share, len(mixture)) for level, share in zip(LEVELS.values(), joint, strict=True)]
 
 
-def probability_integral_transform(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
-    """Return the marginal posterior probability below each truth, N x D; uniform on [0, 1] under calibration (Dawid 1984)."""
-    return mixture.cdf(truths_ND)
-
-
 def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
-    """Return the factor for each target by which `Mixture.scaled` brings its coverage nearest to nominal, D.
+    """Return the factor of each target for which `Mixture.scaled` brings its coverage nearest to nominal, D.
 
     With m the mixture mean and [l, h] an equal-tailed interval in standardised space, the scaled interval is [m + s (l -
     m), m + s (h - m)], so a truth z > m is inside if and only if s >= (z - m) / (h - m) (and, in the rare case l > m, s <=
-    (z - m) / (l - m)); likewise below m. The coverage c_L(s) of each of `LEVELS` is thus known for every s at once. One scale
-    cannot mend a wrong shape, so the levels count alike, as calibration is judged by the deviation in percentage points: the
-    misfit is chi2(s) = sum_L (c_L(s) - L)^2 / v, v the binomial variance of the innermost level's coverage, the largest.
-    It is a staircase, so the estimate is not its lowest step but the mean of log s under the weight exp(-chi2 / 2) and a
-    log-normal prior about 1 of width ln 2: the two agree for many galaxies, ties are averaged, and a handful of galaxies
-    cannot pull the scale far from 1. Scales lie within [1/16, 16].
+    (z - m) / (l - m)); likewise below m. This gives the coverage c_L(s) of each of `LEVELS` for every s at once. One scale
+    cannot correct a wrong shape, and calibration is judged by deviations in percentage points, so all levels have equal
+    weight: the misfit is chi2(s) = sum_L (c_L(s) - L)^2 / v, v the binomial variance of the innermost level's coverage, the
+    largest. As it is a step function, the estimate is not its minimum but the mean of log s under the weight exp(-chi2 / 2)
+    and a log-normal prior about 1 of width ln 2: the two agree for many galaxies, ties are averaged, and a few galaxies
+    cannot move the scale far from 1. Scales lie within [1/16, 16].
 
     Parameters
     ----------
@@ -117,7 +112,7 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
 
 def _coverage_of_scales(offset_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray) -> np.ndarray:
     """Share of offsets inside [s low, s high] for each candidate scale s."""
-    # Reflect offsets below the centre, so that `far` bounds them from outside and `near`, where positive, from inside.
+    # Reflects offsets below the centre, so that `far` bounds them from outside and `near`, where positive, from inside.
     above = offset_N >= 0
     offset, far, near = np.abs(offset_N), np.where(above, high_N, -low_N), np.where(above, low_N, -high_N)
     with np.errstate(divide="ignore", invalid="ignore"):

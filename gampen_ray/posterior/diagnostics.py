@@ -1,4 +1,4 @@
-"""How good a catalogue's posteriors are against the truth: accuracy, coverage before and after calibration, log density.
+"""Compare a catalogue's posteriors with the truth: accuracy, coverage before and after calibration, log density.
 
 Shape legend: N galaxies, D targets.
 """
@@ -19,13 +19,13 @@ def evaluate(mixture: Mixture, scale_D: np.ndarray, truths_ND: np.ndarray, seed:
     Parameters
     ----------
     mixture
-        Posteriors as published, that is after calibration.
+        Calibrated posteriors.
     scale_D
-        The calibration scale they carry (ones for none); it is undone for the coverage before calibration.
+        Their calibration scale (ones for none), which is undone for the coverage before calibration.
     truths_ND
         True physical values.
     seed
-        Of the draws behind the joint coverage.
+        Seed of the draws for the joint coverage.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def accuracy(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, dict[str, Any
 
 
 def format_table(evaluation: dict[str, Any]) -> str:
-    """Return an evaluation as a short text table: a title, a header, and a row for each target and for all together."""
+    """Return an evaluation as a text table: a title, a header, and a row for each target and for all together."""
     before, after = (
         {(row["target"], row["level"]): row["coverage"] for row in evaluation["coverage"][name]}
         for name in ("uncalibrated", "calibrated")

@@ -20,7 +20,7 @@ from gampen_ray.posterior.moments import Moments, correlation_from_covariance, p
 from gampen_ray.posterior.quantiles import mixture_cdf, mixture_quantile
 from gampen_ray.posterior.summary import summary_table
 
-# Galaxies worked on at once: bounds memory and keeps temporaries in cache; changes no result.
+# Galaxies per chunk: bounds memory and keeps temporaries in cache, without effect on results.
 _CHUNK = 256
 # Numbers in a temporary that stays in cache.
 _CACHED = 1 << 19
@@ -70,8 +70,6 @@ class Mixture:
                 f"the first is number {int(bad[0])}; leave these rows out"
             )
 
-    # --- N galaxies as a sequence ---
-
     def __len__(self) -> int:
         return len(self.mean_NKD)
 
@@ -104,8 +102,6 @@ class Mixture:
         centre = self.mean_NKD.mean(1, keepdim=True)
         return Mixture(centre + factor * (self.mean_NKD - centre), factor[:, None] * self.scale_tril_NKDD, self.targets)
 
-    # --- moments ---
-
     def mean(self) -> np.ndarray:
         """Return posterior means, N x D."""
         return self._moments.mean_ND
@@ -131,11 +127,11 @@ class Mixture:
         return correlation_from_covariance(self._moments.covariance_NDD)
 
     def aleatoric_std(self) -> np.ndarray:
-        """Return the root of the mean of the passes' variances, N x D: the law of total variance."""
+        """Return the square root of the mean variance of the passes, N x D."""
         return self._moments.aleatoric_std_ND
 
     def epistemic_std(self) -> np.ndarray:
-        """Return the root of the variance of the passes' means, N x D; its square and the aleatoric one's add up to `std`'s."""
+        """Return the standard deviation of the passes' means, N x D; in quadrature with the aleatoric part it gives `std`."""
         return self._moments.epistemic_std_ND
 
     @functools.cached_property
@@ -145,8 +141,6 @@ class Mixture:
             covariance = piece.scale_tril_NKDD @ piece.scale_tril_NKDD.mT
             parts.append(physical_moments(piece.mean_NKD, covariance, self.targets))
         return Moments(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
-
-    # --- marginal distributions ---
 
     def quantile(self, q: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the marginal quantiles, N x D for one level and N x Q x D for several; levels lie in (0, 1)."""
@@ -159,7 +153,7 @@ class Mixture:
         return self.quantile([0.5 * (1 - level), 0.5 * (1 + level)])
 
     def mode(self) -> np.ndarray:
-        """Return where each marginal density in physical space is highest, N x D."""
+        """Return the modes of the marginal densities in physical space, N x D."""
         return np.concatenate([piece._mode() for piece in self.chunks(_CHUNK)])
 
     def cdf(self, y_ND: np.ndarray) -> np.ndarray:
@@ -169,7 +163,7 @@ class Mixture:
         return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for p, z in pieces])
 
     def probability(self, low_ND: np.ndarray, high_ND: np.ndarray) -> np.ndarray:
-        """Return the marginal probabilities between two values, N x D; outside a transform's domain there is none."""
+        """Return the marginal probabilities between two values, N x D; zero outside a transform's domain."""
         # N x D x 2
         ends = np.stack([low_ND, high_ND], axis=-1)
         z_ND2 = torch.from_numpy(np.stack([_unclipped(t, ends[:, d]) for d, t in enumerate(self.targets)], axis=1))
@@ -194,14 +188,12 @@ class Mixture:
             density_NG[i * _CHUNK : i * _CHUNK + len(piece), inside] = torch.exp(total).cpu().numpy()
         return density_NG
 
-    # --- joint distribution ---
-
     def sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
-        """Return ``n`` joint draws a galaxy, N x n x D."""
+        """Return ``n`` joint draws per galaxy, N x n x D."""
         return self.targets.physical(self.standardised_sample(n, seed))
 
     def log_prob(self, y_ND: np.ndarray) -> np.ndarray:
-        """Return the log of the joint density at ``y_ND``, N, per physical units; y is clipped and checked as in training."""
+        """Return the log of the joint density at ``y_ND`` in physical units, N; y is clipped and checked as in training."""
         z_ND = self.targets.standardise(y_ND)
         z = torch.from_numpy(z_ND)
         t = [target.location + target.scale * z[:, d] for d, target in enumerate(self.targets)]
@@ -213,7 +205,9 @@ class Mixture:
         q_Q = np.asarray(q_Q, dtype=np.float64)
         if not ((q_Q > 0) & (q_Q < 1)).all():
             raise ValueError(f"quantile levels are {q_Q.tolist()}; they must lie strictly between 0 and 1")
-        return np.concatenate([piece._standardised_quantile(q_Q) for piece in self.chunks(_CHUNK)])
+        p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
+        z_RQ = torch.cat([mixture_quantile(p_Q, *piece._rows()) for piece in self.chunks(_CHUNK)])
+        return z_RQ.reshape(len(self), len(self.targets), len(q_Q)).transpose(1, 2).cpu().numpy()
 
     def standardised_mean(self) -> np.ndarray:
         """Return the mixture means in standardised space, N x D."""
@@ -224,7 +218,7 @@ class Mixture:
         return (self._sigma_NKD.square().mean(1) + self.mean_NKD.var(1, correction=0)).sqrt().cpu().numpy()
 
     def standardised_sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
-        """Return ``n`` joint draws a galaxy in standardised space, N x n x D."""
+        """Return ``n`` joint draws per galaxy in standardised space, N x n x D."""
         generator = np.random.default_rng(seed)
         pass_Nn = torch.from_numpy(generator.integers(self.num_passes, size=(len(self), n)))
         noise = torch.from_numpy(generator.standard_normal((len(self), n, len(self.targets), 1)))
@@ -233,7 +227,7 @@ class Mixture:
         return (mean + (tril @ noise)[..., 0]).numpy()
 
     def standardised_log_prob(self, z_NGD: np.ndarray) -> np.ndarray:
-        """Return the log of the joint density in standardised space at G points a galaxy, N x G."""
+        """Return the log of the joint density in standardised space at G points per galaxy, N x G."""
         z = torch.from_numpy(np.ascontiguousarray(z_NGD)).to(self.mean_NKD.device)
         whiten_NKDD, log_norm_NK1 = self._whitening
         centre_NKD1 = whiten_NKDD @ self.mean_NKD[..., None]
@@ -247,8 +241,6 @@ class Mixture:
             pieces.append(torch.logsumexp(exponent, 1) - math.log(self.num_passes))
         return torch.cat(pieces).cpu().numpy()
 
-    # --- output ---
-
     def to_table(self) -> pa.Table:
         """Return the summary columns of the catalogue as a table; see `gampen_ray.posterior.summary`."""
         return summary_table(self)
@@ -256,8 +248,6 @@ class Mixture:
     def chunks(self, size: int) -> list["Mixture"]:
         """Return the mixture in pieces of at most ``size`` galaxies; an empty mixture is one piece."""
         return [self[start : start + size] for start in range(0, max(len(self), 1), size)]
-
-    # --- pieces small enough to work on at once ---
 
     @functools.cached_property
     def _sigma_NKD(self) -> Tensor:
@@ -274,11 +264,6 @@ class Mixture:
         """Standardised means and standard deviations as (N D) x K."""
         return tuple(x.transpose(1, 2).reshape(-1, self.num_passes) for x in (self.mean_NKD, self._sigma_NKD))  # type: ignore
 
-    def _standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
-        p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
-        z = mixture_quantile(p_Q, *self._rows()).reshape(len(self), len(self.targets), len(q_Q))
-        return z.transpose(1, 2).cpu().numpy()
-
     def _mode(self) -> np.ndarray:
         mean_RK, sigma_RK = self._rows()
         scale, location = (
@@ -291,7 +276,7 @@ class Mixture:
 
 
 def _unclipped(target: Target, y: np.ndarray) -> np.ndarray:
-    """Standardised values of any physical values; those outside the transform's domain become infinite."""
+    """Standardise any physical values; those outside the transform's domain become infinite."""
     if target.transform == "log":
         with np.errstate(divide="ignore"):
             y = np.log(np.maximum(y, 0.0))

@@ -1,7 +1,7 @@
-"""Intervals centred on the mode, as GaMPEN reports them: exact, from a mixture, and as GaMPEN finds them, from draws.
+"""Intervals centred on the mode, as reported by GaMPEN: exact ones from a mixture, and GaMPEN's own from draws.
 
-Such an interval is neither that of highest density nor equal-tailed: it grows by the same length on both sides of the mode, and
-where one side meets the end of the range, on the other side alone.
+Such an interval is neither a highest-density nor an equal-tailed one: it extends equally far on both sides of the mode, until
+one side reaches the end of the range and only the other side grows.
 Shape legend: N galaxies, D targets, L levels, S draws, G grid points.
 """
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["interval_of_draws", "mode_centred_interval"]
 
-# Halvings of the bracket of a half-width: more than a double resolves of a half-width near the bracket's.
+# Bisections of the half-width, enough for double precision.
 _HALVINGS = 48
 
 
 def mode_centred_interval(mixture: "Mixture", levels: Sequence[float]) -> np.ndarray:
     """Return the ends of the mode-centred intervals of each marginal in physical space, N x L x 2 x D.
 
-    Each holds its probability exactly; an end beyond the transform's domain is that of the domain.
+    Each contains its probability exactly; ends are limited to the transform's domain.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def mode_centred_interval(mixture: "Mixture", levels: Sequence[float]) -> np.nda
     ends = []
     for level in levels:
         tails_N2D = mixture.credible_interval(level)
-        # The interval that reaches the farther end of the equal-tailed one contains it, so it holds no less.
+        # The interval that reaches the farther end of the equal-tailed one contains it, so its probability is no less.
         low_ND, high_ND = np.zeros_like(mode_ND), np.abs(tails_N2D - mode_ND[:, None]).max(axis=1)
         for _ in range(_HALVINGS):
             middle_ND = 0.5 * (low_ND + high_ND)
@@ -53,12 +53,12 @@ def _limited(mixture: "Mixture", y_ND: np.ndarray) -> np.ndarray:
 
 
 def interval_of_draws(draws_S: np.ndarray, levels: Sequence[float], num_grid: int = 1000) -> tuple[float, np.ndarray]:
-    """Return the mode of a kernel density of draws and the intervals centred on it, as GaMPEN's result aggregator does.
+    """Return the mode of a kernel density of draws and the intervals centred on it, as in GaMPEN's result aggregator.
 
-    A Gaussian kernel of Scott's width smooths the draws; the density and its integral are taken at evenly spaced points from
-    the smallest draw to the largest, beyond which nothing is thought to lie. Among windows of a whole number of steps about
-    the highest point, that whose probability is nearest to the level is taken. The kernel widens the 68 % interval of 1,000
-    normal draws by 4.6 % and leaks over the ends of the range: `mode_centred_interval` has neither fault.
+    A Gaussian kernel of Scott's width smooths the draws. The density and its integral are evaluated at evenly spaced points
+    between the smallest and the largest draw, outside which the probability is set to zero. Of the windows of a whole number
+    of steps about the highest point, the one whose probability is nearest to the level is returned. The kernel widens the
+    68 % interval of 1,000 normal draws by 4.6 % and leaks over the ends of the range; `mode_centred_interval` does neither.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def interval_of_draws(draws_S: np.ndarray, levels: Sequence[float], num_grid: in
     draws_S = np.asarray(draws_S, dtype=np.float64)
     if draws_S.size < 2 or not np.isfinite(draws_S).all() or not np.ptp(draws_S) > 0:
         raise ValueError(f"{draws_S.size} draws that are all equal, not finite or fewer than two have no kernel density")
-    # Takes most of a second to import, which every inference worker would spend.
+    # Slow to import (most of a second), and not needed by inference workers.
     from scipy.stats import gaussian_kde
 
     kernel = gaussian_kde(draws_S)

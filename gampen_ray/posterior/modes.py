@@ -14,25 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from gampen_ray.posterior.quantiles import bracketed_newton
+
 # Multiples of sigma^2 by which |dt/dy| shifts a component.
 _SHIFTS = {"identity": (0.0, 0.0, 0.0), "log": (-1.0, -1.0, -1.0), "logit": (-1.0, 0.0, 1.0)}
 # In units of the narrowest sigma, below which no mixture has structure.
 _GRID_STEP = 0.75
 _MAX_GRID = 256
-_MAX_ITERATIONS = 300
 # Peaks whose log densities differ by less are equally high: the one at the smallest value is the mode.
 _TIE = 1e-9
 # Some trial point is within 3/8 sigma of a peak, which lowers its log height by about 0.07.
 _CONTENDER = 0.3
-_LAST_STEP = 1e-6
 
 
 def mixture_mode(transforms_R: Sequence[str], mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     """Return the transformed value at which each row's physical density is highest, R.
 
-    Trial points are three quarters of the narrowest sigma apart, or the component centres where that would take too many; each
-    local maximum among them that may be the highest is refined by Newton steps with bisection as the fallback, and the highest
-    wins, the smallest of equals.
+    Trial points are three quarters of the narrowest sigma apart, or the component centres where that would take too many. Each
+    local maximum among them that may be the highest is refined, and the highest is returned, the smallest of equals.
     """
     kinds = torch.tensor([_SHIFTS[name] for name in transforms_R], dtype=mean_RK.dtype, device=mean_RK.device).reshape(-1, 3)
     row, t = _trial_points(kinds, mean_RK, sigma_RK)
@@ -49,7 +48,16 @@ def mixture_mode(transforms_R: Sequence[str], mean_RK: Tensor, sigma_RK: Tensor)
     peak = peak.nonzero()[:, 0]
 
     row_P = row[peak]
-    t_P, height_P = _refine(t[peak], t[below[peak]], t[above[peak]], (kinds[row_P], mean_RK[row_P], sigma_RK[row_P]))
+    kinds_P3, mean_PK, sigma_PK = kinds[row_P], mean_RK[row_P], sigma_RK[row_P]
+    # Heights at the last but one iterate, from which the maximum differs by the square of a tiny step.
+    height_P = torch.empty_like(t[peak])
+
+    def step(t: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, gradient, curvature = _derivatives(t, kinds_P3[chosen], mean_PK[chosen], sigma_PK[chosen])
+        height_P[chosen] = value
+        return gradient >= 0, gradient <= 0, torch.where(curvature < 0, -gradient / curvature, torch.nan)
+
+    t_P = bracketed_newton(step, t[peak], t[below[peak]], t[above[peak]], sigma_PK.amin(1))
     best_R = torch.full_like(highest_R, -torch.inf).scatter_reduce(0, row_P, height_P, "amax")
     rivals = torch.where(height_P >= best_R[row_P] - _TIE, t_P, torch.inf)
     return torch.full_like(best_R, torch.inf).scatter_reduce(0, row_P, rivals, "amin")
@@ -98,31 +106,3 @@ def _derivatives(t_M: Tensor, kinds_M3: Tensor, mean_MK: Tensor, sigma_MK: Tenso
     spread = (share * (slope - mean_slope[:, None]).square()).sum(1)
     curvature = spread - (share / sigma_MK.square()).sum(1) + 0.5 * logit * (1 - tanh * tanh)
     return total + _log_jacobian(t_M, kinds_M3), mean_slope - log + logit * tanh, curvature
-
-
-def _refine(t: Tensor, low: Tensor, high: Tensor, row: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Local maxima in [low, high] and their heights; each point stops on its own, so none depends on the others.
-
-    The height is that of the last but one iterate, from which the maximum differs by the square of a tiny step.
-    """
-    result, height = t.clone(), torch.empty_like(t)
-    active = torch.arange(len(t), device=t.device)
-    before = previous = high - low
-    for _ in range(_MAX_ITERATIONS):
-        if active.numel() == 0:
-            break
-        value, gradient, curvature = _derivatives(t, *row)
-        low = torch.where(gradient >= 0, t, low)
-        high = torch.where(gradient <= 0, t, high)
-        step = -gradient / curvature
-        newton = (curvature < 0) & (t + step >= low) & (t + step <= high) & (step.abs() <= 0.5 * before)
-        step = torch.where(newton, step, 0.5 * (low + high) - t)
-        t = t + step
-        result[active], height[active] = t, value
-        narrow = high - low <= 4 * torch.finfo(t.dtype).eps * torch.maximum(low.abs(), high.abs())
-        going = ~((newton & (step.abs() <= _LAST_STEP * row[2].amin(1))) | narrow)
-        before, previous = previous[going], step.abs()[going]
-        active, t, low, high = active[going], t[going], low[going], high[going]
-        row = (row[0][going], row[1][going], row[2][going])
-    assert active.numel() == 0, "mode search did not converge"
-    return result, height

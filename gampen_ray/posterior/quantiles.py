@@ -1,9 +1,10 @@
 """Exact distribution function and quantiles of one-dimensional, equal-weight Gaussian mixtures.
 
-Shape legend: R rows (a galaxy and target each), K components, Q quantile levels, G points, M unsolved (row, level) pairs.
+Shape legend: R rows (a galaxy and target each), K components, Q quantile levels, G points, M (row, level) pairs.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,11 +26,9 @@ def mixture_cdf(x_RG: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
 def mixture_quantile(p_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     """Return the quantiles of each row's mixture, R x Q.
 
-    The root of the exact CDF F lies in [min_k q_k, max_k q_k], q_k the component quantiles. Newton steps on probit(F(x)) -
-    probit(p), which is nearly linear in x, start from the Cornish-Fisher expansion and give way to bisection where they
-    leave the bracket or stop halving (Press et al., Numerical Recipes, "rtsafe"). Each (row, level) stops on its own, so
-    its result does not depend on the others. Where the mixture has no mass between two modes, any point there is a quantile
-    and one of them is returned.
+    The root of the exact CDF F lies in [min_k q_k, max_k q_k], q_k the component quantiles. `bracketed_newton` solves
+    probit(F(x)) = probit(p), which is nearly linear in x, from the Cornish-Fisher expansion. Where the mixture has no mass
+    between two modes, any point there is a quantile and one of them is returned.
 
     Parameters
     ----------
@@ -42,39 +41,59 @@ def mixture_quantile(p_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     probit_Q = torch.special.ndtri(p_Q)
     ends_RQK = mean_RK[:, None, :] + sigma_RK[:, None, :] * probit_Q[:, None]
     low, high = (end.reshape(-1) for end in torch.aminmax(ends_RQK, dim=-1))
-    result = _cornish_fisher(probit_Q, mean_RK, sigma_RK).reshape(-1).clamp(low, high)
-
+    start = _cornish_fisher(probit_Q, mean_RK, sigma_RK).reshape(-1).clamp(low, high)
     half_precision = 0.5 / sigma_RK.square()
-    last_step = _LAST_STEP * sigma_RK.amin(-1)
-    active = torch.arange(rows * levels, device=mean_RK.device)
-    x, before = result, high - low
+
+    def step(x: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        row = pair // levels
+        cdf, pdf = _cdf_pdf(x, mean_RK[row], half_precision[row].sqrt())
+        probit = torch.special.ndtri(cdf)
+        excess = probit - probit_Q[pair % levels]
+        return excess < 0, excess >= 0, -excess * torch.exp(-0.5 * probit * probit) / (_SQRT_2PI * pdf)
+
+    return bracketed_newton(step, start, low, high, sigma_RK.amin(-1).repeat_interleave(levels)).reshape(rows, levels)
+
+
+def bracketed_newton(
+    step_at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], start: Tensor, low: Tensor, high: Tensor, sigma: Tensor
+) -> Tensor:
+    """Return one root per element by Newton steps, with bisection where a step leaves the bracket or the steps stop halving.
+
+    Press et al., Numerical Recipes, "rtsafe". Each element stops on its own, so its result does not depend on the others.
+
+    Parameters
+    ----------
+    step_at
+        Function of positions and the indices of their elements that returns where the root is at or above the position, where
+        it is at or below, and the Newton step; a step of NaN is refused.
+    start, low, high
+        First positions and their brackets.
+    sigma
+        Scale of each element: a Newton step below 1e-6 sigma is the last.
+    """
+    result = start.clone()
+    active = torch.arange(len(start), device=start.device)
+    x, before, last_step = start, high - low, _LAST_STEP * sigma
     previous = before
     for _ in range(_MAX_ITERATIONS):
         if active.numel() == 0:
             break
-        row = active // levels
-        cdf, pdf = _cdf_pdf(x, mean_RK[row], half_precision[row].sqrt())
-        probit = torch.special.ndtri(cdf)
-        excess = probit - probit_Q[active % levels]
-        high = torch.where(excess >= 0, x, high)
-        low = torch.where(excess < 0, x, low)
-        step = -excess * torch.exp(-0.5 * probit * probit) / (_SQRT_2PI * pdf)
-        # A comparison with NaN (no density at x) is false, so such a step is refused too.
+        above, below, step = step_at(x, active)
+        low, high = torch.where(above, x, low), torch.where(below, x, high)
         newton = (x + step >= low) & (x + step <= high) & (step.abs() <= 0.5 * before)
         step = torch.where(newton, step, 0.5 * (low + high) - x)
         x = x + step
-        narrow = high - low <= 4 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
-        done = (newton & (step.abs() <= last_step[row])) | narrow
         result[active] = x
-        going = ~done
+        narrow = high - low <= 4 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        going = ~((newton & (step.abs() <= last_step[active])) | narrow)
         before, previous = previous[going], step.abs()[going]
         active, x, low, high = active[going], x[going], low[going], high[going]
-    assert active.numel() == 0, "quantile search did not converge"
-    return result.reshape(rows, levels)
+    assert active.numel() == 0, "the search did not converge"
+    return result
 
 
 def _cdf_pdf(x_M: Tensor, mean_MK: Tensor, slope_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """CDF and density at one point a mixture; ``slope_MK`` is 1 / (sqrt(2) sigma)."""
+    """CDF and density at one point per mixture; ``slope_MK`` is 1 / (sqrt(2) sigma)."""
     v = (x_M[:, None] - mean_MK).mul_(slope_MK)
     density = (v * v).neg_().exp_().mul_(slope_MK).mean(-1).div_(math.sqrt(math.pi))
     return torch.erfc(v.neg_()).mean(-1).mul_(0.5), density

@@ -1,4 +1,4 @@
-"""From a mixture to one catalogue row a galaxy: the summary columns with their units, meanings and values.
+"""Summarise a mixture in one catalogue row per galaxy: the summary columns with units, descriptions and values.
 
 Shape legend: N galaxies, D targets, L levels, Q quantile levels.
 """
@@ -24,13 +24,13 @@ LEVELS = {"68": 0.6827, "95": 0.9545, "997": 0.9973}
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """What the summary columns take of the posteriors of N galaxies, computed once."""
+    """Statistics of N posteriors that several summary columns share, computed once."""
 
     mixture: "Mixture"
 
     @functools.cached_property
     def quantile_NQD(self) -> np.ndarray:
-        """The median, then the ends of the intervals."""
+        """Medians and the ends of the intervals, in this order."""
         return self.mixture.quantile(np.append(0.5, interval_levels()))
 
     @functools.cached_property
@@ -56,13 +56,13 @@ class Column:
     Parameters
     ----------
     name
-        Its name.
+        Name.
     unit
-        In astropy's notation; empty: dimensionless.
+        Unit in astropy's notation; empty: dimensionless.
     description
-        Its meaning.
+        Meaning.
     value
-        Gives the N values, of `Statistics` for a summary column and of `gampen_ray.catalog.columns.Rows` for any other.
+        Function of `Statistics` (for other than summary columns, of `gampen_ray.catalog.columns.Rows`) to the N values.
     type
         Arrow type.
     """
@@ -80,12 +80,12 @@ class Column:
 
     @property
     def __wrapped__(self) -> Callable[[Any], Any]:
-        """The code behind the column, as `gampen_ray.plugins` asks for it."""
+        """The column's code, for `gampen_ray.plugins`."""
         return self.value
 
 
 def summary_columns(targets: TargetSchema, *, mode_centred: bool = False) -> list[Column]:
-    """Return the summary columns in the order of the catalogue, those of the mode-centred intervals (GaMPEN's) on request."""
+    """Return the summary columns in the order of the catalogue, on request with GaMPEN's mode-centred intervals."""
     columns = [column for d in range(len(targets)) for column in _target_columns(targets, d, mode_centred)]
     for i, j in itertools.combinations(range(len(targets)), 2):
         a, b = targets.names[i], targets.names[j]
@@ -119,7 +119,7 @@ def _target_columns(targets: TargetSchema, d: int, mode_centred: bool) -> Iterat
 
 
 def interval_levels() -> np.ndarray:
-    """Return the lower and upper quantile levels of each of `LEVELS`: lo, hi, lo, hi, ...."""
+    """Return the lower and upper quantile levels of each of `LEVELS`: lo, hi, lo, hi, ..."""
     return np.array([0.5 * (1 + sign * level) for level in LEVELS.values() for sign in (-1, 1)])
 
 

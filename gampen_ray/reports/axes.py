@@ -18,7 +18,7 @@ _MAX_LABEL = 46
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """A range in axis coordinates, log10 of the value if ``log``: everything is drawn in these."""
+    """A range in axis coordinates (log10 of the value if ``log``), in which everything is drawn."""
 
     low: float
     high: float
@@ -26,7 +26,7 @@ class Axis:
 
     @classmethod
     def of(cls, values: np.ndarray, *, log: bool = False, pad: float) -> "Axis":
-        """Return the range of the finite values, wider by the fraction ``pad`` at both ends."""
+        """Return the range of the finite values, extended by the fraction ``pad`` at both ends."""
         u = np.log10(values) if log else np.asarray(values, dtype=np.float64)
         u = u[np.isfinite(u)]
         low, high = (float(u.min()), float(u.max())) if u.size else (0.0, 1.0)
@@ -37,13 +37,15 @@ class Axis:
         """Return values in axis coordinates."""
         return np.log10(values) if self.log else np.asarray(values, dtype=np.float64)
 
-    def on_x(self, ax: Axes, **kwargs: Any) -> None:
-        """Set range and ticks of the horizontal axis; arguments as of `ticks`."""
+    def on_x(self, ax: Axes, label: str = "", **kwargs: Any) -> None:
+        """Set label, range and ticks of the horizontal axis; keyword arguments as of `ticks`."""
+        ax.set_xlabel(label)
         ax.set_xlim(self.low, self.high)
         ax.set_xticks(*self.ticks(**kwargs))
 
-    def on_y(self, ax: Axes, **kwargs: Any) -> None:
-        """Set range and ticks of the vertical axis; arguments as of `ticks`."""
+    def on_y(self, ax: Axes, label: str = "", **kwargs: Any) -> None:
+        """Set label, range and ticks of the vertical axis; keyword arguments as of `ticks`."""
+        ax.set_ylabel(label)
         ax.set_ylim(self.low, self.high)
         ax.set_yticks(*self.ticks(**kwargs))
 
@@ -91,7 +93,7 @@ def _power_of_ten(value: float) -> str:
 
 
 def axis_label(what: str, target: Target) -> str:
-    """Return a label that says what of which target and its unit, cut where it does not fit."""
+    """Return a label with quantity, target and unit, truncated to fit."""
     text = f"{what} {drawable(target.name)}" + (f" ({drawable(target.unit)})" if target.unit else "")
     return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Gathers what the page of a model and its evaluated catalogue shows.
+"""Gather the content of the report of a model and its evaluated catalogue.
 
 Shape legend: N galaxies, D targets, G grid points, C bands, H x W pixels.
 """
@@ -38,12 +38,12 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     num_examples
         Galaxies shown with their crop and posterior.
     num_angles
-        Angles at which each of them is predicted once more; None: as many as the network's size allows.
+        Angles at which each of them is predicted; None: chosen by the size of the network.
 
     Raises
     ------
     UserError
-        If there is no evaluation, or its catalogue, dataset or bundle is gone or has changed.
+        If there is no evaluation, or its catalogue, dataset or bundle is missing or has changed.
     """
     uri = storage.join(evaluation_folder, EVALUATION)
     if not storage.exists(uri):
@@ -53,16 +53,15 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, num_examples)
     image_NCHW = judged.images(rows)
-    column = {key: _columns(catalog, bundle, key) for key in ("median", "lo68", "hi68")}
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
         object_id_N=np.asarray(catalog["object_id"].to_pylist()),
         truth_ND=judged.truths_ND,
-        median_ND=column["median"],
-        lo68_ND=column["lo68"],
-        hi68_ND=column["hi68"],
+        median_ND=_columns(catalog, bundle, "median"),
+        lo68_ND=_columns(catalog, bundle, "lo68"),
+        hi68_ND=_columns(catalog, bundle, "hi68"),
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
@@ -80,7 +79,7 @@ def _columns(catalog: pa.Table, bundle: Bundle, key: str) -> np.ndarray:
 
 
 def _example_rows(catalog: pa.Table, count: int) -> np.ndarray:
-    """Return rows evenly spread over the learned crop's size."""
+    """Return rows evenly spread in order of the size of the learned crop."""
     order = np.argsort(catalog["crop_scale"].to_numpy(), kind="stable")
     return order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 
@@ -93,7 +92,7 @@ def _rotation(
         num_angles = 36 if judged.is_light else 4
     if num_angles == 0:
         return None
-    logger.info("turning %d cutouts to %d angles", len(image_NCHW), num_angles)
+    logger.info("rotating %d cutouts to %d angles", len(image_NCHW), num_angles)
     options = judged.prediction_options()
     return rotation_stability(judged.bundle, image_NCHW, conditions=judged.conditions(rows), num_angles=num_angles, **options)
 
@@ -104,21 +103,20 @@ def _speed(rates: dict[str, Any]) -> dict[str, str]:
 
 
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
-    """Return rows of the catalogue, predicted once more for their curves and crops."""
+    """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
     prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)))
     image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
-    examples = []
+    examples, names = [], judged.bundle.targets.names
     for i, row in enumerate(rows):
         curves = {}
-        for d, name in enumerate(judged.bundle.targets.names):
+        for d, name in enumerate(names):
             truth = judged.truths_ND[row, d]
             y_G = np.linspace(min(ends_NQD[i, 0, d], truth), max(ends_NQD[i, 1, d], truth), _GRID)
             curves[name] = (y_G, prediction.mixture[i].marginal_density(d, y_G)[0])
-        names = judged.bundle.targets.names
         examples.append(
             Example(
                 object_id=judged.catalog["object_id"][int(row)].as_py(),
@@ -134,7 +132,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
 
 
 def _history(bundle_uri: str) -> list[dict[str, Any]]:
-    """Return the training history if the bundle lies in its run folder, else nothing."""
+    """Return the training history if the bundle is in its run folder, else an empty list."""
     for uri in (storage.join(bundle_uri, HISTORY), storage.join(bundle_uri, "..", HISTORY)):
         if storage.exists(uri):
             return storage.read_json(uri)
@@ -150,8 +148,10 @@ def _training(provenance: dict[str, Any]) -> str:
 
 
 def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
-    manifest, inference = judged.manifest, judged.manifest["config"]
+    manifest, inference, rates = judged.manifest, judged.manifest["config"], judged.manifest["rates"]
     info = shards.read_dataset_info(inference["dataset"])
+    # A run that had nothing left to predict has no rates.
+    speed = {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
     return {
         "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
         "split": inference["split"] or "all",
@@ -163,7 +163,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),
-        **_speed(manifest["rates"]),
+        **speed,
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",
     }

@@ -32,9 +32,9 @@ class EvaluatedCatalog:
     Parameters
     ----------
     manifest, digest
-        Of the catalogue, and a fingerprint of its content.
+        Manifest of the catalogue, and its fingerprint.
     bundle
-        That made it.
+        Bundle that made the catalogue.
     catalog
         Rows that have true values, in the order of ``truths_ND``.
     truths_ND

@@ -1,4 +1,4 @@
-"""The figures of the report, each a small inline SVG: about 360 px wide, legible on a telephone without being shrunk.
+"""The figures of the report, each an inline SVG about 360 px wide, legible on a phone without scaling.
 
 Shape legend: N galaxies, G grid points, H x W pixels.
 """
@@ -42,9 +42,6 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-# --- galaxies ------------------------------------------------------------------------------------------------------------
-
-
 def stretch(image_HW: np.ndarray) -> np.ndarray:
     """Return the image on [0, 1] after an asinh stretch whose softening is three times the image's sky noise.
 
@@ -66,11 +63,11 @@ def cutout(image_HW: np.ndarray, *, alt: str, corners_42: np.ndarray | None = No
     corners_42
         (x, y) of the four corners in order, pixels, (0, 0) the centre of the first pixel of the first row.
     alt
-        Text for those who cannot see the image.
+        Alternative text.
     """
     height, width = image_HW.shape
     png = io.BytesIO()
-    # 6 bits are more than an eye tells apart in a thumbnail, and halve the file.
+    # 6 bits are more than the eye resolves in a thumbnail, and halve the file.
     levels = np.round(stretch(image_HW)[::-1] * 63) / 63
     matplotlib.image.imsave(png, levels, cmap="gray", vmin=0, vmax=1, format="png")
     svg = ElementTree.Element("svg", {"class": "cutout", "role": "img", "aria-label": alt})
@@ -92,7 +89,7 @@ def posterior_curve(
 ) -> str:
     """Return one galaxy's posterior of one target with its 68 % interval and the true value.
 
-    ``density_G`` is per unit of the physical value; on a log axis it is drawn per unit of the axis: area stays probability.
+    ``density_G`` is per unit of the physical value; on a log axis it is drawn per unit of the axis: area is probability.
     """
     log = target.transform == "log"
     y, density = np.asarray(y_G, dtype=np.float64), np.asarray(density_G, dtype=np.float64)
@@ -106,7 +103,7 @@ def posterior_curve(
     u = np.linspace(axis.low, axis.high, 181)
     height = np.interp(u, axis.to(y), density, left=0, right=0)
     low, high = (float(v) for v in axis.to(np.array(interval)))
-    # The interval's own ends, so that the shade stops where the number says.
+    # Sampled between the ends of the interval, so that the shading stops exactly there.
     v = np.linspace(low, high, 91)
     ax.fill_between(u, height, color=ACCENT, alpha=0.13, linewidth=0)
     ax.fill_between(v, np.interp(v, axis.to(y), density, left=0, right=0), color=ACCENT, alpha=0.3, linewidth=0)
@@ -124,14 +121,11 @@ def posterior_curve(
     return to_svg(fig, key, alt)
 
 
-# --- all galaxies --------------------------------------------------------------------------------------------------------
-
-
 @styled
 def predicted_and_true(
     key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarray, lo68_N: np.ndarray, hi68_N: np.ndarray
 ) -> str:
-    """Return posterior median against truth: all galaxies as a density, an even sample of them with 68 % intervals."""
+    """Return posterior median against truth: all galaxies as a density, and an even sample with 68 % intervals."""
     axis = Axis.of(np.concatenate([truth_N, median_N]), log=target.transform == "log", pad=0.03)
     fig = figure(360, 350)
     ax = axes(fig)
@@ -143,10 +137,8 @@ def predicted_and_true(
     x, y = axis.to(truth_N[sample]), axis.to(median_N[sample])
     ax.vlines(x, axis.to(lo68_N[sample]), axis.to(hi68_N[sample]), color=INK, linewidth=0.8, alpha=0.5, zorder=3)
     ax.plot(x, y, "o", color=INK, markersize=2.4, markeredgewidth=0, zorder=4)
-    axis.on_x(ax)
-    axis.on_y(ax)
-    ax.set_xlabel(axis_label("True", target))
-    ax.set_ylabel(axis_label("Predicted", target))
+    axis.on_x(ax, axis_label("True", target))
+    axis.on_y(ax, axis_label("Predicted", target))
     return to_svg(fig, key, f"Predicted against true {target.name} of {len(truth_N)} galaxies, with 68 % intervals")
 
 
@@ -154,8 +146,8 @@ def predicted_and_true(
 def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarray) -> str:
     """Return residual against prediction with running median and central 68 %; relative residuals where the target is log.
 
-    Against the *prediction*, as the mean of the truth given a correct prediction is the prediction; given the truth, even
-    a perfect posterior is drawn towards the typical galaxy.
+    The abscissa is the *prediction*, because the mean truth at a correct prediction is the prediction; at a given truth, even a
+    perfect posterior is biased towards the typical galaxy.
     """
     log = target.transform == "log"
     residual_N = 100 * (median_N - truth_N) / truth_N if log else median_N - truth_N
@@ -167,11 +159,9 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
     _cloud(ax, axis, y_axis, median_N, residual_N)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _running(ax, axis, y_axis, median_N, residual_N)
-    axis.on_x(ax)
-    y_axis.on_y(ax)
-    ax.set_xlabel(axis_label("Predicted", target))
+    axis.on_x(ax, axis_label("Predicted", target))
     unit = f" ({drawable(target.unit)})" if target.unit else ""
-    ax.set_ylabel("(Predicted − true) / true, %" if log else f"Predicted − true{unit}")
+    y_axis.on_y(ax, "(Predicted − true) / true, %" if log else f"Predicted − true{unit}")
     return to_svg(fig, key, f"Residuals of {target.name} against its predicted value for {len(truth_N)} galaxies")
 
 
@@ -184,10 +174,8 @@ def crop_scale(key: str, target: Target, truth_N: np.ndarray, crop_scale_N: np.n
     ax = axes(fig)
     _cloud(ax, axis, y_axis, truth_N, crop_scale_N)
     _running(ax, axis, y_axis, truth_N, crop_scale_N)
-    axis.on_x(ax)
-    y_axis.on_y(ax)
-    ax.set_xlabel(axis_label("True", target))
-    ax.set_ylabel("Crop side / cutout side")
+    axis.on_x(ax, axis_label("True", target))
+    y_axis.on_y(ax, "Crop side / cutout side")
     return to_svg(fig, key, f"Scale of the learned crop against true {target.name} for {len(truth_N)} galaxies")
 
 
@@ -226,9 +214,8 @@ def coverage(key: str, name: str, series: Mapping[str, Sequence[Mapping[str, Any
     ax.set_xlim(-0.5, len(levels) - 0.5)
     ax.set_xticks(range(len(levels)), [f"{100 * level:.2f} %" for level in levels])
     ax.grid(visible=False, axis="x")
-    Axis(low=-extent, high=extent).on_y(ax)
+    Axis(low=-extent, high=extent).on_y(ax, "Empirical − nominal (pp)")
     ax.set_xlabel("Nominal level")
-    ax.set_ylabel("Empirical − nominal (pp)")
     found = "; ".join(
         f"{mark[2]} calibration " + ", ".join(f"{100 * row['coverage']:.1f} % at {100 * row['level']:.2f} %" for row in rows)
         for kind, mark in marks.items()
@@ -246,7 +233,7 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     columns
         Legend text by column of ``history``; the first is drawn in ink, the second in the accent colour.
     label
-        Vertical axis.
+        Label of the vertical axis.
     """
     epoch = np.array([row["epoch"] for row in history], dtype=np.float64)
     values = {name: np.array([row[name] for row in history], dtype=np.float64) for name in columns}
@@ -256,21 +243,16 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     ax = axes(fig)
     for (name, legend), color in zip(columns.items(), (MUTED, ACCENT), strict=False):
         ax.plot(epoch, values[name], color=color, linewidth=1.6, label=legend, marker="o" if len(epoch) == 1 else "")
-    axis.on_x(ax, integer=True)
-    y_axis.on_y(ax)
-    ax.set_xlabel("Epoch")
-    ax.set_ylabel(label)
+    axis.on_x(ax, "Epoch", integer=True)
+    y_axis.on_y(ax, label)
     if len(columns) > 1:
         ax.legend(loc="upper right", handlelength=1.4, borderaxespad=0)
     last = ", ".join(f"{legend or label} {number(values[name][-1])}" for name, legend in columns.items())
     return to_svg(fig, key, f"{label} over {len(epoch)} epochs; at the end: {last}")
 
 
-# --- parts ---------------------------------------------------------------------------------------------------------------
-
-
 def _cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
-    """Draw galaxies: dots if they are few, else hexagons whose opacity tells their number, of bounded size for any N."""
+    """Draw galaxies: a few as dots, many as hexagons with opacity by number, whose size is bounded for any N."""
     x, y = x_axis.to(x_N), y_axis.to(y_N)
     if len(x) <= _MAX_DOTS:
         ax.plot(x, y, "o", color=ACCENT, alpha=0.45, markersize=4, markeredgewidth=0, zorder=1)
@@ -289,7 +271,7 @@ def _cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarra
 
 
 def _running(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
-    """Draw the median and the central 68 % of y in bins of equal number; nothing for less than three bins."""
+    """Draw the median and the central 68 % of y in bins of equal number; nothing for fewer than three bins."""
     num_bins = min(12, len(x_N) // _MIN_PER_BIN)
     if num_bins < 3:
         return

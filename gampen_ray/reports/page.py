@@ -1,4 +1,4 @@
-"""The report: one HTML page that holds all it shows and asks nothing of the network.
+"""The report: one self-contained HTML page, which loads nothing from the network.
 
 Shape legend: N galaxies, D targets, G grid points, H x W pixels.
 """
@@ -22,7 +22,7 @@ from gampen_ray.reports.svg import PALETTE
 __all__ = ["Example", "ReportData", "render"]
 
 MARK = "gampen_ray report"
-"""Tells our pages from other files."""
+"""Identifies our pages."""
 KINDS = {"uncalibrated": "before", "calibrated": "after"}
 
 
@@ -57,7 +57,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that the report shows.
+    """Content of the report.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class ReportData:
         How far the posteriors depend on the seed of the dropout masks (`gampen_ray.posterior.seeds.SeedAgreement.to_dict`);
         None if that was not measured.
     rotation
-        The posteriors of the examples, in their order, while their cutouts turn; None if that was not tested.
+        Posteriors of the examples, in their order, for rotated cutouts; None if not tested.
     history
         Per epoch: ``epoch``, ``train_loss``, ``val_loss``, ``learning_rate``; empty if unknown.
     facts
@@ -122,7 +122,7 @@ class ReportData:
 
 
 def environment() -> jinja2.Environment:
-    """Return where the pages' templates are; all text they are given is escaped."""
+    """Return the environment of the pages' templates, which escapes all text."""
     result = jinja2.Environment(
         loader=jinja2.PackageLoader("gampen_ray.reports", "."),
         autoescape=True,
@@ -140,6 +140,8 @@ def render(data: ReportData) -> str:
 
     The same data give the same page, byte for byte.
     """
+    columns = (data.truth_ND, data.median_ND, data.lo68_ND, data.hi68_ND)
+    ids = [example.object_id for example in data.examples]
     return (
         environment()
         .get_template("page.html.jinja")
@@ -149,47 +151,40 @@ def render(data: ReportData) -> str:
             headlines=[_headline(target, data.accuracy[target.name]) for target in data.targets],
             worst=_worst_coverage(data.coverage),
             examples=[_example(f"example{i}", example, data.targets) for i, example in enumerate(data.examples)],
-            predictions=_predictions(data),
+            predictions=[
+                Markup(figures.predicted_and_true(f"prediction{d}", target, *(column[:, d] for column in columns)))
+                for d, target in enumerate(data.targets)
+            ],
             residuals=[
                 Markup(figures.residuals(f"residual{d}", target, data.truth_ND[:, d], data.median_ND[:, d]))
                 for d, target in enumerate(data.targets)
             ],
             coverage_plots=_coverage_plots(data.coverage),
             coverage_table=_coverage_table(data.coverage),
-            levels=_levels(data.coverage),
+            levels=sorted({row["level"] for rows in data.coverage.values() for row in rows}),
             kinds=KINDS,
             crop=_crop(data),
             seeds=_seeds(data.seeds),
-            rotation=_rotation(data),
+            rotation=rotation_section(data.targets, ids, data.rotation) if data.rotation else None,
             training=_training(data.history),
         )
     )
 
 
 def _datum(value: float | None, *, factor: float = 1) -> Markup:
-    """Return a number as HTML: ``factor`` times it for the reader, and itself for a program; a dash if it is not finite."""
+    """Return a number as HTML: ``factor`` times its value as text, and the value as data; a dash if it is not finite."""
     if value is None or not math.isfinite(value):
         return Markup("–")
     return Markup('<data value="{}">{}</data>').format(value, figures.number(factor * value))
 
 
 def _headline(target: Target, accuracy: dict[str, Any]) -> dict[str, Any]:
-    """One summary tile: a relative error where relative errors are meant, that is for a log target."""
-    if target.transform == "log":
-        value = accuracy["median_absolute_relative_error"]
-        return {
-            "name": target.name,
-            "value": _datum(value, factor=100),
-            "unit": "%",
-            "what": "median absolute relative error",
-        }
-    value = accuracy["mean_absolute_error"]
-    return {
-        "name": target.name,
-        "value": _datum(value),
-        "unit": accuracy["unit"],
-        "what": "mean absolute error",
-    }
+    """One summary tile: the relative error of a log target, the absolute error of any other."""
+    tile = {"name": target.name, "what": "mean absolute error", "unit": accuracy["unit"]}
+    if target.transform != "log":
+        return tile | {"value": _datum(accuracy["mean_absolute_error"])}
+    value = _datum(accuracy["median_absolute_relative_error"], factor=100)
+    return tile | {"what": "median absolute relative error", "unit": "%", "value": value}
 
 
 def _worst_coverage(coverage: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
@@ -232,20 +227,8 @@ def _example(key: str, example: Example, targets: TargetSchema) -> dict[str, Any
     }
 
 
-def _predictions(data: ReportData) -> list[Markup]:
-    columns = (data.truth_ND, data.median_ND, data.lo68_ND, data.hi68_ND)
-    return [
-        Markup(figures.predicted_and_true(f"prediction{d}", target, *(column[:, d] for column in columns)))
-        for d, target in enumerate(data.targets)
-    ]
-
-
-def _levels(coverage: dict[str, list[dict[str, Any]]]) -> list[float]:
-    return sorted({row["level"] for rows in coverage.values() for row in rows})
-
-
 def _coverage_table(coverage: dict[str, list[dict[str, Any]]]) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
-    """Return the rows by target, then by (kind, level); targets in the order in which they come."""
+    """Return the rows by target, then by (kind, level); targets in order of appearance."""
     table: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
     for kind in KINDS:
         for row in coverage.get(kind, []):
@@ -274,7 +257,7 @@ def _coverage_plots(coverage: dict[str, list[dict[str, Any]]]) -> list[dict[str,
 
 
 def _crop(data: ReportData) -> dict[str, Any] | None:
-    """The learned crop against the first target that is a radius by its name, else against the first target."""
+    """The learned crop against the first target with "radius" in its name, else against the first target."""
     if data.crop_scale_N is None:
         return None
     d = next((i for i, name in enumerate(data.targets.names) if "radius" in name.lower()), 0)
@@ -298,12 +281,6 @@ def _seeds(seeds: dict[str, Any] | None) -> dict[str, Any] | None:
         within = all(row[key] <= limit for key, limit in zip(("median", "largest"), LIMITS[row["figure"]], strict=True))
         table.setdefault(row["target"], {})[row["figure"]] = {**row, "factor": factor, "within": within}
     return {**seeds, "table": table, "limits": LIMITS}
-
-
-def _rotation(data: ReportData) -> dict[str, Any] | None:
-    if data.rotation is None:
-        return None
-    return rotation_section(data.targets, [example.object_id for example in data.examples], data.rotation)
 
 
 def _training(history: list[dict[str, Any]]) -> dict[str, Any] | None:

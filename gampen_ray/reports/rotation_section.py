@@ -1,4 +1,4 @@
-"""The report's section on rotation stability: what the example galaxies' posteriors do while their cutouts turn.
+"""The report's section on rotation stability: posteriors of the example galaxies against the angle of their cutouts.
 
 Shape legend: N galaxies, A angles, D targets.
 """
@@ -17,7 +17,7 @@ from gampen_ray.reports.svg import ACCENT, MUTED, TRUTH, styled, to_svg
 
 
 def rotation_section(targets: TargetSchema, object_ids: Sequence[int | str], stability: RotationStability) -> dict[str, Any]:
-    """Return what the page shows of galaxies with these ids, in the order of ``stability``."""
+    """Return the content of the section for galaxies with these ids, in the order of ``stability``."""
     deviation_NAD, scatter_ND = stability.deviation(), stability.scatter()
     # One vertical range for all, so that panels can be compared.
     extent = max(1.5, 1.1 * float(np.abs(deviation_NAD).max()))
@@ -46,16 +46,16 @@ def rotation_section(targets: TargetSchema, object_ids: Sequence[int | str], sta
 
 @styled
 def deviation(key: str, name: str, angle_A: np.ndarray, deviation_NA: np.ndarray, worst: int, extent: float) -> str:
-    """Return the deviation of the posterior means from their average over the angles, one line a galaxy.
+    """Return the deviation of the posterior means from their average over the angles, one line per galaxy.
 
     Parameters
     ----------
     angle_A
-        Degrees, from 0; the line goes on to the first value at 360.
+        Degrees, from 0; lines repeat their first value at 360.
     deviation_NA
         In posterior standard deviations.
     worst
-        Number of the galaxy that is highlighted.
+        Index of the highlighted galaxy.
     extent
         Half-range of the vertical axis.
     """
@@ -71,9 +71,8 @@ def deviation(key: str, name: str, angle_A: np.ndarray, deviation_NA: np.ndarray
         ax.plot(angle, values, linewidth=1.2, marker="o", markevery=quarters, markersize=4, markeredgewidth=0, **style)
     ax.set_xlim(-6, 366)
     ax.set_xticks(range(0, 361, 90), [f"{degrees}°" for degrees in range(0, 361, 90)])
-    Axis(low=-extent, high=extent).on_y(ax)
+    Axis(low=-extent, high=extent).on_y(ax, "Deviation / posterior σ")
     ax.set_xlabel("Angle of the cutout")
-    ax.set_ylabel("Deviation / posterior σ")
     largest = number(float(np.abs(deviation_NA).max()))
     alt = (
         f"{name} of {len(deviation_NA)} galaxies at {len(angle_A)} angles: deviations of at most {largest} standard deviations"

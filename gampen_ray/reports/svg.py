@@ -1,4 +1,4 @@
-"""From matplotlib to an inline SVG that follows the page's colours and font.
+"""Convert matplotlib figures to inline SVGs in the page's colours and font.
 
 Colours are written as CSS variables (`PALETTE`), text as text, and nothing in an SVG refers to anything outside it.
 """
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 Params = ParamSpec("Params")
 
-# CSS variable -> colour on light and on dark ground. The light ones are what matplotlib draws and `to_svg` then replaces.
+# CSS variable -> colours on a light and a dark ground. matplotlib draws the light ones, which `to_svg` replaces.
 PALETTE = {
     "ground": ("#fdfdfc", "#14181d"),
     "surface": ("#f4f5f4", "#1b2127"),
@@ -84,14 +84,14 @@ def styled(draw: Callable[Params, str]) -> Callable[Params, str]:
 
 
 def drawable(text: str) -> str:
-    """Replace what XML cannot hold (control characters) or a line cannot show."""
+    """Replace unprintable characters, which XML does not allow or a line cannot show."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def to_svg(fig: Figure, key: str, alt: str) -> str:
     """Return a figure as an ``svg`` element for an HTML page, the same text in every run.
 
-    Namespaces, metadata and style sheet are dropped; ids, which are shared by all of a page, get the prefix ``key``.
+    Namespaces, metadata and style sheet are dropped; ids get the prefix ``key``, which makes them unique on a page.
     """
     file = io.BytesIO()
     fig.savefig(file, format="svg", metadata={"Date": None})

@@ -57,7 +57,7 @@ def _short(name: str) -> str:
 
 
 def category(choice: Any) -> str:
-    """Return a choice for a reader: a list as its items in a row."""
+    """Return a choice as text, a list as its items separated by spaces."""
     if isinstance(choice, str) and choice.startswith("["):
         return " ".join(str(item) for item in json.loads(choice))
     return str(choice).lower() if isinstance(choice, bool) else str(choice)
@@ -69,7 +69,7 @@ def _wrapped(choice: Any) -> str:
 
 @styled
 def history(key: str, study: optuna.Study, index: int, name: str) -> str:
-    """Return an objective of each trial in the order of their start, and the least so far."""
+    """Return an objective of each trial in order of start, and the lowest value so far."""
     with _optuna_plots():
         ax = plots.plot_optimization_history(study, target=_value(index), target_name=NAMES[name])
         trials = known(study)
@@ -80,15 +80,14 @@ def history(key: str, study: optuna.Study, index: int, name: str) -> str:
         ax.collections[0].set(sizes=[34], facecolors=fills, edgecolors=[ACCENT], linewidths=[1.3], zorder=3)
         numbers = [trial.number for trial in trials]
         ax.plot(numbers, np.minimum.accumulate(values), color=TRUTH, linewidth=1.6, drawstyle="steps-post", zorder=2)
-        Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, integer=True)
-        Axis.of(values, pad=0.08).on_y(ax)
-        ax.set_xlabel("Trial")
-        return to_svg(fig, key, f"{NAMES[name]} of {len(trials)} trials; the least is {number(float(values.min()))}")
+        Axis.of(np.array(numbers, dtype=np.float64), pad=0.04).on_x(ax, "Trial", integer=True)
+        Axis.of(values, pad=0.08).on_y(ax, NAMES[name])
+        return to_svg(fig, key, f"{NAMES[name]} of {len(trials)} trials; the lowest is {number(float(values.min()))}")
 
 
 @styled
 def importances(key: str, study: optuna.Study, index: int, name: str) -> str:
-    """Return how much of what separates the best trials from all is due to each field (PED-ANOVA)."""
+    """Return the importance of each field for the difference between the best and all trials (PED-ANOVA)."""
     with _optuna_plots():
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         ax = plots.plot_param_importances(study, evaluator, target=_value(index), target_name=NAMES[name])
@@ -111,7 +110,7 @@ def importances(key: str, study: optuna.Study, index: int, name: str) -> str:
 
 @styled
 def pareto(key: str, study: optuna.Study, pair: tuple[int, int], names: Sequence[str]) -> str:
-    """Return two objectives of all trials against each other; those of the Pareto front of all objectives stand out."""
+    """Return two objectives of all trials against each other; those of the Pareto front of all objectives are highlighted."""
     with _optuna_plots():
         shown = [names[i] for i in pair]
         ax = plots.plot_pareto_front(
@@ -129,7 +128,7 @@ def pareto(key: str, study: optuna.Study, pair: tuple[int, int], names: Sequence
 
 @styled
 def parallel(key: str, study: optuna.Study, name: str) -> str:
-    """Return each trial as a line through its values of all fields, stronger the less its first objective."""
+    """Return each trial as a line through its values of all fields, stronger for a lower first objective."""
     with _optuna_plots():
         ax = plots.plot_parallel_coordinate(study, target=_value(0), target_name=NAMES[name])
         next(axis for axis in ax.figure.axes if axis.get_label() == "<colorbar>").remove()
@@ -170,11 +169,11 @@ def scan(
     Parameters
     ----------
     name
-        Of what is measured, for those who cannot see the figure.
+        What is measured, for the alternative text.
     lines
-        Values (R) by the text that tells several lines apart; several are deviations from zero, in percentage points.
+        Values (R) by legend text; several lines are deviations from zero, in percentage points.
     label
-        Of the vertical axis.
+        Label of the vertical axis.
     """
     axis = Axis.of(np.asarray(rate_R), log=True, pad=0.04)
     values = np.concatenate([np.asarray(values_R) for values_R in lines.values()])
@@ -188,10 +187,8 @@ def scan(
         values = np.append(values, [-8, 8])
     for (text, values_R), style in zip(lines.items(), ("-", "--", ":"), strict=False):
         ax.plot(axis.to(rate_R), values_R, color=ACCENT, linestyle=style, linewidth=1.6, marker="o", markersize=3.5, label=text)
-    axis.on_x(ax)
-    Axis.of(values, pad=0.06).on_y(ax)
-    ax.set_xlabel("Dropout rate")
-    ax.set_ylabel(label)
+    axis.on_x(ax, "Dropout rate")
+    Axis.of(values, pad=0.06).on_y(ax, label)
     if len(lines) > 1:
         ax.legend(loc="best", handlelength=2.6, borderaxespad=0.2)
     return to_svg(fig, key, f"{label} of {name} at {len(rate_R)} dropout rates from {rate_R[0]:g} to {rate_R[-1]:g}")
@@ -212,7 +209,7 @@ def _value(index: int) -> Callable[[FrozenTrial], float]:
 
 
 def known(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials whose objectives are known."""
+    """Return the complete trials, whose objectives are known."""
     return [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
 
 
@@ -254,7 +251,7 @@ def _size(ax: Axes, width: int, height: int, *, left: int = 58, right: int = 8, 
 
 @contextlib.contextmanager
 def _optuna_plots() -> Iterator[None]:
-    """Draw without a display, without warnings of what is experimental in Optuna, and close what was drawn."""
+    """Draw without a display and without Optuna's warnings of experimental features, and close the figures."""
     backend, before = matplotlib.get_backend(), plt.get_fignums()
     plt.switch_backend("agg")
     try:

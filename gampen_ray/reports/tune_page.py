@@ -1,4 +1,4 @@
-"""The page of a study: how the search went, what mattered, the best trials, and the config to train with."""
+"""The page of a study: progress, importances, the best trials, and the config of the best one."""
 
 import collections
 import dataclasses
@@ -21,22 +21,22 @@ from gampen_ray.tuning.trials import BEST, OBJECTIVES, TRIALS, best, pareto_fron
 
 PAGE = "tune.html"
 _SHOWN_TRIALS = 10
-# With fewer, importances are chance.
+# With fewer, importances are noise.
 _MIN_TRIALS_FOR_IMPORTANCES = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyData:
-    """All that the page shows.
+    """Content of the page.
 
     Parameters
     ----------
     config
-        Of the study.
+        Config of the study.
     table
-        Its trials so far, as of `gampen_ray.tuning.trials.trials_table`.
+        Trials so far, from `gampen_ray.tuning.trials.trials_table`.
     scanned
-        The scan of the dropout rates; empty in a search.
+        Scan of the dropout rates; empty for a search.
     best_toml
         The best trial's config; None if no trial is complete.
     """
@@ -48,7 +48,7 @@ class StudyData:
 
 
 def tune_page(config: TuneConfig | ScanDropoutConfig) -> str:
-    """Return the page of a study from the files of its output folder: one HTML file that asks nothing of the network."""
+    """Return the page of a study from the files of its output folder: one self-contained HTML file."""
     scan, toml = storage.join(config.output, SCAN), storage.join(config.output, BEST)
     with storage.open_input(storage.join(config.output, TRIALS)) as file:
         table = pq.read_table(file)
@@ -96,7 +96,7 @@ def render(data: StudyData) -> str:
 
 
 def _figures(data: StudyData, space: SearchSpace) -> dict[str, Any]:
-    """Return Optuna's plots of a search; none of a scan, in which few trials differ in one field alone."""
+    """Return Optuna's plots of a search; none for a scan, whose few trials differ in one field."""
     names = data.config.objectives
     shown = figures.shortened(study(data.table, space, names))
     known = figures.known(shown)
@@ -175,11 +175,11 @@ def _described(range_: SearchRange) -> str:
 
 
 def _facts(config: TuneConfig | ScanDropoutConfig) -> dict[str, str]:
-    facts = {"dataset": config.dataset, "judged by": ", ".join(config.objectives)}
+    facts = {"dataset": config.dataset, "objectives": ", ".join(config.objectives)}
     if isinstance(config, ScanDropoutConfig):
-        # It brings all else.
+        # The bundle determines everything else.
         return facts | {"scanned bundle": config.bundle}
-    asha = f"from epoch {config.grace_epochs} on, one of {config.reduction_factor:g} goes on"
+    asha = f"from epoch {config.grace_epochs} on, one of {config.reduction_factor:g} trials continues"
     return facts | {
         "targets": f"of {config.fine_tune.bundle}" if config.fine_tune.bundle else ", ".join(config.targets),
         "epochs of a trial": str(config.optimizer.epochs),

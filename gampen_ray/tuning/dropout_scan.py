@@ -1,7 +1,7 @@
-"""The dropout rate of a trained network, chosen last and by coverage, as GaMPEN's is (Ghosh et al. 2022).
+"""Choice of the dropout rate of a trained network by coverage, as in GaMPEN (Ghosh et al. 2022).
 
-The rate acts in each Monte Carlo pass, and the more it drops the wider the posterior. A scan changes it in a trained network,
-which costs predictions of the validation split alone; the few best rates are then worth a training with them.
+A higher rate widens the posterior. A scan changes the rate of a trained network, which costs only predictions of the validation
+split; the network is then retrained with the few best rates.
 Shape legend: N galaxies, K passes, D targets.
 """
 
@@ -33,12 +33,12 @@ SCAN = "scan.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScannedRate:
-    """What a trained network is worth with another dropout rate, on the validation split and without calibration.
+    """Quality of a trained network at another dropout rate, on the validation split and without calibration.
 
     Parameters
     ----------
     rate
-        Of every dropout layer.
+        Rate of every dropout layer.
     coverage
         Rows of `gampen_ray.posterior.calibration.Coverage` as plain values.
     calibration_error
@@ -67,12 +67,12 @@ def scan_space(config: ScanDropoutConfig) -> SearchSpace:
 
 
 def trained_config(config: ScanDropoutConfig, bundle: Bundle) -> TrainConfig:
-    """Return how the bundle was trained, with dataset, output, tracking and resources of the study.
+    """Return the config that the bundle was trained with, but with dataset, output, tracking and resources of the study.
 
     Raises
     ------
     UserError
-        If that is unknown.
+        If the bundle holds no training config.
     """
     if not (trained := bundle.provenance.get("train")):
         raise UserError(f"bundle: {config.bundle} does not say how it was trained, so it cannot be retrained; give another")
@@ -93,7 +93,7 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     Raises
     ------
     UserError
-        If the bundle's network cannot drop anything, or the dataset lacks the validation split, a band or a target.
+        If the bundle's network has no dropout, or the dataset lacks the validation split, a band or a target.
     """
     if not list(_dropout_layers(bundle.network)):
         raise UserError("bundle: its network has no dropout layer; give one with dropout in its classifier or convolutions")
@@ -118,18 +118,18 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
 
 
 def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np.ndarray) -> Iterator[ScannedRate]:
-    """Yield what a trained network is worth at each of some dropout rates; the passes of one rate differ in their masks alone.
+    """Yield the quality of a trained network at each of several dropout rates.
 
     Parameters
     ----------
     worker
-        View of the world of this worker, which has the validation split; all workers get the same.
+        This worker, which has the validation split; all workers yield the same.
     run
-        See `scanned_run`; ``calibration.num_passes`` passes with masks of its seed.
+        See `scanned_run`; its config sets the number of passes and the seed of their masks.
     network
         Trained; a copy of it is used.
     rates
-        Probabilities to drop an activation, above 0.
+        Dropout rates, above 0.
     """
     network = copy.deepcopy(network)
     for rate in rates:
@@ -146,7 +146,7 @@ def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np
 
 
 def shortlisted(scanned: Sequence[ScannedRate], count: int) -> list[float]:
-    """Return the rates of least calibration error, best first; equal ones in the order of their likelihood."""
+    """Return the rates of lowest calibration error, best first; ties are ordered by likelihood."""
     ordered = sorted(scanned, key=lambda row: (row.calibration_error, row.val_nll))
     return [row.rate for row in ordered[:count]]
 

@@ -1,4 +1,4 @@
-"""What a study has written down about its trials: enough to go on after any kill, and to repeat no finished trial."""
+"""The record of a study's trials, from which it resumes after a kill without repeating a finished trial."""
 
 import dataclasses
 from typing import Any
@@ -21,8 +21,8 @@ class FinishedTrial:
 class Ledger:
     """The folder ``trials`` of a study: a folder for each trial, which is its run folder too.
 
-    Before a trial starts its drawn values are written, so that its number stands for them whatever is killed afterwards; once
-    it has ended, what became of it.
+    A trial's drawn values are written before it starts, so that they keep their number after a kill; its outcome is written
+    when it ends.
 
     Parameters
     ----------
@@ -37,15 +37,15 @@ class Ledger:
         return storage.join(self.output, "trials", f"{number:04d}")
 
     def state(self, number: int) -> str:
-        """Return the file from which a trial goes on."""
+        """Return the file from which a trial resumes."""
         return storage.join(self.folder(number), _STATE)
 
     def begin(self, number: int, values: dict[str, Any]) -> None:
-        """Write down a trial's values."""
+        """Record a trial's values."""
         storage.write_json(storage.join(self.folder(number), _VALUES), values)
 
     def end(self, trial: Trial, losses: list[float]) -> None:
-        """Write down what became of a trial, and delete what it would have gone on from: three times its weights."""
+        """Record the outcome of a trial, and delete its state, which takes three times the space of its weights."""
         row = dataclasses.asdict(trial) | {"losses": losses}
         storage.write_json(storage.join(self.folder(trial.number), _ENDED), row)
         storage.delete(self.state(trial.number))

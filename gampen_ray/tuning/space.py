@@ -1,4 +1,4 @@
-"""The space of a search for the best training config, as Optuna draws from it."""
+"""The search space of `tune`, from which Optuna draws."""
 
 import dataclasses
 import difflib
@@ -22,20 +22,20 @@ from gampen_ray.model.backbones import BLOCKS
 from gampen_ray.model.likelihoods import LIKELIHOODS
 
 _SECTIONS = ("images", "network", "fine_tune", "optimizer")
-# What would make trials incomparable: other starting points, or other numbers of steps between ASHA's decisions.
+# Fields that would make trials incomparable: other starting points, or other numbers of steps between ASHA's decisions.
 _NOT_SEARCHED = ("fine_tune.bundle", "fine_tune.head", "optimizer.epochs")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpace:
-    """What Optuna draws, as a function of one of its trials (define-by-run); plain values inside, so that it can be pickled.
+    """A search space as a function of an Optuna trial (define-by-run), of plain values that can be pickled.
 
     Parameters
     ----------
     base
         Config whose fields are replaced by the drawn values.
     ranges
-        From where, by dotted name of the field, each behind those on which it depends.
+        Ranges by dotted name of the field, each after those on which it depends.
     """
 
     base: TrainConfig
@@ -48,10 +48,9 @@ class SearchSpace:
         Raises
         ------
         UserError
-            For a field that is not there or not searched, a range that does not suit its field, or a condition that never
-            ends.
+            For an unknown field or one that cannot be searched, a range that does not suit its field, or a circular condition.
         """
-        # A trial asks nothing of Ray itself.
+        # A trial requests no resources itself.
         base = narrowed(config, TrainConfig, resources=TrainResources())
         ranges = config.search or default_search(config)
         for name, range_ in ranges.items():
@@ -72,7 +71,7 @@ class SearchSpace:
 
     @property
     def start(self) -> dict[str, Any] | None:
-        """The base's own values as Optuna's, None where one of them lies out of its range."""
+        """The base's own values as Optuna's, None if one of them is outside its range."""
         trial = FixedTrial({name: _category(self._value(name, {})) for name in self.ranges})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -95,7 +94,7 @@ class SearchSpace:
         Raises
         ------
         UserError
-            If the fields do not go together.
+            If the fields are incompatible.
         """
         config = to_dict(self.base) | {"output": output}
         for name, value in values.items():
@@ -105,7 +104,7 @@ class SearchSpace:
 
     @staticmethod
     def blames(error: UserError) -> bool:
-        """Return whether a mistake lies in fields that a trial may draw, and is no other trial's."""
+        """Return whether a mistake lies in fields that a trial may draw, so that it concerns this trial alone."""
         return str(error).split(".")[0] in (*_SECTIONS, "calibration")
 
     def _value(self, name: str, drawn: Mapping[str, Any]) -> Any:
@@ -125,7 +124,7 @@ def _get(table: dict[str, Any], name: str) -> Any:
 
 
 def _in_order(ranges: Mapping[str, SearchRange]) -> dict[str, SearchRange]:
-    """Return the ranges with each behind those on which it depends."""
+    """Return the ranges, each after those on which it depends."""
     graph = {name: [other for other in range_.when if other in ranges] for name, range_ in ranges.items()}
     try:
         order = list(graphlib.TopologicalSorter(graph).static_order())
@@ -209,7 +208,7 @@ def _check_value(field: pydantic.fields.FieldInfo, value: Any, where: str) -> No
 
 
 def _number(field: pydantic.fields.FieldInfo) -> type[int] | type[float] | None:
-    """Return which kind of number a field takes, None if it takes none."""
+    """Return the type of the numbers that a field takes, None if it takes none."""
     annotation = field.annotation
     kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return next((kind for kind in (int, float) if kind in kinds), None)

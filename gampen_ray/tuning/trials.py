@@ -1,11 +1,12 @@
-"""What trials of a search are judged by, and the table of all trials.
+"""Objectives of the trials of a search, and the table of all trials.
 
 Shape legend: N trials, O objectives.
 """
 
+import contextlib
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,13 +26,13 @@ TRIALS, BEST = "trials.parquet", "best.toml"
 OBJECTIVES: tuple[Objective, ...] = typing.get_args(Objective)
 State = Literal["complete", "stopped early", "failed"]
 PENALTY = 1e9
-"""What the search hears of each objective of a failed trial: it must be finite, and is worse than anything."""
+"""Value of each objective of a failed trial for the search: finite, and worse than any other."""
 
 
 def objectives(bundle: Bundle, num_passes: int) -> dict[str, float]:
-    """Return what trials are compared by; less is better.
+    """Return the objectives of a trial; lower is better.
 
-    The calibration error is that before calibration: the calibration is fitted on the very galaxies on which it is measured.
+    The calibration error is that before calibration, which is fitted on the same galaxies.
 
     Parameters
     ----------
@@ -68,7 +69,7 @@ def calibration_error(coverage: Iterable[Mapping[str, Any]]) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What became of one trial.
+    """Outcome of one trial.
 
     Parameters
     ----------
@@ -77,13 +78,13 @@ class Trial:
     state
         Whether it was trained to its end, was stopped as others were better, or failed.
     reason
-        Of a failure, one line.
+        Reason of a failure, one line.
     epochs, seconds
-        How far it came, and how long that took.
+        Epochs trained, and the time they took.
     objectives
-        By name; of a trial that was stopped ``val_loss`` alone, its last.
+        By name; a trial that was stopped has its last ``val_loss`` alone.
     values
-        Drawn values by field, as in Optuna's ``params``; fields that were not asked for are left out.
+        Drawn values by field, as in Optuna's ``params``; fields that were not drawn are left out.
     """
 
     number: int
@@ -98,7 +99,7 @@ class Trial:
 def trials_table(trials: Sequence[Trial], space: SearchSpace) -> pa.Table:
     """Return trials as a table: a row for each in the order of its number, a column for each objective and searched field.
 
-    A field has the Arrow type of its values, with lists as JSON text, and is null where it was not asked for.
+    A field has the Arrow type of its values, with lists as JSON text, and is null where it was not drawn.
     """
     schema = pa.schema(
         [
@@ -146,7 +147,7 @@ def study(table: pa.Table, space: SearchSpace, names: Sequence[Objective]) -> op
 
 
 def heard(trial: Trial, space: SearchSpace, names: Sequence[Objective]) -> optuna.trial.FrozenTrial:
-    """Return a trial as the search heard of it: a failure by its penalty, one that was stopped by its last loss."""
+    """Return a trial as the search saw it: a failed one with its penalty, a stopped one with its last loss."""
     return optuna.trial.create_trial(
         values=[PENALTY if trial.state == "failed" else trial.objectives[name] for name in names],
         params=dict(trial.values),
@@ -155,17 +156,24 @@ def heard(trial: Trial, space: SearchSpace, names: Sequence[Objective]) -> optun
 
 
 def empty_study(num_objectives: int) -> optuna.Study:
-    """Return a study in memory without trials, and without Optuna's log line about it."""
+    """Return a study in memory without trials."""
+    with quiet_optuna():
+        return optuna.create_study(directions=[StudyDirection.MINIMIZE] * num_objectives)
+
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's log."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        return optuna.create_study(directions=[StudyDirection.MINIMIZE] * num_objectives)
+        yield
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
 def pareto_front(table: pa.Table, names: Sequence[Objective]) -> list[int]:
-    """Return the numbers of the complete trials which no other betters in one objective and equals in the others."""
+    """Return the numbers of the complete trials that no other dominates."""
     complete = [row for row in table.to_pylist() if row["state"] == "complete"]
     values_NO = np.array([[row[name] for name in names] for row in complete]).reshape(len(complete), len(names))
     bettered_N = [bool(((values_NO <= values).all(axis=1) & (values_NO < values).any(axis=1)).any()) for values in values_NO]
@@ -173,7 +181,7 @@ def pareto_front(table: pa.Table, names: Sequence[Objective]) -> list[int]:
 
 
 def best(table: pa.Table, names: Sequence[Objective]) -> int:
-    """Return the number of the best complete trial: with several objectives, that of the least loss of the Pareto front.
+    """Return the number of the best complete trial: with several objectives, that of lowest loss on the Pareto front.
 
     Raises
     ------

@@ -51,7 +51,7 @@ def output(tmp_path_factory) -> str:
             pa.table({"object_id": ids, "ra": ra, "dec": dec}), m, np.ones(PART), np.zeros(PART), store_mixture=True
         )
         storage.write_bytes_atomic(f"{root}/catalog/part-{part}.parquet", part_content(table))
-    # As of a unit whose rows are all in quarantine.
+    # The file of a unit whose rows are all in quarantine.
     storage.write_bytes_atomic(f"{root}/catalog/part-.parquet", part_content(table[:0]))
     assert write_hats(root, PARTS * PART) == PARTS * PART - NO_POSITION
     return root
@@ -115,8 +115,8 @@ def test_finished_collection_is_left_as_it_is_and_an_unfinished_one_made_again(o
     with caplog.at_level(logging.WARNING):
         assert write_hats(str(copy), PARTS * PART) == PARTS * PART - NO_POSITION
     assert file.stat().st_mtime_ns == time
-    assert "3 of 2000 galaxies have no position: they are in catalog/ alone" in caplog.text
-    # As a kill in the middle leaves it: half-written partitions, scratch, no properties of the collection.
+    assert "3 of 2000 galaxies have no position: they are in catalog/ only" in caplog.text
+    # The state after a kill half-way: half-written partitions, scratch, no properties of the collection.
     (copy / "hats" / "collection.properties").unlink()
     file.write_bytes(content[:100])
     (copy / "hats" / "galaxies" / "dataset" / "Norder=0").mkdir()

@@ -108,7 +108,7 @@ def test_every_field_has_a_description():
 
 def test_lengths_differ():
     m = mixture("log")
-    with pytest.raises(ValueError, match="one row a galaxy everywhere"):
+    with pytest.raises(ValueError, match="need one row per galaxy"):
         catalog_table(pa.table({"object_id": [1]}), m, np.ones(20), np.zeros(20), store_mixture=False)
 
 

@@ -253,12 +253,15 @@ def test_an_estimate_writes_nothing_and_scales(
 ) -> None:
     monkeypatch.setattr(command, "_ESTIMATE_SECONDS", 1.0)
     caplog.set_level("INFO", "gampen_ray")
-    result = infer(config(inputs, tmp_path / "o", estimate=True, estimate_workers=64))
+    # Shards of one size: how many of them are measured in the time does not matter.
+    dataset(str(tmp_path / "d"), {shards.ALL: COUNT}, rows_per_shard=50)
+    wanted = config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"))
+    result = infer(dataclasses.replace(wanted, estimate=True, estimate_workers=64))
     assert not (tmp_path / "o").exists()
     measured, scaled = result["measured"], result["estimate"]
     assert 0 < measured["galaxies"] <= COUNT
     assert scaled["galaxies_per_second"] == pytest.approx(64 / measured["workers"] * measured["galaxies_per_second"])
-    written = infer(config(inputs, tmp_path / "o"))["rates"]["bytes_written"]
+    written = infer(wanted)["rates"]["bytes_written"]
     assert scaled["output_bytes"] == pytest.approx(written, rel=0.1)
     assert f"estimate for {COUNT} galaxies and 64 workers: " in caplog.text
 

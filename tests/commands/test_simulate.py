@@ -12,6 +12,7 @@ from gampen_ray.data import shards, validation
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import units
 from gampen_ray.errors import UserError
+from gampen_ray.provenance import content_fingerprint
 from gampen_ray.run_folder import RunFolder
 from gampen_ray.simulation import galaxies
 from gampen_ray.simulation.surveys import SURVEYS
@@ -119,7 +120,8 @@ def test_shards_do_not_change_the_galaxies_or_the_fingerprint(tmp_path: Path, mo
 @pytest.mark.ray
 def test_an_error_of_a_task_is_one_line_for_the_user(ray_local: None, tmp_path: Path) -> None:
     wanted = config(tmp_path / "dataset")
-    with RunFolder.open(wanted.output, "simulate", wanted, {}, complete=shards.DATASET_JSON):
+    inputs = {"survey preset": content_fingerprint(dataclasses.asdict(SURVEYS["kids-r"]))}
+    with RunFolder.open(wanted.output, "simulate", wanted, inputs, complete=shards.DATASET_JSON):
         (tmp_path / "dataset" / "split=train").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"split=train/part-000000.parquet: "):
         simulate(wanted)

@@ -13,7 +13,7 @@ from astropy.table import MaskedColumn, Table
 from gampen_ray.data.catalogs import column_unit, numbers, read_catalog, require_columns, to_ids
 from gampen_ray.errors import UserError
 
-# Neighbours that one float64 cannot tell apart.
+# Neighbours that are one float64.
 SDSS_IDS = [587722984439545906, 587722984439545907, 587739130813546660]
 
 
@@ -52,7 +52,7 @@ def test_fits_masks_and_vectors(tmp_path: Path) -> None:
     assert to_ids(read.column("id")).to_pylist() == [1, None, 3]
 
 
-def test_parquet_drops_what_is_not_scalar_and_decodes_dictionaries(tmp_path: Path) -> None:
+def test_parquet_drops_non_scalar_columns_and_decodes_dictionaries(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [[1], [2]], "b": pa.array(["x", "y"]).dictionary_encode()}), tmp_path / "c.parquet")
     read = read_catalog(str(tmp_path / "c.parquet"))
     assert read.schema == pa.schema([("b", pa.string())])
@@ -82,7 +82,7 @@ def test_inexact_ids_are_refused(value: float) -> None:
         to_ids(pa.chunked_array([pa.array([value])]))
 
 
-def test_numbers_tell_what_is_wrong() -> None:
+def test_numbers_report_what_is_wrong() -> None:
     values, faults = numbers(pa.chunked_array([pa.array(["1.5", "abc", None, "inf", " "])]))
     assert values[0] == 1.5
     assert faults.tolist() == [
@@ -95,7 +95,7 @@ def test_numbers_tell_what_is_wrong() -> None:
     assert numbers(pa.chunked_array([pa.array([np.nan, 2])]))[1].tolist() == ["is nan, not a finite number", ""]
 
 
-def test_missing_columns_name_the_field_and_those_there(tmp_path: Path) -> None:
+def test_missing_columns_name_the_field_and_the_existing_columns(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     _write(path)
     with pytest.raises(
@@ -111,7 +111,7 @@ def test_missing_columns_name_the_field_and_those_there(tmp_path: Path) -> None:
         ("c.csv", "", "c.csv: cannot be read: Empty CSV"),
         ("c.csv", "a,b\n", "c.csv: has no rows"),
         ("c.csv", "a,b\n1\n", "Expected 2 columns, got 1"),
-        ("c.csv", "a,a\n1,2\n", "several columns are called 'a'"),
+        ("c.csv", "a,a\n1,2\n", "several columns are named 'a'"),
         ("c.fits", "text", "c.fits: cannot be read"),
         ("c.parquet", "text", "c.parquet: cannot be read"),
     ],

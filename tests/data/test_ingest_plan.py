@@ -89,7 +89,7 @@ def test_each_broken_file_lands_in_quarantine_with_its_reason(tmp_path: Path) ->
         "good": "duplicate object_id: an earlier row has it",
         "nan": "all pixels are NaN or infinite",
         "text": "not a FITS file: it begins with b'This is no FITS file'",
-        "truncated": "the FITS file is truncated: 14,400 bytes of pixels promised, 3,120 there",
+        "truncated": "the FITS file is truncated: 14,400 bytes of pixels declared, 3,120 found",
         "zero": "all pixels have the same value 0",
     }
 
@@ -160,7 +160,7 @@ def test_every_catalogue_fault_has_its_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_a_zero_point_costs_no_galaxy_without_a_magnitude(tmp_path: Path) -> None:
+def test_a_zero_point_quarantines_no_galaxy_without_a_magnitude(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, "object_id,file_name,flux", ["1,f0.fits,-1.0", "2,f1.fits,0.0", "3,f2.fits,100.0"])
     config = _config(tmp_path, catalog=catalog, targets=("flux",), reader=ReaderConfig(zero_point_mag=25.0))
     _, good, bad = _ingested(config)
@@ -205,7 +205,7 @@ def test_galaxies_do_not_depend_on_the_parts(tmp_path: Path) -> None:
         assert str(row) == str(again[key])
 
 
-def test_files_of_a_users_own_format_are_ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_users_format_are_ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(READERS, "npy", NpyReader)
     pixels = np.random.default_rng(0).normal(size=(2, 1, SIZE, SIZE)).astype(np.float32)
     (tmp_path / "images").mkdir()
@@ -236,7 +236,7 @@ def test_replaced_pixels_make_another_dataset_and_a_moved_folder_does_not(tmp_pa
         assert plan(config)[1].fingerprint != before
 
 
-def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_in_two_folders_are_distinguished(tmp_path: Path) -> None:
     for index in range(2):
         _cutout(tmp_path / "images" / str(index) / "f.fits", index)
     rows = ["a,0/f.fits", "b,1/f.fits"]
@@ -321,13 +321,13 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"targets": ("mass",)}, r"targets: catalog .*c.csv has no column 'mass'; its columns: object_id, file_name, flux"),
         ({"id_column": "name"}, "id_column: catalog .* has no column 'name'"),
         ({"file_column": "path"}, "file_column: catalog .* has no column 'path'"),
-        ({"id_column": "flux"}, "column 'object_id' has another meaning in a shard"),
+        ({"id_column": "flux"}, "column 'object_id' is reserved in shards"),
         ({"catalog": ""}, "images: none of the 6 files below .* matches the pattern 'G"),
-        ({"catalog": "", "targets": ("flux",)}, "targets: flux asked, but there is no catalogue"),
+        ({"catalog": "", "targets": ("flux",)}, "targets: flux: there is no catalogue"),
         ({"catalog": "", "images": "absent"}, "images: no folder absent"),
         ({"images": "absent"}, "images: no folder absent"),
-        ({"targets": ("object_id",)}, "targets: object_id: a target is a column of its own, named once"),
-        ({"targets": ("flux", "flux")}, "targets: flux, flux: a target is a column of its own, named once"),
+        ({"targets": ("object_id",)}, "targets: object_id: give each target once, and no id, file or image column"),
+        ({"targets": ("flux", "flux")}, "targets: flux, flux: give each target once, and no id, file or image column"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict, message: str) -> None:
@@ -355,7 +355,7 @@ def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
     assert [row["effective_radius_arcsec"] for row in ordered] == pytest.approx(np.exp(0.1 * np.arange(6)), rel=1e-15)
     assert [row["flux"] for row in ordered] == pytest.approx(np.exp(8.0 + np.arange(6)), rel=1e-15)
     assert [row["magnitude"] for row in ordered] == pytest.approx(27 - 2.5 / np.log(10) * (8.0 + np.arange(6)), rel=1e-12)
-    # Training on them standardises the very labels that GaMPEN does.
+    # Training standardises the same labels as GaMPEN.
     values = np.array([[row["bulge_to_total"], row["flux"]] for row in ordered])
     configs = {"bulge_to_total": TargetConfig(transform="logit", clip=0), "flux": TargetConfig(transform="log")}
     z = TargetSchema.fit(configs, values, {}).standardise(values)
@@ -365,5 +365,5 @@ def test_labels_of_gampen_become_physical_targets(tmp_path: Path) -> None:
 
 def test_a_label_and_the_column_it_stands_for_are_not_both_taken(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, "object_id,file_name,flux,ln_total_flux_adus", ["0,0.fits,1.0,0.0"])
-    with pytest.raises(UserError, match="targets: ln_total_flux_adus stands for flux, which the catalogue has too"):
+    with pytest.raises(UserError, match="targets: ln_total_flux_adus encodes flux, which is also a column"):
         plan(_config(tmp_path, catalog=catalog, targets=("ln_total_flux_adus",)))

@@ -1,7 +1,8 @@
-"""Files to cutouts: FITS files made by astropy, whole and broken, gzip, and a reader of a user's own."""
+"""Reading of cutout files: FITS files made by astropy, intact and broken, gzip, and a user's reader."""
 
 import gzip
 import io
+import re
 
 import numpy as np
 import pytest
@@ -35,9 +36,6 @@ def _read(data: bytes, name: str = "a.fits", **fields: object) -> Cutout:
     return read_cutout(data, name, ReaderConfig(**fields))
 
 
-# --- what can be read ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "i4", "u1", "u2"])
 def test_every_pixel_type_becomes_native_float32(dtype: str) -> None:
     image = _read(_fits(IMAGE.astype(dtype))).image_CHW
@@ -60,7 +58,7 @@ def test_gzip_and_tile_compression() -> None:
     np.testing.assert_array_equal(_read(lossless).image_CHW[0], IMAGE)
 
 
-def test_first_image_or_the_one_asked_for() -> None:
+def test_first_image_or_the_requested_one() -> None:
     buffer = io.BytesIO()
     table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1])])
     fits.HDUList([fits.PrimaryHDU(), table, fits.ImageHDU(IMAGE), fits.ImageHDU(IMAGE + 1)]).writeto(buffer)
@@ -72,7 +70,7 @@ def test_first_image_or_the_one_asked_for() -> None:
             _read(data, hdu=index)
 
 
-def test_a_cube_is_bands_only_where_bands_are_asked() -> None:
+def test_a_cube_is_bands_only_if_bands_are_requested() -> None:
     cube = np.stack([IMAGE, IMAGE + 1, IMAGE + 2])
     assert _read(_fits(cube), bands=("g", "r", "i")).image_CHW.shape == (3, 40, 50)
     assert _read(_fits(IMAGE[None, None])).image_CHW.shape == (1, 40, 50)
@@ -93,7 +91,7 @@ def test_position_is_that_of_the_centre() -> None:
     assert np.isnan(_read(_fits(IMAGE)).ra)
 
 
-def test_non_standard_headers_and_missing_padding_do_no_harm() -> None:
+def test_non_standard_headers_and_missing_padding_are_harmless() -> None:
     header = fits.Header()
     header["FILTER"] = "r"
     data = _fits(IMAGE, header)
@@ -103,23 +101,23 @@ def test_non_standard_headers_and_missing_padding_do_no_harm() -> None:
     np.testing.assert_array_equal(_read(unpadded).image_CHW[0], IMAGE)
 
 
-# --- what cannot ---------------------------------------------------------------------------------------------------------
-
-
 COMPRESSED = _fits(IMAGE, compression_type="RICE_1")
 BROKEN = {
     "empty": (b"", r"the file is empty \(0 bytes\)"),
     "text": (b"<html>404 not found", "not a FITS file: it begins with b'<html>404"),
-    "truncated pixels": (_fits(IMAGE)[:5000], "truncated: 8,000 bytes of pixels promised, 2,120 there"),
-    "no pixels": (_fits(IMAGE)[:2880], "truncated: 8,000 bytes of pixels promised, 0 there"),
+    "truncated pixels": (_fits(IMAGE)[:5000], "truncated: 8,000 bytes of pixels declared, 2,120 found"),
+    "no pixels": (_fits(IMAGE)[:2880], "truncated: 8,000 bytes of pixels declared, 0 found"),
     "truncated header": (_fits(IMAGE)[:800], "damaged FITS file"),
     "truncated gzip": (gzip.compress(_fits(IMAGE))[:3000], "gzip file is truncated"),
     "damaged gzip": (b"\x1f\x8b" + b"x" * 50, "damaged gzip file"),
     "truncated compressed": (COMPRESSED[: len(COMPRESSED) - 3000], "truncated"),
     "no image": (_fits(None), "no HDU holds an image"),
     "one-dimensional": (_fits(IMAGE[0]), r"1-dimensional with shape \(50,\)"),
-    "huge": (_with_card(_fits(IMAGE), "NAXIS1", 999_999_999), r"promises an image of shape \(40, 999999999\): no cutout"),
-    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "no cutout"),
+    "huge": (
+        _with_card(_fits(IMAGE), "NAXIS1", 999_999_999),
+        r"declares an image of shape \(40, 999999999\): too large for a cutout",
+    ),
+    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "too large for a cutout"),
     "negative": (_with_card(_fits(IMAGE), "NAXIS1", -50), "damaged FITS file|no pixels"),
     "no such axis": (_with_card(_fits(IMAGE), "NAXIS", 900), "damaged FITS file"),
 }
@@ -152,9 +150,6 @@ def test_values_beyond_float32_are_infinite() -> None:
     assert np.isinf(_read(_fits(image)).image_CHW[0, 0, 0])
 
 
-# --- gzip ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("cut", [2880, 5000])
 def test_all_members_of_a_gzip_file_are_read(cut: int) -> None:
     data = _fits(IMAGE)
@@ -171,7 +166,7 @@ def test_all_members_of_a_gzip_file_are_read(cut: int) -> None:
         (gzip.compress(_fits(IMAGE))[:-8] + bytes(8), "damaged gzip file: CRC check failed"),
     ],
 )
-def test_what_follows_the_first_member_of_a_gzip_file_is_checked(data: bytes, reason: str) -> None:
+def test_later_members_of_a_gzip_file_are_checked(data: bytes, reason: str) -> None:
     with pytest.raises(CutoutError, match=reason):
         _read(data, "a.fits.gz")
 
@@ -179,26 +174,20 @@ def test_what_follows_the_first_member_of_a_gzip_file_is_checked(data: bytes, re
 def test_all_members_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gampen_ray.data.readers.MAX_FILE_BYTES", 1 << 20)
     member = gzip.compress(bytes(600 << 10))
-    with pytest.raises(CutoutError, match="decompresses to more than 1 MiB: no cutout"):
+    with pytest.raises(CutoutError, match="decompresses to more than 1 MiB: too large for a cutout"):
         _read(2 * member, "a.fits.gz")
     with pytest.raises(CutoutError, match=r"not a FITS file: it begins with b'\\x00"):
         _read(member, "a.fits.gz")
 
 
-# --- readers of a user's own --------------------------------------------------------------------------------------------
-
-
 class NpyReader:
-    """A reader as a user writes it."""
+    """A user's reader."""
 
     def reads(self, name: str, head: bytes) -> bool:
         return name.endswith(".npy") and head.startswith(b"\x93NUMPY")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        image_CHW = np.load(io.BytesIO(data)).astype(np.float32)
-        if len(image_CHW) != len(config.bands):
-            raise CutoutError(f"{len(image_CHW)} bands, not {len(config.bands)}")
-        return Cutout(image_CHW, np.nan, np.nan)
+        return Cutout(np.load(io.BytesIO(data)).astype(np.float32))
 
 
 @pytest.fixture
@@ -214,16 +203,21 @@ def _npy(image_CHW: np.ndarray) -> bytes:
 
 @pytest.mark.usefixtures("with_npy")
 @pytest.mark.parametrize("asked", ["auto", "npy"])
-def test_a_reader_of_a_users_own_is_chosen_by_content_or_by_name(asked: str) -> None:
+def test_a_users_reader_is_chosen_by_content_or_by_name(asked: str) -> None:
     data, config = _npy(IMAGE[None]), ReaderConfig(format=asked)
     np.testing.assert_array_equal(read_cutout(data, "a.npy", config).image_CHW[0], IMAGE)
     np.testing.assert_array_equal(read_cutout(gzip.compress(data), "a.npy.gz", config).image_CHW[0], IMAGE)
-    with pytest.raises(CutoutError, match="1 bands, not 2"):
-        _read(data, "a.npy", format=asked, bands=("g", "r"))
+    # No image of one band becomes one of two by broadcasting.
+    for pixels, shape in ((IMAGE[None], "(1, 40, 50)"), (IMAGE, "(40, 50)")):
+        reason = f"the NPY file's image has shape {shape}, not (bands, height, width) with 2 bands"
+        with pytest.raises(CutoutError, match=re.escape(reason)):
+            _read(_npy(pixels), "a.npy", format=asked, bands=("g", "r"))
+    with pytest.raises(CutoutError, match="damaged NPY file: ValueError: "):
+        _read(data[:-1], "a.npy", format=asked)
 
 
 @pytest.mark.usefixtures("with_npy")
-def test_a_file_of_no_known_format_or_not_of_the_one_asked_for_has_a_reason() -> None:
+def test_a_file_of_unknown_or_unexpected_format_has_a_reason() -> None:
     np.testing.assert_array_equal(_read(_fits(IMAGE)).image_CHW[0], IMAGE)
     with pytest.raises(CutoutError, match="not a FITS or NPY file: it begins with b'hello'"):
         _read(b"hello", "a.npy")

@@ -98,13 +98,13 @@ def test_columns_are_chosen_in_order(tmp_path: Path) -> None:
     uri = str(tmp_path / "a.parquet")
     shards.write_shard(uri, _columns(), INFO)
     assert shards.read_shard(uri, ["flux", "object_id"]).column_names == ["flux", "object_id"]
-    with pytest.raises(UserError, match=r"a.parquet: no column 'mass'; there: object_id, ra, image, flux, field"):
+    with pytest.raises(UserError, match=r"a.parquet: no column 'mass'; found: object_id, ra, image, flux, field"):
         shards.read_shard(uri, ["mass"])
 
 
-def test_write_refuses_what_the_dataset_does_not_say(tmp_path: Path) -> None:
+def test_write_refuses_columns_that_differ_from_the_dataset(tmp_path: Path) -> None:
     uri, columns = str(tmp_path / "a.parquet"), _columns()
-    with pytest.raises(UserError, match="no column 'flux'; there: object_id, image"):
+    with pytest.raises(UserError, match="no column 'flux'; found: object_id, image"):
         shards.write_shard(uri, {name: columns[name] for name in ("object_id", "image")}, INFO)
     with pytest.raises(UserError, match=r"images of shape \(2, 5, 6\)"):
         shards.write_shard(uri, columns | {"image": columns["image"][:, :, 1:]}, INFO)
@@ -113,7 +113,7 @@ def test_write_refuses_what_the_dataset_does_not_say(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
+def test_damage_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     shards.write_shard(str(path), _columns(600), INFO)
     content = bytearray(path.read_bytes())
@@ -138,7 +138,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
             r"column image is float \[1, 6, 6\], but dataset.json says float \[2, 6, 6\]",
         ),
         ({"image": np.zeros((5, 2, 6, 6))}, r"column image is double \[2, 6, 6\], but"),
-        ({"image": None}, r"no column 'image'; there: object_id, ra, flux, field"),
+        ({"image": None}, r"no column 'image'; found: object_id, ra, flux, field"),
         ({"image": list("abcde")}, r"column image is string \[\], but"),
         ({"object_id": np.arange(5) / 2}, r"column object_id is double, neither int64 nor string"),
         ({"flux": list("abcde")}, r"target column flux is string, not float64 \(double\)"),
@@ -175,7 +175,7 @@ def test_a_shard_whose_pixels_mean_something_else_is_refused(fields: dict, match
     shards.write_shard(uri, _columns(), dataclasses.replace(INFO, **fields))
     with pytest.raises(UserError, match=rf"a.parquet: {match}"):
         shards.read_shard(uri, ["object_id"], info=INFO)
-    # Where the metadata are lost, the columns alone are compared.
+    # Without metadata, only the columns are compared.
     pq.write_table(pq.read_table(uri).replace_schema_metadata(None), uri)
     assert len(shards.read_shard(uri, info=INFO)) == 5
 
@@ -195,7 +195,7 @@ def test_dataset_info_round_trip(tmp_path: Path) -> None:
 
 
 def test_dataset_info_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent is not there: no dataset.json; make it with"):
+    with pytest.raises(UserError, match=r"absent does not exist: no dataset.json; make it with"):
         shards.read_dataset_info(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"is not complete: no dataset.json"):
         shards.read_dataset_info(str(tmp_path))
@@ -227,11 +227,11 @@ def test_shards_are_found_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     root = str(tmp_path / "data")
     assert shards.shard_uris("data", "train") == [f"{root}/split=train/part-00000{part}.parquet" for part in (0, 1)]
     assert len(shards.shard_uris("data")) == 3
-    with pytest.raises(UserError, match="data has no shards of split 'val'; there: test, train"):
+    with pytest.raises(UserError, match="data has no shards of split 'val'; found: test, train"):
         shards.shard_uris("data", "val")
     shards.write_shard(shards.part_uri("flat", shards.ALL, 0), _columns(1), INFO)
     assert shards.shard_uris("flat") == [f"{tmp_path}/flat/part-000000.parquet"]
-    with pytest.raises(UserError, match="no shards; there: nothing"):
+    with pytest.raises(UserError, match="no shards; found: nothing"):
         shards.shard_uris("nowhere")
 
 
@@ -257,7 +257,7 @@ def test_every_fault_of_a_row_has_a_reason() -> None:
         "object_id is missing",
         "duplicate object_id: an earlier row has it",
     ]
-    with pytest.raises(UserError, match="no target column 'mass'; there: object_id, image, flux"):
+    with pytest.raises(UserError, match="no target column 'mass'; found: object_id, image, flux"):
         validation.validate_rows(columns, ["mass"])
 
 

@@ -82,7 +82,7 @@ def test_layout_is_that_of_rows_in_files(tmp_path: Path) -> None:
         data = dataset(str(tmp_path / name), {shards.ALL: 150}, rows_per_shard=per_shard)
         source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
         assert source.info.fingerprint == "f"
-        layouts.append(layout_identity(source, data, units))
+        layouts.append(layout_identity(data, units))
     assert layouts[0] == layouts[2] != layouts[1]
 
 
@@ -96,7 +96,7 @@ def _folder(root: Path, count: int = 5) -> np.ndarray:
     return pixels
 
 
-def test_fits_files_are_read_as_the_model_takes_them(tmp_path: Path) -> None:
+def test_fits_files_are_read_with_the_bands_and_size_of_the_model(tmp_path: Path) -> None:
     pixels = _folder(tmp_path / "cutouts")
     source, units = open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
     assert [(unit.name, unit.num_rows) for unit in units] == [("part-000000000.parquet", 6)]
@@ -123,19 +123,23 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "split", "match"),
     [
-        (["g.fits"], "test", "split: test, but .* holds FITS files without splits"),
-        (["part-0.parquet"], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
-        ([], "", r"holds neither a finished dataset \(dataset\.json\) nor FITS files"),
+        (["g.fits"], "test", "split: test, but .* holds cutouts without splits"),
+        (
+            ["part-0.parquet"],
+            "",
+            r"holds neither a finished dataset \(dataset\.json\) nor files that match the pattern '\*\.fits\*'",
+        ),
+        ([], "", r"holds neither a finished dataset \(dataset\.json\) nor files that match the pattern '\*\.fits\*'"),
     ],
 )
-def test_what_is_no_source_is_refused(tmp_path: Path, files: list[str], split: str, match: str) -> None:
+def test_an_invalid_source_is_refused(tmp_path: Path, files: list[str], split: str, match: str) -> None:
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=match):
         open_source(str(tmp_path), split=split, reader=ReaderConfig(), bands=("r",), size=SIZE)
 
 
-def test_the_reader_holds_for_a_folder_of_fits_files_alone(tmp_path: Path) -> None:
+def test_the_reader_applies_to_folders_of_fits_files_only(tmp_path: Path) -> None:
     _folder(tmp_path / "cutouts")
     reader = ReaderConfig(zero_point_mag=27.0, pixel_scale_arcsec=0.2, nan_policy="zero")
     source, _ = open_source(str(tmp_path / "cutouts"), split="", reader=reader, bands=("r",), size=SIZE)
@@ -147,6 +151,8 @@ def test_the_reader_holds_for_a_folder_of_fits_files_alone(tmp_path: Path) -> No
         UserError, match=r"reader: .* holds shards, whose images are read as `ingest` stored them; leave reader"
     ):
         open_source(str(tmp_path), split="", reader=reader, bands=("r",), size=SIZE)
+    with pytest.raises(UserError, match=r"pattern: .* holds shards, .* leave pattern out"):
+        open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE, pattern="*.npy")
 
 
 def test_a_folder_with_a_replaced_file_is_another_input(tmp_path: Path) -> None:

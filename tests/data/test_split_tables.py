@@ -47,9 +47,6 @@ def _galaxies(num_rows: int) -> list[str]:
     return [f"{row:03d},{row}.fits,{(row * 7 % 10) / 10},{row * 1.5},{row % 60 - 30.5}" for row in range(num_rows)]
 
 
-# --- GaMPEN's ------------------------------------------------------------------------------------------------------------
-
-
 @needs_parity
 def test_gampen_scheme_writes_its_files_row_for_row(tmp_path: Path) -> None:
     expected, facts = golden("splits.npz"), json.loads((FOLDER / "splits.json").read_text())
@@ -70,7 +67,7 @@ def test_gampen_scheme_writes_its_files_row_for_row(tmp_path: Path) -> None:
 
 
 def _interleaved(target: pd.Series) -> list[int]:
-    """Rows of the balanced order by plain lists, from what the golden files show of it."""
+    """Rows of the balanced order by plain lists, as deduced from the golden files."""
     shuffled = target.sample(frac=1, random_state=0)
     bins: dict[object, list[int]] = {}
     for label, name in pd.cut(shuffled, 4).items():
@@ -113,9 +110,6 @@ def test_table_lines_stay_as_they_are(tmp_path: Path) -> None:
     assert {'007,a.fits,0.10,"x, ""y""",1e0,"(0.0992, 0.3]"', '+8,b.fits,0.9,NA,,"(0.7, 0.9]"'} < set(lines)
 
 
-# --- stratified ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("num_rows", "num_strata"), [(1, 5), (7, 20), (100, 20), (997, 13), (2000, 1)])
 @pytest.mark.parametrize("constant", [False, True])
 def test_stratified_parts_have_their_share_of_every_stratum(num_rows: int, num_strata: int, constant: bool) -> None:
@@ -146,9 +140,6 @@ def test_seed_makes_the_split() -> None:
     first, again, other = (stratified_split(target, 10, seed=seed) for seed in (0, 0, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["stratified-dev-train"], other["stratified-dev-train"])
-
-
-# --- sky -----------------------------------------------------------------------------------------------------------------
 
 
 def _sky(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,9 +181,6 @@ def test_sky_with_a_cell_larger_than_a_part() -> None:
         assert tuple(map(len, _parts(sky_split(ra, dec, 0.5, seed), "sky-dev"))) == (70, 15, 15)
 
 
-# --- files and mistakes --------------------------------------------------------------------------------------------------
-
-
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
     folder = _folder(tmp_path, _galaxies(50))
     config = SplitTablesConfig(images=str(folder), scheme="stratified")
@@ -212,7 +200,7 @@ def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ("x,x.fits,,1,1", {}, r"target: catalog .*info.csv, row 4: bt_g is missing \(1 rows are not finite\); mend or remove"),
+        ("x,x.fits,,1,1", {}, r"target: catalog .*info.csv, row 4: bt_g is missing \(1 rows are not finite\); fix or remove"),
         ("x,x.fits,nan,1,1", {"scheme": "stratified"}, "row 4: bt_g is missing"),
         ("x,x.fits,inf,1,1", {"scheme": "stratified"}, "row 4: bt_g is 'inf', not a finite number"),
         ("x,x.fits,high,1,1", {}, "row 4: bt_g is 'high', not a finite number"),
@@ -235,11 +223,8 @@ def test_mistakes_are_named(tmp_path: Path, row: str, changes: dict, message: st
 
 def test_column_of_the_bins_is_not_replaced(tmp_path: Path) -> None:
     folder = _folder(tmp_path, ["1,0.5,x"], "object_id,bt_g,balance")
-    with pytest.raises(UserError, match="get a column 'balance' of their own; rename yours"):
+    with pytest.raises(UserError, match="add a column 'balance'; rename yours"):
         split(SplitTablesConfig(images=str(folder), scheme="gampen"))
-
-
-# --- reading -------------------------------------------------------------------------------------------------------------
 
 
 def test_listed_splits(tmp_path: Path) -> None:

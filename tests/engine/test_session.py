@@ -1,6 +1,8 @@
 """What Ray's exceptions carry, and when Ray speaks."""
 
+import contextlib
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +14,11 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from gampen_ray.engine import session
+from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause, ray_session
+from gampen_ray.engine.units import stream_units
 from gampen_ray.errors import StorageError, UserError
+from gampen_ray.simulation.dataset import dataset_parts
 
 MISTAKE = UserError("seed: -1; give 0 or more")
 
@@ -58,6 +63,23 @@ def test_a_mistake_in_ray_data_leaves_the_session_as_itself(ray_local: None) -> 
     with pytest.raises(UserError, match=r"^images: damaged$") as raised, ray_session():
         ray.data.from_items([{"x": 1}]).map_batches(fails, batch_format="pyarrow").materialize()
     assert type(raised.value) is UserError
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_is_swallowed_ends_the_job_all_the_same(ray_local: None, number: signal.Signals) -> None:
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    units = [dataset_parts(4, 1)[i] for i in range(4)]
+    workers = Workers(count=1, room=1, cpus=0.1, gpus=0, threads=1)
+    with pytest.raises(KeyboardInterrupt), ray_session():
+        for done, _ in enumerate(stream_units(units, lambda _: lambda unit: unit.index, workers, actors=False)):
+            assert done == 0
+            # As a destructor or a callback would that runs at this moment.
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(number)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    with ray_session():
+        assert len(list(stream_units(units, lambda _: lambda unit: unit.index, workers, actors=False))) == 4
 
 
 @pytest.fixture

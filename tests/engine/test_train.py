@@ -219,7 +219,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     )
     unsplit = dataset(str(tmp_path / "unsplit"), {shards.ALL: 30})
     fails(r"has no galaxies in split 'train'", TrainConfig(dataset=unsplit, output=str(tmp_path / "run")))
-    fails(r"dataset .*nowhere is not there", TrainConfig(dataset=str(tmp_path / "nowhere"), output=str(tmp_path / "run")))
+    fails(r"dataset .*nowhere does not exist", TrainConfig(dataset=str(tmp_path / "nowhere"), output=str(tmp_path / "run")))
 
 
 @pytest.mark.ray

@@ -111,7 +111,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
         assert not (tmp_path / "study").exists()
 
     fails(r"search\.optimizer\.rate: unknown field", search={"optimizer.rate": SearchRange(low=1, high=2)})
-    fails(r"dataset .*nowhere is not there", dataset=str(tmp_path / "nowhere"))
+    fails(r"dataset .*nowhere does not exist", dataset=str(tmp_path / "nowhere"))
     fails(r"targets: none given", targets={})
     (tmp_path / "file").write_text("")
     fails(r"file/study(/run.json)?: Not a directory", output=str(tmp_path / "file" / "study"))

@@ -57,7 +57,7 @@ def test_what_is_given_wins_over_the_preset() -> None:
         ({}, {"ln_R_e_asec": [0.1, None, 0.2]}, r"^scaling: .*column 'ln_R_e_asec', row 2: the value is missing"),
         ({}, {"ln_R_e_asec": [0.1, 0.1, 0.1]}, r"^scaling: column 'ln_R_e_asec' does not vary"),
         ({}, {}, r"^model: .*is missing"),
-        ({"model": "train.csv"}, {}, r"^model: .*train\.csv is no state dict"),
+        ({"model": "train.csv"}, {}, r"^model: .*train\.csv is not a state dict"),
         ({"model": "gone.pt"}, {}, r"gone\.pt: no such file"),
     ],
 )

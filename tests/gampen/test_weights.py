@@ -101,7 +101,7 @@ def test_the_keys_are_those_of_the_original() -> None:
         ("vgg.features.0.weight", (64,), r"vgg\.features\.0\.weight has shape \(64,\)"),
         ("fc_loc.2.bias", (2,), r"fc_loc\.2\.bias has shape \(2,\), not that of 1, 3 or 6 parameters"),
         ("vgg.classifier.6.bias", (8,), r"vgg\.classifier\.6\.bias has shape \(8,\), but 3 targets make 3, 6, 9 outputs"),
-        ("vgg.extra.weight", (1,), r"vgg\.extra\.weight is no part of a GaMPEN network"),
+        ("vgg.extra.weight", (1,), r"vgg\.extra\.weight is not part of a GaMPEN network"),
     ],
 )
 def test_the_first_key_at_fault_is_named(key: str, shape: tuple[int, ...] | None, match: str) -> None:
@@ -124,9 +124,9 @@ def test_a_file_of_something_else_is_refused_and_runs_nothing(tmp_path: Any) -> 
             return (tmp_path.joinpath("ran").write_text, ("x",))
 
     for content, match in (
-        (b"PK\x03\x04 no archive", "is no state dict"),
-        (b"", "is no state dict"),
-        (saved(Evil()), "is no state dict"),
+        (b"PK\x03\x04 no archive", "is not a state dict"),
+        (b"", "is not a state dict"),
+        (saved(Evil()), "is not a state dict"),
         (saved(torch.zeros(3)), "holds Tensor, not a state dict"),
         (saved({"epoch": 3, "state_dict": {}}), "holds dict, not a state dict"),
     ):

@@ -100,7 +100,7 @@ def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
     assert np.array_equal(back.distance(images), novelty.distance(images))
     description = json.loads((saved / "bundle.json").read_text())
     assert description["novelty"] == {"threshold": novelty.threshold}
-    # As bundles were before there was such a thing.
+    # As in bundles made before novelty was stored.
     del description["novelty"]
     write_description(saved, description)
     assert load_bundle(str(saved)).novelty is None

@@ -71,9 +71,6 @@ def _file_pixels(header: fits.Header, shift: tuple[float, float] = (0.0, 0.0)) -
     return (np.stack([x, y], axis=-1) + shift) @ matrix.T + [header["GRB1"], header["GRB2"]] - 1
 
 
-# --- pixels --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("crop_size", [0, 13, 40])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("theta", INSIDE.values(), ids=INSIDE)
@@ -139,9 +136,6 @@ def test_the_map_is_the_networks_for_this_image_in_any_batch() -> None:
     np.testing.assert_allclose(scales[2], _crop(model, images[2, 0])[1]["GRSCALE"], rtol=1e-5)
 
 
-# --- coordinates and other cards -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [*SHAPES, *SMALL_SHAPES])
 @pytest.mark.parametrize("theta", OUTSIDE.values(), ids=OUTSIDE)
 def test_a_star_has_its_place_in_the_sky(theta: list[list[float]], shape: tuple[int, int]) -> None:
@@ -158,7 +152,7 @@ def test_a_star_has_its_place_in_the_sky(theta: list[list[float]], shape: tuple[
     np.testing.assert_allclose(wcs.all_world2pix(sky, 0)[0], star, atol=0.02)
 
 
-def test_cards_of_the_file_stay_and_the_map_is_told() -> None:
+def test_cards_of_the_file_stay_and_the_map_is_recorded() -> None:
     header = fits.Header({"BUNIT": "nJy", "FILTER": "HSC-G", "MAGZERO": 27.0})
     _, cropped = _crop(_bundle(INSIDE["scale"]), RNG.normal(size=(22, 22)), header)
     assert (cropped["BUNIT"], cropped["FILTER"], cropped["MAGZERO"]) == ("nJy", "HSC-G", 27.0)
@@ -189,9 +183,6 @@ def test_a_crop_is_compressed_as_its_file_is() -> None:
     pixels, header = _open(tiled, hdu=1)
     np.testing.assert_array_equal(pixels, _open(plain)[0])
     assert header["GRSCALE"] == pytest.approx(0.7)
-
-
-# --- what cannot be cropped ----------------------------------------------------------------------------------------------
 
 
 def test_bad_files_have_a_reason_and_the_others_a_crop() -> None:

@@ -50,7 +50,7 @@ def test_features_that_are_not_finite_are_unusual():
     assert novelty.unusual(np.array([[np.nan] * 4, [np.inf, 3, 3, 3], [3.0] * 4])).tolist() == [True, True, False]
 
 
-def test_a_channel_that_was_dead_in_training_tells_an_image_where_it_is_not():
+def test_a_channel_dead_in_training_but_active_in_an_image_is_unusual():
     training = np.c_[correlated(500), np.zeros(500)]
     novelty, without = OutOfDistribution.fit(training, training), OutOfDistribution.fit(training[:, :4], training[:, :4])
     np.testing.assert_allclose(novelty.distance(training), without.distance(training[:, :4]), rtol=0.1)

@@ -80,7 +80,7 @@ def test_off_centre_pixel_sees_a_plane_turn_as_a_cosine() -> None:
     np.testing.assert_allclose(found.median_NAD[..., 0], flux, rtol=1e-6)
 
 
-def test_network_that_knows_no_direction_has_no_scatter_at_quarter_turns() -> None:
+def test_isotropic_network_has_no_scatter_at_quarter_turns() -> None:
     images = galaxies(5)["image"]
     found = rotation_stability(reading(lambda x: x.square().mean((1, 2, 3))), images, num_angles=4, num_passes=1)
     np.testing.assert_allclose(found.scatter(), 0, atol=1e-5)
@@ -94,7 +94,7 @@ def test_round_galaxies_turn_into_themselves() -> None:
     found = rotation_stability(model, image, num_angles=16, num_passes=4)
     assert (found.scatter() < 0.05).all()
     assert (found.share_inside() == 1).all()
-    # The same network is moved by a galaxy that is not round.
+    # The same network responds to the rotation of a galaxy that is not round.
     oblong = np.exp(-(x**2 + 9 * y**2) / 2 / 4.0**2).astype(np.float32)[None, None]
     assert (rotation_stability(model, oblong, num_angles=16, num_passes=4).scatter() > found.scatter()).all()
 
@@ -136,9 +136,9 @@ def test_scatter_is_in_units_of_the_predicted_uncertainty() -> None:
     assert found.share_inside().tolist() == [0, 1]
 
 
-def test_what_cannot_be_turned_is_named() -> None:
+def test_images_that_cannot_be_rotated_are_refused() -> None:
     images = galaxies(2)["image"]
-    with pytest.raises(UserError, match=r"num_angles: 1 turns nothing; give at least 2"):
+    with pytest.raises(UserError, match=r"num_angles: 1 rotates nothing; give at least 2"):
         rotation_stability(bundle(), images, num_angles=1)
     with pytest.raises(UserError, match=r"images: 20 x 18 pixels cannot be turned; crop the cutouts to squares"):
         rotation_stability(bundle(), images[..., 1:-1])

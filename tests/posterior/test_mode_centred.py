@@ -59,9 +59,6 @@ def test_the_summary_offers_them_beside_the_equal_tailed_ones() -> None:
     assert np.array_equal(both["logit_1_mode_hi95"], ends[:, 1, 1, 1])
 
 
-# --- GaMPEN's, of draws --------------------------------------------------------------------------------------------------
-
-
 @needs_parity
 @pytest.mark.parametrize(
     "case",

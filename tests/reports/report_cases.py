@@ -1,4 +1,4 @@
-"""A report's data with synthetic posteriors of known error, for the tests of this folder; a page as a browser reads it."""
+"""A report's data with synthetic posteriors of known error, for the tests of this folder, and a parser of pages."""
 
 import html.parser
 
@@ -166,7 +166,7 @@ def _accuracy(target: Target, truth_N: np.ndarray, median_N: np.ndarray) -> dict
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would make of the page: elements with attributes, and the text of each."""
+    """A parsed page: elements with attributes, and their texts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -151,7 +151,7 @@ def test_names_that_no_font_or_xml_holds_are_drawn():
     assert "Predicted 半径\ufffd🌀 (\ufffd)" in render(data)
 
 
-def test_missing_parts_are_said_to_be_missing(data):
+def test_missing_parts_are_reported(data):
     page = render(
         dataclasses.replace(
             data,
@@ -164,8 +164,14 @@ def test_missing_parts_are_said_to_be_missing(data):
             coverage={"uncalibrated": [], "calibrated": []},
         )
     )
-    missing = ("No coverage was measured", "has no spatial transformer", "No cutout was turned", "No training history")
-    for sentence in (*missing, "No second seed was tried", "None were recorded"):
+    missing = (
+        "No coverage was measured",
+        "has no spatial transformer",
+        "Rotation stability was not tested",
+        "No training history",
+        "No second seed was tried",
+    )
+    for sentence in (*missing, "No facts were recorded"):
         assert sentence in page
     assert len(Page(page).plots) == 6
 
@@ -235,8 +241,6 @@ def test_rendering_leaves_matplotlib_as_it_was():
     assert text == render(data)
 
 
-# --- in a browser --------------------------------------------------------------------------------------------------------
-
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CHROMIUM_FLAGS = (
     "--headless",
@@ -280,7 +284,7 @@ onload = () => {{
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH")
-def test_layout_holds_on_a_desk_and_on_a_telephone(data, tmp_path: Path):
+def test_layout_fits_a_desktop_and_a_phone(data, tmp_path: Path):
     long = {"a fact without any space": "x" * 300, **data.facts}
     page = render(dataclasses.replace(data, title="GaMPEN_" * 12, facts=long))
     (tmp_path / "harness.html").write_text(HARNESS.format(page=html.escape(page)), encoding="utf-8")

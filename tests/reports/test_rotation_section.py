@@ -26,7 +26,7 @@ def test_numbers_are_those_of_sines() -> None:
         assert {row["median"], row["worst"], row["inside"]} <= set(shown)
 
 
-def test_panels_share_one_range_and_say_the_largest_deviation() -> None:
+def test_panels_share_one_range_and_name_the_largest_deviation() -> None:
     data = make_data(num_galaxies=40, num_examples=2)
     plots = Page(render(data)).plots
     labels = [plot["aria-label"] for plot in plots if "angles" in plot["aria-label"]]

@@ -87,7 +87,7 @@ def test_page_shows_the_best_trial_and_its_config(data: StudyData, text: str) ->
     marked = text[text.index('<tr class="best">') :]
     assert marked.startswith(f'<tr class="best"><th scope="row">{row["number"]}</th>')
     assert text.count('<tr class="best">') == 1
-    # Ten trials of 25, without the failed one, whose reason is told.
+    # Ten trials of 25, without the failed one, whose reason is shown.
     assert text[text.index('id="trials"') : text.index('id="config"')].count('<th scope="row">') == 10
     assert html.escape(HOSTILE) in text
 
@@ -99,11 +99,11 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(text: str) -> None:
     assert "url(" not in text.replace("url(#", "")
 
 
-def test_figures_tell_what_they_show(data: StudyData, text: str) -> None:
+def test_figures_have_alternative_texts(data: StudyData, text: str) -> None:
     labels = [plot["aria-label"] for plot in Page(text).plots]
     least = min(value for value in data.table["val_loss"].to_pylist() if value is not None)
     assert len(labels) == 3
-    assert labels[0] == f"Validation loss of 24 trials; the least is {number(least)}"
+    assert labels[0] == f"Validation loss of 24 trials; the lowest is {number(least)}"
     assert labels[1].startswith("Importance for validation loss, ascending: ")
     assert all(f"{name} " in labels[1] for name in ("dropout_rate", "spatial_transformer.family", "plan"))
     assert labels[2] == "24 trials as lines through their values of 5 fields"
@@ -124,9 +124,9 @@ def test_several_objectives_have_a_front(data: StudyData) -> None:
 
 
 @pytest.mark.parametrize("num_trials", [0, 1, 5])
-def test_too_few_trials_are_told(num_trials: int) -> None:
+def test_too_few_trials_are_reported(num_trials: int) -> None:
     page = render(study_data(num_trials))
-    assert "too few to tell what mattered from chance" in page
+    assert "too few for reliable importances" in page
     assert ("Fewer than two trials have a result" in page) == (num_trials < 2)
     assert ("No trial has a result yet" in page) == (num_trials == 0)
 

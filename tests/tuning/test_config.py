@@ -23,7 +23,7 @@ def test_fields_that_contradict_each_other_are_refused(changes: dict, message: s
         ({"shortlist": 13}, "shortlist is 13, more than the 12 scanned rates; lower it"),
         ({"rates": (0.1, 0.2), "shortlist": 3}, "shortlist is 3, more than the 2 scanned rates; lower it"),
         ({"rates": (0.1,)}, r"rates is \[0.1\]; give at least two, or none"),
-        ({"lowest_rate": 0.3}, "lowest_rate is 0.3 and highest_rate 0.3; lower the first"),
+        ({"lowest_rate": 0.3}, "lowest_rate is 0.3 and highest_rate 0.3; lower lowest_rate"),
         ({"rates": (0.0, 0.1)}, "greater than 0"),
     ],
 )

@@ -1,6 +1,6 @@
-"""From the content of a file to a cutout: the contract of a reader, and the readers by name of their format.
+"""Readers of cutout files: their protocol, and the registry by format.
 
-A reader is a class in a file of this folder, or in a module of your own (`gampen_ray.plugins`), registered in `READERS`.
+A reader is a class of this folder, or of a module of your own (`gampen_ray.plugins`), registered in `READERS`.
 """
 
 import gzip
@@ -27,17 +27,20 @@ class CutoutReader(Protocol):
         ...
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        """Return the image of a file, given its decompressed content; a `CutoutError` holds the reason why there is none."""
+        """Return the image of a file, given its decompressed content.
+
+        A `CutoutError` holds the reason why there is none; any other exception counts as a damaged file.
+        """
         ...
 
 
 READERS: Registry[type[CutoutReader]] = Registry("reader.format")
-"""Readers by name of their format; with format "auto" the first one that recognises a file reads it."""
+"""Readers by format; with format "auto" the first one that recognises a file reads it."""
 READERS.register("fits")(FitsReader)
 
 
 def chosen_readers(config: ReaderConfig) -> dict[str, CutoutReader]:
-    """Return the readers of the format asked for, or of all formats, by name; a `UserError` if there is none of this name."""
+    """Return the reader of the configured format, or all readers for "auto", by name; a `UserError` for an unknown name."""
     names = READERS.names if config.format == "auto" else (config.format,)
     return {name: READERS[name]() for name in names}
 
@@ -64,21 +67,35 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     if data.startswith(b"\x1f\x8b"):
         data, name = _gunzip(data), name.removesuffix(".gz")
     chosen = chosen_readers(config)
-    for reader in chosen.values():
+    for format_, reader in chosen.items():
         if reader.reads(name, data[:_HEAD_BYTES]):
-            return reader.read(data, config)
+            return _read(reader, format_.upper(), data, config)
     raise CutoutError(f"not a {' or '.join(map(str.upper, chosen))} file: it begins with {data[:20]!r}")
 
 
+def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig) -> Cutout:
+    try:
+        cutout = reader.read(data, config)
+    except CutoutError:
+        raise
+    except Exception as error:
+        # Any exception may come out of a damaged file, and each concerns that file alone.
+        raise CutoutError(f"damaged {format_} file: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    shape, num_bands = cutout.image_CHW.shape, len(config.bands)
+    if len(shape) != 3 or shape[0] != num_bands:
+        raise CutoutError(f"the {format_} file's image has shape {shape}, not (bands, height, width) with {num_bands} bands")
+    return cutout
+
+
 def _gunzip(data: bytes) -> bytes:
-    # In small reads: a single large one would allocate its whole size first.
+    # Reads in chunks: one large read would allocate its full size first.
     content = bytearray()
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 content += chunk
                 if len(content) > MAX_FILE_BYTES:
-                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: no cutout")
+                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: too large for a cutout")
     except EOFError:
         raise CutoutError("the gzip file is truncated") from None
     except (OSError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""FITS files, plain or tile-compressed. Files are taken as hostile: whatever is wrong becomes a reason in plain words.
+"""FITS files, plain or tile-compressed. Files are untrusted: any fault becomes a `CutoutError` in plain words.
 
 Shape legend: C bands, H x W pixels.
 """
@@ -28,25 +28,16 @@ class FitsReader:
         return head.startswith(b"SIMPLE")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        try:
-            # Headers that break the standard's letter are common and harmless; a truncated file, too, is only a warning.
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True) as hdus:
-                    chosen = _choose(hdus, config.hdu)
-                    _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
-                    image_CHW = _to_bands(chosen.data, len(config.bands))
-                    ra, dec = _centre(chosen.header, image_CHW.shape[1:])
-                    header = chosen.header.copy(strip=True)
-        except CutoutError:
-            raise
-        except Exception as error:
-            # Any exception may come out of a damaged file, and each concerns that file alone.
-            raise CutoutError(f"damaged FITS file: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        # Headers that break the standard's letter are common and harmless; a truncated file, too, is only a warning.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True) as hdus:
+                chosen = _choose(hdus, config.hdu)
+                _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
+                image_CHW = _to_bands(chosen.data, len(config.bands))
+                ra, dec = _centre(chosen.header, image_CHW.shape[1:])
+                header = chosen.header.copy(strip=True)
         return Cutout(image_CHW, ra, dec, header)
-
-
-# --- details -------------------------------------------------------------------------------------------------------------
 
 
 def _choose(hdus: Any, index: int | None) -> Any:
@@ -63,22 +54,22 @@ def _choose(hdus: Any, index: int | None) -> Any:
 
 
 def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
-    # Before any pixel is read: the array is allocated as large as the header says.
+    # Called before pixels are read, because reading allocates the size in the header.
     shape = tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
     pixels = math.prod(shape)
     if min(shape) < 1:
         raise CutoutError(f"the image has no pixels: its shape is {shape}")
     if pixels * 4 > MAX_FILE_BYTES:
-        raise CutoutError(f"the header promises an image of shape {shape}: no cutout")
+        raise CutoutError(f"the header declares an image of shape {shape}: too large for a cutout")
     if isinstance(hdu, fits.CompImageHDU):
         if truncated:
             raise CutoutError("the FITS file is truncated: it is shorter than its header says")
         return
-    # Missing padding behind the last pixel does no harm.
-    promised = pixels * abs(int(hdu.header["BITPIX"])) // 8
-    there = file_bytes - hdu.fileinfo()["datLoc"]
-    if there < promised:
-        raise CutoutError(f"the FITS file is truncated: {promised:,} bytes of pixels promised, {max(there, 0):,} there")
+    # Missing padding after the last pixel is harmless.
+    declared = pixels * abs(int(hdu.header["BITPIX"])) // 8
+    found = file_bytes - hdu.fileinfo()["datLoc"]
+    if found < declared:
+        raise CutoutError(f"the FITS file is truncated: {declared:,} bytes of pixels declared, {max(found, 0):,} found")
 
 
 def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
@@ -91,7 +82,7 @@ def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
         wanted = "a two-dimensional image" if num_bands == 1 else f"a cube of {num_bands} bands"
         raise CutoutError(f"the image is {len(shape)}-dimensional with shape {shape}, not {wanted}")
     with np.errstate(over="ignore", invalid="ignore"):
-        # Values beyond float32 become infinite, and the image is judged by that. FITS is big-endian, the result is native.
+        # Values beyond float32 become infinite. FITS is big-endian; the result is native.
         return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
@@ -106,5 +97,5 @@ def _centre(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float]:
         sky = celestial.pixel_to_world((width - 1) / 2, (height - 1) / 2).icrs
         return float(sky.ra.deg), float(sky.dec.deg)
     except Exception:
-        # A damaged coordinate system does not make the pixels unusable.
+        # The pixels are usable without a WCS.
         return math.nan, math.nan
