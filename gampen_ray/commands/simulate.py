@@ -7,8 +7,9 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import SplitConfig, TaskResources
-from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.config.base import config_class, default, given, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
+from gampen_ray.config.scene import SceneConfig
 
 __all__ = ["SimulateConfig", "simulate"]
 
@@ -28,10 +29,10 @@ class SimulateConfig:
     code has registered."""
     num_galaxies: int = pydantic.Field(default=10_000, ge=1)
     """Number of galaxies over all splits."""
-    cutout_size: int = pydantic.Field(default=64, ge=16)
+    cutout_size: int = pydantic.Field(default=96, ge=16)
     """Side of the square cutouts, pixels."""
-    neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
-    """Share of cutouts that contain a second, unrelated galaxy."""
+    scene: SceneConfig = default(SceneConfig)
+    """What the cutouts hold."""
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies simulated by one task; does not change any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
@@ -44,7 +45,7 @@ class SimulateConfig:
 
 @verb("simulate")
 def simulate(config: SimulateConfig) -> None:
-    """Simulate galaxies as a dataset of cutout shards.
+    """Simulate galaxies as a dataset of cutout shards, as a coadd would show them.
 
     A complete dataset with the same settings is left as it is; an unfinished one is completed. Which galaxies are made does not
     depend on ``galaxies_per_shard`` or the resources.
@@ -52,32 +53,39 @@ def simulate(config: SimulateConfig) -> None:
     Raises
     ------
     UserError
-        If there is no such survey, or the output holds something else.
+        If there is no such survey, a file that the scene names cannot be used, or the output holds something else.
     """
     from gampen_ray import storage
     from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.simulation import dataset, galaxies
+    from gampen_ray.simulation import dataset
+    from gampen_ray.simulation.galaxies import radius_range
+    from gampen_ray.simulation.inputs import read_inputs
+    from gampen_ray.simulation.scene import simulate
     from gampen_ray.simulation.surveys import SURVEYS
 
     survey = SURVEYS[config.survey]
+    radius_range(survey, config.scene.galaxies, config.cutout_size * survey.pixel_scale_arcsec)
+    inputs = read_inputs(config.scene)
     config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
-    info = dataset.dataset_info(survey, config.split, settings)
-    with RunFolder.open(config.output, "simulate", config, {}, complete=shards.DATASET_JSON) as folder:
+    info = dataset.dataset_info(survey, config.split, settings, inputs.fingerprint)
+    named = {"scene.psf.stamps", "scene.noise.blank_cutouts", "scene.galaxies.catalog"} & given(config)
+    files = dict.fromkeys(named, inputs.fingerprint) if inputs.fingerprint else {}
+    with RunFolder.open(config.output, "simulate", config, files, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return
         there = set(storage.list_files(config.output, ".parquet"))
         parts = dataset.dataset_parts(config.num_galaxies, config.galaxies_per_shard)
-        scene = {name: settings[name] for name in ("cutout_size", "neighbour_fraction", "seed")}
+        common = {"cutout_size": config.cutout_size, "seed": config.seed, "inputs": inputs}
         write = functools.partial(
             dataset.write_part,
             output=config.output,
             split=config.split,
             info=info,
-            simulate=functools.partial(galaxies.simulate, survey, **scene),
+            simulate=functools.partial(simulate, survey, config.scene, **common),
         )
         run_units(
             "simulate",

@@ -41,7 +41,7 @@ def dataset_parts(num_galaxies: int, galaxies_per_shard: int) -> list[Part]:
     return [Part(index, start, min(start + galaxies_per_shard, num_galaxies)) for index, start in enumerate(starts)]
 
 
-def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]) -> shards.DatasetInfo:
+def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any], inputs: str = "") -> shards.DatasetInfo:
     """Return the metadata of a dataset, with its row counts.
 
     Parameters
@@ -52,6 +52,8 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
         Which galaxy is in which split.
     settings
         Plain values: ``num_galaxies``, ``cutout_size`` and what else the galaxies depend on.
+    inputs
+        Hash of the content of files that the settings name.
     """
     content = {name: value for name, value in settings.items() if name != "galaxies_per_shard"}
     index_N = np.arange(settings["num_galaxies"])
@@ -64,7 +66,7 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
         flux_unit=survey.flux_unit,
         survey=survey.name,
         target_units=dict(zip(TARGETS, ("", "arcsec", survey.flux_unit), strict=True)),
-        fingerprint=content_fingerprint({**content, "survey": dataclasses.asdict(survey)}, index_N),
+        fingerprint=content_fingerprint({**content, "survey": dataclasses.asdict(survey), "inputs": inputs}, index_N),
         source=dict(settings),
         num_rows=dict.fromkeys(shards.SPLITS, 0) | dict(zip(splits.tolist(), counts.tolist(), strict=True)),
     )
@@ -90,7 +92,7 @@ def write_part(
     split
         Which galaxy is in which split.
     simulate
-        `gampen_ray.simulation.galaxies.simulate`, with all arguments bound but ``start`` and ``stop``.
+        `gampen_ray.simulation.scene.simulate`, with all arguments bound but ``start`` and ``stop``.
     """
     columns = simulate(start=part.start, stop=part.stop)
     for uri, rows in part_shards(part, output, split).items():
