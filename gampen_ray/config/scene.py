@@ -50,7 +50,7 @@ class PsfConfig:
     """Smallest and largest Moffat index."""
     ellipticity: Annotated[float, _IfMoffat] = pydantic.Field(default=0.03, ge=0, le=0.2)
     """Standard deviation of each component of the ellipticity (1 - q) / (1 + q); 0: round."""
-    wing_fraction: Annotated[Range, _IfMoffat] = (0.0, 0.1)
+    wing_fraction: Annotated[Range, _IfMoffat] = (0.0, 0.15)
     """Smallest and largest share of the light that is in the aureole; [0, 0]: no aureole."""
 
     def __post_init__(self) -> None:

@@ -9,22 +9,9 @@ from gampen_ray.config.scene import GalaxiesConfig
 from gampen_ray.errors import UserError
 from gampen_ray.simulation.galaxies import Galaxy, draw_galaxy, radius_range
 from gampen_ray.simulation.surveys import SURVEYS
+from tests.simulation.simulation_cases import make_galaxy
 
 KIDS = SURVEYS["kids-r"]
-
-
-def make_galaxy(**changes: float) -> Galaxy:
-    values = {
-        "flux": 1000.0,
-        "bulge_to_total": 0.5,
-        "bulge_radius_arcsec": 0.4,
-        "disk_radius_arcsec": 0.8,
-        "bulge_axis_ratio": 1.0,
-        "disk_axis_ratio": 1.0,
-        "bulge_position_angle_deg": 0.0,
-        "disk_position_angle_deg": 0.0,
-    }
-    return Galaxy(**(values | changes))
 
 
 def draw_many(count: int, side_arcsec: float = 19.2, **settings: object) -> list[Galaxy]:

@@ -1,22 +1,13 @@
 import math
 
-import galsim
 import numpy as np
 import pytest
 
 from gampen_ray.simulation.psf import APERTURE_PIXELS, MoffatPsf, StampPsf, measure_psf
+from tests.simulation.simulation_cases import WINGED, star
 
 SCALE = 0.2
 ROUND = MoffatPsf(fwhm_arcsec=0.7, beta=2.5)
-WINGED = MoffatPsf(fwhm_arcsec=0.6, beta=3.1, e1=0.05, e2=-0.03, wing_fraction=0.06, wing_fwhm_arcsec=3.0)
-
-
-def star(psf: MoffatPsf, size: int = 61, scale: float = SCALE, **kwargs: str) -> np.ndarray:
-    """GalSim's image of a star, an independent oracle."""
-    core = galsim.Moffat(beta=psf.beta, fwhm=psf.fwhm_arcsec, flux=1 - psf.wing_fraction)
-    if psf.wing_fraction:
-        core += galsim.Moffat(beta=2.0, fwhm=psf.wing_fwhm_arcsec, flux=psf.wing_fraction)
-    return core.shear(g1=psf.e1, g2=psf.e2).drawImage(nx=size, ny=size, scale=scale, dtype=float, **kwargs).array
 
 
 def test_fwhm_without_pixel_is_the_moffats_own() -> None:

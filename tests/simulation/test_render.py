@@ -10,8 +10,7 @@ from gampen_ray.simulation.galaxies import Galaxy, draw_galaxy
 from gampen_ray.simulation.psf import MoffatPsf, StampPsf
 from gampen_ray.simulation.render import STAMP, Sources, render, render_faint, render_sources
 from gampen_ray.simulation.surveys import SURVEYS
-
-from .test_galaxies import make_galaxy
+from tests.simulation.simulation_cases import make_galaxy
 
 KIDS = SURVEYS["kids-r"]
 PSF = MoffatPsf(fwhm_arcsec=0.6, beta=3.5)

@@ -19,9 +19,7 @@ from gampen_ray.simulation.inputs import read_inputs
 from gampen_ray.simulation.render import Sources
 from gampen_ray.simulation.scene import render_row, simulate
 from gampen_ray.simulation.surveys import SURVEYS
-
-from .test_galaxies import make_galaxy
-from .test_psf import WINGED, star
+from tests.simulation.simulation_cases import WINGED, make_galaxy, star
 
 KIDS = SURVEYS["kids-r"]
 ALONE = NeighboursConfig(galaxies=0, stars=0)
