@@ -96,6 +96,15 @@ class MoffatPsf:
         """Return the smallest side of an image on which the PSF can be drawn, pixels."""
         return 1
 
+    def light_beyond(self, radius_arcsec: float) -> float:
+        """Return the share of the light beyond a radius."""
+
+        def beyond(fwhm: float, beta: float) -> float:
+            return (1 + (radius_arcsec / _scale_radius(fwhm, beta)) ** 2) ** (1 - beta)
+
+        wings = self.wing_fraction
+        return (1 - wings) * beyond(self.fwhm_arcsec, self.beta) + wings * beyond(self.wing_fwhm_arcsec, WING_BETA)
+
     def transform(self, grid: Grid, pixel_scale_arcsec: float) -> np.ndarray:
         """Return the transform of PSF and pixel on a grid."""
         table = _moffat_table(self, grid.scale)
@@ -131,6 +140,10 @@ class StampPsf:
         """Return the smallest side of an image on which the PSF can be drawn, pixels."""
         return max(self.stamp.shape)
 
+    def light_beyond(self, radius_arcsec: float) -> float:
+        """Return 0: a stamp ends inside the image."""
+        return 0.0
+
     def transform(self, grid: Grid, pixel_scale_arcsec: float) -> np.ndarray:
         """Return the transform of the stamp on a grid of its pixels."""
         height, width = self.stamp.shape
@@ -140,7 +153,12 @@ class StampPsf:
 
     def sizes(self, pixel_scale_arcsec: float) -> PsfSizes:
         """Return the sizes of the stamp."""
-        return measure_psf(self.stamp, pixel_scale_arcsec)
+        return _stamp_sizes(self, pixel_scale_arcsec)
+
+
+@functools.lru_cache(maxsize=4096)
+def _stamp_sizes(psf: StampPsf, pixel_scale_arcsec: float) -> PsfSizes:
+    return measure_psf(psf.stamp, pixel_scale_arcsec)
 
 
 def measure_psf(stamp_HW: np.ndarray, pixel_scale_arcsec: float) -> PsfSizes:
@@ -149,13 +167,16 @@ def measure_psf(stamp_HW: np.ndarray, pixel_scale_arcsec: float) -> PsfSizes:
     Parameters
     ----------
     stamp_HW
-        The sky-subtracted star or PSF, centred on its central pixel to a tenth of a pixel; 41 pixels or more along a side, so
-        that it holds `APERTURE_PIXELS`.
+        The sky-subtracted star or PSF, within a pixel or two of the centre; 41 pixels or more along a side, so that it holds
+        `APERTURE_PIXELS`.
     pixel_scale_arcsec
         Side of a pixel.
     """
     height, width = stamp_HW.shape
+    # The centre is where the phase is zero at a wave number that weighs the core, half a radian per pixel.
     y, x = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
+    x -= np.angle(stamp_HW.sum(axis=0) @ np.exp(0.5j * x)) / 0.5
+    y -= np.angle(stamp_HW.sum(axis=1) @ np.exp(0.5j * y)) / 0.5
     count = 384
     k = np.arange(count) * (math.sqrt(2) * math.pi / count)  # per pixel
     angle = (np.arange(32) + 0.5) * (math.pi / 32)
@@ -190,9 +211,13 @@ def _moffat_table(psf: MoffatPsf, scale: float) -> tuple[np.ndarray, np.ndarray]
     return values, np.diff(values)
 
 
+def _scale_radius(fwhm: float, beta: float) -> float:
+    return fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
+
+
 def _moffat(k: np.ndarray, fwhm: float, beta: float) -> np.ndarray:
     """Return the transform of a round Moffat profile: 2 (x / 2)^(beta - 1) K_(beta - 1)(x) / Gamma(beta - 1), x = k r_d."""
-    x = np.maximum(k * fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1)), 1e-8)
+    x = np.maximum(k * _scale_radius(fwhm, beta), 1e-8)
     order = beta - 1
     bessel = scipy.special.k1(x) if order == 1 else scipy.special.kv(order, x)
     return 2 / math.gamma(order) * (0.5 * x) ** order * bessel

@@ -109,8 +109,8 @@ def render(galaxies: Sequence[Galaxy], *, psf: Psf, pixel_scale_arcsec: float, s
 def box_of(galaxy: Galaxy, psf: Psf, pixel_scale_arcsec: float, size: int) -> int:
     """Return the side of the periodic box on which to draw a galaxy, pixels: the less of its light beyond, the smaller."""
     for factor in _BOXES:
-        beyond = 1 - galaxy.light_within(0.5 * factor * size * pixel_scale_arcsec)
-        if beyond / factor**2 < _MAX_ALIAS:
+        half = 0.5 * factor * size * pixel_scale_arcsec
+        if (1 - galaxy.light_within(half) + psf.light_beyond(half)) / factor**2 < _MAX_ALIAS:
             break
     return _box(factor * size, psf)
 

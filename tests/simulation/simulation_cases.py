@@ -1,5 +1,7 @@
 """A galaxy and a star that several test files draw."""
 
+from typing import Any
+
 import galsim
 import numpy as np
 
@@ -23,7 +25,7 @@ def make_galaxy(**changes: float) -> Galaxy:
     return Galaxy(**(values | changes))
 
 
-def star(psf: MoffatPsf, size: int = 61, scale: float = 0.2, **kwargs: str) -> np.ndarray:
+def star(psf: MoffatPsf, size: int = 61, scale: float = 0.2, **kwargs: Any) -> np.ndarray:
     """GalSim's image of a star, an independent oracle."""
     core = galsim.Moffat(beta=psf.beta, fwhm=psf.fwhm_arcsec, flux=1 - psf.wing_fraction)
     if psf.wing_fraction:

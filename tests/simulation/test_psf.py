@@ -53,6 +53,13 @@ def test_a_star_measures_as_the_profile_does(psf: MoffatPsf) -> None:
     assert StampPsf(stamp=star(psf)).sizes(SCALE) == measure_psf(star(psf), SCALE)
 
 
+def test_a_star_need_not_be_centred() -> None:
+    centred = measure_psf(star(WINGED), SCALE)
+    moved = measure_psf(star(WINGED, offset=(0.37, -1.2)), SCALE)
+    assert moved.fwhm_arcsec == pytest.approx(centred.fwhm_arcsec, rel=2e-3)
+    assert moved.r80_arcsec == pytest.approx(centred.r80_arcsec, rel=5e-3)
+
+
 def test_wings_widen_r80_more_than_the_fwhm() -> None:
     bare, winged = (MoffatPsf(fwhm_arcsec=0.7, beta=3.5, wing_fraction=w, wing_fwhm_arcsec=3.5).sizes(SCALE) for w in (0, 0.1))
     assert winged.fwhm_arcsec / bare.fwhm_arcsec < 1.02

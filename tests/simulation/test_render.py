@@ -40,6 +40,7 @@ def by_galsim(galaxy: Galaxy, psf: MoffatPsf, scale: float, size: int) -> np.nda
         (MoffatPsf(fwhm_arcsec=0.55, beta=2.0, e1=0.06, e2=-0.04), "fixed"),
         (MoffatPsf(fwhm_arcsec=0.4, beta=3.0, e1=-0.03), "fixed"),
         (MoffatPsf(fwhm_arcsec=0.7, beta=2.5, wing_fraction=0.08, wing_fwhm_arcsec=3.0), "free"),
+        (MoffatPsf(fwhm_arcsec=0.9, beta=1.8, wing_fraction=0.15, wing_fwhm_arcsec=7.0), "fixed"),
     ],
 )
 def test_images_are_galsims(psf: MoffatPsf, indices: str) -> None:
