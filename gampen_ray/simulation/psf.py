@@ -33,16 +33,15 @@ class Grid:
     scale: float
     """Side of its pixels, arcsec."""
     kx: np.ndarray
+    """(1, size // 2 + 1)."""
     ky: np.ndarray
-    kx2: np.ndarray
-    kxy: np.ndarray
-    ky2: np.ndarray
+    """(size, 1)."""
 
     def sheared_k2(self, g1: np.ndarray | float, g2: np.ndarray | float) -> np.ndarray:
         """Return the square of the wave number at which a profile sheared at constant area has its round transform."""
         norm = 1 / (1 - g1 * g1 - g2 * g2)
         xx, yy, xy = norm * ((1 + g1) ** 2 + g2 * g2), norm * ((1 - g1) ** 2 + g2 * g2), norm * 4 * g2
-        return xx * self.kx2 + yy * self.ky2 + xy * self.kxy
+        return xx * self.kx**2 + yy * self.ky**2 + (xy * self.kx) * self.ky
 
 
 @functools.lru_cache(maxsize=32)
@@ -50,7 +49,7 @@ def grid_of(size: int, scale: float) -> Grid:
     """Return the wave numbers of an image of ``size`` pixels of ``scale`` arcsec."""
     kx = 2 * math.pi / scale * np.fft.rfftfreq(size)[None, :]
     ky = 2 * math.pi / scale * np.fft.fftfreq(size)[:, None]
-    return Grid(size, scale, kx, ky, kx * kx + 0 * ky, kx * ky, ky * ky + 0 * kx)
+    return Grid(size, scale, kx, ky)
 
 
 def shear_of(axis_ratio: float, position_angle_deg: float) -> tuple[float, float]:

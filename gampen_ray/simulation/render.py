@@ -124,7 +124,7 @@ def render_sources(sources: Sources, psf: Psf, pixel_scale_arcsec: float, size: 
     """Draw sources on a periodic box of ``box`` pixels and return its (H, W) cutout of ``size``, flux per pixel."""
     division = psf.oversampling(pixel_scale_arcsec)
     grid = grid_of(box * division, pixel_scale_arcsec / division)
-    total = np.zeros(grid.kx2.shape, complex)
+    total = np.zeros((grid.size, grid.size // 2 + 1), complex)
     centre = 0.5 * (size - 1) * pixel_scale_arcsec
     for i in range(len(sources)):
         one = sources[np.array([i])]
