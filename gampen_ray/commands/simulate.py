@@ -7,7 +7,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import SplitConfig, TaskResources
-from gampen_ray.config.base import config_class, default, given, replace, to_dict
+from gampen_ray.config.base import config_class, default, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.config.scene import SceneConfig
 
@@ -70,10 +70,8 @@ def simulate(config: SimulateConfig) -> None:
     inputs = read_inputs(config.scene)
     config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
-    info = dataset.dataset_info(survey, config.split, settings, inputs.fingerprint)
-    named = {"scene.psf.stamps", "scene.noise.blank_cutouts", "scene.galaxies.catalog"} & given(config)
-    files = dict.fromkeys(named, inputs.fingerprint) if inputs.fingerprint else {}
-    with RunFolder.open(config.output, "simulate", config, files, complete=shards.DATASET_JSON) as folder:
+    info = dataset.dataset_info(survey, config.split, settings, inputs.fingerprints)
+    with RunFolder.open(config.output, "simulate", config, inputs.fingerprints, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return

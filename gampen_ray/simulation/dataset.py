@@ -41,7 +41,9 @@ def dataset_parts(num_galaxies: int, galaxies_per_shard: int) -> list[Part]:
     return [Part(index, start, min(start + galaxies_per_shard, num_galaxies)) for index, start in enumerate(starts)]
 
 
-def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any], inputs: str = "") -> shards.DatasetInfo:
+def dataset_info(
+    survey: Survey, split: SplitConfig, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> shards.DatasetInfo:
     """Return the metadata of a dataset, with its row counts.
 
     Parameters
@@ -53,9 +55,15 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
     settings
         Plain values: ``num_galaxies``, ``cutout_size`` and what else the galaxies depend on.
     inputs
-        Hash of the content of files that the settings name.
+        Hash of the content of files, by the dotted name of the setting that says where they lie.
     """
-    content = {name: value for name, value in settings.items() if name != "galaxies_per_shard"}
+    content: dict[str, Any] = {name: value for name, value in settings.items() if name != "galaxies_per_shard"}
+    content |= {"survey": dataclasses.asdict(survey), "inputs": dict(inputs or {})}
+    if inputs:
+        content["scene"] = {
+            section: {name: value for name, value in values.items() if f"scene.{section}.{name}" not in inputs}
+            for section, values in content["scene"].items()
+        }
     index_N = np.arange(settings["num_galaxies"])
     splits, counts = np.unique(assign_splits(index_N, split), return_counts=True)
     return shards.DatasetInfo(
@@ -66,7 +74,7 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
         flux_unit=survey.flux_unit,
         survey=survey.name,
         target_units=dict(zip(TARGETS, ("", "arcsec", survey.flux_unit), strict=True)),
-        fingerprint=content_fingerprint({**content, "survey": dataclasses.asdict(survey), "inputs": inputs}, index_N),
+        fingerprint=content_fingerprint(content, index_N),
         source=dict(settings),
         num_rows=dict.fromkeys(shards.SPLITS, 0) | dict(zip(splits.tolist(), counts.tolist(), strict=True)),
     )

@@ -31,12 +31,14 @@ class Inputs:
     """See `read_galaxies`."""
 
     @property
-    def fingerprint(self) -> str:
-        """Hash of the content, empty if there is none."""
-        columns = [psf.stamp for psf in self.psfs or ()]
-        columns += [self.noise_autocorrelation] if self.noise_autocorrelation is not None else []
-        columns += list((self.galaxies or {}).values())
-        return content_fingerprint({}, *columns) if columns else ""
+    def fingerprints(self) -> dict[str, str]:
+        """Hash of the content by the (dotted) name of the config field that says where it lies."""
+        content = {
+            "scene.psf.stamps": [psf.stamp for psf in self.psfs or ()],
+            "scene.noise.blank_cutouts": [] if self.noise_autocorrelation is None else [self.noise_autocorrelation],
+            "scene.galaxies.catalog": list((self.galaxies or {}).values()),
+        }
+        return {name: content_fingerprint({}, *columns) for name, columns in content.items() if columns}
 
 
 def read_inputs(scene: SceneConfig) -> Inputs:

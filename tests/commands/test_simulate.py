@@ -147,6 +147,10 @@ def test_a_run_on_other_psf_stamps_is_another_one(tmp_path: Path, monkeypatch: p
     simulate(wanted[0])
     assert set(read(wanted[0].output)["psf_stamp"]) == {0.0}
     simulate(wanted[1])
+    again = dataclasses.replace(wanted[1], output=str(tmp_path / "again"))
+    simulate(again)
+    first, second = (shards.read_dataset_info(one.output).fingerprint for one in (wanted[0], again))
+    assert first == second
     with pytest.raises(UserError, match=r"holds a run on another scene.psf.stamps"):
         simulate(wanted[2])
 
