@@ -20,7 +20,7 @@ from gampen_ray import storage
 from gampen_ray.config import FineTuneConfig, OptimizerConfig, SplitConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.simulation.dataset import dataset_info
-from gampen_ray.simulation.galaxies import simulate
+from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
 from gampen_ray.training.run import HISTORY
 
@@ -81,7 +81,7 @@ def measured(work: str, name: str, start: FineTuneConfig, learning_rate: float, 
 def dataset(root: str, seed: int) -> str:
     """Simulate exactly ``NUM_ROWS`` galaxies, unless that is done, and return the dataset's folder."""
     if not Path(root, shards.DATASET_JSON).exists():
-        survey, scene = SURVEYS["kids-r"], dict[str, Any](cutout_size=64, neighbour_fraction=0.2, seed=seed)
+        survey, scene = SURVEYS["kids-r"], dict[str, Any](cutout_size=64, seed=seed)
         info = dataset_info(survey, SplitConfig(), {"num_galaxies": sum(NUM_ROWS.values()), **scene})
         info = dataclasses.replace(info, num_rows=NUM_ROWS)
         start = 0

@@ -10,6 +10,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config import SplitConfig, TaskResources
 from gampen_ray.config.base import config_class, default, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
+from gampen_ray.config.scene import SceneConfig
 
 __all__ = ["SimulateConfig", "simulate"]
 
@@ -29,10 +30,10 @@ class SimulateConfig:
     registers."""
     num_galaxies: int = pydantic.Field(default=10_000, ge=1)
     """Number of galaxies over all splits."""
-    cutout_size: int = pydantic.Field(default=64, ge=16)
+    cutout_size: int = pydantic.Field(default=96, ge=16)
     """Side of the square cutouts, pixels."""
-    neighbour_fraction: float = pydantic.Field(default=0.2, ge=0, le=1)
-    """Fraction of the cutouts that contain a second, unrelated galaxy."""
+    scene: SceneConfig = default(SceneConfig)
+    """What the cutouts hold."""
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies simulated by one task, without effect on any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
@@ -45,7 +46,7 @@ class SimulateConfig:
 
 @verb("simulate")
 def simulate(config: SimulateConfig) -> None:
-    """Simulate galaxies as a dataset of cutout shards.
+    """Simulate galaxies as a dataset of cutout shards, as a coadd would show them.
 
     A complete dataset with the same settings is left unchanged; an unfinished one is completed. The galaxies do not depend on
     ``galaxies_per_shard`` or the resources.
@@ -53,35 +54,40 @@ def simulate(config: SimulateConfig) -> None:
     Raises
     ------
     UserError
-        If the survey is unknown, or the output holds something else.
+        If there is no such survey, a file that the scene names cannot be used, or the output holds something else.
     """
     from gampen_ray import storage
     from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
     from gampen_ray.provenance import content_fingerprint
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.simulation import dataset, galaxies
+    from gampen_ray.simulation import dataset
+    from gampen_ray.simulation.galaxies import radius_range
+    from gampen_ray.simulation.inputs import read_inputs
+    from gampen_ray.simulation.scene import simulate
     from gampen_ray.simulation.surveys import SURVEYS
 
     survey = SURVEYS[config.survey]
+    radius_range(survey, config.scene.galaxies, config.cutout_size * survey.pixel_scale_arcsec)
+    inputs = read_inputs(config.scene)
     config = replace(config, output=storage.absolute(config.output))
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
-    info = dataset.dataset_info(survey, config.split, settings)
+    info = dataset.dataset_info(survey, config.split, settings, inputs.fingerprints)
     # Its name is in the config; the numbers behind it are the user's to change.
-    inputs = {"survey preset": content_fingerprint(dataclasses.asdict(survey))}
-    with RunFolder.open(config.output, "simulate", config, inputs, complete=shards.DATASET_JSON) as folder:
+    contents = {"survey preset": content_fingerprint(dataclasses.asdict(survey)), **inputs.fingerprints}
+    with RunFolder.open(config.output, "simulate", config, contents, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return
         there = set(storage.list_files(config.output, ".parquet"))
         parts = dataset.dataset_parts(config.num_galaxies, config.galaxies_per_shard)
-        scene = {name: settings[name] for name in ("cutout_size", "neighbour_fraction", "seed")}
+        common = {"cutout_size": config.cutout_size, "seed": config.seed, "inputs": inputs}
         write = functools.partial(
             dataset.write_part,
             output=config.output,
             split=config.split,
             info=info,
-            simulate=functools.partial(galaxies.simulate, survey, **scene),
+            simulate=functools.partial(simulate, survey, config.scene, **common),
         )
         run_units(
             "simulate",

@@ -26,6 +26,9 @@ _Path = tuple[str, ...]
 _STAGE = "the dropout scan is the verb scan-dropout; leave {0} out of `tune`"
 _RENAMED = {
     "OptimizerConfig": {"clip_norm": "max_grad_norm", "accumulate": "gradient_accumulation_steps"},
+    "SimulateConfig": {
+        "neighbour_fraction": "neighbours come by number counts, scene.neighbours.galaxies and .stars; leave it out"
+    },
     "TuneConfig": dict.fromkeys(("stage", "bundle", "num_rates", "shortlist"), _STAGE),
 }
 _RENAMED_VALUES = {("NetworkConfig", "likelihood"): {"mse": "unit_variance"}}

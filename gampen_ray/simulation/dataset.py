@@ -41,7 +41,9 @@ def dataset_parts(num_galaxies: int, galaxies_per_shard: int) -> list[Part]:
     return [Part(index, start, min(start + galaxies_per_shard, num_galaxies)) for index, start in enumerate(starts)]
 
 
-def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]) -> shards.DatasetInfo:
+def dataset_info(
+    survey: Survey, split: SplitConfig, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> shards.DatasetInfo:
     """Return the metadata of a dataset, with its row counts.
 
     Parameters
@@ -52,8 +54,16 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
         Which galaxy is in which split.
     settings
         Plain values: ``num_galaxies``, ``cutout_size`` and what else the galaxies depend on.
+    inputs
+        Hash of the content of files, by the dotted name of the setting that says where they lie.
     """
-    content = {name: value for name, value in settings.items() if name != "galaxies_per_shard"}
+    content: dict[str, Any] = {name: value for name, value in settings.items() if name != "galaxies_per_shard"}
+    content |= {"survey": dataclasses.asdict(survey), "inputs": dict(inputs or {})}
+    if inputs:
+        content["scene"] = {
+            section: {name: value for name, value in values.items() if f"scene.{section}.{name}" not in inputs}
+            for section, values in content["scene"].items()
+        }
     index_N = np.arange(settings["num_galaxies"])
     splits, counts = np.unique(assign_splits(index_N, split), return_counts=True)
     return shards.DatasetInfo(
@@ -64,7 +74,7 @@ def dataset_info(survey: Survey, split: SplitConfig, settings: Mapping[str, Any]
         flux_unit=survey.flux_unit,
         survey=survey.name,
         target_units=dict(zip(TARGETS, ("", "arcsec", survey.flux_unit), strict=True)),
-        fingerprint=content_fingerprint({**content, "survey": dataclasses.asdict(survey)}, index_N),
+        fingerprint=content_fingerprint(content, index_N),
         source=dict(settings),
         num_rows=dict.fromkeys(shards.SPLITS, 0) | dict(zip(splits.tolist(), counts.tolist(), strict=True)),
     )
@@ -90,7 +100,7 @@ def write_part(
     split
         Which galaxy is in which split.
     simulate
-        `gampen_ray.simulation.galaxies.simulate`, with all arguments bound but ``start`` and ``stop``.
+        `gampen_ray.simulation.scene.simulate`, with all arguments bound but ``start`` and ``stop``.
     """
     columns = simulate(start=part.start, stop=part.stop)
     for uri, rows in part_shards(part, output, split).items():

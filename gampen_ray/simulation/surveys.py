@@ -7,13 +7,20 @@ in a module of yours (`gampen_ray.plugins`) makes ``survey = "mine-g"`` valid.
 
 import dataclasses
 import math
+from typing import TypeVar
+
+import numpy as np
 
 from gampen_ray.plugins import Registry
 
-__all__ = ["PSF_BETA", "SURVEYS", "Survey", "register_survey"]
+__all__ = ["COUNTS_MAG", "PSF_BETA", "STAR_COUNTS_MAG", "SURVEYS", "Survey", "register_survey"]
 
 PSF_BETA = 3.5
-"""Index of the Moffat PSF: between 2.5, often used for stars, and turbulence's 4.765 (Trujillo et al. 2001, MNRAS 328, 977)."""
+"""Index of the Moffat profile that turns a survey's depth into noise: between 2.5, often used for stars, and turbulence's 4.765
+(Trujillo et al. 2001, MNRAS 328, 977)."""
+COUNTS_MAG, STAR_COUNTS_MAG = 24.0, 21.0
+"""Magnitudes down to which `Survey` counts galaxies and stars."""
+T = TypeVar("T", float, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,10 +45,20 @@ class Survey:
     """Detected electrons per unit of flux: the variance of a source's photon noise is its flux over this number."""
     magnitude_range: tuple[float, float]
     """Brightest and faintest simulated AB magnitude."""
+    radius_range_arcsec: tuple[float, float] = (0.25, 3.0)
+    """Smallest and largest simulated effective radius, arcsec, where the cutout is large enough."""
+    galaxies_per_arcmin2: float = 12.0
+    """Galaxies brighter than `COUNTS_MAG` per arcmin^2."""
+    stars_per_arcmin2: float = 0.8
+    """Stars brighter than `STAR_COUNTS_MAG` per arcmin^2, at high galactic latitude."""
 
-    def flux(self, magnitude: float) -> float:
-        """Return the flux of an AB magnitude."""
+    def flux(self, magnitude: T) -> T:
+        """Return the flux of an AB magnitude, or of many."""
         return 10 ** (0.4 * (self.zero_point_mag - magnitude))
+
+    def magnitude(self, flux: float) -> float:
+        """Return the AB magnitude of a flux."""
+        return self.zero_point_mag - 2.5 * math.log10(flux)
 
 
 def moffat_noise_area(fwhm_arcsec: float, beta: float) -> float:
@@ -56,8 +73,12 @@ def sky_noise(depth_mag: float, zero_point_mag: float, area_arcsec2: float, pixe
     return limit_flux / 5 / math.sqrt(area_arcsec2 / pixel_scale_arcsec**2)
 
 
-def _hsc(band: str, depth_mag: float, seeing_arcsec: float, fwhm: tuple[float, float], electrons: float) -> Survey:
+def _hsc(
+    band: str, depth_mag: float, seeing_arcsec: float, fwhm: tuple[float, float], electrons: float, galaxies: float
+) -> Survey:
     # HSC-SSP Wide PDR2 (Aihara et al. 2019, PASJ 71, 114): 5 sigma depth for point sources and median seeing.
+    # Galaxy counts: 28 per arcmin^2 to i = 24.5 (24.6 in the shape catalogue, Mandelbaum et al. 2018, PASJ 70, S25), and
+    # colours r - i = 0.45, g - r = 0.6 of typical faint galaxies with the slope of `gampen_ray.simulation.scene`.
     # Electrons per flux: those that make sky_noise the photon noise of a dark sky of 22.2 (g), 21.2 (r), 20.4 (i) mag/arcsec^2.
     return Survey(
         name=f"hsc-{band}",
@@ -68,7 +89,9 @@ def _hsc(band: str, depth_mag: float, seeing_arcsec: float, fwhm: tuple[float, f
         psf_fwhm_arcsec=fwhm,
         sky_noise=sky_noise(depth_mag, 27.0, moffat_noise_area(seeing_arcsec, PSF_BETA), 0.168),
         electrons_per_flux=electrons,
-        magnitude_range=(18.5, 23.0),
+        magnitude_range=(17.5, 24.5),
+        radius_range_arcsec=(0.2, 2.5),
+        galaxies_per_arcmin2=galaxies,
     )
 
 
@@ -81,9 +104,9 @@ def register_survey(survey: Survey) -> Survey:
     return SURVEYS.register(survey.name)(survey)
 
 
-register_survey(_hsc("g", 26.6, 0.77, (0.6, 1.0), 2000.0))
-register_survey(_hsc("r", 26.2, 0.76, (0.6, 1.0), 2400.0))
-register_survey(_hsc("i", 26.2, 0.58, (0.45, 0.75), 2900.0))
+register_survey(_hsc("g", 26.6, 0.77, (0.6, 1.0), 2000.0, 7.0))
+register_survey(_hsc("r", 26.2, 0.76, (0.6, 1.0), 2400.0, 12.0))
+register_survey(_hsc("i", 26.2, 0.58, (0.45, 0.75), 2900.0, 18.0))
 # KiDS DR4 (Kuijken et al. 2019, A&A 625, A2): 25.02 mag at 5 sigma in a 2 arcsec aperture, mean seeing 0.70 arcsec.
 # Electrons per flux: slope of variance over flux in the error maps of GAMA cutouts (Robotham et al. 2017).
 # Those cutouts are in maggies (zero point 0); 1e-12 maggies keep the numbers near one, and the zero point is 30.
@@ -97,6 +120,6 @@ register_survey(
         psf_fwhm_arcsec=(0.55, 0.9),
         sky_noise=sky_noise(25.02, 30.0, math.pi, 0.2),
         electrons_per_flux=18.0,
-        magnitude_range=(17.5, 21.5),
+        magnitude_range=(16.0, 23.0),
     )
 )

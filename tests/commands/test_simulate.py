@@ -8,16 +8,25 @@ import pytest
 
 from gampen_ray.commands.simulate import SimulateConfig, simulate
 from gampen_ray.config import SplitConfig, TaskResources
+from gampen_ray.config.base import build
+from gampen_ray.config.scene import NeighboursConfig, PsfConfig, SceneConfig
 from gampen_ray.data import shards, validation
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.engine import units
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 from gampen_ray.run_folder import RunFolder
-from gampen_ray.simulation import galaxies
+from gampen_ray.simulation import scene
 from gampen_ray.simulation.surveys import SURVEYS
 
-CHANGES: dict[str, dict] = {"a": {}, "b": {"galaxies_per_shard": 7}, "c": {"seed": 1}, "d": {"survey": "mine"}}
+ALONE = SceneConfig(neighbours=NeighboursConfig(galaxies=0, stars=0))
+CHANGES: dict[str, dict] = {
+    "a": {},
+    "b": {"galaxies_per_shard": 7},
+    "c": {"seed": 1},
+    "d": {"survey": "mine"},
+    "e": {"scene": ALONE},
+}
 
 
 def config(output: Path, **changes: object) -> SimulateConfig:
@@ -41,7 +50,7 @@ def test_dataset_is_that_of_the_pure_function(ray_local: None, tmp_path: Path) -
     wanted = config(tmp_path / "dataset", split=SplitConfig(train=0.6, val=0.2))
     simulate(wanted)
     assert validation.validate_dataset(wanted.output) == []
-    expected = galaxies.simulate(SURVEYS["kids-r"], cutout_size=16, neighbour_fraction=0.2, seed=0, start=0, stop=50)
+    expected = scene.simulate(SURVEYS["kids-r"], cutout_size=16, seed=0, start=0, stop=50)
     found = read(wanted.output)
     assert set(found) == set(expected)
     for name, values in expected.items():
@@ -110,7 +119,7 @@ def test_shards_do_not_change_the_galaxies_or_the_fingerprint(tmp_path: Path, mo
         simulate(each)
     infos = [shards.read_dataset_info(each.output) for each in wanted]
     assert infos[0].fingerprint == infos[1].fingerprint
-    assert len({info.fingerprint for info in infos}) == 3
+    assert len({info.fingerprint for info in infos}) == 4
     assert infos[3].bands == ("i",)
     datasets = [read(each.output) for each in wanted]
     for name, values in datasets[0].items():
@@ -125,6 +134,41 @@ def test_an_error_of_a_task_is_one_line_for_the_user(ray_local: None, tmp_path: 
         (tmp_path / "dataset" / "split=train").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"split=train/part-000000.parquet: "):
         simulate(wanted)
+
+
+def test_a_run_on_other_psf_stamps_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "run_units", lambda what, units, start, **_: [start(None)(unit) for unit in units])
+    y, x = np.indices((21, 21)) - 10
+    for name, width in (("here", 2.0), ("moved", 2.0), ("other", 2.5)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "psf.npy", np.exp(-(x**2 + y**2) / width**2))
+    wanted = [
+        config(tmp_path / "d", num_galaxies=4, scene=SceneConfig(psf=PsfConfig(stamps=str(tmp_path / name))))
+        for name in ("here", "moved", "other")
+    ]
+    simulate(wanted[0])
+    assert set(read(wanted[0].output)["psf_stamp"]) == {0.0}
+    simulate(wanted[1])
+    again = dataclasses.replace(wanted[1], output=str(tmp_path / "again"))
+    simulate(again)
+    first, second = (shards.read_dataset_info(one.output).fingerprint for one in (wanted[0], again))
+    assert first == second
+    with pytest.raises(UserError, match=r"holds a run on another scene.psf.stamps"):
+        simulate(wanted[2])
+
+
+def test_the_neighbours_of_earlier_versions_are_explained() -> None:
+    with pytest.raises(UserError, match=r"neighbour_fraction: neighbours come by number counts, scene.neighbours.galaxies"):
+        build(SimulateConfig, {"output": "d", "neighbour_fraction": 0.2})
+
+
+def test_a_cutout_too_small_for_the_survey_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    wanted = build(
+        SimulateConfig, {"output": str(tmp_path / "d"), "cutout_size": 16, "scene": {"galaxies": {"largest_radius": 0.05}}}
+    )
+    with pytest.raises(UserError, match=r"cutout_size: 3.2 arcsec hold radii to 0.16 arcsec"):
+        simulate(wanted)
+    assert not (tmp_path / "d").exists()
 
 
 def test_an_unknown_survey_is_refused_with_the_valid_names(tmp_path: Path) -> None:
