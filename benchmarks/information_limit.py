@@ -28,12 +28,13 @@ from gampen_ray.simulation.surveys import SURVEYS, Survey
 
 MIN_GALAXIES = 20
 """Bins with fewer are left out."""
+SKY_SIGMA = "prior sigma of the sky level over a pixel's noise; left out: as the galaxies have it, 0 (known) without sky_level"
 COVERAGE_BINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "effective_radius_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
     "bulge_to_total": lambda _: np.linspace(0, 1, 6),
     "psf_fwhm_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
     "num_neighbours": lambda _: np.array([0, 1, 2, np.inf]),
-    "neighbour_flux_ratio": lambda _: np.array([0, 0.01, 0.1, 1, np.inf]),
+    "neighbour_flux_fraction": lambda _: np.array([0, 0.01, 0.1, 1, np.inf]),
 }
 """Edges of the bins in which coverage is measured, besides magnitude, by column; a column that is not there is left out."""
 
@@ -53,16 +54,19 @@ def main(arguments: argparse.Namespace) -> None:
         population = simulate(survey, cutout_size=size, neighbour_fraction=0.0, seed=0, start=0, stop=arguments.num_galaxies)
     columns = {name: values[: arguments.num_galaxies] for name, values in population.items()}
     limit = Limit.of(columns, survey, size, population=population)
+    sky_sigma = arguments.sky_sigma
+    if sky_sigma is None:
+        sky_sigma = float(np.std(population["sky_level"] / population["sky_noise"])) if "sky_level" in population else 0.0
     limits = {
-        "psf_known": limit.std(known=PSF_PARAMETERS, sky_sigma=arguments.sky_sigma),
-        "psf_unknown": limit.std(sky_sigma=arguments.sky_sigma),
+        "psf_known": limit.std(known=PSF_PARAMETERS, sky_sigma=sky_sigma),
+        "psf_unknown": limit.std(sky_sigma=sky_sigma),
     }
     bins = magnitude_bins(columns, survey)
     result: dict[str, Any] = {
         "survey": survey.name,
         "cutout_size": size,
         "num_galaxies": len(columns["flux"]),
-        "sky_sigma": arguments.sky_sigma,
+        "sky_sigma": sky_sigma,
         "median_limit": {name: medians(std_ND, bins) for name, std_ND in limits.items()},
     }
     show("limit", result["median_limit"])
@@ -143,7 +147,8 @@ def show(title: str, tables: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
     """Log medians: a row for each bin of magnitude, three columns for each table."""
     header = "".join(f"  {f'{title} {name}'.strip():>{3 * 12}}" for name in tables)
     logger.info("%9s%s", "", header)
-    logger.info("%9s%s", "mag", "".join("  " + "".join(f"{n.replace('effective_', ''):>12.11}" for n in LIMIT_TARGETS) for _ in tables))
+    columns = "  " + "".join(f"{name:>12}" for name in ("B/T", "ln R_e", "ln flux"))
+    logger.info("%9s%s", "mag", columns * len(tables))
     for name in next(iter(tables.values())):
         cells = "".join("  " + "".join(f"{value:>12.3g}" for value in table[name].values()) for table in tables.values())
         logger.info("%9s%s", name, cells)
@@ -165,7 +170,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--survey", default="kids-r", help="survey preset; a dataset has its own")
     parser.add_argument("--cutout-size", type=int, default=64, help="side in pixels; a dataset has its own")
     parser.add_argument("--num-galaxies", type=int, default=400, help="galaxies to measure")
-    parser.add_argument("--sky-sigma", type=float, default=0.0, help="prior sigma of the sky level over a pixel's noise; 0: known")
+    parser.add_argument("--sky-sigma", type=float, help=SKY_SIGMA)
     parser.add_argument("--bundle", default="", help="bundle to compare; needs --dataset")
     parser.add_argument("--dataset", default="", help="simulated dataset")
     parser.add_argument("--split", default="test", help="its split")

@@ -5,17 +5,17 @@ is, on average over galaxies, at least the inverse of
 
     sum over pixels of dm/dtheta dm/dtheta^T / v + (prior covariance)^-1
 
-(van Trees 1968, Detection, Estimation and Modulation Theory I, sec. 2.4; Gill & Levit 1995, Bernoulli 1, 59). Here each galaxy has
-its own Fisher matrix, at its true parameters, and the priors are Gaussians of the population's covariance: the posterior width of
-a perfect Gaussian (Laplace) approximation. What it means, and does not:
+(van Trees 1968, Detection, Estimation and Modulation Theory I, sec. 2.4; Gill & Levit 1995, Bernoulli 1, 59). Here each galaxy
+has its own Fisher matrix, at its true parameters, and the prior is a Gaussian of the population's covariance: the posterior
+width of a perfect Gaussian (Laplace) approximation. What it means, and does not:
 
 * *Median over many galaxies.* A single posterior may be narrower: where B/T is near 0 or 1, where an axis ratio is near 1, or
-  where a uniform prior ends, the edge cuts a part of the Gaussian off that the bound does not know of. There, and where a galaxy
-  is so faint that its likelihood is not a Gaussian, the bound is a scale and not a limit. Hence medians in bins.
-* *White noise.* The variance of a pixel is sky_noise^2 + m / electrons_per_flux, and pixels are independent. In coadds, noise of the
-  same variance is correlated between pixels and so stronger on the scales of galaxies: the bound is then too low.
-* *The galaxy alone.* Neighbours count as known: neither their blending nor their photons are in it. Nor is what the photon noise's
-  own strength would tell.
+  where a uniform prior ends, the edge cuts off a part of the Gaussian, and the bound does not include that. There, and where a
+  galaxy is so faint that its likelihood is no Gaussian, the bound is a scale and not a limit. Hence medians in bins.
+* *Gaussian noise.* The variance of a pixel is sky_noise^2 + m / electrons_per_flux. Noise is white, or, with a column
+  ``noise_correlation``, correlated between adjacent pixels as `fisher_matrix` says. Masked pixels count as good ones.
+* *The galaxy alone.* Neighbours count as known: neither their blending nor their photons are in it, nor is a gradient of the
+  sky. What the photon noise's own strength would add is left out.
 
 Shape legend: N galaxies, P parameters, V parameters that vary, D targets, H x W pixels.
 """
@@ -24,6 +24,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import scipy.fft
 import scipy.special
 
 from gampen_ray.simulation.profiles import PARAMETERS, image_and_derivatives, parameters
@@ -39,7 +40,13 @@ _INDEX_STEP = 0.01
 
 
 def fisher_matrix(
-    theta_P: np.ndarray, *, sky_noise: float, electrons_per_flux: float, pixel_scale_arcsec: float, size: int
+    theta_P: np.ndarray,
+    *,
+    sky_noise: float,
+    electrons_per_flux: float,
+    pixel_scale_arcsec: float,
+    size: int,
+    noise_correlation: float = 0.0,
 ) -> np.ndarray:
     """Return the Fisher information (P x P) of the image of one galaxy on `PARAMETERS`.
 
@@ -55,10 +62,18 @@ def fisher_matrix(
         Side of a pixel.
     size
         Side of the cutout in pixels.
+    noise_correlation
+        Correlation rho of the noise of adjacent pixels, below 0.5: over its standard deviation, the noise is stationary, of
+        power spectrum (1 + 2 rho cos kx) (1 + 2 rho cos ky), and periodic.
     """
     image_HW, derivative_PHW = image_and_derivatives(theta_P, pixel_scale_arcsec, size)
     variance_HW = sky_noise**2 + np.maximum(image_HW - theta_P[-1], 0) / electrons_per_flux
-    white_PX = (derivative_PHW / np.sqrt(variance_HW)).reshape(len(PARAMETERS), -1)
+    white_PHW = derivative_PHW / np.sqrt(variance_HW)
+    if noise_correlation:
+        power_H = 1 + 2 * noise_correlation * np.cos(2 * np.pi * np.fft.fftfreq(size))
+        power_HL = power_H[:, None] * power_H[: size // 2 + 1]
+        white_PHW = scipy.fft.irfft2(scipy.fft.rfft2(white_PHW) / np.sqrt(power_HL), s=(size, size))
+    white_PX = white_PHW.reshape(len(PARAMETERS), -1)
     return white_PX @ white_PX.T
 
 
@@ -66,16 +81,16 @@ def fisher_matrix(
 class Limit:
     """The bound for galaxies of one population, whose spread is the prior.
 
-    The prior is the covariance of the sample that `of` is given, in the coordinates in which priors are drawn: logarithms of flux
-    and effective radius, B/T, logarithm of the bulge's over the disk's radius, the angle between both, and the rest as it is. A
-    parameter that does not vary in the sample is known.
+    The prior is the covariance of the sample that `of` is given, in the coordinates in which priors are drawn: logarithms of
+    flux and effective radius, B/T, logarithm of the bulge's over the disk's radius, the angle between both, and the rest as it
+    is. A parameter that does not vary in the sample is known.
 
     Parameters
     ----------
     theta_NP
         Parameters of the galaxies, in the order of `PARAMETERS`.
     jacobian_NPP
-        Of the prior's coordinates by these parameters; the prior's coordinates have the effective radius in place of the disk's.
+        Derivatives of the prior's coordinates, which have the effective radius in place of the disk's, by these parameters.
     fisher_NPP
         Information of the images.
     prior_variance_PP
@@ -115,6 +130,7 @@ class Limit:
         scale = survey.pixel_scale_arcsec
         theta_NP = parameters(columns, scale)
         sample = columns if population is None else population
+        correlation_N = columns.get("noise_correlation", np.zeros(len(theta_NP)))
         fisher = [
             fisher_matrix(
                 theta_P,
@@ -122,8 +138,9 @@ class Limit:
                 electrons_per_flux=survey.electrons_per_flux,
                 pixel_scale_arcsec=scale,
                 size=size,
+                noise_correlation=float(correlation),
             )
-            for theta_P, sky in zip(theta_NP, columns["sky_noise"], strict=True)
+            for theta_P, sky, correlation in zip(theta_NP, columns["sky_noise"], correlation_N, strict=True)
         ]
         return cls(
             theta_NP=theta_NP,

@@ -4,18 +4,20 @@ An independent, fast twin of `gampen_ray.simulation.galaxies.render`: the image 
 
     flux [B/T S_bulge(k) + (1 - B/T) S_disk(k)] M(k) sinc(kx) sinc(ky) exp(-i k x0)
 
-with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles and a square pixel. Each profile is a table of its radial
-transform, read at the wavenumber that its ellipse stretches; so every derivative is a table or closed form too.
+with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles and a square pixel. Each profile is a table of its
+radial transform, read at the wavenumber that its ellipse stretches; so every derivative is a table or closed form too.
 
 Shape legend: P parameters, H x W pixels, K x L wavenumbers (y, and x without its negative half).
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.fft
 import scipy.special
+
+from gampen_ray.simulation.surveys import PSF_BETA
 
 __all__ = ["PARAMETERS", "image_and_derivatives", "parameters"]
 
@@ -40,12 +42,20 @@ PARAMETERS = (
     "psf_wing_fwhm",
     "sky",
 )
-"""What an image depends on: natural logarithms of flux (flux units) and radii (arcsec), angles in radians, offsets and PSF width
-in arcsec, ellipticity (1 - q) / (1 + q) of the PSF along x and along the diagonal, share and width of its aureole, and a constant
-sky level (flux per pixel)."""
+"""What an image depends on: natural logarithms of flux (flux units) and radii (arcsec), angles in radians, offsets and PSF
+width in arcsec, ellipticity (1 - q) / (1 + q) of the PSF along x and along the diagonal, share and width of its aureole, and a
+constant sky level (flux per pixel)."""
 WING_BETA = 2.0
 """Moffat index of the aureole."""
 
+_DEFAULTS = {
+    "bulge_sersic_index": 4.0,
+    "disk_sersic_index": 1.0,
+    "psf_beta": PSF_BETA,
+    "psf_e1": 0.0,
+    "psf_e2": 0.0,
+    "psf_wing_fraction": 0.0,
+}
 _LN_U = np.arange(-9.0, 9.0, 0.005)  # of wavenumber times radius; linear interpolation is exact to 1e-5
 _LN_R, _STEP = np.linspace(-20, 20, 4096, retstep=True)
 _SHAPE_STEP = 0.01  # of Sersic and Moffat indices, for their central differences
@@ -57,26 +67,15 @@ def parameters(columns: Mapping[str, np.ndarray], pixel_scale_arcsec: float) -> 
     Parameters
     ----------
     columns
-        Of `gampen_ray.simulation.galaxies.simulate`. Sersic indices are 4 and 1, the PSF's index is
-        `gampen_ray.simulation.surveys.PSF_BETA`, and the PSF is round without an aureole, where there is no column of that name.
+        Of `gampen_ray.simulation.galaxies.simulate`. Where there is no column of the name, Sersic indices are 4 and 1, and the
+        PSF is round, of index `gampen_ray.simulation.surveys.PSF_BETA`, without an aureole. The sky level is zero.
     pixel_scale_arcsec
         Side of a pixel.
     """
-    from gampen_ray.simulation.galaxies import BULGE_SERSIC_INDEX, DISK_SERSIC_INDEX
-    from gampen_ray.simulation.surveys import PSF_BETA
-
     flux_N = np.asarray(columns["flux"], dtype=np.float64)
-    defaults = {
-        "bulge_sersic_index": BULGE_SERSIC_INDEX,
-        "disk_sersic_index": DISK_SERSIC_INDEX,
-        "psf_beta": PSF_BETA,
-        "psf_e1": 0.0,
-        "psf_e2": 0.0,
-        "psf_wing_fraction": 0.0,
-        "psf_wing_fwhm": 1.0,
-        "sky": 0.0,
-    }
-    values = {
+    values = {name: columns.get(name, np.full_like(flux_N, value)) for name, value in _DEFAULTS.items()}
+    values |= {name: columns[name] for name in ("bulge_to_total", "bulge_axis_ratio", "disk_axis_ratio")}
+    values |= {
         "ln_flux": np.log(flux_N),
         "ln_bulge_radius": np.log(columns["bulge_radius_arcsec"]),
         "ln_disk_radius": np.log(columns["disk_radius_arcsec"]),
@@ -84,10 +83,10 @@ def parameters(columns: Mapping[str, np.ndarray], pixel_scale_arcsec: float) -> 
         "disk_position_angle": np.radians(columns["disk_position_angle_deg"]),
         "x_offset": pixel_scale_arcsec * np.asarray(columns["x_offset_pixel"]),
         "y_offset": pixel_scale_arcsec * np.asarray(columns["y_offset_pixel"]),
-        "psf_fwhm": columns["psf_fwhm_arcsec"],
+        "psf_fwhm": columns["psf_core_fwhm_arcsec" if "psf_core_fwhm_arcsec" in columns else "psf_fwhm_arcsec"],
+        "psf_wing_fwhm": columns.get("psf_wing_fwhm_arcsec", np.ones_like(flux_N)),
+        "sky": np.zeros_like(flux_N),
     }
-    values |= {name: columns.get(name, np.full_like(flux_N, value)) for name, value in defaults.items()}
-    values |= {name: columns[name] for name in ("bulge_to_total", "bulge_axis_ratio", "disk_axis_ratio")}
     return np.stack([np.asarray(values[name], dtype=np.float64) for name in PARAMETERS], axis=1)
 
 
@@ -195,7 +194,7 @@ def _read(table_3U: np.ndarray, ln_u_KL: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(row_U[low_KL] + part_KL * (row_U[low_KL + 1] - row_U[low_KL]) for row_U in table_3U)
 
 
-def _table(transform_U, shape: float) -> np.ndarray:
+def _table(transform_U: Callable[[float], np.ndarray], shape: float) -> np.ndarray:
     value_U = transform_U(shape)
     slope_U = np.gradient(value_U, _LN_U)
     slope_U[0] = 0.0
@@ -205,7 +204,7 @@ def _table(transform_U, shape: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _sersic_table(index: float) -> np.ndarray:
-    """Return transform, slope by ln(u) and derivative by index (3 x U) of a Sersic profile of unit half-light radius and flux."""
+    """Return transform, slope by ln(u), derivative by index (3 x U) of a Sersic profile of unit half-light radius and flux."""
     return _table(_sersic_transform, index)
 
 
