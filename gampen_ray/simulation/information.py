@@ -24,7 +24,6 @@ import dataclasses
 from collections.abc import Collection, Mapping
 
 import numpy as np
-import scipy.fft
 import scipy.special
 
 from gampen_ray.simulation.profiles import PARAMETERS, image_and_derivatives, parameters
@@ -72,7 +71,7 @@ def fisher_matrix(
     if noise_correlation:
         power_H = 1 + 2 * noise_correlation * np.cos(2 * np.pi * np.fft.fftfreq(size))
         power_HL = power_H[:, None] * power_H[: size // 2 + 1]
-        white_PHW = scipy.fft.irfft2(scipy.fft.rfft2(white_PHW) / np.sqrt(power_HL), s=(size, size))
+        white_PHW = np.fft.irfft2(np.fft.rfft2(white_PHW) / np.sqrt(power_HL), s=(size, size))
     white_PX = white_PHW.reshape(len(PARAMETERS), -1)
     return white_PX @ white_PX.T
 

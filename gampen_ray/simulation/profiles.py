@@ -11,6 +11,7 @@ Shape legend: P parameters, H x W pixels, K x L wavenumbers (y, and x without it
 """
 
 import functools
+import typing
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -21,7 +22,7 @@ from gampen_ray.simulation.surveys import PSF_BETA
 
 __all__ = ["PARAMETERS", "image_and_derivatives", "parameters"]
 
-PARAMETERS = (
+PARAMETERS: tuple[str, ...] = (
     "ln_flux",
     "bulge_to_total",
     "ln_bulge_radius",
@@ -105,7 +106,7 @@ def image_and_derivatives(theta_P: np.ndarray, pixel_scale_arcsec: float, size: 
         Side of the cutout in pixels.
     """
     at = dict(zip(PARAMETERS, theta_P, strict=True))
-    num = 2 * scipy.fft.next_fast_len(size, real=True)
+    num = typing.cast(int, scipy.fft.next_fast_len(2 * size, real=True))
     kx_L = 2 * np.pi * scipy.fft.rfftfreq(num, pixel_scale_arcsec)
     ky_K1 = 2 * np.pi * scipy.fft.fftfreq(num, pixel_scale_arcsec)[:, None]
     k_KL = np.broadcast_to(kx_L, (num, len(kx_L))), np.broadcast_to(ky_K1, (num, len(kx_L)))
@@ -128,7 +129,7 @@ def image_and_derivatives(theta_P: np.ndarray, pixel_scale_arcsec: float, size: 
     derivatives |= {"x_offset": -1j * kx_L * whole_KL, "y_offset": -1j * ky_K1 * whole_KL}
     derivatives |= {name: light_KL * slope * beam_KL for name, slope in psf_slopes.items()}
     spectra_PKL = np.stack([derivatives[name] for name in PARAMETERS[:-1]])
-    jacobian_PHW = scipy.fft.irfft2(spectra_PKL, s=(num, num))[:, :size, :size]
+    jacobian_PHW = np.asarray(scipy.fft.irfft2(spectra_PKL, s=(num, num)))[:, :size, :size]
     jacobian_PHW = np.concatenate([jacobian_PHW, np.ones((1, size, size))])
     return jacobian_PHW[0] + at["sky"], jacobian_PHW
 

@@ -14,7 +14,7 @@ from gampen_ray.simulation.surveys import SURVEYS
 
 KIDS = SURVEYS["kids-r"]
 SCALE = KIDS.pixel_scale_arcsec
-EXACT = galsim.GSParams(folding_threshold=1e-3, maxk_threshold=1e-4)
+EXACT = galsim.GSParams(folding_threshold=2e-3)
 AT = {name: place for place, name in enumerate(PARAMETERS)}
 
 
