@@ -58,7 +58,7 @@ class InferConfig:
     split: Literal["", "train", "val", "test"] = ""
     """Split to predict; empty: all rows."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
-    """Monte Carlo dropout passes per galaxy; best a multiple of 1 / the network's dropout rate."""
+    """Monte Carlo dropout passes per galaxy; best the square of 1 / the network's dropout rate, or a multiple of 1 / rate."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
     batch_size: int = pydantic.Field(default=0, ge=0)

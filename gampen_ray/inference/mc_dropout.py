@@ -146,10 +146,11 @@ def dealt_units(num_units: int, rate: float, seed: int | Sequence[int]) -> Itera
     """Yield the units that one pass after another drops: a shuffled deck of all units, dealt, and shuffled anew when it ends.
 
     A unit is in a pass's hand with probability ``rate`` exactly, as under independent masks. But hands differ in size by one
-    at most, and so do the numbers of hands that two units are in, whatever the number of passes: K passes drop ``num_units *
-    rate * K`` units, rounded up or down, and each unit ``rate * K`` times, rounded up or down (sampling without replacement).
+    at most, and so do the numbers of hands that two units are in, whatever the number of passes (sampling without replacement).
     What one unit alone does to the outputs is therefore the same in the mean over ``1 / rate`` passes, or a multiple of them,
-    whatever the seed; only which units share a hand is left to chance. The scatter between passes that comes from the number of
+    whatever the seed. Where ``1 / rate`` is a prime number, two units also share one hand in ``1 / rate**2`` passes, as often
+    as independent ones would in the mean, so that the variance over these passes hardly depends on the seed either
+    (`_lines`); elsewhere which units share a hand is left to chance. The scatter between passes that comes from the number of
     dropped units is lost, and the rest is kept.
 
     Parameters
@@ -162,6 +163,10 @@ def dealt_units(num_units: int, rate: float, seed: int | Sequence[int]) -> Itera
         Of the shuffling.
     """
     generator = np.random.default_rng(seed)
+    num_hands = round(1 / rate)
+    if math.isclose(1 / rate, num_hands, rel_tol=1e-6) and _is_prime(num_hands):
+        while True:
+            yield from _lines(num_units, num_hands, generator)
     start, deck = generator.random(), np.empty(0, dtype=np.int64)
     for k in itertools.count():
         size = math.floor(start + (k + 1) * rate * num_units) - math.floor(start + k * rate * num_units)
@@ -173,6 +178,27 @@ def dealt_units(num_units: int, rate: float, seed: int | Sequence[int]) -> Itera
             deck = np.concatenate([deck[~again], deck[again]])
             hand, deck = np.concatenate([hand, deck[: size - len(hand)]]), deck[size - len(hand) :]
         yield hand
+
+
+def _lines(num_units: int, num_hands: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the hands of as many decks as each has hands, a prime number.
+
+    The units lie in random order on a grid of ``num_hands`` rows. A deck's hands are the parallel lines of one slope, and two
+    points of different columns lie on one common line (the affine plane over a prime field: Bose 1938, Sankhya 3, 323). Columns
+    in excess of ``num_hands`` form further planes, each shifted by chance in each deck.
+    """
+    cell = generator.permutation(num_units)
+    row, column = cell % num_hands, cell // num_hands
+    plane = column // num_hands
+    for slope in generator.permutation(num_hands):
+        shift = generator.integers(num_hands, size=num_units // num_hands**2 + 1)[plane]
+        line = (row + slope * column + shift) % num_hands
+        for hand in generator.permutation(num_hands):
+            yield np.flatnonzero(line == hand)
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _steps(tail: nn.Sequential) -> Iterator[tuple[float, nn.Module]]:

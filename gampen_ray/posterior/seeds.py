@@ -17,6 +17,7 @@ SHARE = 0.99
 """Share of galaxies that the second limit of each figure is for; the first is for half of them."""
 LIMITS = {"std": (0.03, 0.10), "width_95": (0.03, 0.10), "mean": (0.05, 0.05)}
 """Largest difference between two seeds, of the median galaxy and of `SHARE` of the galaxies, by figure."""
+_WORDS = {"std": "standard deviation", "width_95": "95 % width", "mean": "mean"}
 _MARGINAL = 2.0
 _WORTH_MORE_PASSES = 16
 
@@ -74,7 +75,7 @@ class SeedAgreement:
         With fewer than 1 / rate passes some units are never dropped, and which is chance: a higher rate helps. With more, a
         lower rate helps, as the passes then differ less.
         """
-        rarely = self.num_passes * rate < 1
+        rarely = self.num_passes > 1 and self.num_passes * rate < 1
         other = f"a dropout rate of at least {1 / self.num_passes:.2g}" if rarely else f"a dropout rate below {rate:.2g}"
         more = f"{self.passes_needed:,} passes"
         return f"{other}, or {more}" if self.passes_needed > _WORTH_MORE_PASSES * self.num_passes else f"{more}, or {other}"
@@ -95,8 +96,8 @@ class SeedAgreement:
         row = self.worst
         unit, factor = ("sigma", 1) if row.figure == "mean" else ("%", 100)
         return (
-            f"{row.figure} of {row.target} differs by {factor * row.median:.2g} {unit} for the median galaxy and by up to "
-            f"{factor * row.largest:.2g} {unit} for {SHARE:.0%} of galaxies"
+            f"{_WORDS[row.figure]} of {row.target} differs by {factor * row.median:.2g} {unit} for the median galaxy and by "
+            f"up to {factor * row.largest:.2g} {unit} for {100 * SHARE:g} % of galaxies"
         )
 
 

@@ -129,15 +129,29 @@ def test_hands_differ_in_size_by_one_and_so_do_the_counts_of_units(num_units: in
     assert set(dropped.sum(axis=1)) <= low_high(rate * num_units)
     counts = dropped.sum(axis=0)
     assert counts.max() - counts.min() <= 1
-    assert dropped.sum() in low_high(rate * num_units * num_passes)
+    assert set(counts) <= low_high(rate * num_passes)
 
 
 def test_every_unit_is_dropped_equally_often_over_a_multiple_of_the_inverse_rate() -> None:
     assert (masks(130, 1 / 16, 32).sum(axis=0) == 2).all()
 
 
-def test_a_unit_is_dropped_in_each_pass_with_the_probability_that_is_the_rate() -> None:
-    count, rate = 2000, 0.15
+@pytest.mark.parametrize("num_units", [25, 23, 60])
+def test_two_units_share_one_hand_where_the_inverse_rate_is_prime(num_units: int) -> None:
+    dropped = masks(num_units, 1 / 5, 25)
+    shared = (dropped.T @ dropped)[~np.eye(num_units, dtype=bool)]
+    if num_units <= 25:
+        # Of 25 points of a plane, those in the same column share none.
+        assert set(shared) == {0, 1}
+        assert (shared == 0).sum() <= num_units * 4
+    else:
+        assert shared.mean() == pytest.approx(num_units * 5 * (num_units / 5 - 1) / (num_units * (num_units - 1)))
+        assert shared.max() < 10
+
+
+@pytest.mark.parametrize("rate", [0.15, 1 / 7])
+def test_a_unit_is_dropped_in_each_pass_with_the_probability_that_is_the_rate(rate: float) -> None:
+    count = 2000
     share = np.mean([masks(10, rate, 12, seed) for seed in range(count)], axis=0)
     # 120 shares at once.
     assert np.abs(share - rate).max() < 4.5 * math.sqrt(rate * (1 - rate) / count)

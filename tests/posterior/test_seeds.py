@@ -59,7 +59,10 @@ def test_advice_names_passes_and_a_rate() -> None:
     assert a_few.advice(0.1) == "192 passes, or a dropout rate below 0.1"
     assert a_few.advice(0.002) == "192 passes, or a dropout rate of at least 0.031"
     assert agreement(("std", 0.3, 0.3)).advice(0.002) == "a dropout rate of at least 0.031, or 3,200 passes"
-    assert a_few.text() == "std of flux differs by 7 % for the median galaxy and by up to 10 % for 99% of galaxies"
+    assert agreement(("std", 0.07, 0.1), num_passes=1).advice(0.01) == "6 passes, or a dropout rate below 0.01"
+    assert (
+        a_few.text() == "standard deviation of flux differs by 7 % for the median galaxy and by up to 10 % for 99 % of galaxies"
+    )
     assert agreement(("mean", 0.1, 0.2)).text().startswith("mean of flux differs by 0.1 sigma for the median galaxy")
 
 
