@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from gampen_ray.config.scene import NeighboursConfig, SceneConfig
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.simulation.galaxies import TARGETS, simulate
+from gampen_ray.simulation.galaxies import TARGETS
 from gampen_ray.simulation.information import LIMIT_TARGETS, PSF_PARAMETERS, Limit
+from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS, Survey
 
 MIN_GALAXIES = 20
@@ -33,7 +35,6 @@ COVERAGE_BINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "effective_radius_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
     "bulge_to_total": lambda _: np.linspace(0, 1, 6),
     "psf_fwhm_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
-    "num_neighbours": lambda _: np.array([0, 1, 2, np.inf]),
     "neighbour_flux_fraction": lambda _: np.array([0, 0.01, 0.1, 1, np.inf]),
 }
 """Edges of the bins in which coverage is measured, besides magnitude, by column; a column that is not there is left out."""
@@ -51,7 +52,8 @@ def main(arguments: argparse.Namespace) -> None:
         population = read_split(arguments.dataset, arguments.split)
     else:
         survey, size = SURVEYS[arguments.survey], arguments.cutout_size
-        population = simulate(survey, cutout_size=size, neighbour_fraction=0.0, seed=0, start=0, stop=arguments.num_galaxies)
+        scene = SceneConfig(neighbours=NeighboursConfig(galaxies=0.0, stars=0.0))
+        population = simulate(survey, scene, cutout_size=size, seed=0, start=0, stop=arguments.num_galaxies)
     columns = {name: values[: arguments.num_galaxies] for name, values in population.items()}
     limit = Limit.of(columns, survey, size, population=population)
     sky_sigma = arguments.sky_sigma

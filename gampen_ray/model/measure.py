@@ -2,13 +2,15 @@
 
 A window of width sigma has the moments sum(I w z^m), z = (x + iy) / sigma, w = exp(-|z|^2 / 2): m = 0 is a soft aperture flux,
 m = 2 and 4 are the elongation at that radius. Over widths they are a curve of growth and a profile of ellipticity, and the
-parameters of a galaxy are smooth functions of them (cf. shapelets, Refregier 2003, MNRAS 338, 35).
+parameters of a galaxy are smooth functions of them (cf. shapelets, Refregier 2003, MNRAS 338, 35). Light of a neighbour, which
+has no counterpart on the other side of the galaxy, is replaced by that side's first.
 Shape legend: N galaxies, C bands, H x W pixels, S window widths, M numbers.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 
 __all__ = ["local_sky", "measure", "number_names", "window_widths"]
 
@@ -19,6 +21,9 @@ _CENTRING_WINDOW, _CENTRING_STEPS, _FARTHEST = 2.0, 4, 4.0
 """Width of the window of the centroid, its iterations, and how far from the middle of the image it may lie, pixels."""
 _FAINT = 3.0
 """Signal to noise below which a ratio is drawn towards zero."""
+_EXCESS_SIGMA, _EXCESS_SHARE, _CORE, _WINGS = 3.5, 0.2, 3.0, 3
+"""Light is a neighbour's where it exceeds that at the opposite point by so many sigma and so large a share, both averaged over
+3 x 3 pixels, at more than so many pixels from the centre; and so many pixels around, where it exceeds it at all."""
 _BORDER = 0.08
 """Width of the border in which sky and noise are measured, sides of the image."""
 _CLIP, _CLIP_STEPS = 3.0, 4
@@ -30,15 +35,7 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The median and 1.4826 MAD of the border's pixels, then mean and standard deviation of those within 3 sigma, four times. An
     image without noise has a noise of zero.
     """
-    height, width = images_NCHW.shape[-2:]
-    b = max(2, round(_BORDER * min(height, width)))
-    parts = (
-        images_NCHW[..., :b, :],
-        images_NCHW[..., -b:, :],
-        images_NCHW[..., b:-b, :b],
-        images_NCHW[..., b:-b, -b:],
-    )
-    border_NCB = torch.cat([part.flatten(2) for part in parts], dim=2)
+    border_NCB = torch.cat([part.flatten(2) for part in _border(images_NCHW)], dim=2)
     sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
     noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
     for _ in range(_CLIP_STEPS):
@@ -48,6 +45,27 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         noise_NC1 = ((kept * (border_NCB - sky_NC1) ** 2).sum(2, keepdim=True) / count_NC1).sqrt()
     # A Gaussian cut at 3 sigma has 0.9866 of its standard deviation.
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
+
+
+def _border(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
+    """Return the four strips of which the border of images consists, the upper and lower ones with the corners."""
+    b = max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
+    return [images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]]
+
+
+def _correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return the correlation of adjacent pixels within 3 sigma in the border, N x C, of images in units of their noise."""
+    product_NC = count_NC = torch.zeros(signal_NCHW.shape[:2], device=signal_NCHW.device)
+    for strip in _border(signal_NCHW):
+        kept = (strip.abs() <= _CLIP).to(strip.dtype)
+        for first, second in (
+            ((..., slice(None, -1)), (..., slice(1, None))),
+            ((..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))),
+        ):
+            pair = kept[first] * kept[second]
+            product_NC = product_NC + (pair * strip[first] * strip[second]).sum((2, 3))
+            count_NC = count_NC + pair.sum((2, 3))
+    return product_NC / count_NC.clamp(min=1)
 
 
 def window_widths(size: int) -> list[float]:
@@ -62,8 +80,10 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     widths = range(len(window_widths(size)))
     names = ["log_radius"]
     for band in bands:
-        names += [f"sky_{band}", f"noise_{band}"]
-        names += [f"{kind}_{band}_{s}" for kind in ("flux", "elongation", "twist", "fourth") for s in widths]
+        names += [f"sky_{band}", f"noise_{band}", f"noise_correlation_{band}"]
+        names += [
+            f"{kind}_{band}_{s}" for kind in ("blended_flux", "flux", "dipole", "elongation", "twist", "fourth") for s in widths
+        ]
     return names
 
 
@@ -88,13 +108,16 @@ def measure(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
     y_NSH = (torch.arange(height, device=images_NCHW.device) - centre_N2[:, 1, None, None]) / widths_S[:, None]
     # Powers of the coordinates times the window, K = 0 to 4: the moments are products along x and y.
     x_NSKW, y_NSKH = (torch.stack([u**k for k in range(5)], dim=2) * torch.exp(-(u**2) / 2)[:, :, None] for u in (x_NSW, y_NSH))
-    lines_NCHSK = torch.einsum("nchw,nskw->nchsk", signal_NCHW, x_NSKW)
+    blended_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, x_NSKW[:, :, 0])
+    blended_NCS = torch.einsum("nchs,nsh->ncs", blended_NCHS, y_NSKH[:, :, 0]) / (math.sqrt(math.pi) * widths_S)
+    lines_NCHSK = torch.einsum("nchw,nskw->nchsk", _without_neighbours(signal_NCHW, centre_N2), x_NSKW)
 
     def moment(j: int, k: int) -> torch.Tensor:
         """Sum of I x^j y^k w over the noise that it has where pixels are independent, N x C x S."""
         return torch.einsum("nchs,nsh->ncs", lines_NCHSK[..., j], y_NSKH[:, :, k]) / (math.sqrt(math.pi) * widths_S)
 
     flux_NCS = moment(0, 0)
+    first_NCS = torch.complex(moment(1, 0), moment(0, 1))
     second_NCS = torch.complex(moment(2, 0) - moment(0, 2), 2 * moment(1, 1))
     fourth_NCS = torch.complex(moment(4, 0) - 6 * moment(2, 2) + moment(0, 4), 4 * (moment(3, 1) - moment(1, 3)))
     size_NCS = torch.sqrt(flux_NCS**2 + _FAINT**2)
@@ -105,13 +128,38 @@ def measure(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
     numbers = [
         torch.asinh(sky_NC / noise_NC)[..., None],
         log_noise_NC[..., None],
+        _correlation(signal_NCHW)[..., None],
+        torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
+        first_NCS.abs() / size_NCS,
         second_NCS.real,
         second_NCS.imag.abs(),
         fourth_NCS.real,
     ]
     radius_N = _half_light_radius(flux_NCS.sum(1), widths_S)
     return torch.cat([torch.log(radius_N / min(height, width))[:, None], torch.cat(numbers, dim=2).flatten(1)], dim=1)
+
+
+def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> torch.Tensor:
+    """Return images in units of their noise, light without a counterpart opposite the centre replaced by what is there."""
+    height, width = signal_NCHW.shape[-2:]
+    x_W, y_H = (torch.arange(size, device=signal_NCHW.device) for size in (width, height))
+    x_NW, y_NH = (torch.round(2 * centre_N2).long()[:, i, None] - u for i, u in ((0, x_W), (1, y_H)))
+    inside_NHW = ((y_NH >= 0) & (y_NH < height))[:, :, None] & ((x_NW >= 0) & (x_NW < width))[:, None, :]
+    row_N = torch.arange(len(signal_NCHW), device=signal_NCHW.device)[:, None, None]
+
+    def opposite(image_NCHW: torch.Tensor) -> torch.Tensor:
+        turned = image_NCHW[row_N, :, y_NH.clamp(0, height - 1)[:, :, None], x_NW.clamp(0, width - 1)[:, None, :]]
+        return turned.permute(0, 3, 1, 2)
+
+    smooth_NCHW = F.avg_pool2d(signal_NCHW, 3, stride=1, padding=1, count_include_pad=False)
+    there_NCHW = opposite(smooth_NCHW)
+    limit_NCHW = _EXCESS_SIGMA * math.sqrt(2) / 3 + _EXCESS_SHARE * there_NCHW.clamp(min=0)
+    far_NHW = (x_W - centre_N2[:, :1])[:, None, :] ** 2 + (y_H - centre_N2[:, 1:])[:, :, None] ** 2 > _CORE**2
+    excess_NCHW, usable = smooth_NCHW - there_NCHW, (inside_NHW & far_NHW)[:, None]
+    sources = ((excess_NCHW > limit_NCHW) & usable).to(signal_NCHW.dtype)
+    foreign = (F.max_pool2d(sources, 2 * _WINGS + 1, stride=1, padding=_WINGS) > 0) & (excess_NCHW > 0) & usable
+    return torch.where(foreign, opposite(signal_NCHW), signal_NCHW)
 
 
 def _centroid(signal_NHW: torch.Tensor) -> torch.Tensor:

@@ -7,20 +7,29 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from gampen_ray.simulation.galaxies import Galaxy, simulate
+from gampen_ray.config.scene import MasksConfig, NeighboursConfig, NoiseConfig, PsfConfig, SceneConfig
+from gampen_ray.simulation.galaxies import Galaxy
 from gampen_ray.simulation.information import PSF_PARAMETERS, Limit, fisher_matrix
 from gampen_ray.simulation.profiles import PARAMETERS, image_and_derivatives, parameters
+from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
 
 KIDS = SURVEYS["kids-r"]
 SCALE = KIDS.pixel_scale_arcsec
 EXACT = galsim.GSParams(folding_threshold=2e-3)
+SCENE = SceneConfig(
+    psf=PsfConfig(beta=(3.5, 3.5), ellipticity=0.0, wing_fraction=(0.0, 0.0)),
+    noise=NoiseConfig(correlation=(0.0, 0.0), sky_level=0.0, sky_gradient=0.0),
+    neighbours=NeighboursConfig(galaxies=0.0, stars=0.0),
+    masks=MasksConfig(probability=0.0),
+)
+"""As plain as the closed forms."""
 AT = {name: place for place, name in enumerate(PARAMETERS)}
 
 
 @pytest.fixture(scope="module")
 def columns() -> dict[str, np.ndarray]:
-    return simulate(KIDS, cutout_size=64, neighbour_fraction=0.0, seed=3, start=0, stop=400)
+    return simulate(KIDS, SCENE, cutout_size=64, seed=3, start=0, stop=400)
 
 
 def changed(theta_P: np.ndarray, **changes: float) -> np.ndarray:
