@@ -13,6 +13,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gampen_ray.config import TrainConfig
+from gampen_ray.model.images import Inputs
+from gampen_ray.training.batches import Batch
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import Plan, fit
 from gampen_ray.training.run import build_network, prepare
@@ -57,7 +59,11 @@ def config(folder: str, case: str) -> TrainConfig:
 def trained(worker: LocalWorker, config: TrainConfig) -> dict[str, Any]:
     run = prepare(config)
     network = build_network(run).double()
-    plan = Plan(network=network, images=lambda x: run.network_inputs(x).double(), optimizer=config.optimizer, seed=config.seed)
+
+    def inputs(batch: Batch) -> Inputs:
+        return Inputs(run.network_inputs(batch).image_NCHW.double())
+
+    plan = Plan(network=network, inputs=inputs, optimizer=config.optimizer, seed=config.seed)
     history = fit(worker, plan)
     return {"losses": [(row["train_loss"], row["val_loss"]) for row in history], "weights": network.state_dict()}
 
