@@ -40,7 +40,7 @@ def test_whitening_is_continuous_where_variances_are_equal() -> None:
     torch.testing.assert_close(fitted(near).white(numbers), fitted(numbers).white(numbers), rtol=0, atol=0.02)
 
 
-def network(**outputs: float) -> tuple[Network, torch.Tensor, torch.Tensor]:
+def network() -> tuple[Network, torch.Tensor, torch.Tensor]:
     """A network with random weights, images and numbers."""
     torch.manual_seed(0)
     made = Network(WITH_NUMBERS, channels=1, size=SIZE, num_targets=2, numbers=3, measured=True)
@@ -58,7 +58,7 @@ def test_without_the_image_the_network_is_that_of_the_numbers() -> None:
     assert made.merge is not None
     made.merge.image.weight.data.zero_()
     torch.testing.assert_close(made(images, numbers), made.from_numbers(numbers), rtol=0, atol=0)
-    # Digits of the numbers survive autocast, and the network's shapes torch.compile.
+    # The digits of the numbers survive autocast.
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(made(images, numbers), made.from_numbers(numbers), rtol=1e-6, atol=1e-6)
 
@@ -119,10 +119,6 @@ def test_operations_with_numbers_are_counted(numbers: int) -> None:
 def flops_of_convolutions() -> int:
     """Operations of transformer and convolutions without numbers."""
     sides = 12**2 * 9 * 8 + 6**2 * 9 * 8 * 16
-    # 5 x 5 kernels on 20 pixels; then 8 of 4 maps of 7 pixels pooled, hidden units and the scale; and the crop's grid.
+    # 5 x 5 kernels on 20 pixels; hidden units on 4 maps of 7 pixels; and the scale.
     transformer = 16**2 * 25 * 4 + 4 * 7 * 7 * 8 + 8
-    return 2 * (sides + transformer + GRID)
-
-
-GRID = 12 * 12 * 3 * 2
-"""Coordinates of the crop by the affine map."""
+    return 2 * (sides + transformer)
