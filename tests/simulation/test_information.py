@@ -64,7 +64,8 @@ def test_image_and_derivatives_match_galsim(row: int, columns: dict[str, np.ndar
     if row == 0:  # GalSim takes a second for a new index
         theta_P, fixed = changed(theta_P, bulge_sersic_index=3.3, disk_sersic_index=1.2), []
     image, derivatives = image_and_derivatives(theta_P, SCALE, 64)
-    assert np.linalg.norm(image - drawn(theta_P, 64)) < 1e-3 * np.linalg.norm(image)
+    # The box is twice the cutout: light of a large bulge comes back from beyond.
+    assert np.linalg.norm(image - drawn(theta_P, 64)) < 2e-3 * np.linalg.norm(image)
     for name, derivative in zip(PARAMETERS, derivatives, strict=True):
         if name not in fixed:
             step = 1e-3 * np.eye(len(PARAMETERS))[AT[name]]
