@@ -40,7 +40,7 @@ def differences(bundle: Bundle, images_NCHW: np.ndarray, passes: Sequence[int]) 
     for count in passes:
         # Pass k is the same whatever the number of passes.
         components = [bundle.network.likelihood.components(outputs_NKP[:, :count].double()) for outputs_NKP in outputs]
-        mixtures = [Mixture(*pair, bundle.targets).scaled(bundle.calibration_scale_D) for pair in components]
+        mixtures = [bundle.calibration(Mixture(*pair, bundle.targets)) for pair in components]
         found = [seed_agreement(*pair).differences for pair in itertools.combinations(mixtures, 2)]
         result[str(count)] = {
             figure: [

@@ -20,6 +20,7 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import Calibration
 
 SIZE = 20
 PLAIN = ImagesConfig(sky="none", measure=False)
@@ -113,7 +114,7 @@ def bundle(config: NetworkConfig = NETWORK) -> Bundle:
         config=config,
         targets=targets,
         images=images,
-        calibration_scale_D=np.array([1.2, 0.8]),
+        calibration=Calibration.constant(np.array([1.2, 0.8])),
         metrics={"val_loss": 0.5},
         provenance={"date": "2026-11-22", "train": {}},
     )

@@ -78,7 +78,7 @@ def test_a_likelihood_trains_and_predicts(model: Bundle) -> None:
     outputs_NP = model.network(model.images(torch.from_numpy(galaxies(30, seed=5)["image"]))).detach()
     assert outputs_NP.shape == (30, 4)
     assert (posterior.scale_tril_NKDD[..., 1, 0] == 0).all()
-    width = 2**0.5 * outputs_NP[:, 2:].exp().numpy() * model.calibration_scale_D
+    width = 2**0.5 * outputs_NP[:, 2:].exp().numpy() * model.calibration.scale_DB[:, 0]
     assert posterior.standardised_std() == pytest.approx(width, rel=0.3)
 
 

@@ -35,11 +35,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     UserError
         If the catalogue is incomplete or holds no mixtures, the dataset lacks a target, or the output holds another run.
     """
-    import numpy as np
 
     from gampen_ray import storage
     from gampen_ray.catalog.parquet import mixture_from_catalog
     from gampen_ray.posterior import diagnostics
+    from gampen_ray.posterior.calibration import Calibration
     from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog
     from gampen_ray.run_folder import RunFolder
 
@@ -53,10 +53,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if folder.is_complete:
             evaluation = storage.read_json(folder.path(EVALUATION))
         else:
-            scale_D = np.asarray(catalog.manifest["calibration_scale"])
+            calibration = Calibration.from_dict(catalog.manifest["calibration"])
             evaluation = {
                 "catalog": config.catalog,
-                **diagnostics.evaluate(mixture, scale_D, catalog.truths_ND),
+                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND),
                 "seeds": catalog.seed_agreement(mixture, config.seed_galaxies),
             }
             storage.write_json(folder.path(EVALUATION), evaluation)

@@ -78,6 +78,7 @@ def import_gampen(config: ImportGampenConfig) -> "Bundle":
     from gampen_ray.gampen.weights import network_from_state_dict, read_state_dict, schema_of_table
     from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
     from gampen_ray.model.images import ImagePreprocessing
+    from gampen_ray.posterior.calibration import Calibration
     from gampen_ray.provenance import provenance
     from gampen_ray.run_folder import RunFolder
 
@@ -115,7 +116,7 @@ def import_gampen(config: ImportGampenConfig) -> "Bundle":
                 zero_point_mag=config.zero_point_mag,
                 pixel_scale_arcsec=config.pixel_scale_arcsec,
             ),
-            calibration_scale_D=np.ones(len(targets)),
+            calibration=Calibration.constant(np.ones(len(targets))),
             metrics={},
             provenance={**provenance(), "imported": to_dict(config), "inputs": inputs},
         )

@@ -148,7 +148,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
             **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
             "rates": rates,
             "config": to_dict(config),
-            "calibration_scale": bundle.calibration_scale_D.tolist(),
+            "calibration": bundle.calibration.to_dict(),
             "inputs": inputs,
             "bundle_provenance": bundle.provenance,
             "provenance": provenance(),

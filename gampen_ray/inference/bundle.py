@@ -25,6 +25,7 @@ from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.run_folder import RUN_FILE
 
@@ -47,8 +48,8 @@ class Bundle:
         Names, units, transforms and standardisation.
     images
         Preprocessing of cutouts.
-    calibration_scale_D
-        Factor on each target's posterior about its mean; ones where calibration is switched off.
+    calibration
+        Factors on the posteriors about their means; ones where calibration is switched off.
     metrics
         Figures of merit on the validation split, plain values.
     provenance
@@ -61,7 +62,7 @@ class Bundle:
     config: NetworkConfig
     targets: TargetSchema
     images: ImagePreprocessing
-    calibration_scale_D: np.ndarray
+    calibration: Calibration
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     novelty: OutOfDistribution | None = None
@@ -153,7 +154,7 @@ class Bundle:
             "network": to_dict(self.config),
             "targets": self.targets.to_dict(),
             "images": self.images.to_dict(),
-            "calibration": {"scale": [float(s) for s in self.calibration_scale_D]},
+            "calibration": self.calibration.to_dict(),
             "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
             "metrics": self.metrics,
             "provenance": self.provenance,
@@ -207,7 +208,7 @@ def load_bundle(uri: str) -> Bundle:
         config=config,
         targets=targets,
         images=images,
-        calibration_scale_D=np.asarray(description["calibration"]["scale"]),
+        calibration=Calibration.from_dict(description["calibration"]),
         metrics=description["metrics"],
         provenance=description["provenance"],
         novelty=novelty,

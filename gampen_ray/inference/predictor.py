@@ -171,7 +171,7 @@ class Predictor:
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
-        mixture = Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets).scaled(self._bundle.calibration_scale_D)
+        mixture = self._bundle.calibration(Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets))
         affine_N23 = passes.affine_N23.cpu().numpy()
         novelty = self._bundle.novelty
         flags_N = image_flags(

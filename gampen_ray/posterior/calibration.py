@@ -20,6 +20,75 @@ _CHUNK = 32
 # Candidate scales, evenly spaced in log between 1/16 and 16, more finely than a million galaxies can resolve.
 _LOG_SCALES = np.linspace(-math.log(16), math.log(16), 8001)
 _PRIOR_WIDTH = math.log(2)
+_BIN_GALAXIES, _MOST_BINS = 750, 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """Factors on posteriors about their means, each a function of the posterior's own width.
+
+    A network may be overconfident for galaxies that it knows well and cautious for others, or the reverse. Between the knots
+    the logarithm of the factor is linear in that of the standard deviation; beyond them it is constant.
+
+    Parameters
+    ----------
+    std_DB
+        Standard deviations in standardised space at which the factors are known, increasing along B.
+    scale_DB
+        Factors.
+    """
+
+    std_DB: np.ndarray
+    scale_DB: np.ndarray
+
+    @classmethod
+    def constant(cls, scale_D: np.ndarray) -> "Calibration":
+        """Return the calibration of one factor a target."""
+        scale_D = np.asarray(scale_D, np.float64)
+        return cls(std_DB=np.ones((len(scale_D), 1)), scale_DB=scale_D[:, None])
+
+    @classmethod
+    def fit(cls, mixture: Mixture, truths_ND: np.ndarray) -> "Calibration":
+        """Return the calibration of held-out posteriors: `fit_scale` in bins of equally many galaxies by width.
+
+        A bin has `_BIN_GALAXIES` or more; there are `_MOST_BINS` at most.
+
+        Parameters
+        ----------
+        mixture
+            Posteriors of the validation split.
+        truths_ND
+            Its true physical values.
+        """
+        std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND)
+        count = int(np.clip(len(mixture) // _BIN_GALAXIES, 1, _MOST_BINS))
+        std_DB, scale_DB = np.empty((2, std_ND.shape[1], count))
+        for d in range(len(std_DB)):
+            for b, rows in enumerate(np.array_split(np.argsort(std_ND[:, d], kind="stable"), count)):
+                std_DB[d, b] = np.median(std_ND[rows, d])
+                scale_DB[d, b] = _fitted(offset_ND[rows, d], ends_NQD[rows, :, d])
+        return cls(std_DB=std_DB, scale_DB=scale_DB)
+
+    def __call__(self, mixture: Mixture) -> Mixture:
+        """Return calibrated posteriors."""
+        return mixture.scaled(self._factors(mixture.standardised_std(), self.std_DB))
+
+    def undone(self, mixture: Mixture) -> Mixture:
+        """Return the posteriors that this calibration made these from, as far as no two of them become the same."""
+        return mixture.scaled(1 / self._factors(mixture.standardised_std(), self.std_DB * self.scale_DB))
+
+    def _factors(self, std_ND: np.ndarray, std_DB: np.ndarray) -> np.ndarray:
+        log_std_DN, log_std_DB, log_scale_DB = np.log(std_ND.T), np.log(std_DB), np.log(self.scale_DB)
+        return np.exp(np.stack(list(map(np.interp, log_std_DN, log_std_DB, log_scale_DB)), axis=1))
+
+    def to_dict(self) -> dict[str, list[list[float]]]:
+        """Return plain values for JSON."""
+        return {"std": self.std_DB.tolist(), "scale": self.scale_DB.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[list[float]]]) -> "Calibration":
+        """Rebuild from `to_dict`'s values."""
+        return cls(std_DB=np.asarray(values["std"], np.float64), scale_DB=np.asarray(values["scale"], np.float64))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,20 +163,26 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
     truths_ND
         Its true physical values.
     """
-    z_ND = _standardised_truths(mixture, truths_ND)
+    offset_ND, ends_NQD = _offsets(mixture, truths_ND)
+    return np.array([_fitted(offset_ND[:, d], ends_NQD[:, :, d]) for d in range(len(mixture.targets))])
+
+
+def _offsets(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return truths (N x D) and ends of the intervals (N x Q x D), relative to the posterior means, in standardised space."""
     centre_ND = mixture.standardised_mean()
     ends_NQD = mixture.standardised_quantile(interval_levels()) - centre_ND[:, None, :]
-    offset_ND = z_ND - centre_ND
-    scale_D = np.ones(len(mixture.targets))
-    variance = max(level * (1 - level) for level in LEVELS.values()) / len(mixture)
-    for d in range(len(scale_D)):
-        weight = -0.5 * (_LOG_SCALES / _PRIOR_WIDTH) ** 2
-        for i, level in enumerate(LEVELS.values()):
-            share = _coverage_of_scales(offset_ND[:, d], ends_NQD[:, 2 * i, d], ends_NQD[:, 2 * i + 1, d])
-            weight -= 0.5 * (share - level) ** 2 / variance
-        weight = np.exp(weight - weight.max())
-        scale_D[d] = math.exp(float((weight * _LOG_SCALES).sum() / weight.sum()))
-    return scale_D
+    return _standardised_truths(mixture, truths_ND) - centre_ND, ends_NQD
+
+
+def _fitted(offset_N: np.ndarray, ends_NQ: np.ndarray) -> float:
+    """Return the factor of one target; see `fit_scale`."""
+    variance = max(level * (1 - level) for level in LEVELS.values()) / len(offset_N)
+    weight = -0.5 * (_LOG_SCALES / _PRIOR_WIDTH) ** 2
+    for i, level in enumerate(LEVELS.values()):
+        share = _coverage_of_scales(offset_N, ends_NQ[:, 2 * i], ends_NQ[:, 2 * i + 1])
+        weight -= 0.5 * (share - level) ** 2 / variance
+    weight = np.exp(weight - weight.max())
+    return math.exp(float((weight * _LOG_SCALES).sum() / weight.sum()))
 
 
 def _coverage_of_scales(offset_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray) -> np.ndarray:

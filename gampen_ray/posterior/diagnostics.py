@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from gampen_ray.posterior.calibration import JOINT, coverage
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 
 
-def evaluate(mixture: Mixture, scale_D: np.ndarray, truths_ND: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def evaluate(mixture: Mixture, calibration: Calibration, truths_ND: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Return an evaluation as plain values for JSON.
 
     Parameters
     ----------
     mixture
         Calibrated posteriors.
-    scale_D
-        Their calibration scale (ones for none), which is undone for the coverage before calibration.
+    calibration
+        That made them, which is undone for the coverage before calibration.
     truths_ND
         True physical values.
     seed
@@ -34,7 +34,7 @@ def evaluate(mixture: Mixture, scale_D: np.ndarray, truths_ND: np.ndarray, seed:
         ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
         space), each for ``uncalibrated`` and ``calibrated``.
     """
-    versions = {"uncalibrated": mixture.scaled(1 / np.asarray(scale_D, dtype=np.float64)), "calibrated": mixture}
+    versions = {"uncalibrated": calibration.undone(mixture), "calibrated": mixture}
     return {
         "num_galaxies": len(mixture),
         "accuracy": accuracy(mixture, truths_ND),

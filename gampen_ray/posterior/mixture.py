@@ -94,13 +94,22 @@ class Mixture:
         """Number K of components."""
         return self.mean_NKD.shape[1]
 
-    def scaled(self, factor_D: np.ndarray) -> "Mixture":
-        """Return the posteriors stretched about the mixture mean in standardised space: z' = m + s (z - m) for each target."""
-        factor = torch.as_tensor(np.asarray(factor_D, dtype=np.float64), device=self.mean_NKD.device)
-        if factor.shape != (len(self.targets),) or not bool((factor > 0).all()):
-            raise ValueError(f"factor_D is {np.asarray(factor_D).tolist()}; it must hold {len(self.targets)} positive numbers")
+    def scaled(self, factor: np.ndarray) -> "Mixture":
+        """Return the posteriors stretched about the mixture mean in standardised space: z' = m + s (z - m) for each target.
+
+        Parameters
+        ----------
+        factor
+            The factors s of the targets, D, or of each galaxy's targets, N x D.
+        """
+        values = np.asarray(factor, dtype=np.float64)
+        if values.shape not in ((len(self.targets),), (len(self), len(self.targets))) or not (values > 0).all():
+            raise ValueError(
+                f"factor has shape {values.shape}; it must hold {len(self.targets)} positive numbers, or as many each"
+            )
+        s_N1D = torch.as_tensor(values, device=self.mean_NKD.device).expand(len(self), -1)[:, None]
         centre = self.mean_NKD.mean(1, keepdim=True)
-        return Mixture(centre + factor * (self.mean_NKD - centre), factor[:, None] * self.scale_tril_NKDD, self.targets)
+        return Mixture(centre + s_N1D * (self.mean_NKD - centre), s_N1D[..., None] * self.scale_tril_NKDD, self.targets)
 
     def mean(self) -> np.ndarray:
         """Return posterior means, N x D."""

@@ -97,6 +97,10 @@ def _rotation(
     return rotation_stability(judged.bundle, image_NCHW, conditions=judged.conditions(rows), num_angles=num_angles, **options)
 
 
+def _range(scales: list[float]) -> str:
+    return f"{min(scales):.3f}" if len(set(scales)) == 1 else f"{min(scales):.3f} to {max(scales):.3f}"
+
+
 def _speed(rates: dict[str, Any]) -> dict[str, str]:
     # A run that found all of its work done has none.
     return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
@@ -162,7 +166,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
-        "calibration scale": ", ".join(f"{s:.3f}" for s in manifest["calibration_scale"]),
+        "calibration factors": "; ".join(_range(scales) for scales in manifest["calibration"]["scale"]),
         **speed,
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",

@@ -26,7 +26,7 @@ from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import coverage, fit_scale
+from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
@@ -298,17 +298,17 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     novelty = fit_out_of_distribution(worker, run, bundle.network)
     if worker.rank != 0:
         return None
-    scale_D, metrics = calibrate(mixture, truths_ND)
-    applied_D = scale_D if config.calibration.enabled else np.ones_like(scale_D)
+    fitted, metrics = calibrate(mixture, truths_ND)
+    calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
     bundle = dataclasses.replace(
         bundle,
         network=bundle.network.cpu(),
-        calibration_scale_D=applied_D,
+        calibration=calibration,
         metrics={
             "val_loss": min(row["val_loss"] for row in history),
             "val_without_posterior": {"count": len(unusable), "object_id": unusable[:_NAMED]},
-            "fitted_scale": scale_D.tolist(),
-            "seeds": seed_agreement(*(m.scaled(applied_D) for m in seeds)).to_dict(run.network.backbone.dropout_rate),
+            "fitted_calibration": fitted.to_dict(),
+            "seeds": seed_agreement(*map(calibration, seeds)).to_dict(run.network.backbone.dropout_rate),
             **metrics,
         },
         novelty=novelty,
@@ -330,7 +330,7 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
         config=run.network,
         targets=run.targets,
         images=run.images,
-        calibration_scale_D=np.ones(len(run.targets)),
+        calibration=Calibration.constant(np.ones(len(run.targets))),
         metrics={},
         provenance={
             **provenance(),
@@ -445,12 +445,12 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
     return OutOfDistribution.fit(features_NF, held_out_MF) if len(features_NF) and len(held_out_MF) else None
 
 
-def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the fitted scale of each target and the coverage on the same galaxies before and after, as plain values."""
-    scale_D = fit_scale(mixture, truths_ND)
-    return scale_D, {
+def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[Calibration, dict[str, Any]]:
+    """Return the fitted calibration and the coverage on the same galaxies before and after, as plain values."""
+    calibration = Calibration.fit(mixture, truths_ND)
+    return calibration, {
         "coverage": {
             "uncalibrated": [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)],
-            "calibrated": [dataclasses.asdict(row) for row in coverage(mixture.scaled(scale_D), truths_ND)],
+            "calibrated": [dataclasses.asdict(row) for row in coverage(calibration(mixture), truths_ND)],
         }
     }

@@ -239,7 +239,7 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
     wanted = config(inputs, tmp_path / "o", bundle=str(tmp_path / "model"))
     infer(wanted)
     retrained = bundle()
-    retrained.calibration_scale_D[:] = 3.0
+    retrained.calibration.scale_DB[:] = 3.0
     retrained.save(str(tmp_path / "model"))
     with pytest.raises(UserError, match=r"output: .*/o holds a run on another bundle; nothing was changed: give a new folder"):
         infer(wanted)

@@ -71,7 +71,7 @@ def test_two_workers_of_which_one_dies_tune_a_bundle_as_a_plain_loop(ray_local: 
     assert unchanged_blocks(made.network, start.network) == {"spatial_transformer"}
     assert made.metrics["val_loss"] == min(row["val_loss"] for row in history)
     assert made.provenance["train"]["optimizer"]["epochs"] == 6
-    assert (made.calibration_scale_D == made.metrics["fitted_scale"]).all()
+    assert made.calibration.to_dict() == made.metrics["fitted_calibration"]
     assert_tracked(tmp_path / "run", config().mlflow, [row["val_loss"] for row in history])
 
     # A finished run is returned as it is, also where the bundle lies elsewhere; another one does not overwrite it.

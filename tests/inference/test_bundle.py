@@ -74,7 +74,7 @@ def test_run_folder_stands_for_its_bundle(tmp_path: Path) -> None:
 def test_calibration_scale_stretches_the_posterior(saved: Path) -> None:
     images = galaxies(3)["image"]
     plain = bundle()
-    plain.calibration_scale_D[:] = 1
+    plain.calibration.scale_DB[:] = 1
     width, plain_width = (
         np.diff(b.predict(images, num_passes=4).standardised_quantile(np.array([0.1, 0.9])), axis=1)
         for b in (load_bundle(str(saved)), plain)

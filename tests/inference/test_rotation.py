@@ -10,6 +10,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.network import Network
+from gampen_ray.posterior.calibration import Calibration
 from tests.networks import SIZE, bundle, galaxies
 
 SIGMA = 0.5
@@ -40,7 +41,7 @@ def reading(function) -> Bundle:
     model = bundle()
     # asinh(x) = x to float32 for small pixels
     images = dataclasses.replace(model.images, softening=1.0)
-    return dataclasses.replace(model, network=reads(function), images=images, calibration_scale_D=np.ones(2))
+    return dataclasses.replace(model, network=reads(function), images=images, calibration=Calibration.constant(np.ones(2)))
 
 
 def ramp(count: int = 3) -> np.ndarray:

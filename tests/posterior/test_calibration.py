@@ -1,9 +1,17 @@
+import json
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from scipy import optimize, stats
 
+from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
-from gampen_ray.posterior.calibration import JOINT, coverage, fit_scale
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale
+from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 from tests.posterior.posterior_cases import components_1d, mixture
 
@@ -151,3 +159,38 @@ def test_coverage_of_scales_against_scaled_intervals():
     edge = optimize.bisect(covered, 0.1, 10, xtol=1e-10)
     centre, high = m.mean()[0, 0], m.credible_interval(0.9545)[0, 1, 0]
     assert edge == pytest.approx((6.5 - centre) / (high - centre), rel=1e-8)
+
+
+def of_widths(count: int, error: Callable[[np.ndarray], np.ndarray]) -> tuple[Mixture, np.ndarray]:
+    """Return posteriors of one target whose widths vary by a factor of 100, and truths that scatter by another width."""
+    rng = np.random.default_rng(5)
+    std_N = np.exp(rng.uniform(math.log(0.01), 0, count))
+    schema = TargetSchema.fit({"x": TargetConfig()}, rng.standard_normal((100, 1)), {})
+    mean_NKD = torch.from_numpy(rng.standard_normal((count, 1, 1)))
+    z_N1 = mean_NKD[:, 0].numpy() + (error(std_N) * rng.standard_normal(count))[:, None]
+    return Mixture(mean_NKD, torch.from_numpy(std_N)[:, None, None, None], schema), schema.physical(z_N1)
+
+
+def test_a_calibration_by_width_corrects_what_one_factor_cannot() -> None:
+    # Too wide where narrow, too narrow where wide.
+    error = lambda std_N: std_N * (0.6 + 0.3 * (np.log(std_N) / math.log(10) + 2))  # noqa: E731
+    fitted, truths = of_widths(8000, error)
+    calibration = Calibration.fit(fitted, truths)
+    assert calibration.std_DB.shape == (1, 8)
+    assert (np.diff(calibration.std_DB) > 0).all()
+    held_out, held_truths = of_widths(7999, error)
+    narrow_N = held_out.standardised_std()[:, 0] < 0.05
+    one = held_out.scaled(fit_scale(fitted, truths))
+    for part in (narrow_N, ~narrow_N):
+        assert coverage(calibration(held_out)[part], held_truths[part])[0].coverage == pytest.approx(0.6827, abs=0.02)
+        assert coverage(one[part], held_truths[part])[0].coverage != pytest.approx(0.6827, abs=0.04)
+    back = calibration.undone(calibration(held_out))
+    np.testing.assert_allclose(back.standardised_std(), held_out.standardised_std(), rtol=1e-9)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    np.testing.assert_array_equal(again(held_out).standardised_std(), calibration(held_out).standardised_std())
+
+
+def test_few_galaxies_are_calibrated_by_one_factor_a_target() -> None:
+    few, truths = of_widths(700, lambda std_N: 1.5 * std_N)
+    calibration = Calibration.fit(few, truths)
+    assert calibration.scale_DB == pytest.approx(fit_scale(few, truths)[:, None])

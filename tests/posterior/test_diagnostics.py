@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gampen_ray.posterior.calibration import coverage
+from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.diagnostics import accuracy, evaluate, format_table
 from tests.posterior.posterior_cases import components_1d, mixture
 
@@ -14,7 +14,11 @@ def evaluated():
     raw = mixture("logit", "log", "identity", num_galaxies=400, num_passes=4, location=0.0, scale=0.5)
     truths = raw.sample(1, seed=1)[:, 0]
     wrong = raw.scaled(np.array([0.5, 0.5, 0.5]))
-    return wrong, truths, evaluate(wrong.scaled(np.array([2.0, 2.0, 2.0])), np.array([2.0, 2.0, 2.0]), truths)
+    return (
+        wrong,
+        truths,
+        evaluate(wrong.scaled(np.array([2.0, 2.0, 2.0])), Calibration.constant(np.array([2.0, 2.0, 2.0])), truths),
+    )
 
 
 def test_is_plain_json(evaluated):
@@ -53,7 +57,7 @@ def test_relative_error_leaves_out_truths_of_zero():
 
 def test_negative_log_density_of_a_gaussian():
     m = components_1d("identity", [1.0], [2.0])
-    result = evaluate(m, np.ones(1), np.array([[4.0]]))["negative_log_density"]["calibrated"]
+    result = evaluate(m, Calibration.constant(np.ones(1)), np.array([[4.0]]))["negative_log_density"]["calibrated"]
     assert result["physical"] == pytest.approx(-stats.norm.logpdf(4.0, 1.0, 2.0))
     assert result["standardised"] == pytest.approx(result["physical"] - np.log(m.targets.targets[0].scale))
 
@@ -69,4 +73,4 @@ def test_table_has_six_short_lines(evaluated):
 
 def test_table_without_relative_error():
     m = components_1d("logit", [0.0], [0.5])
-    assert " - " in format_table(evaluate(m, np.ones(1), np.zeros((1, 1))))
+    assert " - " in format_table(evaluate(m, Calibration.constant(np.ones(1)), np.zeros((1, 1))))

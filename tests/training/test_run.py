@@ -149,7 +149,7 @@ def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:
     config = train_config(data, str(tmp_path / "run"))
     config = dataclasses.replace(config, calibration=dataclasses.replace(config.calibration, enabled=False))
     bundle = load_bundle(str(trained(config)))
-    assert bundle.calibration_scale_D.tolist() == [1.0, 1.0]
+    assert bundle.calibration.scale_DB.tolist() == [[1.0], [1.0]]
     assert bundle.metrics["fitted_scale"] != [1.0, 1.0]
 
 

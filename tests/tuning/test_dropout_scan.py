@@ -10,7 +10,7 @@ from gampen_ray.config.base import to_dict
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.calibration import coverage
+from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import one_pass
 from gampen_ray.tuning.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
@@ -44,7 +44,7 @@ def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
         backbone = dataclasses.replace(NETWORK.backbone, dropout_rate=row.rate)
         network = Network(dataclasses.replace(NETWORK, backbone=backbone), channels=1, size=20, num_targets=2)
         network.load_state_dict(model.network.state_dict())
-        changed = dataclasses.replace(model, network=network, calibration_scale_D=np.ones(2))
+        changed = dataclasses.replace(model, network=network, calibration=Calibration.constant(np.ones(2)))
         posterior = changed.predict(x, num_passes=4, seed=3)
         expected = coverage(posterior, truths_ND)
         assert row.coverage == [dataclasses.asdict(one) for one in expected]
