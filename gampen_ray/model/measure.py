@@ -54,7 +54,9 @@ def window_widths(size: int) -> list[float]:
     """Return the widths (sigma, pixels) of the windows for images of a side."""
     largest = max(_LARGEST_WINDOW * size, 2 * _SMALLEST_WINDOW)
     count = 1 + max(2, math.ceil(math.log(largest / _SMALLEST_WINDOW) / math.log(_STEP)))
-    return torch.logspace(math.log10(_SMALLEST_WINDOW), math.log10(largest), count, dtype=torch.float64).tolist()
+    ends = math.log10(_SMALLEST_WINDOW), math.log10(largest)
+    # On the CPU also where a network is built without memory, on the meta device.
+    return torch.logspace(*ends, count, dtype=torch.float64, device="cpu").tolist()
 
 
 def number_names(bands: tuple[str, ...], size: int) -> list[str]:
