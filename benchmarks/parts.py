@@ -1,6 +1,7 @@
-"""Models and cutouts for the benchmarks."""
+"""Models, cutouts and predictions for the benchmarks."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from gampen_ray.config import NetworkConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
+from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.summary import Statistics, summary_columns
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import BUNDLE, execute, prepare
 
@@ -21,6 +25,9 @@ SMALL = dataclasses.replace(
     NetworkConfig(), spatial_transformer=dataclasses.replace(NetworkConfig().spatial_transformer, output_size=20, downsample=1)
 )
 """The compact network for cutouts of 32 pixels."""
+
+NO_WARNING = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.RESAMPLED | Flag.CROP_AT_BOUND
+"""Flags that say what was done to an image; all others warn that a posterior may be wrong."""
 
 
 def model(config: NetworkConfig, size: int) -> Bundle:
@@ -74,3 +81,39 @@ def cutouts(folder: Path, size: int, count: int, per_shard: int) -> np.ndarray:
             shards.write_shard(shards.part_uri(str(folder), shards.ALL, part), columns, info)
         shards.write_dataset_info(str(folder), info)
     return image_NCHW
+
+
+def predicted(
+    bundle: Bundle,
+    columns: Mapping[str, np.ndarray],
+    *,
+    num_passes: int,
+    seed: int,
+    zero_point_mag: float | None = None,
+    pixel_scale_arcsec: float | None = None,
+) -> Prediction:
+    """Return the posteriors of ``image``, with all flags that a catalogue has, given the columns of the bundle's conditions."""
+    predict = Predictor(
+        bundle, num_passes=num_passes, seed=seed, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec
+    )
+    prediction = predict(columns["image"], bundle.condition_values(columns, len(columns["image"])))
+    statistics = Statistics(prediction.mixture)
+    # Modes and correlations, which take long, decide no flag.
+    used = [c for c in summary_columns(bundle.targets) if not (c.name.endswith("_mode") or c.name.startswith("corr_"))]
+    flags_N = posterior_flags({column.name: column.value(statistics) for column in used}, bundle.targets)
+    return dataclasses.replace(prediction, flags_N=prediction.flags_N | np.where(prediction.usable_N, flags_N, 0))
+
+
+def warned(prediction: Prediction) -> np.ndarray:
+    """Return for each galaxy whether a flag warns that its posterior may be wrong, or it has none."""
+    return ((prediction.flags_N & ~NO_WARNING.value) != 0) | ~prediction.usable_N
+
+
+def flag_shares(prediction: Prediction) -> dict[str, float]:
+    """Return the share of galaxies with each flag."""
+    return {str(flag.name): float(((prediction.flags_N & flag.value) != 0).mean()) for flag in Flag}
+
+
+def flag_names(prediction: Prediction, index: int = 0) -> list[str]:
+    """Return the names of one galaxy's flags."""
+    return [str(flag.name) for flag in Flag if prediction.flags_N[index] & flag.value]

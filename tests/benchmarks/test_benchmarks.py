@@ -1,0 +1,109 @@
+"""The benchmarks that measure a bundle run, on a few galaxies and a bundle that has learned nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+
+from gampen_ray.config import ImagesConfig, NetworkConfig
+from gampen_ray.config.parts import default_targets
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.model.images import Condition, ImagePreprocessing
+from gampen_ray.model.network import Network
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.simulation.psf import MoffatPsf
+from gampen_ray.simulation.render import render
+from gampen_ray.simulation.scene import galaxy_of, simulate
+from gampen_ray.simulation.surveys import SURVEYS
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import real_galaxies
+import shifts
+
+SIZE = 40
+SURVEY = SURVEYS["kids-r"]
+SCALE = SURVEY.pixel_scale_arcsec
+
+
+@pytest.fixture(scope="module")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained bundle of the simulated targets, given the width of the PSF."""
+    columns = simulate(SURVEY, cutout_size=SIZE, seed=0, start=0, stop=40)
+    configs = default_targets()
+    values_ND = np.stack([columns[name] for name in configs], axis=1)
+    images = ImagePreprocessing.fit(
+        ImagesConfig(),
+        ("r",),
+        columns["image"],
+        zero_point_mag=SURVEY.zero_point_mag,
+        pixel_scale_arcsec=SCALE,
+        conditions=(Condition.fit("psf_fwhm_arcsec", columns["psf_fwhm_arcsec"]),),
+    )
+    torch.manual_seed(0)
+    uri = str(tmp_path_factory.mktemp("bundle"))
+    Bundle(
+        network=Network.of(NetworkConfig(), images, 3).eval(),
+        config=NetworkConfig(),
+        targets=TargetSchema.fit(configs, values_ND, {}),
+        images=images,
+        calibration_scale_D=np.ones(3),
+        metrics={},
+        provenance={"date": "", "train": {}},
+    ).save(uri)
+    return uri
+
+
+def test_shifts(bundle_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["none", "a neighbour of similar brightness", "pixels of 0.25 arcsec, resampled", "zero point -0.2 mag"]
+    chosen.append("zero point +0.2 mag")
+    shifts.main(shifts.parsed([bundle_uri, "--num-galaxies", "4", "--num-passes", "2", "--only", *chosen]))
+    rows = {row["shift"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert {row["verdict"] for row in rows.values()} <= {"holds", "flagged", "fails", "told"}
+    assert rows["zero point +0.2 mag"]["verdict"] == "told"
+    assert rows["pixels of 0.25 arcsec, resampled"]["flagged"]["RESAMPLED"] == 1
+    assert list(rows) == chosen
+
+
+def test_shifted_galaxies_are_the_same_ones() -> None:
+    sky = shifts.the_sky(_Sized(SIZE), shifts.parsed(["none", "--num-galaxies", "3"]))  # type: ignore[arg-type]
+    none, faint = sky.draw(), shifts.at_magnitudes(sky, sky.draw(), 23.0, 24.5)
+    wide = sky.draw({"psf.fwhm_arcsec": (1.1, 1.8)})
+    np.testing.assert_array_equal(wide["flux"], none["flux"])
+    np.testing.assert_allclose(wide["psf_core_fwhm_arcsec"], 2 * none["psf_core_fwhm_arcsec"])
+    assert (faint["magnitude"] > 22.8).all()
+
+
+class _Sized:
+    def __init__(self, size: int) -> None:
+        self.images = self
+        self.size = size
+
+
+def test_real_galaxies_finds_and_fits_what_is_in_a_tile(
+    bundle_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng, side, psf = np.random.default_rng(0), 500, MoffatPsf(fwhm_arcsec=0.7, beta=3.0)
+    tile = rng.normal(5.0, SURVEY.sky_noise, (side, side))
+    half = real_galaxies.STAMP // 2
+    star = render([shifts.POINT], psf=psf, pixel_scale_arcsec=SCALE, size=real_galaxies.STAMP)
+    row = {"bulge_to_total": 0.3, "bulge_radius_arcsec": 0.4, "disk_radius_arcsec": 1.0, "x_offset_pixel": 0.0}
+    row |= {"bulge_axis_ratio": 0.8, "disk_axis_ratio": 0.7, "bulge_position_angle_deg": 30.0, "y_offset_pixel": 0.0}
+    row |= {"disk_position_angle_deg": 30.0, "bulge_sersic_index": 4.0, "disk_sersic_index": 1.0, "flux": 30000.0}
+    galaxy = galaxy_of(row, SCALE)
+    image = render([galaxy], psf=psf, pixel_scale_arcsec=SCALE, size=real_galaxies.STAMP)
+    for i in range(16):
+        y, x = 60 + 120 * (i // 4), 60 + 120 * (i % 4)
+        tile[y - half : y + half + 1, x - half : x + half + 1] += image if i in (5, 10) else 20000 * star
+    fits.PrimaryHDU(tile.astype(np.float32)).writeto(tmp_path / "tile.fits")
+    command = [bundle_uri, "--tile", str(tmp_path / "tile.fits"), "--zero-point", "30", "--pixel-scale", str(SCALE)]
+    real_galaxies.main(real_galaxies.parsed([*command, "--num-passes", "2"]))
+    rows = json.loads(capsys.readouterr().out)["tile"]["galaxies"]
+    assert sorted(row["name"] for row in rows) == ["180,180", "300,300"]
+    for row in rows:
+        for name, truth in (("flux", galaxy.flux), ("effective_radius_arcsec", galaxy.effective_radius_arcsec)):
+            assert row["fit"]["value"][name] == pytest.approx(truth, rel=0.05)
+        assert row["psf"]["psf_fwhm_arcsec"] == pytest.approx(psf.sizes(SCALE).fwhm_arcsec, rel=0.03)
