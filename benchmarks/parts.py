@@ -16,6 +16,7 @@ from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.summary import Statistics, summary_columns
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import BUNDLE, execute, prepare
@@ -42,7 +43,7 @@ def model(config: NetworkConfig, size: int) -> Bundle:
         config=config,
         targets=targets,
         images=ImagePreprocessing(bands=("r",), size=size, softening=1.0, channels=channels),
-        calibration_scale_D=np.ones(3),
+        calibration=Calibration.constant(np.ones(3)),
         metrics={},
         provenance={"date": "", "train": {}},
     )

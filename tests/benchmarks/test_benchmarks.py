@@ -15,6 +15,7 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import Condition, ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.simulation.psf import MoffatPsf
 from gampen_ray.simulation.render import render
 from gampen_ray.simulation.scene import galaxy_of, simulate
@@ -50,7 +51,7 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         config=NetworkConfig(),
         targets=TargetSchema.fit(configs, values_ND, {}),
         images=images,
-        calibration_scale_D=np.ones(3),
+        calibration=Calibration.constant(np.ones(3)),
         metrics={},
         provenance={"date": "", "train": {}},
     ).save(uri)
