@@ -230,7 +230,12 @@ def flops(bundle: Bundle) -> int:
     images = bundle.images
     channels = 1 if images.repeats_a_band else images.channels
     return inference_flops(
-        bundle.config, channels=channels, size=images.size, num_targets=len(bundle.targets), num_passes=NUM_PASSES
+        bundle.config,
+        channels=channels,
+        size=images.size,
+        num_targets=len(bundle.targets),
+        num_passes=NUM_PASSES,
+        numbers=len(images.number_names),
     )
 
 

@@ -22,6 +22,8 @@ _FAINT = 3.0
 _BORDER = 0.08
 """Width of the border in which sky and noise are measured, sides of the image."""
 _CLIP, _CLIP_STEPS = 3.0, 4
+_BRIGHTEST = 1e14
+"""Signal to noise at which pixels saturate: their squares are finite in float32."""
 _LEAST = 1e-6
 """Least noise of a pixel and least flux, in units of `measure`'s ``unit``."""
 PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light")
@@ -38,10 +40,12 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
     noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
     for _ in range(_CLIP_STEPS):
-        kept = ((border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1).to(border_NCB.dtype)
-        count_NC1 = kept.sum(2, keepdim=True)
-        sky_NC1 = (kept * border_NCB).sum(2, keepdim=True) / count_NC1
-        noise_NC1 = ((kept * (border_NCB - sky_NC1) ** 2).sum(2, keepdim=True) / count_NC1).sqrt()
+        kept_NCB = (border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1
+        count_NC1 = kept_NCB.sum(2, keepdim=True)
+        sky_NC1 = border_NCB.where(kept_NCB, 0).sum(2, keepdim=True) / count_NC1
+        # Not by a product: the square of what is clipped may be infinite.
+        deviation_NCB = (border_NCB - sky_NC1).where(kept_NCB, 0)
+        noise_NC1 = ((deviation_NCB**2).sum(2, keepdim=True) / count_NC1).sqrt()
     # A Gaussian cut at 3 sigma has 0.9866 of its standard deviation.
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
 
@@ -69,18 +73,21 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     return names
 
 
-def measure(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
+def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
     """Measure the galaxies at the centres of images, and return N x M numbers in the order of `number_names`.
 
     Parameters
     ----------
     images_NCHW
-        Flux units, finite.
+        Flux units, finite, without the sky.
+    sky_NC, noise_NC
+        What was subtracted, and the noise of a pixel: `local_sky` of the whole cutouts.
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
     height, width = images_NCHW.shape[-2:]
-    signal_NCHW, sky_NC, noise_NC = _signal(images_NCHW, unit)
+    noise_NC = noise_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = _over(images_NCHW.float(), noise_NC)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]
@@ -124,16 +131,23 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
 
     Parameters
     ----------
-    images_NCHW, unit
+    images_NCHW
+        Flux units, finite, with their sky.
+    unit
         As for `measure`.
     """
     images_NCHW = images_NCHW.float()
-    signal_NCHW, sky_NC, noise_NC = _signal(images_NCHW, unit)
+    sky_NC, noise_NC = local_sky(images_NCHW)
+    noise_NC = noise_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC)
     widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
-    offsets = [torch.arange(n, device=images_NCHW.device) - c_N[:, None] for n, c_N in zip(signal_NCHW.shape[:1:-1], centre_N2.T, strict=True)]
-    windows = [torch.exp(-((u[:, None] / widths_S[:, None]) ** 2) / 2) for u in offsets]
-    flux_NCS = torch.einsum("nchw,nsw,nsh->ncs", signal_NCHW, *windows) / (math.sqrt(math.pi) * widths_S)
+    windows = [
+        torch.exp(-(((torch.arange(side, device=images_NCHW.device) - c_N[:, None])[:, None] / widths_S[:, None]) ** 2) / 2)
+        for side, c_N in zip(signal_NCHW.shape[:1:-1], centre_N2.T, strict=True)
+    ]
+    lines_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, windows[0])
+    flux_NCS = torch.einsum("nchs,nsh->ncs", lines_NCHS, windows[1]) / (math.sqrt(math.pi) * widths_S)
     radius_N, last_N = _half_light_radius(flux_NCS.sum(1), widths_S)
     light_NC = (flux_NCS * widths_S).gather(2, last_N[:, None, None].expand(-1, flux_NCS.shape[1], 1))[..., 0]
     light_NC = math.sqrt(math.pi) * noise_NC * light_NC
@@ -153,12 +167,8 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
     return torch.stack(numbers, dim=1)
 
 
-def _signal(images_NCHW: torch.Tensor, unit: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the images without their sky, over their noise, and sky level and noise, both N x C."""
-    images_NCHW = images_NCHW.float()
-    sky_NC, noise_NC = local_sky(images_NCHW)
-    noise_NC = noise_NC.clamp(min=_LEAST * unit)
-    return (images_NCHW - sky_NC[..., None, None]) / noise_NC[..., None, None], sky_NC, noise_NC
+def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:
+    return (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
 
 
 def _correlation(border: tuple[torch.Tensor, ...]) -> torch.Tensor:

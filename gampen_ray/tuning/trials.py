@@ -57,6 +57,7 @@ def objectives(bundle: Bundle, num_passes: int) -> dict[str, float]:
                 size=bundle.images.size,
                 num_targets=len(bundle.targets),
                 num_passes=num_passes,
+                numbers=len(bundle.images.number_names),
             )
         ),
     }
