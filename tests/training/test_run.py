@@ -16,7 +16,7 @@ from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, sample_images, tell_seeds, warn_of_unusable, with_config
+from gampen_ray.training.run import execute, prepare, sample_images, tell_verdicts, warn_of_unusable, with_config
 from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
 
 
@@ -66,12 +66,14 @@ def test_agreement_of_two_seeds_is_kept_and_told(
     seeds = bundle.metrics["seeds"]
     assert (seeds["num_passes"], seeds["num_galaxies"]) == (num_passes, 60)
     caplog.set_level("INFO", logger="gampen_ray")
-    tell_seeds(bundle)
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    tell_verdicts(bundle)
+    warnings = [r for r in caplog.records if r.levelname == "WARNING" and "verdict on seeds" in r.getMessage()]
     assert seeds["verdict"] == verdict
     assert bool(warnings) == (verdict == "fails")
-    assert f"agreement of two seeds of the dropout masks, {num_passes} passes: {verdict}: " in caplog.text
-    assert not warnings or re.search(r"4 passes: fails: .*; give .*a dropout rate of at least 0\.25", caplog.text)
+    assert f"verdict on seeds: {verdict}: two seeds, {num_passes} passes: " in caplog.text
+    assert not warnings or re.search(
+        r"seeds: fails: two seeds, 4 passes: .*; give .*a dropout rate of at least 0\.25", caplog.text
+    )
     # With seeds of which training knew nothing.
     images = galaxies(60, seed=3)["image"]
     first, second = (bundle.predict(images, num_passes=num_passes, seed=seed) for seed in (17, 18))
