@@ -13,7 +13,7 @@ __all__ = ["Verdict", "coverage_verdict", "crop_verdict", "radius_target", "seed
 _CONSTANT = 0.02
 _DEAD = 0.1
 _CORRELATED, _UNCORRELATED = 0.8, 0.4
-_AT_BOUND = 0.5
+_AT_BOUND, _FEW = 0.5, 10
 _UNMOVED = 0.01
 _POINTS, _POINTS_IN_BIN = 0.02, 0.04
 _ERRORS = 2.5
@@ -61,7 +61,7 @@ def crop_verdict(crop: CropStatistics) -> Verdict:
         return Verdict(verdict="fails", text=text)
     if dead:
         return Verdict(verdict="marginal", text=f"{text}; {units}")
-    if crop.at_bound > _AT_BOUND:
+    if crop.num_galaxies >= _FEW and crop.at_bound > _AT_BOUND:
         return Verdict(verdict="marginal", text=f"{text}; {crop.at_bound:.0%} of the crops are at a bound")
     return Verdict(verdict="holds" if correlation is None or correlation >= _CORRELATED else "marginal", text=text)
 

@@ -213,7 +213,7 @@ class ImagePreprocessing:
         return torch.cat(parts, dim=1) if parts else None
 
     def plain_numbers(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return `gampen_ray.model.measure.plain_numbers` of cutouts in flux units, of what the network sees, without padding."""
+        """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts in flux units, without padding."""
         return plain_numbers(resize(images_NCHW, min(self.size, *images_NCHW.shape[-2:])), self.softening)
 
     def inputs(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> Inputs:

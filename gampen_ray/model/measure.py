@@ -123,11 +123,12 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
 def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
     """Return what a person would look at to see whether images are like others, N x Q x C in the order of `PLAIN_NUMBERS`.
 
-    ``sky``: level of the border over the noise of a pixel, asinh; ``noise``: that noise, log; ``brightness``: flux in the
-    largest window with light of the galaxy, log; ``size``: half-light radius over the image's side, log, of all bands together;
-    ``constant``: share of pixels exactly equal to their right or upper neighbour; ``correlation``: of neighbouring pixels of the
-    border, without those beyond 3 sigma; ``stray_light``: sum of the border's pixels above 3 sigma, over the noise of the border,
-    log(1 + x).
+    * ``sky``: level of the border over the noise of a pixel, asinh; ``noise``: that noise, log
+    * ``brightness``: flux in the largest window with light of the galaxy, log
+    * ``size``: half-light radius over the image's side, log, of all bands together
+    * ``constant``: share of pixels exactly equal to their right neighbour, or upper one if that is more
+    * ``correlation``: of neighbouring pixels of the border, without those beyond 3 sigma
+    * ``stray_light``: sum of the border's pixels above 3 sigma, over the noise of that sum, log(1 + x)
 
     Parameters
     ----------

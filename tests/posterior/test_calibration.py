@@ -151,3 +151,16 @@ def test_coverage_of_scales_against_scaled_intervals():
     edge = optimize.bisect(covered, 0.1, 10, xtol=1e-10)
     centre, high = m.mean()[0, 0], m.credible_interval(0.9545)[0, 1, 0]
     assert edge == pytest.approx((6.5 - centre) / (high - centre), rel=1e-8)
+
+
+def test_coverage_in_bins_finds_where_posteriors_are_too_narrow():
+    rng = np.random.default_rng(0)
+    value_N = rng.uniform(size=4000)
+    m = gaussian(np.zeros((4000, 1)), [[1.0]], "identity")
+    # Twice as wide as the posteriors say in the upper half.
+    truths = m.targets.physical(rng.normal(size=(4000, 1)) * np.where(value_N > 0.5, 2.0, 1.0)[:, None])
+    rows = coverage_by(m, truths, {"psf": np.where(value_N < 0.01, np.nan, value_N)}, num_bins=2)
+    assert [row["column"] for row in rows] == ["psf", "psf"]
+    assert rows[0]["low"] >= 0.01 and rows[0]["high"] < rows[1]["low"]
+    assert rows[0]["coverage"] == pytest.approx(0.6827, abs=0.04)
+    assert rows[1]["coverage"] == pytest.approx(2 * norm.cdf(0.5) - 1, abs=0.04)
