@@ -281,7 +281,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
 
 
 def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, Any]:
-    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and the crops' spread."""
+    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and crops."""
     from gampen_ray.catalog.completeness import catalog_contents, crop_scales
     from gampen_ray.catalog.hats import write_hats
     from gampen_ray.gampen.summary_files import write_files

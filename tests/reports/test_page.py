@@ -197,7 +197,7 @@ def test_a_collapsed_crop_is_red(scale_N: np.ndarray, dead: float, verdict: str)
     data = make_data(num_galaxies=40, num_examples=0)
     row = crop_verdict(CropStatistics.of(scale_N, dead_fraction=dead)).to_dict()
     page = " ".join(render(dataclasses.replace(data, crop_scale_N=scale_N, verdicts={"crop": row})).split())
-    assert f'<div class="{verdict}"><dt>crop</dt><dd><b>{verdict}</b> ' in page
+    assert f'<div class="{verdict}"><dt>crop</dt><dd><b>{verdict}</b>: ' in page
     assert f'<b class="{verdict}">{verdict.capitalize()}</b>: the crop is ' in page
     assert ("the crop is constant" in page) == (verdict == "fails")
 
