@@ -381,7 +381,11 @@ def check_device(config: OptimizerConfig, device: str) -> None:
 
 
 def _crop_metrics(worker: Worker, monitor: CropMonitor) -> dict[str, float]:
-    crop = CropSample.joined(worker.gather(monitor.sample)).statistics()
+    """Return what `fit` reports of the crops, nothing if no galaxy was seen."""
+    sample = CropSample.joined(worker.gather(monitor.sample))
+    if not len(sample.scale_N):
+        return {}
+    crop = sample.statistics()
     quantiles = {f"crop_scale_{q}": getattr(crop, f"scale_{q}") for q in ("p05", "p50", "p95")}
     return quantiles | {"crop_dead_fraction": crop.dead_fraction or 0.0}
 
