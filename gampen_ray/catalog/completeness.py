@@ -18,9 +18,10 @@ from gampen_ray import storage
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
 from gampen_ray.data.sources import Source, Unit
 
-__all__ = ["catalog_contents", "id_sum", "input_id_sum"]
+__all__ = ["catalog_contents", "crop_scales", "id_sum", "input_id_sum"]
 
 _THREADS = 32
+_CROP_FILES = 100
 
 
 def id_sum(ids: Any) -> int:
@@ -50,6 +51,19 @@ def catalog_contents(output: str) -> tuple[dict[str, int], int]:
                 counts[name] += num_rows
                 total += part
     return counts, total % 2**64
+
+
+def crop_scales(output: str) -> np.ndarray:
+    """Return the crops' scales of the galaxies in up to a hundred files of a catalogue, evenly spaced."""
+    uris = storage.list_files(storage.join(output, CATALOG), ".parquet")
+    chosen = [uris[i] for i in sorted({round(i) for i in np.linspace(0, len(uris) - 1, _CROP_FILES)})]
+
+    def read(uri: str) -> np.ndarray:
+        with storage.open_input(uri) as file:
+            return pq.read_table(file, columns=["crop_scale"])["crop_scale"].to_numpy()
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return np.concatenate(list(pool.map(read, chosen)))
 
 
 def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[int, int]:

@@ -56,13 +56,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             calibration = Calibration.from_dict(catalog.manifest["calibration"])
             evaluation = {
                 "catalog": config.catalog,
-                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND),
+                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND, columns=catalog.conditions(slice(None))),
                 "seeds": catalog.seed_agreement(mixture, config.seed_galaxies),
             }
+            evaluation["verdicts"] = catalog.verdicts(evaluation)
             storage.write_json(folder.path(EVALUATION), evaluation)
     for line in diagnostics.format_table(evaluation).splitlines():
         logger.info(line)
     # An evaluation of an older release has none.
-    if seeds := evaluation.get("seeds"):
-        logger.info("two seeds, %s passes: %s: %s", seeds["num_passes"], seeds["verdict"], seeds["worst"])
+    for name, row in evaluation.get("verdicts", {}).items():
+        logger.log(
+            logging.WARNING if row["verdict"] == "fails" else logging.INFO, "%s: %s: %s", name, row["verdict"], row["text"]
+        )
     return evaluation

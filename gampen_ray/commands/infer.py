@@ -280,11 +280,13 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
     )
 
 
-def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, int]:
-    """Check that the catalogue holds each input galaxy once, write its other formats, and return its counts."""
-    from gampen_ray.catalog.completeness import catalog_contents
+def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, Any]:
+    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and crops."""
+    from gampen_ray.catalog.completeness import catalog_contents, crop_scales
     from gampen_ray.catalog.hats import write_hats
     from gampen_ray.gampen.summary_files import write_files
+    from gampen_ray.inference.crop_statistics import CropStatistics
+    from gampen_ray.inference.verdicts import crop_verdict
 
     counts, found = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
@@ -296,7 +298,10 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
         write_files(config.output, bundle.targets, config.num_passes, config.seed)
     if config.catalog_format == "hats":
         counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
-    return counts
+    if bundle.network.transformer is None or counts["num_galaxies"] == 0:
+        return counts
+    crop = CropStatistics.of(crop_scales(config.output))
+    return {**counts, "crop": {**crop.to_dict(), **crop_verdict(crop).to_dict()}}
 
 
 def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]") -> dict[str, Any]:

@@ -33,7 +33,7 @@ def train(config: TrainConfig) -> "Bundle":
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.training.loop import check_device
-    from gampen_ray.training.run import BUNDLE, prepare, tell_seeds, warn_of_unusable
+    from gampen_ray.training.run import BUNDLE, prepare, tell_verdicts, warn_of_unusable
     from gampen_ray.training.tracking import check_tracking
 
     config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> "Bundle":
                 run_workers(run, workers)
     bundle = load_bundle(config.output)
     warn_of_unusable(bundle)
-    tell_seeds(bundle)
+    tell_verdicts(bundle)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return bundle
 

@@ -262,6 +262,10 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
             if finished:
                 track(message)
                 note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
+                if "crop_scale_p05" in message:
+                    note += f", crop {message['crop_scale_p05']:.3f} to {message['crop_scale_p95']:.3f}"
+                    if dead := message["crop_dead_fraction"]:
+                        note += f", {dead:.0%} of its units dead"
             else:
                 note += f"loss {message['loss']:.3f}"
             # Metrics of an epoch may come after the first progress of the next.

@@ -22,6 +22,7 @@ from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.errors import UserError
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
+from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -56,6 +57,8 @@ class Bundle:
         Versions, git revision, dataset fingerprint, date and training config, plain values.
     novelty
         Detects unusual images; None in bundles that were imported, or made before it was stored.
+    ranges
+        Of what is measured in held-out cutouts; None as for ``novelty``.
     """
 
     network: Network
@@ -66,6 +69,7 @@ class Bundle:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     novelty: OutOfDistribution | None = None
+    ranges: Ranges | None = None
 
     def predict(
         self,
@@ -156,6 +160,7 @@ class Bundle:
             "images": self.images.to_dict(),
             "calibration": self.calibration.to_dict(),
             "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
+            "ranges": self.ranges.to_dict() if self.ranges else None,
             "metrics": self.metrics,
             "provenance": self.provenance,
         }
@@ -212,6 +217,7 @@ def load_bundle(uri: str) -> Bundle:
         metrics=description["metrics"],
         provenance=description["provenance"],
         novelty=novelty,
+        ranges=Ranges.from_dict(description["ranges"]) if description.get("ranges") else None,
     )
 
 

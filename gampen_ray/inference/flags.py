@@ -1,6 +1,6 @@
 """Flags of catalogue rows: what a user should know before trusting a posterior.
 
-Shape legend: N galaxies, F features, J conditions.
+Shape legend: N galaxies, F features, J conditions, Q plain numbers, C bands.
 """
 
 import enum
@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
+from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import Condition
+from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
 
-__all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags"]
+__all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
 
 
 class Flag(enum.IntFlag):
@@ -36,8 +38,37 @@ class Flag(enum.IntFlag):
     """A condition of the galaxy is unknown; the mean of the training galaxies was taken."""
     CONDITION_OUT_OF_RANGE = 256
     """A condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies."""
+    SKY_OUT_OF_RANGE = 512
+    """The sky level over the noise, measured in the cutout's border, lies outside the range of 99.8 % of held-out galaxies."""
+    NOISE_OUT_OF_RANGE = 1024
+    """The noise of a pixel does so: a deeper or shallower image."""
+    BRIGHTNESS_OUT_OF_RANGE = 2048
+    """The flux in an aperture does so. The aperture scatters: galaxies just beyond the range have NEAR_TRAINING_EDGE."""
+    SIZE_OUT_OF_RANGE = 4096
+    """The half-light radius of the curve of growth does so."""
+    PIXELS_CONSTANT = 8192
+    """The share of pixels that equal a neighbour exactly does so: masked, saturated or blank regions."""
+    NOISE_CORRELATION_OUT_OF_RANGE = 16384
+    """The correlation of neighbouring pixels in the border does so: resampled images, or another survey's noise."""
+    STRAY_LIGHT_OUT_OF_RANGE = 32768
+    """The light in the border, from neighbours or from the galaxy itself, does so."""
 
 
+_RANGE_FLAGS = dict(
+    zip(
+        PLAIN_NUMBERS,
+        (
+            Flag.SKY_OUT_OF_RANGE,
+            Flag.NOISE_OUT_OF_RANGE,
+            Flag.BRIGHTNESS_OUT_OF_RANGE,
+            Flag.SIZE_OUT_OF_RANGE,
+            Flag.PIXELS_CONSTANT,
+            Flag.NOISE_CORRELATION_OUT_OF_RANGE,
+            Flag.STRAY_LIGHT_OUT_OF_RANGE,
+        ),
+        strict=True,
+    )
+)
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -80,6 +111,11 @@ def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -
     with np.errstate(invalid="ignore"):
         outside_N = ((condition_NJ < low_J) | (condition_NJ > high_J)).any(axis=1)
     return np.where(missing_N, Flag.CONDITION_MISSING.value, 0) | np.where(outside_N, Flag.CONDITION_OUT_OF_RANGE.value, 0)
+
+
+def range_flags(numbers_NQC: np.ndarray, ranges: Ranges) -> np.ndarray:
+    """Return the flags of plain numbers (`gampen_ray.model.measure.plain_numbers`) outside their ranges, N int64."""
+    return ranges.outside(numbers_NQC) @ np.array([flag.value for flag in _RANGE_FLAGS.values()])
 
 
 def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gampen_ray.errors import UserError
-from gampen_ray.inference.flags import Flag, condition_flags, image_flags
+from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.model.spatial_transformer import crop_scale
@@ -181,6 +181,8 @@ class Predictor:
             resampled=images.zoom(self._units["pixel_scale_arcsec"]) != 1,
         )
         flags_N |= condition_flags(condition_NJ, images.conditions)
+        if self._bundle.ranges:
+            flags_N |= range_flags(images.plain_numbers(matched_NCHW).cpu().numpy(), self._bundle.ranges)
         padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),

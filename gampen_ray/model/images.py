@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from gampen_ray.config import ImagesConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.measure import local_sky, measure, number_names
+from gampen_ray.model.measure import local_sky, measure, number_names, plain_numbers
 from gampen_ray.model.spatial_transformer import crop_images
 
 # Relative difference of pixel scales below which a cutout is not resampled.
@@ -211,6 +211,10 @@ class ImagePreprocessing:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(images_NCHW.device))
         return torch.cat(parts, dim=1) if parts else None
+
+    def plain_numbers(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts in flux units, without padding."""
+        return plain_numbers(resize(images_NCHW, min(self.size, *images_NCHW.shape[-2:])), self.softening)
 
     def inputs(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> Inputs:
         """Return what the network is given of cutouts in flux units."""

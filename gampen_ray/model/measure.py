@@ -4,7 +4,7 @@ A window of width sigma has the moments sum(I w z^m), z = (x + iy) / sigma, w = 
 m = 2 and 4 are the elongation at that radius. Over widths they are a curve of growth and a profile of ellipticity, and the
 parameters of a galaxy are smooth functions of them (cf. shapelets, Refregier 2003, MNRAS 338, 35). Light of a neighbour, which
 has no counterpart on the other side of the galaxy, is replaced by that side's first.
-Shape legend: N galaxies, C bands, H x W pixels, S window widths, M numbers.
+Shape legend: N galaxies, C bands, H x W pixels, B pixels of the border, S window widths, M numbers, Q plain numbers.
 """
 
 import math
@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-__all__ = ["local_sky", "measure", "number_names", "window_widths"]
+__all__ = ["PLAIN_NUMBERS", "local_sky", "measure", "number_names", "plain_numbers", "window_widths"]
 
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 1.0, 0.2
 """Widths (sigma) of the smallest window, pixels, and of the largest, sides of the image."""
@@ -29,6 +29,10 @@ _BORDER = 0.08
 _CLIP, _CLIP_STEPS = 3.0, 4
 _BRIGHTEST = 1e14
 """Signal to noise at which pixels saturate: their squares are finite in float32."""
+_LEAST = 1e-6
+"""Least noise of a pixel and least flux, in units of `measure`'s ``unit``."""
+PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light")
+"""Names of `plain_numbers`, in order."""
 
 
 def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,25 +55,10 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
 
 
-def _border(images_NCHW: torch.Tensor) -> list[torch.Tensor]:
-    """Return the four strips of which the border of images consists, the upper and lower ones with the corners."""
+def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the strips of the border: top, bottom, and between them left and right."""
     b = max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
-    return [images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]]
-
-
-def _correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return the correlation of adjacent pixels within 3 sigma in the border, N x C, of images in units of their noise."""
-    product_NC = count_NC = torch.zeros(signal_NCHW.shape[:2], device=signal_NCHW.device)
-    for strip in _border(signal_NCHW):
-        kept = (strip.abs() <= _CLIP).to(strip.dtype)
-        for first, second in (
-            ((..., slice(None, -1)), (..., slice(1, None))),
-            ((..., slice(None, -1), slice(None)), (..., slice(1, None), slice(None))),
-        ):
-            pair = kept[first] * kept[second]
-            product_NC = product_NC + (pair * strip[first] * strip[second]).sum((2, 3))
-            count_NC = count_NC + pair.sum((2, 3))
-    return product_NC / count_NC.clamp(min=1)
+    return images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]
 
 
 def window_widths(size: int) -> list[float]:
@@ -104,10 +93,9 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
-    images_NCHW = images_NCHW.float()
     height, width = images_NCHW.shape[-2:]
-    noise_NC = noise_NC.clamp(min=1e-6 * unit)
-    signal_NCHW = (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
+    noise_NC = noise_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = _over(images_NCHW.float(), noise_NC)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]
@@ -134,7 +122,7 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
     numbers = [
         torch.asinh(sky_NC / noise_NC)[..., None],
         log_noise_NC[..., None],
-        _correlation(signal_NCHW)[..., None],
+        _correlation(_border(signal_NCHW))[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -142,7 +130,7 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
         second_NCS.imag.abs(),
         fourth_NCS.real,
     ]
-    radius_N = _half_light_radius(flux_NCS.sum(1), widths_S)
+    radius_N, _ = _half_light_radius(flux_NCS.sum(1), widths_S)
     return torch.cat([torch.log(radius_N / min(height, width))[:, None], torch.cat(numbers, dim=2).flatten(1)], dim=1)
 
 
@@ -168,6 +156,69 @@ def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> t
     return torch.where(foreign, opposite(signal_NCHW), signal_NCHW)
 
 
+def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
+    """Return what a person would look at to see whether images are like others, N x Q x C in the order of `PLAIN_NUMBERS`.
+
+    * ``sky``: level of the border over the noise of a pixel, asinh; ``noise``: that noise, log
+    * ``brightness``: flux in the largest window with light of the galaxy, log
+    * ``size``: half-light radius over the image's side, log, of all bands together
+    * ``constant``: share of pixels exactly equal to their right neighbour, or upper one if that is more
+    * ``correlation``: of neighbouring pixels of the border, without those beyond 3 sigma
+    * ``stray_light``: sum of the border's pixels above 3 sigma, over the noise of that sum, log(1 + x)
+
+    Parameters
+    ----------
+    images_NCHW
+        Flux units, finite, with their sky.
+    unit
+        As for `measure`.
+    """
+    images_NCHW = images_NCHW.float()
+    sky_NC, noise_NC = local_sky(images_NCHW)
+    noise_NC = noise_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC)
+    widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
+    centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
+    windows = [
+        torch.exp(-(((torch.arange(side, device=images_NCHW.device) - c_N[:, None])[:, None] / widths_S[:, None]) ** 2) / 2)
+        for side, c_N in zip(signal_NCHW.shape[:1:-1], centre_N2.T, strict=True)
+    ]
+    lines_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, windows[0])
+    flux_NCS = torch.einsum("nchs,nsh->ncs", lines_NCHS, windows[1]) / (math.sqrt(math.pi) * widths_S)
+    radius_N, last_N = _half_light_radius(flux_NCS.sum(1), widths_S)
+    light_NC = (flux_NCS * widths_S).gather(2, last_N[:, None, None].expand(-1, flux_NCS.shape[1], 1))[..., 0]
+    light_NC = math.sqrt(math.pi) * noise_NC * light_NC
+    same = [images_NCHW[..., 1:] == images_NCHW[..., :-1], images_NCHW[..., 1:, :] == images_NCHW[..., :-1, :]]
+    border = _border(signal_NCHW)
+    border_NCB = torch.cat([part.flatten(2) for part in border], dim=2)
+    stray_NC = (border_NCB * (border_NCB > _CLIP)).sum(2) / math.sqrt(border_NCB.shape[2])
+    numbers = [
+        torch.asinh(sky_NC / noise_NC),
+        torch.log(noise_NC / unit),
+        torch.log((light_NC / unit).clamp(min=_LEAST)),
+        torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
+        torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
+        _correlation(border),
+        torch.log1p(stray_NC),
+    ]
+    return torch.stack(numbers, dim=1)
+
+
+def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:
+    return (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
+
+
+def _correlation(border: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the correlation of horizontally and vertically neighbouring pixels of strips, N x C; 0 without noise."""
+    products, squares = [], []
+    for strip in border:
+        kept = strip * (strip.abs() <= _CLIP)
+        products += [(kept[..., 1:] * kept[..., :-1]).flatten(2), (kept[..., 1:, :] * kept[..., :-1, :]).flatten(2)]
+        squares.append((kept**2).flatten(2))
+    variance_NC = torch.cat(squares, dim=2).mean(2)
+    return torch.cat(products, dim=2).mean(2) / variance_NC.clamp(min=_LEAST)
+
+
 def _centroid(signal_NHW: torch.Tensor) -> torch.Tensor:
     """Return the centroid in a Gaussian window that follows it, x and y in pixels, N x 2; the middle for an empty image."""
     height, width = signal_NHW.shape[-2:]
@@ -189,8 +240,8 @@ def _centroid(signal_NHW: torch.Tensor) -> torch.Tensor:
     return centre_N2
 
 
-def _half_light_radius(flux_NS: torch.Tensor, widths_S: torch.Tensor) -> torch.Tensor:
-    """Return where the curve of growth of soft apertures reaches half of its end, pixels, N.
+def _half_light_radius(flux_NS: torch.Tensor, widths_S: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the curve of growth of soft apertures reaches half of its end, pixels, and the end's window; both N.
 
     The end is the growth in the window of three times the width that has the most signal to noise.
     """
@@ -209,4 +260,4 @@ def _half_light_radius(flux_NS: torch.Tensor, widths_S: torch.Tensor) -> torch.T
     share_N = ((half_N1[:, 0] - low) / (high - low).where(high > low, torch.ones_like(high))).clamp(0, 1)
     log_S = widths_S.log()
     # A Gaussian profile has its half-light radius at 1.18 times the width of the window that holds half of it.
-    return 1.1774 * torch.exp(log_S[low_N] + share_N * (log_S[high_N] - log_S[low_N]))
+    return 1.1774 * torch.exp(log_S[low_N] + share_N * (log_S[high_N] - log_S[low_N])), last_N

@@ -5,6 +5,8 @@ Shape legend: N galaxies, D targets, G draws.
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -129,11 +131,7 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         If a truth lies outside its transform's domain.
     """
     z_ND = _standardised_truths(mixture, truths_ND)
-    ends_NQD = mixture.standardised_quantile(interval_levels())
-    inside_LND = [
-        (ends_NQD[:, 2 * i] <= z_ND) & (z_ND <= ends_NQD[:, 2 * i + 1])  # lower and upper end of level i
-        for i in range(len(LEVELS))
-    ]
+    inside_LND = _inside(mixture, z_ND)
     rows = [
         _row(name, level, float(inside_LND[i][:, d].mean()), len(mixture))
         for d, name in enumerate(mixture.targets.names)
@@ -142,6 +140,39 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
     rank_N = _density_rank(mixture, z_ND, np.random.default_rng(seed))
     joint = [float(np.clip(level * (_DRAWS + 1) - rank_N, 0, 1).mean()) for level in LEVELS.values()]
     return rows + [_row(JOINT, level, share, len(mixture)) for level, share in zip(LEVELS.values(), joint, strict=True)]
+
+
+def coverage_by(
+    mixture: Mixture, truths_ND: np.ndarray, columns: Mapping[str, np.ndarray], num_bins: int = 5
+) -> list[dict[str, Any]]:
+    """Return the coverage probability of each target at the innermost of `LEVELS`, in bins of equally many galaxies.
+
+    Parameters
+    ----------
+    mixture, truths_ND
+        As for `coverage`.
+    columns
+        What the galaxies are sorted by: N values by name; those that are not finite are left out. It should be known without
+        the truth, such as a posterior median: where galaxies are chosen by their truth, calibrated posteriors deviate too.
+    num_bins
+        Bins of each column; fewer for fewer galaxies.
+
+    Returns
+    -------
+    list of dict
+        The fields of `Coverage`, and ``column``, ``low`` and ``high`` of the bin.
+    """
+    inside_ND, level = _inside(mixture, _standardised_truths(mixture, truths_ND))[0], next(iter(LEVELS.values()))
+    rows = []
+    for column, value_N in columns.items():
+        order = np.argsort(value_N, kind="stable")
+        for part in np.array_split(order[np.isfinite(value_N[order])], num_bins):
+            if part.size:
+                ends = {"column": column, "low": float(value_N[part[0]]), "high": float(value_N[part[-1]])}
+                for d, name in enumerate(mixture.targets.names):
+                    share = float(inside_ND[part, d].mean())
+                    rows.append(ends | dataclasses.asdict(_row(name, level, share, part.size)))
+    return rows
 
 
 def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
@@ -208,6 +239,13 @@ def _density_rank(mixture: Mixture, z_ND: np.ndarray, generator: np.random.Gener
         log_density = piece.standardised_log_prob(points)
         ranks.append((log_density[:, 1:] > log_density[:, :1]).sum(axis=1))
     return np.concatenate(ranks)
+
+
+def _inside(mixture: Mixture, z_ND: np.ndarray) -> list[np.ndarray]:
+    """Return for each of `LEVELS` which standardised truths are inside the equal-tailed intervals, N x D."""
+    ends_NQD = mixture.standardised_quantile(interval_levels())
+    # Lower and upper end of level i.
+    return [(ends_NQD[:, 2 * i] <= z_ND) & (z_ND <= ends_NQD[:, 2 * i + 1]) for i in range(len(LEVELS))]
 
 
 def _standardised_truths(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:

@@ -4,16 +4,24 @@ Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, coverage_by
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 
 
-def evaluate(mixture: Mixture, calibration: Calibration, truths_ND: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def evaluate(
+    mixture: Mixture,
+    calibration: Calibration,
+    truths_ND: np.ndarray,
+    *,
+    columns: Mapping[str, np.ndarray] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return an evaluation as plain values for JSON.
 
     Parameters
@@ -24,6 +32,8 @@ def evaluate(mixture: Mixture, calibration: Calibration, truths_ND: np.ndarray, 
         That made them, which is undone for the coverage before calibration.
     truths_ND
         True physical values.
+    columns
+        What `coverage_by` bins galaxies by beside the posterior medians.
     seed
         Seed of the draws for the joint coverage.
 
@@ -32,15 +42,17 @@ def evaluate(mixture: Mixture, calibration: Calibration, truths_ND: np.ndarray, 
     dict
         ``num_galaxies``; ``accuracy`` of the posterior median by target (`accuracy`); ``coverage`` and mean
         ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
-        space), each for ``uncalibrated`` and ``calibrated``.
+        space), each for ``uncalibrated`` and ``calibrated``; ``coverage_in_bins`` of the latter (`coverage_by`).
     """
     versions = {"uncalibrated": calibration.undone(mixture), "calibrated": mixture}
+    medians = dict(zip(mixture.targets.names, mixture.quantile(0.5).T, strict=True))
     return {
         "num_galaxies": len(mixture),
         "accuracy": accuracy(mixture, truths_ND),
         "coverage": {
             name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed)] for name, version in versions.items()
         },
+        "coverage_in_bins": coverage_by(mixture, truths_ND, medians | dict(columns or {})),
         "negative_log_density": {name: negative_log_density(version, truths_ND) for name, version in versions.items()},
     }
 

@@ -67,6 +67,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
         examples=_examples(judged, rows, image_NCHW),
         seeds=evaluation.get("seeds"),
+        verdicts=evaluation.get("verdicts", {}),
         rotation=_rotation(judged, rows, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),

@@ -15,7 +15,9 @@ from gampen_ray.catalog.parquet import MANIFEST, catalog_parts
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
+from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.predictor import Predictor
+from gampen_ray.inference.verdicts import Verdict, coverage_verdict, crop_verdict, radius_target, seed_verdict
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
@@ -81,9 +83,31 @@ class EvaluatedCatalog:
                 found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in there}
         return np.stack([found[key] for key in wanted.to_pylist()])
 
-    def conditions(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+    def conditions(self, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Return the conditions of some rows of the catalogue by name, NaN where one is unknown."""
         return {name: self.catalog[name].to_numpy()[rows] for name in self.bundle.images.condition_names}
+
+    @property
+    def crop(self) -> CropStatistics | None:
+        """Statistics of the learned crops; dead units are those of the training, where they are known."""
+        if self.bundle.network.transformer is None:
+            return None
+        d, trained = radius_target(self.bundle.targets.names), self.bundle.metrics.get("crop") or {}
+        return CropStatistics.of(
+            self.catalog["crop_scale"].to_numpy(),
+            dead_fraction=trained.get("dead_fraction"),
+            radius_N=None if d is None else self.truths_ND[:, d],
+        )
+
+    def verdicts(self, evaluation: dict[str, Any]) -> dict[str, dict[str, str]]:
+        """Return the verdicts on an evaluation of this catalogue, as plain values by name."""
+        verdicts: dict[str, Verdict] = {}
+        if (crop := self.crop) is not None:
+            verdicts["crop"] = crop_verdict(crop)
+        verdicts["coverage"] = coverage_verdict(evaluation["coverage"]["calibrated"], evaluation["coverage_in_bins"])
+        verdicts["seeds"] = seed_verdict(evaluation["seeds"])
+        trained = {name: row for name, row in self.bundle.metrics.get("verdicts", {}).items() if name == "training"}
+        return trained | {name: verdict.to_dict() for name, verdict in verdicts.items()}
 
     def seed_agreement(self, mixture: Mixture, num_galaxies: int | None) -> dict[str, Any]:
         """Compare the catalogue's posteriors with those of the next seed, as `SeedAgreement.to_dict` has it.

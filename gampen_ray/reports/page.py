@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.rotation import RotationStability
+from gampen_ray.inference.verdicts import radius_target
 from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.seeds import LIMITS
 from gampen_ray.reports import figures
@@ -23,6 +24,7 @@ __all__ = ["Example", "ReportData", "render"]
 
 MARK = "gampen_ray report"
 """Identifies our pages."""
+WORDS = {"holds": "holds", "marginal": "holds marginally", "fails": "fails"}
 KINDS = {"uncalibrated": "before", "calibrated": "after"}
 
 
@@ -82,6 +84,8 @@ class ReportData:
     seeds
         How far the posteriors depend on the seed of the dropout masks (`gampen_ray.posterior.seeds.SeedAgreement.to_dict`);
         None if that was not measured.
+    verdicts
+        By name, such as crop: ``verdict`` and ``text`` (`gampen_ray.inference.verdicts.Verdict.to_dict`); may be empty.
     rotation
         Posteriors of the examples, in their order, for rotated cutouts; None if not tested.
     history
@@ -102,6 +106,7 @@ class ReportData:
     crop_scale_N: np.ndarray | None
     examples: list[Example]
     seeds: dict[str, Any] | None
+    verdicts: dict[str, dict[str, str]]
     rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
@@ -163,6 +168,7 @@ def render(data: ReportData) -> str:
             coverage_table=_coverage_table(data.coverage),
             levels=sorted({row["level"] for rows in data.coverage.values() for row in rows}),
             kinds=KINDS,
+            words=WORDS,
             crop=_crop(data),
             seeds=_seeds(data.seeds),
             rotation=rotation_section(data.targets, ids, data.rotation) if data.rotation else None,
@@ -260,7 +266,7 @@ def _crop(data: ReportData) -> dict[str, Any] | None:
     """The learned crop against the first target with "radius" in its name, else against the first target."""
     if data.crop_scale_N is None:
         return None
-    d = next((i for i, name in enumerate(data.targets.names) if "radius" in name.lower()), 0)
+    d = radius_target(data.targets.names) or 0
     target = data.targets.targets[d]
     return {
         "target": target,

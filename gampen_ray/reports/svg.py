@@ -26,6 +26,8 @@ PALETTE = {
     "ink": ("#1d242b", "#e4e9ed"),
     "accent": ("#2a628f", "#7fb4de"),
     "truth": ("#b8501f", "#f2a065"),
+    "fine": ("#1d7340", "#7fd29a"),
+    "caution": ("#8a5d00", "#f0c04f"),
     "alarm": ("#b3201f", "#ff8f86"),
 }
 GROUND, RULE, MUTED, INK, ACCENT, TRUTH = (PALETTE[name][0] for name in ("ground", "rule", "muted", "ink", "accent", "truth"))

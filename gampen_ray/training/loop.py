@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
+from gampen_ray.inference.crop_statistics import CropMonitor, CropSample
 from gampen_ray.model.images import AUGMENTATIONS, Inputs
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
@@ -115,7 +116,8 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     list of dict
         Per epoch: epoch, train_loss (see `gampen_ray.model.likelihoods.Likelihood.loss`), val_loss (negative log-likelihood in
         standardised target space, without constant), learning_rate (the highest of the blocks), galaxies_per_s,
-        data_wait_fraction.
+        data_wait_fraction; after epoch 0, of a learned crop on validation galaxies, crop_scale_p05, crop_scale_p50 and
+        crop_scale_p95 (quantiles of its side over the input's) and crop_dead_fraction (of the hidden units).
 
     Raises
     ------
@@ -266,8 +268,10 @@ class _Fitting:
         kept: Network = self.average.module if self.average else self.network  # type: ignore[assignment]
         # Running batch statistics differ between workers: those of worker 0 are kept.
         self.worker.broadcast(kept.buffers())
-        with self._autocast():
+        with self._autocast(), CropMonitor(kept) if kept.transformer else contextlib.nullcontext() as monitor:
             metrics["val_loss"] = evaluate(self.worker, kept, self.plan.inputs, batches)
+        if monitor:
+            metrics |= _crop_metrics(self.worker, monitor)
         self._finish(metrics, kept)
 
     def train_on_numbers(self, train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> None:
@@ -374,6 +378,16 @@ def check_device(config: OptimizerConfig, device: str) -> None:
             "optimizer.sync_batch_norm: true, but torch synchronises batch statistics on GPUs only and this training runs on "
             "CPUs; leave it out"
         )
+
+
+def _crop_metrics(worker: Worker, monitor: CropMonitor) -> dict[str, float]:
+    """Return what `fit` reports of the crops, nothing if no galaxy was seen."""
+    sample = CropSample.joined(worker.gather(monitor.sample))
+    if not len(sample.scale_N):
+        return {}
+    crop = sample.statistics()
+    quantiles = {f"crop_scale_{q}": getattr(crop, f"scale_{q}") for q in ("p05", "p50", "p95")}
+    return quantiles | {"crop_dead_fraction": crop.dead_fraction or 0.0}
 
 
 def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn.Module:

@@ -3,6 +3,7 @@
 Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -21,8 +22,11 @@ from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.crop_statistics import CropMonitor, CropSample, CropStatistics
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
+from gampen_ray.inference.ranges import Ranges
+from gampen_ray.inference.verdicts import coverage_verdict, crop_verdict, radius_target, seed_verdict, training_verdict
 from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -296,10 +300,21 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         worker.gather(None)
         raise UserError(f"{error}; the trained weights are in {saved}") from None
     novelty = fit_out_of_distribution(worker, run, bundle.network)
+    ranges, crop = validation_cutouts(worker, run, bundle.network)
     if worker.rank != 0:
         return None
     fitted, metrics = calibrate(mixture, truths_ND)
     calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
+    agreement = seed_agreement(*map(calibration, seeds)).to_dict(run.network.backbone.dropout_rate)
+    # An early validation loss may be infinite, which JSON cannot hold.
+    finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
+    covered = metrics["coverage"]["calibrated" if config.calibration.enabled else "uncalibrated"]
+    verdicts = {
+        "training": training_verdict(finite, len(run.targets)),
+        **({"crop": crop_verdict(crop)} if crop else {}),
+        "coverage": coverage_verdict(covered),
+        "seeds": seed_verdict(agreement),
+    }
     bundle = dataclasses.replace(
         bundle,
         network=bundle.network.cpu(),
@@ -308,13 +323,14 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
             "val_loss": min(row["val_loss"] for row in history),
             "val_without_posterior": {"count": len(unusable), "object_id": unusable[:_NAMED]},
             "fitted_calibration": fitted.to_dict(),
-            "seeds": seed_agreement(*map(calibration, seeds)).to_dict(run.network.backbone.dropout_rate),
+            "seeds": agreement,
+            "crop": crop.to_dict() if crop else None,
+            "verdicts": {name: verdict.to_dict() for name, verdict in verdicts.items()},
             **metrics,
         },
         novelty=novelty,
+        ranges=ranges,
     )
-    # An early validation loss may be infinite, which JSON cannot hold.
-    finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
     storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
     return bundle
@@ -351,18 +367,12 @@ def warn_of_unusable(bundle: Bundle) -> None:
         )
 
 
-def tell_seeds(bundle: Bundle) -> None:
-    """Log how far the posteriors of `execute` depend on the seed; a warning with a remedy if it is too far."""
-    seeds = bundle.metrics["seeds"]
-    level, remedy = (logging.WARNING, f"; give {seeds['advice']}") if seeds["verdict"] == "fails" else (logging.INFO, "")
-    logger.log(
-        level,
-        "agreement of two seeds of the dropout masks, %s passes: %s: %s%s",
-        seeds["num_passes"],
-        seeds["verdict"],
-        seeds["worst"],
-        remedy,
-    )
+def tell_verdicts(bundle: Bundle) -> None:
+    """Log the verdicts of `execute`; one that fails is a warning, and so is a crop that is only marginal for dead units."""
+    for name, row in bundle.metrics.get("verdicts", {}).items():
+        dead = name == "crop" and (bundle.metrics["crop"]["dead_fraction"] or 0) > 0
+        level = logging.WARNING if row["verdict"] == "fails" or dead else logging.INFO
+        logger.log(level, "verdict on %s: %s: %s", name, row["verdict"], row["text"])
 
 
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray, list[str]]:
@@ -443,6 +453,37 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
 
     held_out_MF, features_NF = sample("val"), sample("train")
     return OutOfDistribution.fit(features_NF, held_out_MF) if len(features_NF) and len(held_out_MF) else None
+
+
+@torch.inference_mode()
+def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Ranges | None, CropStatistics | None]:
+    """Return the ranges of what is measured in validation cutouts, and the statistics of their crops, of up to 10,000 a worker.
+
+    Ranges are None if no galaxy has finite numbers, the crop's statistics in a network without a spatial transformer.
+    """
+    network.eval()
+    d, monitor = radius_target(run.targets.names), CropMonitor(network) if network.transformer else None
+    numbers, targets, count = [], [], 0
+    with monitor or contextlib.nullcontext():
+        for batch in one_pass(worker, "val"):
+            matched_NCHW = run.images.match(batch.cutout_NCHW, **run.units)
+            numbers.append(run.images.plain_numbers(matched_NCHW).cpu().numpy())
+            targets.append(batch.target_ND.double().cpu().numpy())
+            if monitor:
+                network.crop(*run.images.inputs(matched_NCHW, batch.condition_NJ))
+            count += len(numbers[-1])
+            if count >= _NOVELTY_IMAGES:
+                break
+    numbers_MQC = np.concatenate(worker.gather(np.concatenate(numbers)))
+    numbers_MQC = numbers_MQC[np.isfinite(numbers_MQC).all(axis=(1, 2))]
+    crop = None
+    if monitor:
+        # The order of standardised radii is that of the radii.
+        target_ND = np.concatenate(worker.gather(np.concatenate(targets)))
+        sample = CropSample.joined(worker.gather(monitor.sample))
+        radius_N = None if d is None or len(target_ND) != len(sample.scale_N) else target_ND[:, d]
+        crop = sample.statistics(radius_N) if np.isfinite(sample.scale_N).all() else None
+    return Ranges.fit(numbers_MQC) if len(numbers_MQC) else None, crop
 
 
 def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[Calibration, dict[str, Any]]:

@@ -1,16 +1,24 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from gampen_ray.catalog.completeness import catalog_contents, id_sum
 from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
-from gampen_ray.config import ReaderConfig
+from gampen_ray.config import ImagesConfig, ReaderConfig
+from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
-from tests.networks import SIZE, bundle, dataset
+from gampen_ray.inference.ranges import Ranges
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.network import Network
+from tests.networks import NETWORK, SIZE, bundle, dataset, galaxies
 
 PASSES = 2
 
@@ -107,3 +115,59 @@ def test_sum_of_identifiers_needs_no_order_and_sees_one_other_galaxy() -> None:
     texts = pa.chunked_array([["a", "b"], ["c"]])
     assert id_sum(texts) == id_sum(np.array(["c", "a", "b"])) != id_sum(np.array(["c", "a", "a"]))
     assert id_sum(np.array([], np.int64)) == 0
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_no_row_of_extreme_cutouts_holds_a_number_that_is_not_finite(measure: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(SIZE, SIZE))
+    hot = 0.1 * noise
+    hot[SIZE // 2, SIZE // 2] = 1e37
+    lone = np.zeros((SIZE, SIZE))
+    lone[3, 3] = 3e38
+    extreme = [1e38 * np.sign(noise), np.full((SIZE, SIZE), 1e38), 1e38 * noise.clip(-3, 3), np.zeros((SIZE, SIZE)), hot, lone]
+    extreme += [1e-30 * noise, 1e-45 * noise, -1e20 * noise**2, np.full((SIZE, SIZE), -1.0)]
+    columns = galaxies(len(extreme) + 1)
+    columns["image"][:-1, 0] = extreme
+    info = shards.DatasetInfo(
+        bands=("r",), cutout_size=SIZE, target_units={}, num_rows={"all": len(extreme) + 1}, fingerprint="f"
+    )
+    data = str(tmp_path / "data")
+    shards.write_shard(shards.part_uri(data, "all", 0), columns, info)
+    shards.write_dataset_info(data, info)
+    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    model = measured_bundle() if measure else bundle()
+    usual = model.images.plain_numbers(torch.from_numpy(galaxies(200, seed=1)["image"])).numpy()
+    model = dataclasses.replace(model, ranges=Ranges.fit(usual))
+    unit = UnitPredictor(Predictor(model, num_passes=PASSES, seed=0, device="cpu"), source)(units[0])
+    table = write(unit, tmp_path / "out")
+    for name in table.column_names:
+        values = table[name].combine_chunks()
+        values = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        assert values.null_count == (len(values) if name in ("ra", "dec") else 0)
+        assert np.isfinite(values.drop_null().to_numpy()).all(), name
+    assert len(extreme) in table["object_id"].to_pylist()
+    # What is not in quarantine is flagged.
+    flags = dict(zip(table["object_id"].to_pylist(), table["flags"].to_pylist(), strict=True))
+    assert all(
+        value & Flag.BRIGHTNESS_OUT_OF_RANGE or value & Flag.NOISE_OUT_OF_RANGE
+        for key, value in flags.items()
+        if key < len(extreme)
+    )
+    if len(table) <= len(extreme):
+        quarantine = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
+        assert {row["object_id"] for row in quarantine} == {str(i) for i in range(len(extreme) + 1) if i not in flags}
+        assert all(row["reason"] for row in quarantine)
+
+
+def measured_bundle() -> Bundle:
+    """A model that is given numbers of the cutout, and crops by the measured radius."""
+    columns = galaxies(200)
+    transformer = dataclasses.replace(NETWORK.spatial_transformer, scale="exponential")
+    backbone = dataclasses.replace(NETWORK.backbone, dropout_placement="classifier", numbers_width=8)
+    config = dataclasses.replace(NETWORK, spatial_transformer=transformer, backbone=backbone)
+    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), columns["image"])
+    torch.manual_seed(0)
+    network = Network.of(config, images, 2).eval()
+    network.merge.fit(images.numbers(torch.from_numpy(columns["image"])))
+    return dataclasses.replace(bundle(), network=network, config=config, images=images)

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
+from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.rotation import RotationStability
+from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
@@ -80,6 +82,10 @@ def make_data(
         crop_scale_N=crop_scale_N,
         examples=examples,
         seeds=_seeds(targets, seed_difference),
+        verdicts={
+            "training": {"verdict": "holds", "text": "least validation loss -2.1, at epoch 38 of 40"},
+            "crop": crop_verdict(CropStatistics.of(crop_scale_N, dead_fraction=0.0, radius_N=radius_N)).to_dict(),
+        },
         rotation=_rotation(num_examples, sigma_D) if num_examples else None,
         history=[
             {

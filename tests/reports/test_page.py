@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from gampen_ray.errors import UserError
+from gampen_ray.inference.crop_statistics import CropStatistics
+from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.reports.page import ReportData, render
 from tests.reports.report_cases import Page, make_data
@@ -186,6 +188,18 @@ def test_agreement_of_seeds_is_told_in_red_where_it_fails(data):
     assert f"Remedy: {failing.seeds['advice']}." in page
     # Median and 99 % of standard deviation and width of three targets; the means agree.
     assert page.count('<td class="fails">') == 12
+
+
+@pytest.mark.parametrize(
+    ("scale_N", "dead", "verdict"), [(np.full(40, 0.743), 1.0, "fails"), (np.linspace(0.2, 0.8, 40), 0.0, "holds")]
+)
+def test_a_collapsed_crop_is_red(scale_N: np.ndarray, dead: float, verdict: str):
+    data = make_data(num_galaxies=40, num_examples=0)
+    row = crop_verdict(CropStatistics.of(scale_N, dead_fraction=dead)).to_dict()
+    page = " ".join(render(dataclasses.replace(data, crop_scale_N=scale_N, verdicts={"crop": row})).split())
+    assert f'<div class="{verdict}"><dt>crop</dt><dd><b>{verdict}</b>: ' in page
+    assert f'<b class="{verdict}">{verdict.capitalize()}</b>: the crop is ' in page
+    assert ("the crop is constant" in page) == (verdict == "fails")
 
 
 def test_one_target_and_one_galaxy():

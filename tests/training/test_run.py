@@ -12,12 +12,14 @@ from gampen_ray.config import TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
+from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, sample_images, tell_seeds, warn_of_unusable, with_config
-from tests.networks import NETWORK, PLAIN, TARGETS, dataset, galaxies, train_config
+from gampen_ray.training.run import execute, prepare, sample_images, tell_verdicts, warn_of_unusable, with_config
+from tests.networks import NETWORK, PLAIN, TARGETS, bundle, dataset, galaxies, train_config
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +68,14 @@ def test_agreement_of_two_seeds_is_kept_and_told(
     seeds = bundle.metrics["seeds"]
     assert (seeds["num_passes"], seeds["num_galaxies"]) == (num_passes, 60)
     caplog.set_level("INFO", logger="gampen_ray")
-    tell_seeds(bundle)
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    tell_verdicts(bundle)
+    warnings = [r for r in caplog.records if r.levelname == "WARNING" and "verdict on seeds" in r.getMessage()]
     assert seeds["verdict"] == verdict
     assert bool(warnings) == (verdict == "fails")
-    assert f"agreement of two seeds of the dropout masks, {num_passes} passes: {verdict}: " in caplog.text
-    assert not warnings or re.search(r"4 passes: fails: .*; give .*a dropout rate of at least 0\.25", caplog.text)
+    assert f"verdict on seeds: {verdict}: two seeds, {num_passes} passes: " in caplog.text
+    assert not warnings or re.search(
+        r"seeds: fails: two seeds, 4 passes: .*; give .*a dropout rate of at least 0\.25", caplog.text
+    )
     # With seeds of which training knew nothing.
     images = galaxies(60, seed=3)["image"]
     first, second = (bundle.predict(images, num_passes=num_passes, seed=seed) for seed in (17, 18))
@@ -143,6 +147,31 @@ def test_the_sample_for_the_softening_is_spread_over_a_split_and_bounded(
     # Of 10 shards the first, fourth, seventh and last, 8 rows of each, 30 in all.
     rows = [i for shard in (0, 3, 6, 9) for i in range(10 * shard, 10 * shard + 8)][:30]
     np.testing.assert_array_equal(sample_images(run.splits["train"]), galaxies(100, 0)["image"][rows])
+
+
+def test_crop_and_verdicts_of_a_training_are_kept(data: str, tmp_path: Path) -> None:
+    output = trained(train_config(data, str(tmp_path / "run")))
+    last = json.loads((output / "history.json").read_text())[-1]
+    assert last["crop_scale_p05"] <= last["crop_scale_p50"] <= last["crop_scale_p95"]
+    assert 0 <= last["crop_dead_fraction"] <= 1
+    metrics = load_bundle(str(output)).metrics
+    assert set(metrics["verdicts"]) == {"training", "crop", "coverage", "seeds"}
+    assert metrics["crop"]["num_galaxies"] == 60
+
+
+@pytest.mark.parametrize(
+    ("scale_N", "dead", "warned"), [((0.5, 0.5), 0.0, True), ((0.4, 0.8), 0.05, True), ((0.4, 0.8), 0.0, False)]
+)
+def test_a_constant_or_partly_dead_crop_is_a_warning(
+    scale_N: tuple, dead: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    crop = CropStatistics.of(np.array(scale_N), dead_fraction=dead)
+    metrics = {"crop": crop.to_dict(), "verdicts": {"crop": crop_verdict(crop).to_dict()}}
+    caplog.set_level("INFO", logger="gampen_ray")
+    tell_verdicts(dataclasses.replace(bundle(), metrics=metrics))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("verdict on crop: ")
+    assert (record.levelname == "WARNING") == warned
 
 
 def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:

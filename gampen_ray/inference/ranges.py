@@ -1,0 +1,50 @@
+"""Ranges of what is measured in the cutouts that a model was made with, outside of which it cannot be trusted.
+
+Shape legend: N galaxies, M held-out galaxies, Q plain numbers (`gampen_ray.model.measure.PLAIN_NUMBERS`), C bands.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Ranges"]
+
+_TAIL = 0.001
+"""Share of the held-out galaxies beyond each end of a range."""
+_ROUNDING = 1e-4
+"""How far beyond an end, relative to 1 + its size, a number may lie: sums of pixels differ between machines."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Ranges:
+    """Two-sided ranges of plain numbers.
+
+    Parameters
+    ----------
+    low_QC, high_QC
+        Ends: the 0.1 % and 99.9 % quantiles of the held-out galaxies; of fewer than a thousand, nearly the extremes.
+    """
+
+    low_QC: np.ndarray
+    high_QC: np.ndarray
+
+    @classmethod
+    def fit(cls, numbers_MQC: np.ndarray) -> "Ranges":
+        """Return the ranges of held-out galaxies, at least one, whose numbers are finite."""
+        low_QC, high_QC = np.quantile(numbers_MQC.astype(np.float64), [_TAIL, 1 - _TAIL], axis=0)
+        return cls(low_QC=low_QC, high_QC=high_QC)
+
+    def outside(self, numbers_NQC: np.ndarray) -> np.ndarray:
+        """Return which numbers leave their range in any band, N x Q bool; one that is not finite does."""
+        low_QC, high_QC = (end - sign * _ROUNDING * (1 + abs(end)) for end, sign in ((self.low_QC, 1), (self.high_QC, -1)))
+        return ~((numbers_NQC >= low_QC) & (numbers_NQC <= high_QC)).all(axis=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"low": self.low_QC.tolist(), "high": self.high_QC.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Ranges":
+        """Rebuild from `to_dict`'s values."""
+        return cls(low_QC=np.array(values["low"]), high_QC=np.array(values["high"]))

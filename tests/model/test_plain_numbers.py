@@ -1,0 +1,69 @@
+"""Plain numbers of cutouts against closed forms."""
+
+import math
+
+import numpy as np
+import torch
+
+from gampen_ray.model.measure import PLAIN_NUMBERS, plain_numbers
+
+SIDE = 64
+
+
+def numbers(image: np.ndarray, unit: float = 1.0) -> dict[str, float]:
+    found = plain_numbers(torch.from_numpy(image.astype(np.float32))[None, None], unit)[0, :, 0]
+    return dict(zip(PLAIN_NUMBERS, found.tolist(), strict=True))
+
+
+def sky(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE))
+
+
+def test_sky_and_noise() -> None:
+    found = numbers(5 + 2 * sky(), unit=2.0)
+    assert math.isclose(found["sky"], math.asinh(2.5), abs_tol=0.1)
+    assert abs(found["noise"]) < 0.08
+    assert found["constant"] == 0
+    assert found["stray_light"] < 1
+
+
+def test_brightness_is_the_log_of_the_flux_and_size_does_not_depend_on_it() -> None:
+    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    galaxy = np.exp(-(x**2 + y**2) / 2 / 9)
+    faint, bright = numbers(1e3 * galaxy + sky()), numbers(1e5 * galaxy + sky())
+    assert math.isclose(bright["brightness"] - faint["brightness"], math.log(100), abs_tol=0.05)
+    assert math.isclose(bright["size"], faint["size"], abs_tol=0.02)
+    # Half of a Gaussian's light lies within 1.1774 sigma; a soft aperture of finite width holds less of it.
+    assert math.isclose(math.exp(bright["size"]) * SIDE, 1.1774 * 3, rel_tol=0.2)
+    total = math.log(1e5 * 2 * math.pi * 9)
+    assert total - 0.3 < bright["brightness"] < total
+
+
+def test_share_of_constant_pixels() -> None:
+    image = sky()
+    image[:16] = 7.0
+    assert math.isclose(numbers(image)["constant"], 0.25, abs_tol=0.02)
+    assert numbers(np.zeros((SIDE, SIDE)))["constant"] == 1
+
+
+def test_correlation_of_neighbouring_pixels() -> None:
+    white = np.random.default_rng(0).normal(size=(SIDE, SIDE + 1))
+    # Neighbours in a row share half of their variance, neighbours in a column nothing.
+    assert math.isclose(numbers(white[:, 1:] + white[:, :-1])["correlation"], 0.25, abs_tol=0.06)
+    assert abs(numbers(sky())["correlation"]) < 0.06
+
+
+def test_stray_light() -> None:
+    image = sky()
+    image[10:14, :3] += 100.0
+    pixels = 4 * 5 * SIDE - 4 * 25
+    assert math.isclose(numbers(image)["stray_light"], math.log1p(1200 / math.sqrt(pixels)), rel_tol=0.05)
+
+
+def test_extreme_cutouts_raise_nothing() -> None:
+    hot = np.zeros((SIDE, SIDE))
+    hot[32, 32] = 1e30
+    for image in (np.zeros((SIDE, SIDE)), np.full((SIDE, SIDE), 1e38), 1e38 * sky().clip(-1, 1), 1e-30 * sky(), hot):
+        found = numbers(image)
+        assert set(found) == set(PLAIN_NUMBERS)
+    assert np.isfinite(list(numbers(np.zeros((SIDE, SIDE))).values())).all()
