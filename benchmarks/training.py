@@ -190,7 +190,14 @@ def wait() -> None:
 def forward_flops(run: Run) -> float:
     """Return the operations of a forward pass; a step has about three times as many."""
     images = run.images
-    return inference_flops(run.network, channels=images.channels, size=images.size, num_targets=len(run.targets), num_passes=1)
+    return inference_flops(
+        run.network,
+        channels=images.channels,
+        size=images.size,
+        num_targets=len(run.targets),
+        num_passes=1,
+        numbers=len(images.number_names),
+    )
 
 
 SGD = {"name": "sgd", "momentum": 0.9, "learning_rate": 1e-5}

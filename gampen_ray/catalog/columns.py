@@ -118,7 +118,8 @@ def catalog_columns(
         columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean))
         text = f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows"
         columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril))
-    for name in conditions:
+    there = [column.name for column in columns]
+    for name in (name for name in conditions if name not in there):
         text = "given to the network beside the image, null if unknown"
         columns.append(Column(name, "", text, functools.partial(_nullable, name=name)))
     for name in extra:

@@ -73,7 +73,7 @@ def _retrained(number: int, config: TrainConfig, num_galaxies: int) -> "Trial":
     return Trial(
         number=number,
         state="complete",
-        epochs=len(history),
+        epochs=int(history[-1]["epoch"]),
         seconds=sum(num_galaxies / row["galaxies_per_s"] for row in history),
         objectives=objectives(bundle, config.calibration.num_passes),
         values={DROPOUT_RATE: bundle.config.backbone.dropout_rate},

@@ -202,11 +202,11 @@ class OptimizerConfig:
     """Norm to which larger gradients are clipped; 0: no clipping."""
     epochs: int = pydantic.Field(default=12, ge=1)
     """Number of epochs."""
-    numbers_epochs: int = pydantic.Field(default=20, ge=0)
+    numbers_epochs: int = pydantic.Field(default=20, ge=1)
     """For a network that is given numbers: epochs on the numbers alone, measured once and kept in memory, before the epochs on
     images."""
     numbers_learning_rate: float = pydantic.Field(default=2e-3, gt=0)
-    """Peak learning rate of the epochs on numbers."""
+    """Peak learning rate of the epochs on numbers, which AdamW does."""
     trained_factor: float = pydantic.Field(default=0.05, gt=0, le=1)
     """Factor on the learning rate, in the epochs on images, of the layers that the epochs on numbers have trained."""
     crop_factor: float = pydantic.Field(default=1.0, gt=0)

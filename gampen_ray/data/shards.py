@@ -250,6 +250,11 @@ def read_shard(
     return table if columns is None else table.select(list(columns))
 
 
+def column_names(dataset: str, split: str, info: DatasetInfo) -> list[str]:
+    """Return the names of a split's columns, those of its first shard."""
+    return read_shard(shard_uris(dataset, split)[0], row_groups=(), info=info).column_names
+
+
 def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], num_rows: int) -> Iterator[tuple[pa.Table, int]]:
     """Yield row groups of a shard in batches of ``num_rows`` rows, each with the stored size of these columns in bytes.
 

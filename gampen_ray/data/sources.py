@@ -168,8 +168,7 @@ def open_source(
                     f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
                 )
         info = shards.read_dataset_info(dataset)
-        uris = shards.shard_uris(dataset, split)
-        check(shards.read_shard(uris[0], row_groups=(), info=info).column_names if uris and conditions else conditions)
+        check(shards.column_names(dataset, split, info) if conditions else ())
         return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
     reader = dataclasses.replace(reader, bands=bands)
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)

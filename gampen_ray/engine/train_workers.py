@@ -219,7 +219,8 @@ class RayWorker:
             best = load_bundle(str(Path(folder, _BEST))).network.state_dict()
         if self.rank == 0:
             order = self.orders["train"]
-            seen = len(state["history"]) * order.rows_per_epoch + state["step"] * order.rows_per_batch
+            epochs = state["history"][-1]["epoch"] if state["history"] else 0
+            seen = int(epochs) * order.rows_per_epoch + state["step"] * order.rows_per_batch
             send(self._messages, {"restored": seen})
         return state | {"best_network": best}
 

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +31,8 @@ Data = Mapping[Unit, "ray.ObjectRef[Rows]"]
 def run_trial(drawn: dict[str, Any], *, run: Run, space: SearchSpace, ledger: Ledger, data: Data, workers: Workers) -> None:
     """Train a trial to its end, and report its objectives; Ray Tune may stop it after any epoch.
 
-    Each report has ``epoch``, ``val_loss`` (the least so far), ``val_losses`` (of all epochs) and ``seconds``; if the values of
-    the trial are incompatible, also ``failed`` with the reason.
+    Each report has ``epoch``, ``val_loss`` (the least so far), ``val_losses`` (the least so far after each epoch on images) and
+    ``seconds``; if the values of the trial are incompatible, also ``failed`` with the reason.
 
     Parameters
     ----------
@@ -84,10 +85,13 @@ class _State:
 
     def metrics(self) -> dict[str, Any]:
         """Return what is reported to the driver."""
+        history = self.training["history"] if self.training else []
         # An early loss may be infinite.
-        losses = [min(PENALTY, row["val_loss"]) for row in self.training["history"]] if self.training else []
+        least = list(itertools.accumulate((row["val_loss"] for row in history), min, initial=PENALTY))[1:]
+        # The epoch on numbers counts in the loss, but is none of the epochs after which trials are compared.
+        losses = [loss for loss, row in zip(least, history, strict=True) if row["epoch"] > 0]
         known = {"epoch": len(losses), "val_losses": losses, "seconds": time.monotonic() - self._start}
-        return known | ({"val_loss": min(losses)} if losses else {})
+        return known | ({"val_loss": losses[-1]} if losses else {})
 
 
 def _trained(run: Run, state: _State, data: Data, device: str) -> Bundle:
@@ -124,7 +128,7 @@ class TrialWorker(LocalWorker):
         self._state.keep(state)
         if metrics:
             self._track(metrics)
-        if metrics and metrics["epoch"] < self._epochs:
+        if metrics and 0 < metrics["epoch"] < self._epochs:
             tune.report(self._state.metrics())
 
     def restore(self) -> State | None:

@@ -29,7 +29,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.run_folder import RUN_FILE
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
 _NOVELTY = "novelty.safetensors"
 

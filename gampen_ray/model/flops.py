@@ -15,7 +15,7 @@ def inference_flops(
     """Return the floating-point operations of a galaxy's posterior: all before the first dropout once, the rest every pass.
 
     A multiplication and an addition are two operations. Convolutions and fully connected layers are counted; resampling of the
-    crop, normalisation, pooling and activations, a few operations a pixel, are not.
+    crop, normalisation, pooling and activations, a few operations a pixel, are not; nor is the measuring of numbers.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def inference_flops(
         network = Network(config, channels=channels, size=size, num_targets=num_targets, numbers=numbers).eval()
         image_NCHW, number_NM = torch.zeros(1, channels, size, size), torch.zeros(1, numbers)
     with torch.no_grad(), FlopCounterMode(display=False) as prefix:
-        # Not by the network's prefix: its autocast does not know the meta device.
-        crops_NCHW = network.transformer(image_NCHW, number_NM)[0] if network.transformer else image_NCHW
-        activations = network.features(crops_NCHW, number_NM)
+        activations, _ = network.prefix(image_NCHW, number_NM if numbers else None)
+        if network.base:
+            network.base.terms(activations)
     with torch.no_grad(), FlopCounterMode(display=False) as tail:
         network.tail(activations)
     return prefix.get_total_flops() + num_passes * tail.get_total_flops()

@@ -48,11 +48,18 @@ class Condition:
         UserError
             If a value is not finite.
         """
-        if not np.isfinite(value_N).all():
-            raise UserError(
-                f"conditions: {name} is not finite for {(~np.isfinite(value_N)).sum()} training galaxies; fill or remove them"
-            )
+        cls.check(name, value_N)
         return cls(name=name, low=float(value_N.min()), high=float(value_N.max()), mean=float(value_N.mean()))
+
+    @staticmethod
+    def check(name: str, value_N: np.ndarray) -> None:
+        """Raise a UserError if a value is no finite number of float32."""
+        if not (np.issubdtype(value_N.dtype, np.number) or value_N.dtype == bool):
+            raise UserError(f"conditions: the column {name} holds no numbers; give a column of numbers")
+        with np.errstate(over="ignore"):
+            bad_N = ~np.isfinite(value_N.astype(np.float32))
+        if bad_N.any():
+            raise UserError(f"conditions: {name} is not finite for {bad_N.sum()} galaxies; fill or remove them")
 
 
 class Inputs(NamedTuple):
@@ -194,7 +201,12 @@ class ImagePreprocessing:
         condition_NJ
             Values of the conditions; left out where there are none.
         """
-        parts = [measure(resize(images_NCHW.float(), self.size), self.softening)] if self.measure else []
+        parts = []
+        if self.measure:
+            images_NCHW = images_NCHW.float()
+            sky_NC, noise_NC = local_sky(images_NCHW)
+            images_NCHW = resize(images_NCHW - sky_NC[..., None, None], self.size)
+            parts.append(measure(images_NCHW, sky_NC, noise_NC, unit=self.softening))
         if self.conditions:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(images_NCHW.device))

@@ -22,6 +22,8 @@ _FAINT = 3.0
 _BORDER = 0.08
 """Width of the border in which sky and noise are measured, sides of the image."""
 _CLIP, _CLIP_STEPS = 3.0, 4
+_BRIGHTEST = 1e14
+"""Signal to noise at which pixels saturate: their squares are finite in float32."""
 
 
 def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,10 +44,12 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
     noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
     for _ in range(_CLIP_STEPS):
-        kept = ((border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1).to(border_NCB.dtype)
-        count_NC1 = kept.sum(2, keepdim=True)
-        sky_NC1 = (kept * border_NCB).sum(2, keepdim=True) / count_NC1
-        noise_NC1 = ((kept * (border_NCB - sky_NC1) ** 2).sum(2, keepdim=True) / count_NC1).sqrt()
+        kept_NCB = (border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1
+        count_NC1 = kept_NCB.sum(2, keepdim=True)
+        sky_NC1 = border_NCB.where(kept_NCB, 0).sum(2, keepdim=True) / count_NC1
+        # Not by a product: the square of what is clipped may be infinite.
+        deviation_NCB = (border_NCB - sky_NC1).where(kept_NCB, 0)
+        noise_NC1 = ((deviation_NCB**2).sum(2, keepdim=True) / count_NC1).sqrt()
     # A Gaussian cut at 3 sigma has 0.9866 of its standard deviation.
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
 
@@ -67,21 +71,22 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     return names
 
 
-def measure(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
+def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
     """Measure the galaxies at the centres of images, and return N x M numbers in the order of `number_names`.
 
     Parameters
     ----------
     images_NCHW
-        Flux units, finite.
+        Flux units, finite, without the sky.
+    sky_NC, noise_NC
+        What was subtracted, and the noise of a pixel: `local_sky` of the whole cutouts.
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
     images_NCHW = images_NCHW.float()
     height, width = images_NCHW.shape[-2:]
-    sky_NC, noise_NC = local_sky(images_NCHW)
     noise_NC = noise_NC.clamp(min=1e-6 * unit)
-    signal_NCHW = (images_NCHW - sky_NC[..., None, None]) / noise_NC[..., None, None]
+    signal_NCHW = (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]

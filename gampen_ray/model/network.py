@@ -93,17 +93,17 @@ class Network(nn.Module):
         if self.transformer is None:
             return x_NCHW, identity_map(len(x_NCHW), x_NCHW.device)
         merge = self.merge
-        with torch.autocast(x_NCHW.device.type, enabled=False):
+        with full_precision(x_NCHW):
             if merge is None or number_NM is None:
                 return self.transformer(x_NCHW)
             return self.transformer(x_NCHW, merge.white(number_NM), number_NM[:, 0].float() if self.measured else None)
 
     def features(self, x: torch.Tensor, number_NM: torch.Tensor | None = None) -> torch.Tensor:
         """Return the activations before the first dropout, from crops."""
-        for index, layer in enumerate(self.stem):
+        for layer in self.stem:
             if isinstance(layer, Merge):
-                with self._exact(x):
-                    return self.stem[index + 1 :](layer(x.float(), number_NM))
+                assert number_NM is not None
+                return self._merged(x.float(), number_NM)
             x = layer(x)
         return x
 
@@ -121,9 +121,16 @@ class Network(nn.Module):
 
     def from_numbers(self, number_NM: torch.Tensor) -> torch.Tensor:
         """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing."""
-        (index,) = (i for i, layer in enumerate(self.stem) if isinstance(layer, Merge))
+        return self._outputs(self._merged(None, number_NM))
+
+    def _merged(self, features_NF: torch.Tensor | None, number_NM: torch.Tensor) -> torch.Tensor:
+        """Return the activations before the first dropout, from the image's features, if it counts, and the numbers."""
+        merge, *behind = itertools.dropwhile(lambda layer: not isinstance(layer, Merge), self.stem)
         with self._exact(number_NM):
-            return self._outputs(self.stem[index + 1 :](self.stem[index](None, number_NM)))
+            x = merge(features_NF, number_NM)
+            for layer in behind:
+                x = layer(x)
+        return x
 
     def _outputs(self, x: torch.Tensor) -> torch.Tensor:
         terms = self.base.terms(x) if self.base else None
@@ -132,7 +139,7 @@ class Network(nn.Module):
             for layer in hidden:
                 x = layer(x)
         assert isinstance(output, nn.Linear)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x):
             return with_base(output(x.to(output.weight.dtype)), terms)
 
     def _exact(self, x: torch.Tensor) -> contextlib.AbstractContextManager[object]:

@@ -12,6 +12,8 @@ __all__ = ["Base", "Merge", "full_precision", "with_base"]
 
 _RIDGE = 0.02
 """Least standard deviation of a direction in the space of standardised numbers that whitening brings to one."""
+_CONSTANT = 1e-6
+"""Standard deviation over mean below which a number is a constant."""
 _BOUND, _WHITE_BOUND = 4.0, 6.0
 """Where standardised and whitened numbers saturate."""
 
@@ -55,8 +57,8 @@ class Merge(nn.Module):
         """Learn the whitening from numbers of training galaxies."""
         number_NM = number_NM.double().to(self.location_M.device)
         location_M, scale_M = number_NM.mean(0), number_NM.std(0, correction=0)
-        # A number that all galaxies share.
-        scale_M = scale_M.where(scale_M > 1e-6, torch.ones_like(scale_M))
+        # A number that all galaxies share, to the digits of float32.
+        scale_M = scale_M.where(scale_M > _CONSTANT * location_M.abs(), torch.ones_like(scale_M))
         standard_NM = _bounded((number_NM - location_M) / scale_M, _BOUND)
         standard_NM = standard_NM - standard_NM.mean(0)
         variance_M, direction_MM = torch.linalg.eigh(standard_NM.T @ standard_NM / len(standard_NM))

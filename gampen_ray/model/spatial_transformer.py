@@ -4,6 +4,7 @@ Jaderberg et al. (2015), restricted as in Ghosh et al. (2022), sec. 4.1. Shape l
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class SpatialTransformer(nn.Module):
         if log_radius_N is not None:
             # The crop's side in sides of the image: so many radii on either side of the centre.
             log_scale_N = log_scale_N - self.initial_log_scale + log_radius_N + math.log(2 * self.initial_radii)
-        scale_N = log_scale_N.clamp(*self.log_bounds).exp()
+        scale_N = _Within.apply(log_scale_N, *self.log_bounds).exp()
         return torch.cat([scale_N[:, None], p[:, 1:]], dim=1)
 
     def forward(
@@ -107,6 +108,23 @@ class SpatialTransformer(nn.Module):
         """
         theta_N23 = self.affine(x_NCHW, white_NM, log_radius_N)
         return crop_images(x_NCHW, theta_N23, self.output_size), theta_N23
+
+
+class _Within(torch.autograd.Function):
+    """Clamp to [low, high]; beyond, gradients pass that lead back, or a crop that begins at a bound would stay there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (x,), (low, high) = ctx.saved_tensors, ctx.bounds
+        # A step is along the negative gradient.
+        outwards = ((x > high) & (gradient < 0)) | ((x < low) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
 
 
 def crop_images(images_NCHW: torch.Tensor, theta_N23: torch.Tensor, size: int = 0) -> torch.Tensor:

@@ -290,7 +290,7 @@ def _training(history: list[dict[str, Any]]) -> dict[str, Any] | None:
     val_loss = np.array([row["val_loss"] for row in history], dtype=np.float64)
     finite = np.isfinite(val_loss)
     return {
-        "epochs": len(history),
+        "epochs": int(history[-1]["epoch"]),
         "best": history[int(np.argmin(np.where(finite, val_loss, np.inf)))] if finite.any() else None,
         "plots": [
             Markup(figures.training_curve("loss", history, losses, "Loss")),

@@ -127,6 +127,11 @@ def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePrep
     """Return the bundle's preprocessing with the names of the dataset's bands, and its units where the bundle's are unknown."""
     images = bundle.images
     _refuse_contradictions(config, "images", images)
+    if "conditions" in given(config) and config.conditions != images.condition_names:
+        raise UserError(
+            f"conditions: {shown(config.conditions)}, but fine_tune.bundle, {config.fine_tune.bundle}, has "
+            f"{shown(images.condition_names)}; leave conditions out"
+        )
     if len(info.bands) != len(images.bands):
         raise UserError(
             f"dataset: {config.dataset} has {len(info.bands)} bands, fine_tune.bundle takes {len(images.bands)} "

@@ -107,7 +107,8 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an uninterrupted one,
     and, without dropout and batch statistics of single workers, one with another number of workers too.
 
-    A network that is given numbers (`gampen_ray.model.numbers.Merge`) is trained on them alone first, in an epoch 0.
+    A network that is given numbers (`gampen_ray.model.numbers.Merge`) is trained on them alone first, in an epoch 0, whose
+    result depends on the number of workers.
 
     Returns
     -------

@@ -32,6 +32,8 @@ _WARMUP = 0.05
 def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> dict[str, float]:
     """Train ``plan.network`` on numbers alone, in place, to its weights of least validation loss; the same on all workers.
 
+    Galaxies whose numbers are not finite are left out. The result depends on the number of workers.
+
     Parameters
     ----------
     worker
@@ -124,7 +126,9 @@ def _measured(plan: "Plan", batches: Iterable[Batch]) -> tuple[torch.Tensor, tor
         numbers.append(plan.numbers(batch))
         targets.append(batch.target_ND)
         asked = time.perf_counter()
-    return torch.cat(numbers).clone(), torch.cat(targets).clone(), waited
+    number_NM = torch.cat(numbers)
+    usable_N = number_NM.isfinite().all(1)
+    return number_NM[usable_N], torch.cat(targets)[usable_N], waited
 
 
 @torch.inference_mode()

@@ -116,24 +116,23 @@ def prepare(config: TrainConfig) -> Run:
     Raises
     ------
     UserError
-        If the dataset lacks a split or a target, a value lies outside the domain of its transform, or the network or the
-        bundle to start from does not fit.
+        If the dataset lacks a split, a target or a condition, a value lies outside the domain of its transform or is not
+        finite, or the network or the bundle to start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
-    columns = shards.read_shard(shards.shard_uris(config.dataset, "train")[0], row_groups=(), info=info).column_names
+    columns = shards.column_names(config.dataset, "train", info)
     targets = _targets(config, info, start.targets if start else None, columns)
     splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
-    conditions = start.images.condition_names if start else config.conditions
-    _check_columns(config, columns, [f"conditions.{name}" for name in conditions])
+    conditions = _conditions(config, info, start.images.condition_names if start else config.conditions, columns, targets)
     if start:
-        network, images = start.network, start.images
+        network, images = start.network, dataclasses.replace(start.images, conditions=conditions)
     else:
         network = config.network
-        images = _fitted_images(config, info, splits["train"])
+        images = _fitted_images(config, info, splits["train"], conditions)
     run = Run(
         config=config,
         info=info,
@@ -159,21 +158,35 @@ def with_config(run: Run, config: TrainConfig) -> Run:
     if not run.start:
         images = run.images
         if config.images != run.config.images:
-            images = _fitted_images(config, run.info, run.splits["train"])
+            images = _fitted_images(config, run.info, run.splits["train"], run.images.conditions)
         changed = dataclasses.replace(changed, network=config.network, images=images)
     _check_dropout(changed)
     return changed
 
 
-def _fitted_images(config: TrainConfig, info: shards.DatasetInfo, units: Sequence[Unit]) -> ImagePreprocessing:
-    values = column_values(config.dataset, "train", config.conditions, info) if config.conditions else np.empty((0, 0))
+def _conditions(
+    config: TrainConfig, info: shards.DatasetInfo, names: Sequence[str], columns: list[str], targets: TargetSchema
+) -> tuple[Condition, ...]:
+    """Return the conditions of the training split, and check those of both splits."""
+    _check_columns(config, columns, [f"conditions.{name}" for name in names])
+    if both := set(names) & set(targets.names):
+        raise UserError(f"conditions: {', '.join(sorted(both))} is a target too; leave it out of one of them")
+    values = {split: [column_values(config.dataset, split, [name], info)[:, 0] for name in names] for split in ("val", "train")}
+    for name, value_N in zip(names, values["val"], strict=True):
+        Condition.check(name, value_N)
+    return tuple(Condition.fit(name, value_N) for name, value_N in zip(names, values["train"], strict=True))
+
+
+def _fitted_images(
+    config: TrainConfig, info: shards.DatasetInfo, units: Sequence[Unit], conditions: tuple[Condition, ...]
+) -> ImagePreprocessing:
     return ImagePreprocessing.fit(
         config.images,
         info.bands,
         sample_images(units),
         zero_point_mag=info.zero_point_mag,
         pixel_scale_arcsec=info.pixel_scale_arcsec,
-        conditions=tuple(Condition.fit(name, values[:, j]) for j, name in enumerate(config.conditions)),
+        conditions=conditions,
     )
 
 
@@ -264,7 +277,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         network=network,
         inputs=run.network_inputs,
         numbers=run.numbers,
-        numbers_first=bool(network.merge and config.optimizer.numbers_epochs and not run.start),
+        numbers_first=bool(network.merge and not run.start),
         optimizer=config.optimizer,
         seed=config.seed,
         learning_rate_decay=config.fine_tune.learning_rate_decay,
