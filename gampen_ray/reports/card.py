@@ -41,7 +41,7 @@ def _facts(described: Mapping[str, Any]) -> str:
         "bands": ", ".join(images["bands"]),
         "cutouts": f"{images['size']} x {images['size']} pixels of {'unknown size' if scale is None else f'{scale:g} arcsec'}",
         "zero point": "unknown" if zero_point is None else f"{zero_point:g} mag",
-        "beside the image": f"{measured} measured numbers, {len(images['conditions'])} conditions",
+        "beside the image": ", ".join([f"{measured} measured numbers", *(c["name"] for c in images["conditions"])]),
         "likelihood": network["likelihood"],
         "network": f"{network['parameters']:,} parameters, {network['bytes'] / 1e6:.3g} MB, {network['flops'] / 1e9:.3g} "
         "GFLOP a galaxy",
@@ -71,7 +71,7 @@ def _validation(metrics: Mapping[str, Any]) -> list[str]:
         f"two seeds of the dropout masks, {seeds['num_passes']} passes: {seeds['verdict']}: {seeds['worst']}",
     ]
     rows = {version: {"all": coverage} for version, coverage in metrics["coverage"].items()}
-    return ["\n".join(lines), _coverage("validation galaxies", rows)]
+    return ["\n".join(textwrap.fill(line, _WIDTH) for line in lines), _coverage("validation galaxies", rows)]
 
 
 def _evaluation(card: Mapping[str, Any] | None) -> list[str]:
