@@ -1,5 +1,7 @@
 """A network small enough to train in a second, and galaxies it can learn: round Gaussians of varying flux and width."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -40,6 +42,14 @@ NETWORK = NetworkConfig(
         dropout_placement="every_conv",
     ),
 )
+WITH_NUMBERS = dataclasses.replace(
+    NETWORK,
+    spatial_transformer=dataclasses.replace(
+        NETWORK.spatial_transformer, scale="exponential", initial_radii=3.0, output_size=12
+    ),
+    backbone=dataclasses.replace(NETWORK.backbone, dropout_placement="classifier", numbers_width=16),
+)
+"""A network that is given numbers."""
 
 
 def galaxies(count: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -82,6 +92,13 @@ def train_config(dataset_uri: str, output: str, **optimizer: object) -> TrainCon
         optimizer=OptimizerConfig(**({"epochs": 2, "batch_size": 32, "learning_rate": 3e-3} | optimizer)),
         calibration=CalibrationConfig(num_passes=4),
     )
+
+
+def numbers_config(dataset_uri: str, output: str, **optimizer: object) -> TrainConfig:
+    """Return a config of `train_config` whose network is given what is measured in the images."""
+    few = {"numbers_epochs": 3, "numbers_learning_rate": 1e-2}
+    config = train_config(dataset_uri, output, **(few | optimizer))
+    return dataclasses.replace(config, images=ImagesConfig(), network=WITH_NUMBERS)
 
 
 def bundle(config: NetworkConfig = NETWORK) -> Bundle:

@@ -48,7 +48,7 @@ def test_gampen_presets_are_the_published_recipes(name: str) -> None:
     published = gampen_vgg16()
     backbone = dataclasses.replace(published.backbone, dropout_rate=dropout_rate)
     assert config.network == dataclasses.replace(published, backbone=backbone)
-    assert config.images == ImagesConfig(size=size, softening=1.0, channels=3)
+    assert config.images == ImagesConfig(size=size, softening=1.0, channels=3, sky="none", measure=False)
     optimizer = dataclasses.asdict(config.optimizer)
     assert (optimizer["name"], optimizer["learning_rate"], optimizer["momentum"]) == ("sgd", learning_rate, 0.99)
     assert (optimizer["weight_decay"], optimizer["nesterov"], optimizer["augment"]) == (1e-4, False, "rotations")

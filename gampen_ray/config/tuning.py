@@ -166,7 +166,8 @@ class ScanDropoutConfig:
 def default_search(config: TuneConfig) -> dict[str, SearchRange]:
     """Return the default search: the network's size and dropout, and the optimiser.
 
-    Fine-tuning, where the network is given, searches dropout and optimiser only.
+    Fine-tuning, where the network is given, searches dropout and optimiser only. Dropout has one place in a network that is given
+    numbers.
     """
     rate = SearchRange(low=1e-4, high=0.3, log=True)
     optimizer = {
@@ -183,9 +184,10 @@ def default_search(config: TuneConfig) -> dict[str, SearchRange]:
         [24, 48, "M", 64, 64, "M", 128],
         [24, 48, "M", 64, 64, "M", 96, 96, "M", 128],
     )
+    placement = {"network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier"))}
     return {
         DROPOUT_RATE: rate,
-        "network.backbone.dropout_placement": SearchRange(choices=("every_conv", "last_block", "classifier")),
+        **({} if config.images.measure or config.conditions else placement),
         "network.backbone.plan": SearchRange(choices=plans),
         "network.backbone.width": SearchRange(low=0.5, high=1.25, log=True),
         "network.backbone.block": SearchRange(choices=("plain", "residual")),

@@ -81,4 +81,4 @@ def test_catalogue_holds_the_flags_of_image_and_posterior():
 
 
 def test_bits_are_distinct_powers_of_two():
-    assert sorted(flag.value for flag in Flag) == [1, 2, 4, 8, 16, 32, 64]
+    assert sorted(flag.value for flag in Flag) == [2**bit for bit in range(9)]

@@ -8,6 +8,7 @@ from gampen_ray.config import NetworkConfig, SpatialTransformerConfig
 from gampen_ray.inference.folding import folded
 from gampen_ray.model.backbones import ResidualBlock
 from gampen_ray.model.network import Network
+from gampen_ray.model.numbers import with_base
 from tests.networks import NETWORK, SIZE
 
 
@@ -19,8 +20,10 @@ def network(channels: int = 1, *, family: str = "scale", rate: float = 0.3, **fi
     transformer = dataclasses.replace(NETWORK.spatial_transformer, family=family)
     config = dataclasses.replace(NETWORK, backbone=backbone, spatial_transformer=transformer)
     result = Network(config, channels=channels, size=SIZE, num_targets=2)
-    for value in result.state_dict().values():
-        value += 0.1 * torch.rand(value.shape) if value.is_floating_point() else 0
+    for name, value in result.state_dict().items():
+        # The exponential of the base's scale grows fast.
+        spread = 0.001 if "log_scale" in name else 0.1
+        value += spread * torch.rand(value.shape) if value.is_floating_point() else 0
     return result.eval()
 
 
@@ -31,9 +34,10 @@ def images(channels: int = 1) -> torch.Tensor:
 def unscaled(net: Network, x_NCHW: torch.Tensor) -> torch.Tensor:
     """The outputs where each dropout layer divides by 1 - p and drops nothing."""
     x = net.prefix(x_NCHW)[0]
+    terms = net.base.terms(x) if net.base else None
     for layer in net.tail:
         x = x / (1 - layer.p) if isinstance(layer, nn.Dropout) else layer(x)
-    return x
+    return with_base(x, terms)
 
 
 @pytest.mark.parametrize("normalisation", ["batch", "group", "none"])

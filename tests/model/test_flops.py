@@ -15,6 +15,7 @@ SMALL = BackboneConfig(
     classifier=(10,),
     dropout_rate=0.1,
     dropout_placement="classifier",
+    base=False,
 )
 
 

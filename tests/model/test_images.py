@@ -46,7 +46,7 @@ def test_sky_sigma_ignores_the_level_and_the_galaxy() -> None:
 
 
 def test_stretch_is_asinh_of_the_image_over_the_softening() -> None:
-    images = ImagePreprocessing.fit(ImagesConfig(softening=2.0, channels=3), ("r",), noise())
+    images = ImagePreprocessing.fit(ImagesConfig(softening=2.0, channels=3, sky="none"), ("r",), noise())
     x = torch.from_numpy(noise(2))
     out = images(x)
     assert out.shape == (2, 3, 32, 32)

@@ -61,7 +61,14 @@ def test_residual_block_is_two_convolutions_and_a_skip(width: int) -> None:
 
 
 def test_stem_of_a_residual_network_is_a_convolution_and_each_further_number_a_block() -> None:
-    config = BackboneConfig(plan=(4, 4, "M", 8), stem_kernel=7, block="residual", classifier=(5,), normalisation="batch")
+    config = BackboneConfig(
+        plan=(4, 4, "M", 8),
+        stem_kernel=7,
+        block="residual",
+        classifier=(5,),
+        normalisation="batch",
+        dropout_placement="last_block",
+    )
     layers = backbone(config, 3, 32, 2)
     kinds = "Conv2d BatchNorm2d ReLU ResidualBlock MaxPool2d Dropout ResidualBlock AdaptiveAvgPool2d Flatten Linear ReLU"
     assert [type(layer).__name__ for layer in layers] == [*kinds.split(), "Dropout", "Linear"]

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -38,8 +40,9 @@ def test_shift_moves_the_crop() -> None:
     torch.testing.assert_close(module(x)[0], x[..., 8:25, 12:29], rtol=0, atol=1e-5)
 
 
-def test_gradient_reaches_the_localisation_network() -> None:
-    module = transformer()
+@pytest.mark.parametrize("scale", ["linear", "exponential"])
+def test_gradient_reaches_the_localisation_network(scale: str) -> None:
+    module = transformer(scale=scale, initial_scale=0.7)
     torch.nn.init.normal_(module.parameters_head[-1].weight)
     module(torch.randn(2, 1, 33, 33))[0].square().sum().backward()
     assert module.localisation[0].weight.grad.abs().sum() > 0
@@ -55,3 +58,32 @@ def test_resampling_is_that_of_gampen_also_for_flips_and_shears() -> None:
     arrays = golden("grid_sample_33.npz")
     crops = crop_images(torch.from_numpy(arrays["img"]).double(), torch.from_numpy(arrays["theta"]))
     assert crops.numpy() == pytest.approx(arrays["out_f64"], abs=1e-12)
+
+
+def with_radii(log_radius: float, bias: float = 0.0, **fields) -> tuple[SpatialTransformer, torch.Tensor]:
+    """An exponential transformer that takes a measured radius, and the scale of its crops of 64 pixels."""
+    module = transformer(size=64, scale="exponential", output_size=16, initial_radii=6.0, **fields)
+    module.parameters_head[-1].bias.data += bias
+    theta = module(torch.randn(2, 1, 64, 64), None, torch.full((2,), log_radius))[1]
+    return module, crop_scale(theta)
+
+
+def test_exponential_scale_is_a_multiple_of_the_measured_radius_between_bounds() -> None:
+    for radius in (0.02, 0.04, 0.08):
+        # Six radii on either side of the centre.
+        torch.testing.assert_close(with_radii(math.log(radius))[1], torch.full((2,), 12 * radius, dtype=torch.float64))
+    module, scale = with_radii(math.log(0.02), bias=1.0)
+    torch.testing.assert_close(scale.float(), torch.full((2,), 0.24 * math.e))
+    for log_radius, bound in ((-50.0, 16 / 128), (50.0, 1.0)):
+        torch.testing.assert_close(with_radii(log_radius)[1].float(), torch.full((2,), bound))
+    # Without a measured radius it begins at the initial scale.
+    torch.testing.assert_close(crop_scale(module(torch.randn(1, 1, 64, 64))[1]).float(), torch.tensor([math.e]).clamp(max=1))
+
+
+@pytest.mark.parametrize(("log_radius", "sign"), [(5.0, 1), (-8.0, -1)])
+def test_a_crop_at_its_bound_can_only_move_back(log_radius: float, sign: int) -> None:
+    for direction in (1, -1):
+        module, scale = with_radii(log_radius)
+        (direction * scale.sum()).backward()
+        # A step down this gradient makes the scale smaller where it should be larger.
+        assert (module.parameters_head[-1].bias.grad[0] != 0) == (direction == sign)

@@ -13,10 +13,12 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gampen_ray.config import TrainConfig
+from gampen_ray.model.images import Inputs
+from gampen_ray.training.batches import Batch
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import Plan, fit
-from gampen_ray.training.run import build_network, prepare
-from tests.networks import NETWORK, dataset, train_config
+from gampen_ray.training.run import Run, build_network, prepare
+from tests.networks import NETWORK, dataset, numbers_config, train_config
 
 # Dropout draws other masks on every worker, and the batch's statistics are its own: running ones are used from the start.
 BACKBONE = {"dropout_rate": 0.0}
@@ -44,6 +46,11 @@ class GlooWorker(LocalWorker):
         for tensor in tensors:
             distributed.broadcast(tensor, 0)
 
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            distributed.all_reduce(tensor)
+            tensor /= self.world_size
+
 
 def config(folder: str, case: str) -> TrainConfig:
     settings = dict(CASES[case])
@@ -57,7 +64,11 @@ def config(folder: str, case: str) -> TrainConfig:
 def trained(worker: LocalWorker, config: TrainConfig) -> dict[str, Any]:
     run = prepare(config)
     network = build_network(run).double()
-    plan = Plan(network=network, images=lambda x: run.network_inputs(x).double(), optimizer=config.optimizer, seed=config.seed)
+
+    def inputs(batch: Batch) -> Inputs:
+        return Inputs(run.network_inputs(batch).image_NCHW.double())
+
+    plan = Plan(network=network, inputs=inputs, optimizer=config.optimizer, seed=config.seed)
     history = fit(worker, plan)
     return {"losses": [(row["train_loss"], row["val_loss"]) for row in history], "weights": network.state_dict()}
 
@@ -65,34 +76,68 @@ def trained(worker: LocalWorker, config: TrainConfig) -> dict[str, Any]:
 def process(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+
+    def worker(run: Run) -> GlooWorker:
+        made = GlooWorker.read(run)
+        made.rank, made.world_size, made.orders = rank, 2, run.orders(rank, 2)
+        return made
+
     found = {}
     for case in CASES:
         run = prepare(config(folder, case))
-        worker = GlooWorker.read(run)
-        worker.rank, worker.world_size, worker.orders = rank, 2, run.orders(rank, 2)
-        found[case] = trained(worker, run.config)
-    if rank == 0:
-        torch.save(found, Path(folder, "found.pt"))
+        found[case] = trained(worker(run), run.config)
+    run = prepare(numbers_config(f"{folder}/data", f"{folder}/run"))
+    network = build_network(run)
+    plan = Plan(
+        network=network,
+        inputs=run.network_inputs,
+        numbers=run.numbers,
+        numbers_first=True,
+        optimizer=run.config.optimizer,
+        seed=0,
+    )
+    losses = [row["val_loss"] for row in fit(worker(run), plan)]
+    found["numbers"] = {"losses": losses, "weights": network.state_dict()}
+    torch.save(found, Path(folder, f"found{rank}.pt"))
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """A dataset, and what two processes made of it."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, Any]]]:
+    """A dataset, and what each of two processes made of it."""
     folder = tmp_path_factory.mktemp("ddp")
     dataset(str(folder / "data"), {"train": 203, "val": 61}, rows_per_shard=20)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, (str(folder), port), nprocs=2)  # type: ignore[attr-defined]
-    return str(folder), torch.load(folder / "found.pt", weights_only=True)
+    return str(folder), [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_workers_train_as_a_plain_loop(shared: tuple[str, dict[str, Any]], case: str) -> None:
-    folder, found = shared
+def test_two_workers_train_as_a_plain_loop(shared: tuple[str, list[dict[str, Any]]], case: str) -> None:
+    folder, (found, _) = shared
     run = prepare(config(folder, case))
     alone = trained(LocalWorker.read(run), run.config)
     torch.testing.assert_close(torch.tensor(found[case]["losses"]), torch.tensor(alone["losses"]), rtol=1e-7, atol=1e-9)
     for name, weights in alone["weights"].items():
         torch.testing.assert_close(found[case]["weights"][name], weights, rtol=1e-6, atol=1e-9)
+
+
+def test_two_workers_with_numbers_end_with_the_same_network(shared: tuple[str, list[dict[str, Any]]]) -> None:
+    folder, (first, second) = shared
+    assert first["numbers"]["losses"] == second["numbers"]["losses"]
+    for name, weights in first["numbers"]["weights"].items():
+        # The running statistics of the batches are each worker's own until the best weights are chosen.
+        torch.testing.assert_close(weights, second["numbers"]["weights"][name], rtol=0, atol=0, msg=name)
+    run = prepare(numbers_config(f"{folder}/data", f"{folder}/run"))
+    plan = Plan(
+        network=build_network(run),
+        inputs=run.network_inputs,
+        numbers=run.numbers,
+        numbers_first=True,
+        optimizer=run.config.optimizer,
+        seed=0,
+    )
+    alone = [row["val_loss"] for row in fit(LocalWorker.read(run), plan)]
+    assert first["numbers"]["losses"] == pytest.approx(alone, abs=0.25)

@@ -262,7 +262,7 @@ def test_settings_that_agree_with_the_bundle_are_taken(data: str, start: str) ->
         ),
         (
             {"network": gampen_vgg16()},
-            r"^network\.backbone\.classifier: \[4096, 4096\], but .*, has \[16\]; leave it out$",
+            r"^network\.backbone\.base: false, but .*, has true; leave it out$",
         ),
         (
             {"images": ImagesConfig(size=16)},

@@ -27,8 +27,8 @@ def test_four_steps_give_the_losses_of_the_original() -> None:
     x = torch.log(raw + torch.sqrt(raw**2 + 1)).double()
     targets = torch.from_numpy(made.v(78, 12).reshape(4, 3))
     config = OptimizerConfig(name="sgd", learning_rate=1e-6, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    images: Any = None
-    optimizer = make_optimizer(Plan(network=network, images=images, optimizer=config, seed=0))
+    inputs: Any = None
+    optimizer = make_optimizer(Plan(network=network, inputs=inputs, optimizer=config, seed=0))
     losses = []
     for _ in range(4):
         loss = network.likelihood.loss(network(x), targets).mean()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gampen_ray.config import ImagesConfig, OptimizerConfig
+from gampen_ray.config import OptimizerConfig
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
@@ -17,17 +17,19 @@ from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import Plan, _prepared, evaluate, fit, one_pass
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows
-from tests.networks import NETWORK, SIZE, TARGETS, galaxies
+from tests.networks import NETWORK, PLAIN, SIZE, TARGETS, galaxies
 
 TRAIN, VAL = galaxies(320, seed=1), galaxies(100, seed=2)
+IMAGES = ImagePreprocessing.fit(PLAIN, ("r",), TRAIN["image"])
 SCHEMA = TargetSchema.fit(TARGETS, np.stack([TRAIN[t] for t in TARGETS], axis=1), {})
 # Without dropout and batch statistics a run does not depend on the number of workers.
-PLAIN = {"normalisation": "none", "dropout_rate": 0.0}
+INDEPENDENT = {"normalisation": "none", "dropout_rate": 0.0}
 
 
 def rows(columns: dict[str, np.ndarray]) -> Rows:
     targets_ND = SCHEMA.standardise(np.stack([columns[t] for t in TARGETS], axis=1)).astype(np.float32)
-    return Rows(object_id_N=columns["object_id"], cutout_NCHW=columns["image"], target_ND=targets_ND)
+    nothing_NJ = np.empty((len(targets_ND), 0), np.float32)
+    return Rows(object_id_N=columns["object_id"], cutout_NCHW=columns["image"], target_ND=targets_ND, condition_NJ=nothing_NJ)
 
 
 def worker(
@@ -55,7 +57,7 @@ def plan(backbone: dict | None = None, report_steps: int = 0, **optimizer: objec
     )
     return Plan(
         network=Network(config, channels=1, size=SIZE, num_targets=2),
-        images=ImagePreprocessing.fit(ImagesConfig(), ("r",), TRAIN["image"]),
+        inputs=lambda batch: IMAGES.inputs(batch.cutout_NCHW),
         optimizer=OptimizerConfig(**({"epochs": 4, "batch_size": 32, "learning_rate": 3e-3} | optimizer)),
         seed=5,
         report_steps=report_steps,
@@ -102,7 +104,7 @@ def test_network_ends_with_the_weights_of_least_validation_loss() -> None:
     local = worker()
     trained, history = train(local, learning_rate=0.05, schedule="constant")
     best = min(row["val_loss"] for row in history)
-    assert evaluate(local, trained.network, trained.images, one_pass(local, "val")) == pytest.approx(best, rel=1e-6)
+    assert evaluate(local, trained.network, trained.inputs, one_pass(local, "val")) == pytest.approx(best, rel=1e-6)
 
 
 def test_averaged_weights_are_the_exponential_mean_of_those_of_all_steps() -> None:
@@ -141,8 +143,8 @@ def test_only_the_means_are_trained_in_the_warm_up() -> None:
 
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
-    whole, history = train(worker(), backbone=PLAIN, epochs=1)
-    parts, of_parts = train(worker(), backbone=PLAIN, epochs=1, gradient_accumulation_steps=5)
+    whole, history = train(worker(), backbone=INDEPENDENT, epochs=1)
+    parts, of_parts = train(worker(), backbone=INDEPENDENT, epochs=1, gradient_accumulation_steps=5)
     assert of_parts[0]["train_loss"] == pytest.approx(history[0]["train_loss"], rel=1e-5)
     assert_same_weights(whole, parts, rtol=1e-3, atol=1e-5)
 
@@ -218,6 +220,6 @@ def test_a_loss_that_is_not_finite_names_the_galaxies() -> None:
         match=r"^optimizer\.learning_rate: 0\.003 is too high or the data is bad: the loss of epoch 1, step \d+ is not finite "
         rf"for 1 of 32 galaxies; lower it, or look at object_id {TRAIN['object_id'][7]}$",
     ):
-        train(worker(broken), backbone=PLAIN)
+        train(worker(broken), backbone=INDEPENDENT)
     with pytest.raises(UserError, match=r"is not finite for 32 of 32 galaxies; .* object_id (\d+, ){9}\d+ and 22 more$"):
         train(worker(broken), backbone={"normalisation": "batch"})

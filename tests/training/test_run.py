@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gampen_ray.config import ImagesConfig, TargetConfig, TrainConfig
+from gampen_ray.config import TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
@@ -17,7 +17,7 @@ from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare, sample_images, tell_seeds, warn_of_unusable, with_config
-from tests.networks import NETWORK, TARGETS, dataset, galaxies, train_config
+from tests.networks import NETWORK, PLAIN, TARGETS, dataset, galaxies, train_config
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def test_validation_galaxies_without_a_finite_posterior_are_left_out(
     ids = np.concatenate([shards.read_shard(uri)["object_id"].to_numpy() for uri in shards.shard_uris(data, "val")])
     left = itertools.chain([True] * broken, itertools.repeat(False))
 
-    def spoiled(thinned: ThinnedNetworks, images: torch.Tensor) -> Passes:
-        passes = predicted(thinned, images)
+    def spoiled(thinned: ThinnedNetworks, images: torch.Tensor, numbers: torch.Tensor | None) -> Passes:
+        passes = predicted(thinned, images, numbers)
         outputs_NKP = passes.outputs_NKP.clone()
         outputs_NKP[[next(left) for _ in images], 1] = float("nan")
         return dataclasses.replace(passes, outputs_NKP=outputs_NKP)
@@ -182,7 +182,7 @@ def test_run_of_another_config_is_the_one_prepared_for_it(data: str, tmp_path: P
     changed = dataclasses.replace(
         config,
         network=dataclasses.replace(NETWORK, backbone=backbone),
-        images=ImagesConfig(size=16, channels=2),
+        images=dataclasses.replace(PLAIN, size=16, channels=2),
         output=str(tmp_path / "other"),
     )
     assert with_config(run, changed) == prepare(changed)

@@ -1,0 +1,115 @@
+"""Measured numbers against closed forms of Gaussian galaxies."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gampen_ray.model.images import random_symmetry
+from gampen_ray.model.measure import local_sky, measure, number_names, window_widths
+
+SIZE, NOISE = 64, 0.01
+
+
+def gaussians(a: float, b: float | None = None, flux: float = 100.0, x0: float = 0.0, y0: float = 0.0) -> torch.Tensor:
+    """A noiseless elliptical Gaussian of widths (sigma) a along x and b along y, offset from the middle."""
+    b = a if b is None else b
+    y, x = torch.meshgrid(*2 * [torch.arange(SIZE, dtype=torch.float64) - (SIZE - 1) / 2], indexing="ij")
+    image = torch.exp(-(((x - x0) / a) ** 2 + ((y - y0) / b) ** 2) / 2) / (2 * math.pi * a * b)
+    return (flux * image)[None, None].float()
+
+
+def measured(images: torch.Tensor, sky: float = 0.0, noise: float = NOISE) -> dict[str, np.ndarray]:
+    shape = images.shape[:2]
+    numbers = measure(images, torch.full(shape, sky), torch.full(shape, noise))
+    names = number_names(tuple("gri"[: shape[1]]), SIZE)
+    assert numbers.shape == (len(images), len(names))
+    return {name: numbers[:, i].numpy() for i, name in enumerate(names)}
+
+
+def profile(numbers: dict[str, np.ndarray], kind: str) -> np.ndarray:
+    return np.array([numbers[f"{kind}_g_{s}"][0] for s in range(len(window_widths(SIZE)))])
+
+
+@pytest.mark.parametrize("offset", [(0.0, 0.0), (1.3, -0.8)])
+@pytest.mark.parametrize("width", [1.5, 3.0, 6.0])
+def test_fluxes_in_windows(width: float, offset: tuple[float, float]) -> None:
+    t = np.array(window_widths(SIZE))
+    numbers = measured(gaussians(width, x0=offset[0], y0=offset[1]))
+    flux = np.sinh(profile(numbers, "flux")) * 2 * math.sqrt(math.pi) * t * NOISE
+    np.testing.assert_allclose(flux, 100 * t**2 / (width**2 + t**2), rtol=0.005)
+    assert numbers["noise_g"] == pytest.approx(math.log(NOISE))
+
+
+def test_the_sky_that_was_subtracted_is_a_number() -> None:
+    assert measured(gaussians(3.0), sky=0.05)["sky_g"] == pytest.approx(math.asinh(0.05 / NOISE))
+
+
+@pytest.mark.parametrize(("a", "b"), [(4.0, 2.0), (2.0, 4.0), (3.0, 2.8)])
+def test_elongations_in_windows(a: float, b: float) -> None:
+    t = np.array(window_widths(SIZE))
+    numbers = measured(gaussians(a, b, flux=1e4))
+    difference = abs(1 / (1 / a**2 + 1 / t**2) - 1 / (1 / b**2 + 1 / t**2)) / t**2
+    np.testing.assert_allclose(profile(numbers, "elongation"), difference, rtol=0.01, atol=2e-3)
+    np.testing.assert_allclose(profile(numbers, "fourth"), 3 * difference**2, rtol=0.02, atol=4e-3)
+    np.testing.assert_allclose(profile(numbers, "twist"), 0, atol=2e-3)
+
+
+def test_a_twist_is_seen() -> None:
+    # An inner galaxy along x within an outer one along the diagonal.
+    y, x = torch.meshgrid(*2 * [torch.arange(SIZE) - (SIZE - 1) / 2], indexing="ij")
+    u, v = (x + y) / math.sqrt(2), (x - y) / math.sqrt(2)
+    outer = torch.exp(-((u / 10) ** 2 + (v / 4) ** 2) / 2)[None, None]
+    assert profile(measured(outer + gaussians(4.0, 1.5)), "twist").max() > 0.03
+
+
+def test_half_light_radius() -> None:
+    radii = [SIZE * math.exp(measured(gaussians(width))["log_radius"][0]) for width in (1.5, 2.0, 3.0, 4.0)]
+    # The aperture where the curve ends has 0.9 of the light.
+    np.testing.assert_allclose(radii, 1.1774 * np.array([1.5, 2.0, 3.0, 4.0]), rtol=0.15)
+    assert radii[3] / radii[1] == pytest.approx(2, rel=0.03)
+
+
+def test_nothing_changes_where_the_image_is_turned_or_mirrored() -> None:
+    image = gaussians(5.0, 2.0, x0=1.2, y0=0.4) + gaussians(2.0, 3.0, x0=6, y0=-9)
+    image = image + NOISE * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    draws = torch.tensor([[i & 1, i >> 1 & 1, i >> 2 & 1] for i in range(8)]).T * 0.9
+    turned = random_symmetry(image.expand(8, -1, -1, -1), draws)
+    assert len({tuple(one.flatten().tolist()) for one in turned}) == 8
+    zero = torch.zeros(8, 1)
+    numbers = measure(turned, zero, zero + NOISE)
+    torch.testing.assert_close(numbers, numbers[:1].expand(8, -1), rtol=1e-3, atol=1e-3)
+
+
+def test_sky_and_noise_beside_neighbours() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = 5 + 2 * torch.randn(60, 1, SIZE, SIZE, generator=generator) + gaussians(3.0, flux=1e4)
+    images = images + gaussians(2.0, flux=1e4, x0=29, y0=-20) + gaussians(1.5, flux=3e3, x0=-10, y0=30)
+    sky, noise = local_sky(images)
+    assert sky.mean() == pytest.approx(5, abs=0.1)
+    assert sky.std() < 0.12
+    assert noise.mean() == pytest.approx(2, rel=0.03)
+
+
+def test_numbers_of_any_finite_image_are_finite() -> None:
+    images = torch.zeros(7, 1, SIZE, SIZE)
+    images[1] = 1e4
+    images[2, 0, 32, 32] = 1e38
+    images[3, 0, 2, 2] = -1e38
+    images[4] = 1e30 * torch.randn(SIZE, SIZE)
+    images[5, 0, ::2] = -1e20
+    images[6] = torch.rand(SIZE, SIZE)
+    sky, noise = local_sky(images)
+    assert sky.isfinite().all()
+    assert noise[[0, 1, 2, 3, 6]].isfinite().all()
+    assert measure(images - sky[..., None, None], sky, noise.nan_to_num(1e30)).isfinite().all()
+
+
+def test_a_galaxy_does_not_depend_on_its_batch() -> None:
+    images = torch.randn(7, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2)) + gaussians(3.0, flux=500)
+    sky, noise = local_sky(images)
+    whole = measure(images, sky, noise)
+    for size in (1, 3):
+        parts = [measure(*one) for one in zip(images.split(size), sky.split(size), noise.split(size), strict=True)]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)

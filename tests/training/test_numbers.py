@@ -1,0 +1,182 @@
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gampen_ray.config import TrainConfig
+from gampen_ray.engine.trial import _State
+from gampen_ray.inference.bundle import Bundle
+from gampen_ray.model.network import Network
+from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.loop import Plan, fit, one_pass
+from gampen_ray.training.run import build_network, execute, prepare, trained_bundle
+from tests.networks import dataset, galaxies, numbers_config
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return dataset(str(tmp_path_factory.mktemp("data")), {"train": 400, "val": 80})
+
+
+class Dies(Exception):
+    """The worker's process is gone."""
+
+
+class DyingWorker(LocalWorker):
+    alive = 1
+    """Reports after which it dies."""
+
+    def report(self, metrics: dict[str, float], state: dict) -> None:
+        super().report(metrics, state)
+        self.alive -= 1
+        if not self.alive:
+            raise Dies
+
+
+def plan(config: TrainConfig) -> tuple[Plan, Network]:
+    run = prepare(config)
+    network = build_network(run)
+    optimizer = config.optimizer
+    made = Plan(
+        network=network,
+        inputs=run.network_inputs,
+        numbers=run.numbers,
+        numbers_first=True,
+        optimizer=optimizer,
+        seed=0,
+        report_steps=config.checkpoint_steps,
+    )
+    return made, network
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: str) -> tuple[list[dict[str, float]], dict[str, torch.Tensor], LocalWorker]:
+    """History and weights of a training, and its worker."""
+    config = numbers_config(data, "unused", ema_decay=0.5)
+    worker = LocalWorker.read(prepare(config))
+    made, network = plan(config)
+    return fit(worker, made), network.state_dict(), worker
+
+
+def test_the_loss_falls_on_numbers_and_then_on_images(unbroken: tuple) -> None:
+    history, _, _ = unbroken
+    assert [row["epoch"] for row in history] == [0, 1, 2]
+    # With mean 0 and unit covariance the loss is D / 2 = 1.
+    assert history[0]["val_loss"] < 0.3
+    assert min(row["val_loss"] for row in history[1:]) < history[0]["val_loss"]
+    assert all(math.isfinite(value) for row in history for value in row.values())
+
+
+@pytest.mark.parametrize("alive", [1, 3], ids=["behind epoch 0", "within epoch 1"])
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(alive: int, data: str, unbroken: tuple) -> None:
+    history, weights, worker = unbroken
+    config = dataclasses.replace(numbers_config(data, "unused", ema_decay=0.5), checkpoint_steps=5)
+    dying = DyingWorker(worker.orders, worker._read)
+    dying.alive = alive
+    with pytest.raises(Dies):
+        fit(dying, plan(config)[0])
+    assert dying.state is not None
+    assert (len(dying.state["history"]), dying.state["step"]) == (1, 5 * (alive - 1))
+    made, network = plan(config)
+    resumed = fit(LocalWorker(worker.orders, worker._read, state=dying.state), made)
+    for name in ("epoch", "train_loss", "val_loss", "learning_rate"):
+        assert [row[name] for row in resumed] == [row[name] for row in history]
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+
+
+def test_one_extreme_image_spoils_nothing(data: str, unbroken: tuple) -> None:
+    _, _, worker = unbroken
+
+    def read(unit):
+        rows = copy.deepcopy(worker._read(unit))
+        if unit.start == 0:
+            rows.cutout_NCHW[0, 0, :, ::2] = 3e38
+            rows.cutout_NCHW[0, 0, :, 1::2] = -3e38
+        return rows
+
+    made, network = plan(numbers_config(data, "unused"))
+    with pytest.raises(Exception, match=r"epoch 1, step \d+ is not finite .* object_id"):
+        fit(LocalWorker(worker.orders, read), made)
+    assert network.merge is not None
+    assert all(buffer.isfinite().all() for buffer in network.merge.buffers())
+
+
+def test_the_crop_lives_and_follows_the_measured_radius(data: str, unbroken: tuple) -> None:
+    _, weights, worker = unbroken
+    run = prepare(numbers_config(data, "unused"))
+    network = trained_bundle(run, weights).network.requires_grad_()
+    (batch, *_) = one_pass(worker, "val")
+    inputs = run.network_inputs(batch)
+    assert inputs.number_NM is not None
+    affine_N23 = network.crop(*inputs)[1]
+    scale_N = affine_N23[:, 0, 0]
+    assert scale_N.min() >= 12 / 40 * 0.999999
+    assert scale_N.max() <= 1.000001
+    inside = (scale_N > 0.301) & (scale_N < 0.999)
+    assert inside.sum() > 5
+    rank = [torch.argsort(torch.argsort(x[inside])).double() for x in (scale_N, inputs.number_NM[:, 0])]
+    assert torch.corrcoef(torch.stack(rank))[0, 1] > 0.8
+    # No unit is dead: each has a gradient for some galaxy.
+    transformer = network.transformer
+    assert transformer is not None
+    scale_N[inside].sum().backward()
+    for layer in transformer.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert layer.weight.grad is not None
+            assert (layer.weight.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_epoch_0_counts_in_a_trials_loss_but_not_as_an_epoch(tmp_path: Path) -> None:
+    state = _State(str(tmp_path / "state"))
+    found = []
+    for count in range(4):
+        losses = zip((0, 1, 2), (0.3, 0.5, 0.2), strict=True)
+        state.keep({"history": [{"epoch": epoch, "val_loss": loss} for epoch, loss in losses][:count]})
+        metrics = state.metrics()
+        found.append((metrics["epoch"], metrics["val_losses"], metrics.get("val_loss")))
+    assert found == [(0, [], None), (0, [], None), (1, [0.3], 0.3), (2, [0.3, 0.2], 0.2)]
+
+
+@pytest.fixture(scope="module")
+def bundle(data: str, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A trained bundle of a network that is given numbers, whose zero point is known."""
+    config = numbers_config(data, str(tmp_path_factory.mktemp("run")), epochs=1, numbers_epochs=1)
+    run = prepare(config)
+    run = dataclasses.replace(run, images=dataclasses.replace(run.images, zero_point_mag=27.0))
+    made = execute(LocalWorker.read(run), run)
+    assert made is not None
+    return made
+
+
+def test_another_zero_point_changes_nothing(bundle: Bundle) -> None:
+    images = galaxies(20, seed=5)["image"]
+    known = bundle.predict(images, num_passes=8, zero_point_mag=27.0)
+    doubled = bundle.predict(4 * images, num_passes=8, zero_point_mag=27.0 + 2.5 * math.log10(4))
+    assert torch.equal(doubled.mean_NKD, known.mean_NKD)
+    assert torch.equal(doubled.scale_tril_NKDD, known.scale_tril_NKDD)
+    brighter = bundle.predict(np.float32(10**0.4) * images, num_passes=8, zero_point_mag=28.0)
+    torch.testing.assert_close(brighter.mean_NKD, known.mean_NKD, rtol=1e-4, atol=1e-4)
+    # Stated wrongly, it changes the fluxes.
+    wrong = bundle.predict(images, num_passes=8, zero_point_mag=28.0)
+    assert not np.allclose(wrong.mean(), known.mean(), rtol=0.1)
+
+
+def test_a_level_of_the_sky_changes_nothing(bundle: Bundle) -> None:
+    images = galaxies(20, seed=5)["image"]
+    known, raised = (bundle.predict(images + level, num_passes=8) for level in (0, 2.0))
+    # The measured level is a number, but the network has never seen one that differs.
+    std = known.std()
+    flux = raised.mean()[:, 0] - known.mean()[:, 0]
+    assert np.median(np.abs(flux) / std[:, 0]) < 1
+
+
+def test_a_posterior_does_not_depend_on_the_batch(bundle: Bundle) -> None:
+    images = galaxies(20, seed=6)["image"]
+    one, many = (bundle.predict(images, num_passes=8, batch_size=size) for size in (1, 20))
+    torch.testing.assert_close(one.mean_NKD, many.mean_NKD, rtol=1e-4, atol=1e-5)
