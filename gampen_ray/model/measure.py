@@ -58,7 +58,9 @@ def window_widths(size: int) -> list[float]:
     """Return the widths (sigma, pixels) of the windows for images of a side."""
     largest = max(_LARGEST_WINDOW * size, 2 * _SMALLEST_WINDOW)
     count = 1 + max(2, math.ceil(math.log(largest / _SMALLEST_WINDOW) / math.log(_STEP)))
-    return torch.logspace(math.log10(_SMALLEST_WINDOW), math.log10(largest), count, dtype=torch.float64).tolist()
+    ends = math.log10(_SMALLEST_WINDOW), math.log10(largest)
+    # Networks are made on the meta device, which has no numbers.
+    return torch.logspace(*ends, count, dtype=torch.float64, device="cpu").tolist()
 
 
 def number_names(bands: tuple[str, ...], size: int) -> list[str]:
