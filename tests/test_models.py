@@ -14,6 +14,8 @@ from gampen_ray.commands.registry import load_verbs
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import CHECKSUMS, bundle_digest, load_bundle
 from gampen_ray.inference.card import CARD, read_card
+from gampen_ray.model.images import Condition, ImagePreprocessing
+from gampen_ray.model.network import Network
 from tests.networks import bundle
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "models.py"
@@ -125,4 +127,10 @@ def test_the_recipes_of_the_package_are_valid(models: Any, path: Path) -> None:
     recipe, verbs = models.Recipe.read(path), load_verbs()
     simulated = verbs["simulate"].configured({"output": "o", **recipe.simulate, **recipe.test})
     assert (simulated.survey, simulated.cutout_size) == (path.parent.name, 96)
-    assert "psf_fwhm_arcsec" in verbs["train"].configured({"dataset": "d", "output": "o", **recipe.train}).conditions
+    config = verbs["train"].configured({"dataset": "d", "output": "o", **recipe.train})
+    assert "psf_fwhm_arcsec" in config.conditions
+    conditions = tuple(Condition(name=name, low=0.0, high=1.0, mean=0.5) for name in config.conditions)
+    images = ImagePreprocessing(bands=("r",), size=96, softening=1.0, channels=1, measure=True, conditions=conditions)
+    weights = Network.of(config.network, images, len(config.targets)).state_dict().values()
+    # The detector of unusual images takes another megabyte.
+    assert sum(weight.nbytes for weight in weights) < models.MAX_BYTES - 1.3e6

@@ -58,9 +58,8 @@ def window_widths(size: int) -> list[float]:
     """Return the widths (sigma, pixels) of the windows for images of a side."""
     largest = max(_LARGEST_WINDOW * size, 2 * _SMALLEST_WINDOW)
     count = 1 + max(2, math.ceil(math.log(largest / _SMALLEST_WINDOW) / math.log(_STEP)))
-    ends = math.log10(_SMALLEST_WINDOW), math.log10(largest)
-    # Networks are made on the meta device, which has no numbers.
-    return torch.logspace(*ends, count, dtype=torch.float64, device="cpu").tolist()
+    # Without torch: networks are built where tensors have shapes alone.
+    return [_SMALLEST_WINDOW * (largest / _SMALLEST_WINDOW) ** (i / (count - 1)) for i in range(count)]
 
 
 def number_names(bands: tuple[str, ...], size: int) -> list[str]:

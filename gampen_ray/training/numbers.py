@@ -24,6 +24,8 @@ __all__ = ["fit_numbers"]
 
 _BATCH = 512
 """Galaxies per step over all workers: enough to keep a core busy with layers as small as these."""
+_STEPS = 16
+"""Least steps an epoch, with fewer galaxies each if need be."""
 _WHITENED = 50_000
 """Galaxies from which the whitening of the numbers is learned."""
 _WARMUP = 0.05
@@ -64,7 +66,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     merge.fit(torch.cat([numbers.cpu() for numbers in worker.gather(number_NM[:share].cpu())]))
     # Sums of floating-point numbers may differ between machines.
     worker.broadcast(merge.buffers())
-    size = max(1, _BATCH // worker.world_size)
+    total = sum(worker.gather(len(number_NM)))
+    size = max(1, min(_BATCH, total // _STEPS) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
     optimizer = torch.optim.AdamW(
         [parameter for parameter in network.parameters() if parameter.requires_grad],
@@ -110,7 +113,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     return {
         "train_loss": train_loss,
         "learning_rate": float(schedule.get_last_lr()[0]),
-        "galaxies_per_s": sum(worker.gather(len(number_NM))) / seconds,
+        "galaxies_per_s": total / seconds,
         "data_wait_fraction": waited / seconds,
         "val_loss": best_loss,
     }
