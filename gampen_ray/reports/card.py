@@ -98,7 +98,7 @@ def _evaluation(card: Mapping[str, Any] | None) -> list[str]:
             ]
             for shift in shifts
         ]
-        sections.append(_table(["shift; % covered by 68.27 %", *names, "flagged", "verdict"], rows))
+        sections.append(f"shifts; % covered by 68.27 %\n{_table(['', *names, 'flagged', 'verdict'], rows)}")
     if card["known_failures"]:
         failures = (textwrap.fill(text, _WIDTH, initial_indent="* ", subsequent_indent="  ") for text in card["known_failures"])
         sections.append("\n".join(["known failures", *failures]))
@@ -118,12 +118,13 @@ def _coverage(title: str, groups: Mapping[str, Mapping[str, Iterable[Mapping[str
         for group, bins in groups.items()
         for label, coverage in bins.items()
     ]
-    return _table([f"{title}; % covered by {levels} %", *names], rows)
+    return f"{title}; % covered by {levels} %\n{_table(['', *names], rows)}"
 
 
 def _by_magnitude(title: str, table: Mapping[str, Mapping[str, float]]) -> str:
     names = list(next(iter(table.values())))
-    return _table([title, *names], [[label, *(f"{row[name]:.3g}" for name in names)] for label, row in table.items()])
+    rows = [[label, *(f"{row[name]:.3g}" for name in names)] for label, row in table.items()]
+    return f"{title}\n{_table(['magnitude', *names], rows)}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
