@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test kill cluster lint setup clean
+.PHONY: demo test kill cluster lint models setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -31,6 +31,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Trains the built-in bundles again, hours each, and resumes in models/; ARGS="--scale 0.01" is a quick try.
+models: setup
+	$(BIN)/python benchmarks/models.py models $(ARGS)
 
 clean:
 	rm -rf .venv

@@ -42,7 +42,6 @@ from gampen_ray.config import ActorResources, NetworkConfig, gampen_vgg16
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.predictor import Predictor
-from gampen_ray.model.flops import inference_flops
 
 NUM_PASSES = 32
 LOOP_SECONDS = 20.0
@@ -84,7 +83,7 @@ def pipeline(work: Path) -> dict[str, Any]:
             "pipeline_galaxies_per_second": rates["galaxies_per_second"],
             "bare_loop_galaxies_per_second": loop,
             **{key: rates[key] for key in ("seconds", "startup_seconds", "device_utilisation")},
-            "tflop_per_second": rates["galaxies_per_second"] * flops(load_bundle(str(work / name / "model"))) / 1e12,
+            "tflop_per_second": rates["galaxies_per_second"] * load_bundle(str(work / name / "model")).flops(NUM_PASSES) / 1e12,
         }
     return result
 
@@ -223,20 +222,6 @@ def shortest(networks: dict[str, ThinnedNetworks], x_NCHW: torch.Tensor) -> dict
             network(x_NCHW).outputs_NKP.cpu()
             times[name].append(time.perf_counter() - began)
     return {name: min(values[1:]) for name, values in times.items()}
-
-
-def flops(bundle: Bundle) -> int:
-    """Return the floating-point operations of all passes for one galaxy."""
-    images = bundle.images
-    channels = 1 if images.repeats_a_band else images.channels
-    return inference_flops(
-        bundle.config,
-        channels=channels,
-        size=images.size,
-        num_targets=len(bundle.targets),
-        num_passes=NUM_PASSES,
-        numbers=len(images.number_names),
-    )
 
 
 def watched(work: Path, count: int, output: str, *, kill_at: int = 0) -> dict[str, Any]:

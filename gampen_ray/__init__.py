@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from gampen_ray.inference.bundle import load_bundle
 
-    crop = demo = evaluate = import_gampen = infer = ingest = cast(Any, None)
+    crop = demo = describe = evaluate = import_gampen = infer = ingest = cast(Any, None)
     report = scan_dropout = simulate = split = train = tune = cast(Any, None)
 
 __all__ = [
     "__version__",
     "crop",
     "demo",
+    "describe",
     "evaluate",
     "import_gampen",
     "infer",

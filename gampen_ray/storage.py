@@ -1,4 +1,4 @@
-"""Files by URI: a local path or ``s3://bucket/prefix``.
+"""Files by URI: a local path, ``s3://bucket/prefix``, or ``builtin:NAME`` for a bundle inside the package.
 
 A URI is a ``str``. The endpoint, region and credentials of S3 come from the usual ``AWS_*`` environment variables
 (``AWS_ENDPOINT_URL`` for a server other than Amazon's). A request is sent up to 5 times, with random pauses of up to 1, 2, 4
@@ -25,7 +25,9 @@ from gampen_ray.errors import StorageError, UserError
 
 __all__ = [
     "AGAIN",
+    "BUNDLES",
     "absolute",
+    "builtin_names",
     "copy",
     "delete",
     "exists",
@@ -47,7 +49,9 @@ __all__ = [
 
 AGAIN = "run the same command again: finished work is kept"
 """Remedy of a storage failure, at the end of its message."""
-_S3 = "s3://"
+BUNDLES = Path(__file__).parent / "bundles"
+"""The built-in bundles, a folder each."""
+_S3, _BUILTIN = "s3://", "builtin:"
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _ATTEMPTS = 5
 # pyarrow's names of transient errors, and of those that call for other credentials.
@@ -67,8 +71,13 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """Return ``uri`` without reference to the working directory: Ray's workers have their own."""
+    """Return ``uri`` without reference to the working directory: Ray's workers have their own.
+
+    A built-in bundle keeps its name, as each worker has a package of its own.
+    """
     _, path = filesystem(uri)
+    if uri.startswith(_BUILTIN):
+        return uri.rstrip("/")
     return _S3 + path if uri.startswith(_S3) else path
 
 
@@ -78,8 +87,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises
     ------
     UserError
-        For an empty URI or a scheme other than ``s3``.
+        For an empty URI, a scheme other than ``s3``, or a built-in bundle that does not exist.
     """
+    if uri.startswith(_BUILTIN):
+        return pafs.LocalFileSystem(), _builtin_path(uri)
     if uri.startswith(_S3):
         path = uri.removeprefix(_S3).rstrip("/")
         if not {".", ".."}.isdisjoint(path.split("/")):
@@ -94,8 +105,21 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Return whether the URI is a local path."""
+    """Return whether the URI is on this machine, as a path or inside the package."""
     return not uri.startswith(_S3)
+
+
+def builtin_names() -> list[str]:
+    """Return the names of the built-in bundles, sorted."""
+    return sorted(path.parent.name for path in BUNDLES.glob("*/bundle.json"))
+
+
+def _builtin_path(uri: str) -> str:
+    name, _, rest = uri.removeprefix(_BUILTIN).partition("/")
+    if name not in (there := builtin_names()):
+        known = f"there are {', '.join(there)}" if there else "this package has none, `make models` makes them"
+        raise UserError(f"{_BUILTIN}{name}: no such built-in bundle; {known}")
+    return os.path.normpath(BUNDLES / name / rest)
 
 
 def exists(uri: str) -> bool:

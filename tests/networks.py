@@ -15,12 +15,15 @@ from gampen_ray.config import (
     TargetConfig,
     TrainConfig,
 )
+from gampen_ray.config.base import build
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.card import Card
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
+from gampen_ray.posterior.summary import LEVELS
 
 SIZE = 20
 PLAIN = ImagesConfig(sky="none", measure=False)
@@ -117,4 +120,37 @@ def bundle(config: NetworkConfig = NETWORK) -> Bundle:
         calibration=Calibration.constant(np.array([1.2, 0.8])),
         metrics={"val_loss": 0.5},
         provenance={"date": "2026-11-22", "train": {}},
+    )
+
+
+def card() -> Card:
+    """Return an evaluation of `bundle` with invented numbers."""
+
+    def coverage(*shares: float) -> list[dict[str, object]]:
+        rows = zip(("flux", "concentration"), (shares[:3], shares[3:]), strict=True)
+        return [
+            {"target": target, "level": level, "coverage": share, "error": 0.01}
+            for target, three in rows
+            for level, share in zip(LEVELS.values(), three, strict=True)
+        ]
+
+    return build(
+        Card,
+        {
+            "date": "2026-11-29",
+            "galaxies": "round Gaussians",
+            "num_galaxies": 1000,
+            "num_passes": 4,
+            "coverage": {
+                "all": {"all": coverage(0.68, 0.95, 0.99, 0.69, 0.96, 0.995)},
+                "magnitude": {"18-19": coverage(0.67, 0.95, 0.995, 0.701, 0.96, 0.996)},
+            },
+            "width": {"18-19": {"ln_flux": 0.03, "concentration": 0.1}},
+            "width_over_limit": {"psf_known": {"18-19": {"ln_flux": 1.5, "concentration": 2.25}}},
+            "shifts": [
+                {"name": "seeing +20 %", "coverage": {"flux": 0.7, "concentration": 0.4}, "flagged": 0.97},
+                {"name": "sky +0.3 sigma", "coverage": {"flux": 0.5, "concentration": 0.68}, "flagged": 0.03},
+            ],
+            "known_failures": ["Not for spirals."],
+        },
     )

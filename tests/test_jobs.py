@@ -71,15 +71,17 @@ def test_what_is_shipped_holds_no_secret_and_no_data(tmp_path: Path) -> None:
             shutil.copy(ROOT / name, tree / name)
     outside = [".env", ".env.local", "key.pem", "aws-credentials.json", ".aws/config", ".ray/auth_token", ".venv/bin/python"]
     outside += ["data/split=train/part-0.parquet", "demo/run.json", "cutouts/1.fits", "model.safetensors", ".git/config"]
-    for name in outside:
+    weights = "gampen_ray/bundles/some/weights.safetensors"
+    for name in (*outside, weights):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("SECRET")
     create_package(str(tree), tmp_path / "package.zip", True, excludes=get_runtime_env_default_excludes())
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         shipped = {name for name in package.namelist() if not name.endswith("/")}
-        assert sum(one.file_size for one in package.infolist()) < 4 << 20
+        code = [one for one in package.infolist() if not one.filename.startswith("gampen_ray/bundles/")]
+        assert sum(one.file_size for one in code) < 4 << 20
     assert shipped.isdisjoint(outside)
-    assert {"jobs/train.py", "jobs/configs/tune.toml", "gampen_ray/cli.py", "pyproject.toml"} <= shipped
+    assert {"jobs/train.py", "jobs/configs/tune.toml", "gampen_ray/cli.py", "pyproject.toml", weights} <= shipped
     assert not [name for name in shipped if name.startswith(("tests/", "benchmarks/"))]
 
 

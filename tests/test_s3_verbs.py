@@ -65,6 +65,8 @@ def test_from_cutouts_to_a_report(s3_folder: str, capsys: pytest.CaptureFixture[
     _run("evaluate", catalog=catalog, output=evaluation)
     _run("report", evaluation=evaluation, output=page, num_examples=2, num_angles=0)
     assert storage.read_bytes(page).startswith(b"<!doctype html>")
+    _run("describe", run)
+    assert run in capsys.readouterr().out
     _run("crop", bundle=run, images=hsc, output=crops)
     assert len(storage.list_files(crops, ".fits")) == COUNT
     capsys.readouterr()

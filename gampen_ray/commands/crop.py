@@ -37,7 +37,7 @@ class CropConfig:
     """Write the spatial transformer's crop of every FITS cutout of a folder as FITS, with its flux and WCS carried through."""
 
     bundle: str
-    """Model bundle (or the run folder that holds it) with a spatial transformer: a folder or s3:// URI."""
+    """Model bundle (or the run folder that holds it) with a spatial transformer: a folder, s3:// URI or builtin:NAME."""
     images: str
     """Folder or s3:// prefix of FITS cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
     scale and flux unit."""

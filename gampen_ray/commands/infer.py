@@ -43,7 +43,7 @@ class InferConfig:
     """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
 
     bundle: str
-    """Model bundle (or the run folder that holds it): a folder or s3:// URI."""
+    """Model bundle (or the run folder that holds it): a folder, s3:// URI or builtin:NAME."""
     dataset: str
     """What to predict: a dataset of cutout shards, a folder of cutouts, or a GaMPEN data folder; local or s3:// URI."""
     output: str

@@ -164,7 +164,8 @@ class FineTuneConfig:
     """Start from a trained bundle, which determines network and image preprocessing: leave out `network` and `images`."""
 
     bundle: str = ""
-    """Model bundle (or the run folder that holds it) to start from: a folder or s3:// URI; empty: random initial weights."""
+    """Model bundle (or the run folder that holds it) to start from: a folder, s3:// URI or builtin:NAME; empty: random initial
+    weights."""
     head: Annotated[Literal["keep", "replace"], _IfBundle] = "keep"
     """keep: the bundle's targets and their standardisation (leave `targets` out); replace: a new output layer for `targets`."""
     freeze: Annotated[tuple[str, ...], _IfBundle] = ()

@@ -23,6 +23,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
+from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -151,6 +152,22 @@ class Bundle:
                 )
         return np.stack([np.asarray(columns[name], np.float64) for name in names], axis=1) if names else np.empty((count, 0))
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of the network's weights."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def flops(self, num_passes: int) -> int:
+        """Return the floating-point operations of a galaxy's posterior; see `gampen_ray.model.flops.inference_flops`."""
+        return inference_flops(
+            self.config,
+            channels=1 if self.images.repeats_a_band else self.images.channels,
+            size=self.images.size,
+            num_targets=len(self.targets),
+            num_passes=num_passes,
+            numbers=len(self.images.number_names),
+        )
+
     def save(self, uri: str) -> None:
         """Write the bundle to a folder or s3:// URI; the checksums come last."""
         description = {
@@ -181,14 +198,14 @@ def load_bundle(uri: str) -> Bundle:
     Parameters
     ----------
     uri
-        The bundle, or a run folder of ``train`` that holds one.
+        The bundle, a run folder of ``train`` that holds one, or ``builtin:NAME``.
 
     Raises
     ------
     UserError
         If there is no bundle, it is damaged, or its format is newer than this program.
     """
-    uri = _resolved(uri)
+    uri = bundle_uri(uri)
     files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
     version = _format_version(uri, files[_DESCRIPTION])
     if version != FORMAT_VERSION:
@@ -223,11 +240,17 @@ def load_bundle(uri: str) -> Bundle:
 
 def bundle_digest(uri: str) -> str:
     """Return a fingerprint of a bundle's content, independent of its location."""
-    return hashlib.sha256(storage.read_bytes(storage.join(_resolved(uri), CHECKSUMS))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.join(bundle_uri(uri), CHECKSUMS))).hexdigest()
 
 
-def _resolved(uri: str) -> str:
-    """Return the URI of the bundle itself where a run folder is given."""
+def bundle_uri(uri: str) -> str:
+    """Return the URI of the bundle itself where a run folder is given.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
     if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
         return storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, _DESCRIPTION)):

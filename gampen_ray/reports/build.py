@@ -19,6 +19,7 @@ from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.reports.card import training_text
 from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
 from gampen_ray.reports.page import Example, ReportData, render
 from gampen_ray.training.run import HISTORY
@@ -144,14 +145,6 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
     return []
 
 
-def _training(provenance: dict[str, Any]) -> str:
-    if "imported" in provenance:
-        return f"by GaMPEN, imported from {provenance['imported']['model']}"
-    config = provenance["train"]
-    text = f"{config['optimizer']['epochs']} epochs, seed {config['seed']}"
-    return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
-
-
 def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
     manifest, inference, rates = judged.manifest, judged.manifest["config"], judged.manifest["rates"]
     info = shards.read_dataset_info(inference["dataset"])
@@ -163,7 +156,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
         "dataset fingerprint": manifest["inputs"]["dataset"],
         "bundle": f"{inference['bundle']} (made {judged.bundle.provenance['date']})",
-        "training": _training(judged.bundle.provenance),
+        "training": training_text(judged.bundle.provenance),
         "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",

@@ -52,7 +52,7 @@ class EvaluatedCatalog:
     @property
     def num_parameters(self) -> int:
         """Weights of the network."""
-        return sum(p.numel() for p in self.bundle.network.parameters())
+        return self.bundle.num_parameters
 
     @property
     def is_light(self) -> bool:

@@ -351,6 +351,7 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
         provenance={
             **provenance(),
             "dataset_fingerprint": run.info.fingerprint,
+            "dataset": {"survey": run.info.survey, "num_rows": run.info.num_rows, "made_by": run.info.source},
             "train": to_dict(run.config),
             **({"fine_tuned_from": run.start.origin} if run.start else {}),
         },

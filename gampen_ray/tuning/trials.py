@@ -18,7 +18,6 @@ from optuna.study import StudyDirection
 from gampen_ray.config import Objective
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.model.flops import inference_flops
 from gampen_ray.posterior.calibration import JOINT
 from gampen_ray.tuning.space import SearchSpace
 
@@ -50,16 +49,7 @@ def objectives(bundle: Bundle, num_passes: int) -> dict[str, float]:
     return {
         "val_loss": bundle.metrics["val_loss"],
         "calibration_error": calibration_error(bundle.metrics["coverage"]["uncalibrated"]),
-        "flops": float(
-            inference_flops(
-                bundle.config,
-                channels=1 if bundle.images.repeats_a_band else bundle.images.channels,
-                size=bundle.images.size,
-                num_targets=len(bundle.targets),
-                num_passes=num_passes,
-                numbers=len(bundle.images.number_names),
-            )
-        ),
+        "flops": float(bundle.flops(num_passes)),
     }
 
 

@@ -113,3 +113,9 @@ def test_a_galaxy_does_not_depend_on_its_batch() -> None:
     for size in (1, 3):
         parts = [measure(*one) for one in zip(images.split(size), sky.split(size), noise.split(size), strict=True)]
         torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_names_are_known_where_tensors_have_shapes_alone() -> None:
+    expected = number_names(("r",), 64)
+    with torch.device("meta"):
+        assert number_names(("r",), 64) == expected

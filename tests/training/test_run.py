@@ -179,7 +179,7 @@ def test_calibration_can_be_switched_off(data: str, tmp_path: Path) -> None:
     config = dataclasses.replace(config, calibration=dataclasses.replace(config.calibration, enabled=False))
     bundle = load_bundle(str(trained(config)))
     assert bundle.calibration.scale_DB.tolist() == [[1.0], [1.0]]
-    assert bundle.metrics["fitted_scale"] != [1.0, 1.0]
+    assert bundle.metrics["fitted_calibration"]["scale"] != [[1.0], [1.0]]
 
 
 def test_an_infinite_validation_loss_on_the_way_loses_nothing(
