@@ -131,7 +131,8 @@ class CropMonitor:
         self._transformer = network.transformer
         self._scales: list[np.ndarray] = []
         self._radii: list[np.ndarray | None] = []
-        self._low_U, self._high_U = (np.full(network.transformer.parameters_head[0].out_features, s * np.inf) for s in (1, -1))
+        # Before the first galaxy, of any number of units.
+        self._low_U, self._high_U = np.array(np.inf), np.array(-np.inf)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "CropMonitor":
