@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import crop_scale
@@ -72,7 +72,7 @@ class CropStatistics:
         bound_N = (scale_N <= scale_N.min() * (1 + _AT_BOUND)) | (scale_N >= scale_N.max() * (1 - _AT_BOUND))
         correlation = None
         if radius_N is not None and np.ptp(scale_N) > 0 and np.ptp(radius_N) > 0:
-            correlation = float(spearmanr(scale_N, radius_N).statistic)
+            correlation = float(np.corrcoef(rankdata(scale_N), rankdata(radius_N))[0, 1])
         from_radius = None
         if log_radius_N is not None and not bound_N.all():
             from_radius = float(np.std((np.log(scale_N) - log_radius_N)[~bound_N]))
@@ -131,7 +131,8 @@ class CropMonitor:
         self._transformer = network.transformer
         self._scales: list[np.ndarray] = []
         self._radii: list[np.ndarray | None] = []
-        self._low_U, self._high_U = (np.full(network.transformer.parameters_head[0].out_features, s * np.inf) for s in (1, -1))
+        # Before the first galaxy, of any number of units.
+        self._low_U, self._high_U = np.array(np.inf), np.array(-np.inf)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "CropMonitor":

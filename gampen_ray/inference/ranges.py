@@ -38,7 +38,8 @@ class Ranges:
     def outside(self, numbers_NQC: np.ndarray) -> np.ndarray:
         """Return which numbers leave their range in any band, N x Q bool; one that is not finite does."""
         low_QC, high_QC = (end - sign * _ROUNDING * (1 + abs(end)) for end, sign in ((self.low_QC, 1), (self.high_QC, -1)))
-        return ~((numbers_NQC >= low_QC) & (numbers_NQC <= high_QC)).all(axis=2)
+        inside_NQC = (numbers_NQC >= low_QC) & (numbers_NQC <= high_QC)
+        return np.logical_not(inside_NQC.all(axis=2))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
