@@ -113,12 +113,13 @@ def prepared(work: Path, case: str, name: str) -> Run:
     folder = work / case
     if not (folder / "data" / shards.DATASET_JSON).exists():
         write(folder / "data", size, {"train": count, "val": max(batch_size, count // 50)})
-    optimizer = OptimizerConfig(epochs=EPOCHS, batch_size=batch_size, **({} if case == "compact_64px" else SGD))
+    compact = case == "compact_64px"
+    optimizer = OptimizerConfig(epochs=EPOCHS, batch_size=batch_size, **({} if compact else SGD))
     config = TrainConfig(
         dataset=str(folder / "data"),
         output=str(folder / f"{name}-{time.time_ns()}"),
         targets=TARGETS,
-        images=ImagesConfig(channels=1),
+        images=ImagesConfig(channels=1) if compact else ImagesConfig(channels=1, sky="none", measure=False),
         network=dataclasses.replace(network, backbone=dataclasses.replace(network.backbone, dropout_rate=2e-4)),
         optimizer=optimizer,
         calibration=CalibrationConfig(num_passes=1),
@@ -144,7 +145,7 @@ def write(folder: Path, size: int, num_rows: dict[str, int]) -> None:
 def trained(run: Run, *, count: int, threads: int) -> tuple[list[float], list[float]]:
     """Train with Ray, and return galaxies/s and the share of time waiting for data of each epoch after the first."""
     run_workers(run, Workers(count=count, room=count, cpus=0.45, gpus=int(GPU), threads=threads))
-    history = storage.read_json(storage.join(run.config.output, HISTORY))[1:]
+    history = [row for row in storage.read_json(storage.join(run.config.output, HISTORY)) if row["epoch"] > 1]
     return [row["galaxies_per_s"] for row in history], [row["data_wait_fraction"] for row in history]
 
 
@@ -152,11 +153,11 @@ def bare_loop(run: Run, threads: int) -> float:
     """Return galaxies/s of a loop over batches in memory."""
     torch.set_num_threads(threads)
     config = run.config.optimizer
-    rows = [read_unit(run.targets, unit) for unit in run.splits["train"][:8]]
+    rows = [read_unit(run.targets, (), unit) for unit in run.splits["train"][:8]]
     x_NCHW = torch.from_numpy(np.concatenate([part.cutout_NCHW for part in rows])).to(DEVICE)
     y_ND = torch.from_numpy(np.concatenate([part.target_ND for part in rows])).to(DEVICE)
     network = build_network(run).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(Plan(network=network, images=run.network_inputs, optimizer=config, seed=0))
+    optimizer = make_optimizer(Plan(network=network, inputs=run.network_inputs, optimizer=config, seed=0))
     order = torch.Generator().manual_seed(0)
     count, start = 0, 0.0
     for step in range(10**9):
@@ -165,10 +166,10 @@ def bare_loop(run: Run, threads: int) -> float:
             wait()
             count, start = 0, time.perf_counter()
         rows_N = torch.randint(len(y_ND), (config.batch_size,), generator=order)
-        x = run.network_inputs(x_NCHW[rows_N])
-        x = AUGMENTATIONS[config.augment](x, torch.rand(3, len(x)).to(DEVICE))
+        inputs = run.images.inputs(x_NCHW[rows_N])
+        x = AUGMENTATIONS[config.augment](inputs.image_NCHW, torch.rand(3, len(rows_N)).to(DEVICE))
         with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):
-            outputs = network(x)
+            outputs = network(x, inputs.number_NM)
         loss = network.likelihood.loss(outputs, y_ND[rows_N]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -166,8 +166,8 @@ class ScanDropoutConfig:
 def default_search(config: TuneConfig) -> dict[str, SearchRange]:
     """Return the default search: the network's size and dropout, and the optimiser.
 
-    Fine-tuning, where the network is given, searches dropout and optimiser only. Dropout has one place in a network that is given
-    numbers.
+    Fine-tuning, where the network is given, searches dropout and optimiser only. Dropout has one place in a network that is
+    given numbers.
     """
     rate = SearchRange(low=1e-4, high=0.3, log=True)
     optimizer = {

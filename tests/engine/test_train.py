@@ -105,10 +105,13 @@ def killed_worker(run: Path) -> Iterator[list[int]]:
 
 def workers() -> list[int]:
     """Return the process ids of Ray's training workers."""
-    named = (
-        path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if path.read_bytes().startswith(b"ray::RayTrainWorker")
-    )
-    return sorted(int(folder.name) for folder in named)
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        # Any process may end meanwhile.
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::RayTrainWorker"):
+                found.append(int(path.parent.name))
+    return sorted(found)
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -241,6 +244,7 @@ def test_more_workers_than_there_is_work_or_room_for_are_refused(ray_local: None
                 dataset=data,
                 output=str(tmp_path / "other"),
                 targets=config.targets,
+                images=config.images,
                 network=config.network,
                 resources=TrainResources(num_workers=2, cpus_per_worker=4.0),
             )
