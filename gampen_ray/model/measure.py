@@ -17,7 +17,7 @@ __all__ = ["PLAIN_NUMBERS", "local_sky", "measure", "number_names", "plain_numbe
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 1.0, 0.2
 """Widths (sigma) of the smallest window, pixels, and of the largest, sides of the image."""
 _STEP = math.sqrt(2.0)
-_CENTRING_WINDOW, _CENTRING_STEPS, _FARTHEST = 2.0, 4, 4.0
+_CENTRING_WINDOW, _CENTRING_STEPS, _FARTHEST = 2.0, 16, 4.0
 """Width of the window of the centroid, its iterations, and how far from the middle of the image it may lie, pixels."""
 _FAINT = 3.0
 """Signal to noise below which a ratio is drawn towards zero."""
@@ -57,7 +57,7 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the strips of the border: top, bottom, and between them left and right."""
-    b = max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
+    b = _border_width(images_NCHW)
     return images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]
 
 
@@ -122,7 +122,7 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
     numbers = [
         torch.asinh(sky_NC / noise_NC)[..., None],
         log_noise_NC[..., None],
-        _correlation(_border(signal_NCHW))[..., None],
+        _correlation(signal_NCHW)[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -138,13 +138,19 @@ def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> t
     """Return images in units of their noise, light without a counterpart opposite the centre replaced by what is there."""
     height, width = signal_NCHW.shape[-2:]
     x_W, y_H = (torch.arange(size, device=signal_NCHW.device) for size in (width, height))
-    x_NW, y_NH = (torch.round(2 * centre_N2).long()[:, i, None] - u for i, u in ((0, x_W), (1, y_H)))
-    inside_NHW = ((y_NH >= 0) & (y_NH < height))[:, :, None] & ((x_NW >= 0) & (x_NW < width))[:, None, :]
-    row_N = torch.arange(len(signal_NCHW), device=signal_NCHW.device)[:, None, None]
+    # Between two pixels the point opposite lies as far from both for all pixels of a line.
+    x_NW, y_NH = (2 * centre_N2[:, i, None] - u for i, u in ((0, x_W), (1, y_H)))
+    inside_NHW = ((y_NH >= 0) & (y_NH <= height - 1))[:, :, None] & ((x_NW >= 0) & (x_NW <= width - 1))[:, None, :]
 
     def opposite(image_NCHW: torch.Tensor) -> torch.Tensor:
-        turned = image_NCHW[row_N, :, y_NH.clamp(0, height - 1)[:, :, None], x_NW.clamp(0, width - 1)[:, None, :]]
-        return turned.permute(0, 3, 1, 2)
+        for axis, at in ((3, x_NW), (2, y_NH)):
+            low = at.floor()
+            share, index = (at - low), low.long()
+            shape = [len(at), 1, *((1, at.shape[1]) if axis == 3 else (at.shape[1], 1))]
+            size = list(image_NCHW.shape)
+            both = [image_NCHW.gather(axis, (index + i).clamp(0, size[axis] - 1).view(shape).expand(size)) for i in (0, 1)]
+            image_NCHW = torch.lerp(both[0], both[1], share.view(shape))
+        return image_NCHW
 
     smooth_NCHW = F.avg_pool2d(signal_NCHW, 3, stride=1, padding=1, count_include_pad=False)
     there_NCHW = opposite(smooth_NCHW)
@@ -198,7 +204,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
         torch.log((light_NC / unit).clamp(min=_LEAST)),
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
-        _correlation(border),
+        _correlation(signal_NCHW),
         torch.log1p(stray_NC),
     ]
     return torch.stack(numbers, dim=1)
@@ -208,10 +214,16 @@ def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:
     return (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
 
 
-def _correlation(border: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the correlation of horizontally and vertically neighbouring pixels of strips, N x C; 0 without noise."""
+def _border_width(images_NCHW: torch.Tensor) -> int:
+    return max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
+
+
+def _correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return the correlation of horizontally and vertically neighbouring pixels of the border, N x C; 0 without noise."""
+    b = _border_width(signal_NCHW)
     products, squares = [], []
-    for strip in border:
+    # All four with their corners, so that it is the same for a turned image.
+    for strip in (signal_NCHW[..., :b, :], signal_NCHW[..., -b:, :], signal_NCHW[..., :b], signal_NCHW[..., -b:]):
         kept = strip * (strip.abs() <= _CLIP)
         products += [(kept[..., 1:] * kept[..., :-1]).flatten(2), (kept[..., 1:, :] * kept[..., :-1, :]).flatten(2)]
         squares.append((kept**2).flatten(2))

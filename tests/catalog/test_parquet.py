@@ -96,7 +96,9 @@ def test_flags_are_documented_in_the_file():
     description = catalog_schema(schema("log"), pa.int64()).field("flags").metadata[b"description"].decode()
     assert description == (
         "bit mask: 1 INPUT_PADDED, 2 PIXELS_FILLED, 4 CROP_AT_BOUND, 8 NEAR_TRAINING_EDGE, 16 EPISTEMIC_DOMINATES, "
-        "32 UNUSUAL_IMAGE, 64 RESAMPLED, 128 CONDITION_MISSING, 256 CONDITION_OUT_OF_RANGE"
+        "32 UNUSUAL_IMAGE, 64 RESAMPLED, 128 CONDITION_MISSING, 256 CONDITION_OUT_OF_RANGE, 512 SKY_OUT_OF_RANGE, "
+        "1024 NOISE_OUT_OF_RANGE, 2048 BRIGHTNESS_OUT_OF_RANGE, 4096 SIZE_OUT_OF_RANGE, 8192 PIXELS_CONSTANT, "
+        "16384 NOISE_CORRELATION_OUT_OF_RANGE, 32768 STRAY_LIGHT_OUT_OF_RANGE"
     )
     assert Flag.INPUT_PADDED | Flag.PIXELS_FILLED == 3
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from gampen_ray.config.base import build, to_dict
+from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import bundle_digest, load_bundle
 from gampen_ray.inference.card import CARD, Card, Shift, describe, read_card
@@ -71,6 +72,6 @@ def test_the_description_holds_the_bundle(saved: Path) -> None:
     assert found["network"]["parameters"] < sum(w.numel() for w in weights.values())
     size = (saved / "weights.safetensors").stat().st_size
     assert size - 5000 < found["network"]["bytes"] < size
-    assert found["network"]["num_passes"] == 256
+    assert found["network"]["num_passes"] == NUM_PASSES
     assert found["metrics"] == {"val_loss": 0.5}
     json.dumps(found, allow_nan=False)
