@@ -29,10 +29,12 @@ def driver(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def wait_for(process: subprocess.Popen[str], what: str) -> None:
     """Wait for a line of the log."""
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
         if what in line:
             return
-    raise AssertionError("the job ended before")
+        lines.append(line)
+    raise AssertionError(f"the job ended with {process.wait()} before it wrote {what!r}:\n{''.join(lines)}")
 
 
 def assert_none_left(mark: str, kind: str = "") -> None:
