@@ -98,7 +98,8 @@ def read_split(dataset: str, split: str) -> dict[str, np.ndarray]:
 
 def predict(bundle: Bundle, columns: Columns, *, num_passes: int, seed: int) -> Mixture:
     """Return the posteriors; the one place where a bundle is given what it needs beside the images."""
-    return bundle.predict(columns["image"], num_passes=num_passes, seed=seed)
+    conditions = {name: columns[name] for name in bundle.images.condition_names}
+    return bundle.predict(columns["image"], conditions=conditions, num_passes=num_passes, seed=seed)
 
 
 def posterior_widths(mixture: Mixture) -> np.ndarray:

@@ -51,6 +51,8 @@ class Recipe:
     """Monte Carlo dropout passes of the evaluation."""
     limit_galaxies: int = pydantic.Field(default=1000, ge=1)
     """Galaxies whose information limit is measured."""
+    shift_galaxies: int = pydantic.Field(default=2000, ge=1)
+    """Galaxies predicted under each shift."""
     known_failures: tuple[str, ...] = ()
     """Where not to trust the bundle, a sentence each, for its card."""
 
@@ -72,7 +74,8 @@ class Recipe:
         for values in sets.values():
             if "num_galaxies" in values:
                 values["num_galaxies"] = max(1, round(scale * values["num_galaxies"]))
-        return dataclasses.replace(self, **sets, limit_galaxies=max(1, round(scale * self.limit_galaxies)))
+        counts = {name: max(1, round(scale * getattr(self, name))) for name in ("limit_galaxies", "shift_galaxies")}
+        return dataclasses.replace(self, **sets, **counts)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -104,9 +107,11 @@ def make(recipe: Recipe, work: Path) -> Path:
     # All splits: none of them was trained on.
     gampen_ray.infer(bundle=bundle, dataset=test, output=catalog, num_passes=recipe.num_passes, posterior="mixture")
     evaluation = gampen_ray.evaluate(catalog=catalog, output=evaluated)
-    arguments = {"bundle": bundle, "dataset": test, "split": "", "num-passes": recipe.num_passes}
-    limit = measured("information_limit", work, arguments | {"num-galaxies": recipe.limit_galaxies})
-    shifts = measured("shifts", work, {"bundle": bundle, "dataset": test})
+    arguments = {"dataset": test, "split": "", "num-passes": recipe.num_passes}
+    limit = measured("information_limit", work, arguments | {"num-galaxies": recipe.limit_galaxies}, bundle)
+    # The scene of the training, under another seed.
+    seen = {"dataset": data, "num-galaxies": recipe.shift_galaxies, "num-passes": recipe.num_passes}
+    shifts = measured("shifts", work, seen, bundle)
     storage.write_json(str(Path(bundle, CARD)), to_dict(card(recipe, evaluation, limit, shifts)))
     return Path(bundle)
 
@@ -124,22 +129,26 @@ def card(recipe: Recipe, evaluation: Mapping[str, Any], limit: Mapping[str, Any]
             "coverage": {**limit.get("coverage", {}), **everything},
             "width": limit.get("median_posterior", {}),
             "width_over_limit": limit.get("median_ratio", {}),
-            "shifts": shifts.get("shifts", []),
+            "shifts": [
+                {
+                    "name": row["shift"],
+                    "coverage": {name: target["coverage"]["68"] for name, target in row["targets"].items()},
+                    "flagged": row["warned"],
+                }
+                for row in shifts.get("rows", [])
+            ],
             "known_failures": recipe.known_failures,
         },
     )
 
 
-def measured(script: str, work: Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a benchmark that prints JSON, unless its result is there, and return it; a benchmark that is not there has none."""
+def measured(script: str, work: Path, arguments: Mapping[str, Any], bundle: str) -> dict[str, Any]:
+    """Run a benchmark of a bundle that prints JSON, unless its result is there, and return it."""
     path, output = Path(__file__).with_name(f"{script}.py"), work / f"{script}.json"
-    if not path.exists():
-        logger.warning("%s: there is no such benchmark, the card lacks its results", path.name)
-        return {}
-    asked = {**arguments, "digest": bundle_digest(arguments["bundle"])}
+    asked = {**arguments, "digest": bundle_digest(bundle)}
     if not output.exists() or json.loads(output.read_bytes())["asked"] != asked:
         flags = [f"--{name}={value}" for name, value in arguments.items()]
-        done = subprocess.run([sys.executable, str(path), *flags], stdout=subprocess.PIPE, check=True)
+        done = subprocess.run([sys.executable, str(path), f"--bundle={bundle}", *flags], stdout=subprocess.PIPE, check=True)
         storage.write_json(str(output), {"asked": asked, "result": json.loads(done.stdout)})
     return json.loads(output.read_bytes())["result"]
 

@@ -1,7 +1,7 @@
 """Posteriors of real galaxies against least-squares fits of their pixels, and of the same galaxies in two surveys.
 
-    python benchmarks/real_galaxies.py BUNDLE --tile kids_r_tile.fits
-    python benchmarks/real_galaxies.py BUNDLE --pairs DATA
+    python benchmarks/real_galaxies.py --bundle BUNDLE --tile kids_r_tile.fits
+    python benchmarks/real_galaxies.py --bundle BUNDLE --pairs DATA
 
 ``--tile``: isolated galaxies of a tile within the bundle's range of flux, with the PSF of the tile's stars. ``--pairs``: DATA
 has the folders ``kids`` and ``sdss`` with image, bad-pixel mask, segmentation, error map and PSF of each galaxy (``*fitim``,
@@ -494,7 +494,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", help="bundle with a zero point and a pixel scale")
+    parser.add_argument("--bundle", required=True, help="bundle with a zero point and a pixel scale")
     parser.add_argument("--tile", default="", help="FITS image of a piece of sky")
     parser.add_argument("--pixel-scale", type=float, default=0.339, help="of the tile, arcsec")
     parser.add_argument("--zero-point", type=float, default=0.0, help="of the tile, AB magnitude")

@@ -1,7 +1,7 @@
 """How a bundle's posteriors hold where the images differ from those of its training: seeing, sky, depth, noise, neighbours, ...
 
-    python benchmarks/shifts.py BUNDLE --survey kids-r
-    python benchmarks/shifts.py BUNDLE --dataset DATASET
+    python benchmarks/shifts.py --bundle BUNDLE --survey kids-r
+    python benchmarks/shifts.py --bundle BUNDLE --dataset DATASET
 
 Simulates galaxies that the bundle has not seen, the same ones under each shift where the shift allows, and predicts them.
 Prints JSON; a table goes to standard error. With a simulated dataset, its survey, scene and cutout size are taken.
@@ -384,7 +384,7 @@ def show(row: dict[str, Any]) -> None:
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", help="bundle, trained on simulated galaxies")
+    parser.add_argument("--bundle", required=True, help="bundle, trained on simulated galaxies")
     parser.add_argument("--survey", default="kids-r", help="survey preset of its training, with the default scene")
     parser.add_argument("--dataset", default="", help="simulated dataset of its training, whose survey and scene are taken")
     parser.add_argument("--num-galaxies", type=int, default=2000, help="galaxies for each shift")

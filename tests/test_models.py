@@ -23,6 +23,7 @@ RECIPE = """
 known_failures = ["Everything."]
 num_passes = 4
 limit_galaxies = 40
+shift_galaxies = 3
 [simulate]
 survey = "kids-r"
 num_galaxies = 120
@@ -98,15 +99,14 @@ def test_a_benchmark_runs_once_for_the_same_bundle_and_arguments(
 ) -> None:
     bundle().save(str(tmp_path / "made"))
     monkeypatch.setattr(models, "__file__", str(tmp_path / "models.py"))
-    arguments = {"bundle": str(tmp_path / "made"), "galaxies": 3}
-    assert models.measured("count", tmp_path, arguments) == {}
+    made, arguments = str(tmp_path / "made"), {"galaxies": 3}
     (tmp_path / "count.py").write_text("import json, sys, time\nprint(json.dumps([sys.argv[1:], time.time()]))")
-    first = models.measured("count", tmp_path, arguments)
+    first = models.measured("count", tmp_path, arguments, made)
     assert first[0] == [f"--bundle={tmp_path}/made", "--galaxies=3"]
-    assert models.measured("count", tmp_path, arguments) == first
-    assert models.measured("count", tmp_path, arguments | {"galaxies": 4})[0][1] == "--galaxies=4"
+    assert models.measured("count", tmp_path, arguments, made) == first
+    assert models.measured("count", tmp_path, arguments | {"galaxies": 4}, made)[0][1] == "--galaxies=4"
     dataclasses.replace(bundle(), metrics={}).save(str(tmp_path / "made"))
-    assert models.measured("count", tmp_path, arguments)[1] > first[1]
+    assert models.measured("count", tmp_path, arguments, made)[1] > first[1]
 
 
 def test_scale_changes_the_numbers_of_galaxies_alone(recipe: Any) -> None:

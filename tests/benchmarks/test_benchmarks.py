@@ -61,7 +61,7 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_shifts(bundle_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["none", "a neighbour of similar brightness", "pixels of 0.25 arcsec, resampled", "zero point -0.2 mag"]
     chosen.append("zero point +0.2 mag")
-    shifts.main(shifts.parsed([bundle_uri, "--num-galaxies", "4", "--num-passes", "2", "--only", *chosen]))
+    shifts.main(shifts.parsed(["--bundle", bundle_uri, "--num-galaxies", "4", "--num-passes", "2", "--only", *chosen]))
     rows = {row["shift"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert {row["verdict"] for row in rows.values()} <= {"holds", "flagged", "fails", "told"}
     assert rows["zero point +0.2 mag"]["verdict"] == "told"
@@ -70,7 +70,7 @@ def test_shifts(bundle_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_shifted_galaxies_are_the_same_ones() -> None:
-    sky = shifts.the_sky(_Sized(SIZE), shifts.parsed(["none", "--num-galaxies", "3"]))  # type: ignore[arg-type]
+    sky = shifts.the_sky(_Sized(SIZE), shifts.parsed(["--bundle", "none", "--num-galaxies", "3"]))  # type: ignore[arg-type]
     none, faint = sky.draw(), shifts.at_magnitudes(sky, sky.draw(), 23.0, 24.5)
     wide = sky.draw({"psf.fwhm_arcsec": (1.1, 1.8)})
     np.testing.assert_array_equal(wide["flux"], none["flux"])
@@ -100,7 +100,7 @@ def test_real_galaxies_finds_and_fits_what_is_in_a_tile(
         y, x = 60 + 120 * (i // 4), 60 + 120 * (i % 4)
         tile[y - half : y + half + 1, x - half : x + half + 1] += image if i in (5, 10) else 20000 * star
     fits.PrimaryHDU(tile.astype(np.float32)).writeto(tmp_path / "tile.fits")
-    command = [bundle_uri, "--tile", str(tmp_path / "tile.fits"), "--zero-point", "30", "--pixel-scale", str(SCALE)]
+    command = ["--bundle", bundle_uri, "--tile", str(tmp_path / "tile.fits"), "--zero-point", "30", "--pixel-scale", str(SCALE)]
     real_galaxies.main(real_galaxies.parsed([*command, "--num-passes", "2"]))
     rows = json.loads(capsys.readouterr().out)["tile"]["galaxies"]
     assert sorted(row["name"] for row in rows) == ["180,180", "300,300"]
