@@ -81,6 +81,7 @@ register_survey(
         sky_noise=0.003,
         electrons_per_flux=2000.0,
         magnitude_range=(20.0, 23.0),
+        radius_range_arcsec=(0.05, 0.5),
     )
 )
 

@@ -101,7 +101,17 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
     ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
     assert cli.main([*ingest, "--cutout-size", "96", "--reader.bands", "r"]) == 0
-    infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
+    infer = [
+        "infer",
+        "--bundle",
+        str(demo_folder / "run"),
+        "--dataset",
+        str(tmp_path / "d"),
+        "--num-passes",
+        "4",
+        "--missing-conditions",
+        "mean",
+    ]
     assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
     catalog = pq.read_table(tmp_path / "o" / "catalog")
     stems = {path.name.split(".")[0] for path in (DATA / folder).glob(pattern)}
@@ -144,7 +154,17 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     assert set(reasons) == set(words)
     for name, word in words.items():
         assert word in reasons[name], reasons[name]
-    infer = ["infer", "--bundle", str(demo_folder / "run"), "--dataset", str(tmp_path / "d"), "--num-passes", "4"]
+    infer = [
+        "infer",
+        "--bundle",
+        str(demo_folder / "run"),
+        "--dataset",
+        str(tmp_path / "d"),
+        "--num-passes",
+        "4",
+        "--missing-conditions",
+        "mean",
+    ]
     assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
     assert pq.read_table(tmp_path / "o" / "catalog")["object_id"].to_pylist() == [1]
 

@@ -18,14 +18,14 @@ from torch import nn
 from gampen_ray import cli, plugins
 from gampen_ray.catalog.columns import COLUMNS
 from gampen_ray.catalog.parquet import catalog_parts
-from gampen_ray.commands.registry import VERBS
+from gampen_ray.commands.registry import VERBS, load_verbs
 from gampen_ray.data import quarantine, shards, validation
 from gampen_ray.data.readers import READERS
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.folding import folded
 from gampen_ray.model.backbones import BLOCKS, Block
 from gampen_ray.model.likelihoods import LIKELIHOODS
-from gampen_ray.simulation.galaxies import simulate
+from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import execute, prepare
@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module", autouse=True)
 def extension() -> Iterator[None]:
     """Name the module, and forget at the end what it registered."""
+    # Those of the package that are not imported yet would be forgotten, too.
+    load_verbs()
     before = [dict(registry) for registry in REGISTRIES]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(plugins.VARIABLE, MODULE)
@@ -163,7 +165,7 @@ def test_workers_simulate_the_users_own_survey(done: Path, capsys: pytest.Captur
     data = str(done / "simulated")
     info = shards.read_dataset_info(data)
     assert (info.survey, info.bands, info.pixel_scale_arcsec, info.zero_point_mag) == ("space-h", ("h",), 0.06, 25.96)
-    expected = simulate(SURVEYS["space-h"], cutout_size=24, neighbour_fraction=0.2, seed=0, start=0, stop=8)
+    expected = simulate(SURVEYS["space-h"], cutout_size=24, seed=0, start=0, stop=8)
     tables = [shards.read_shard(uri) for uri in shards.shard_uris(data)]
     assert sum(map(len, tables)) == 8
     for table in tables:

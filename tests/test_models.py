@@ -23,7 +23,7 @@ RECIPE = """
 known_failures = ["Everything."]
 num_passes = 4
 limit_galaxies = 40
-shift_galaxies = 3
+shift_galaxies = 10
 [simulate]
 survey = "kids-r"
 num_galaxies = 120
