@@ -217,8 +217,13 @@ def _convolutions_with_dropout(config: BackboneConfig) -> range:
 
 
 def _initialise(layers: list[nn.Module], head: nn.Linear) -> None:
-    """He initialisation (He et al. 2015), but small outputs, so that training starts from the prior N(0, 1)."""
-    for layer in nn.Sequential(*layers, head).modules():
+    """He initialisation (He et al. 2015), but small outputs, so that training starts from the prior N(0, 1).
+
+    What lies behind numbers keeps torch's smaller weights: with He's, 24,000 galaxies are overfitted (validation loss of -3.7
+    instead of -5.4 after 60 epochs on numbers).
+    """
+    behind = next((i for i, layer in enumerate(layers) if isinstance(layer, Merge)), len(layers))
+    for layer in nn.Sequential(*layers[:behind], head).modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
