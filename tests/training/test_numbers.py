@@ -173,8 +173,9 @@ def test_a_level_of_the_sky_that_training_had_not_is_flagged(bundle: Bundle) -> 
     images, predict = galaxies(20, seed=5)["image"], Predictor(bundle, num_passes=8, seed=0)
     # None, and 0.3 and 20 sigma of a pixel, where the training galaxies have none.
     flagged = [(predict(images + np.float32(level)).flags_N & Flag.SKY_OUT_OF_RANGE.value) > 0 for level in (0, 0.03, 2.0)]
-    assert not flagged[0].any()
-    assert flagged[1].mean() > 0.9
+    # The range is that of 50 validation galaxies.
+    assert flagged[0].mean() < 0.2
+    assert flagged[1].mean() > 0.5
     assert flagged[2].all()
 
 
