@@ -30,7 +30,7 @@ BARE = SceneConfig(
     galaxies=GalaxiesConfig(offset_pixel=0),
     psf=PsfConfig(ellipticity=0, wing_fraction=(0, 0)),
 )
-COSMOS = Path("/work/shared/data/cosmos/real_galaxy_catalog_23.5_example_fits.fits")
+COSMOS = Path(__file__).parents[3] / "shared" / "data" / "cosmos" / "real_galaxy_catalog_23.5_example_fits.fits"
 
 
 def make(count: int, scene: SceneConfig | None = None, *, start: int = 0, size: int = 32, **changes: object) -> dict:
@@ -229,7 +229,7 @@ def test_noise_correlation_of_blank_cutouts(tmp_path: Path) -> None:
         read_inputs(scene)
 
 
-@pytest.mark.skipif(not COSMOS.exists(), reason="needs the COSMOS table")
+@pytest.mark.skipif(not COSMOS.exists(), reason="the COSMOS table (../shared/data/cosmos) is not here")
 def test_galaxies_of_a_catalogue_are_drawn_jointly() -> None:
     scene = SceneConfig(galaxies=GalaxiesConfig(catalog=str(COSMOS)))
     inputs = read_inputs(scene)
