@@ -121,6 +121,8 @@ class BackboneConfig:
     which a network that is given numbers needs. The fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
     numbers_width: int = pydantic.Field(default=256, ge=1)
     """Width of the layers that take numbers, measured or conditions, in a network that is given any."""
+    numbers_blocks: int = pydantic.Field(default=3, ge=0)
+    """Pairs of layers of that width behind them, each with a skip connection."""
     base: bool = True
     """With dropout in the classifier alone: the means are a linear function of the activations before the first dropout, about
     which the dropped ones vary by an amount that is learned; GaMPEN: no."""

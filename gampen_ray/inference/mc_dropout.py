@@ -95,7 +95,7 @@ class ThinnedNetworks:
     def __call__(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> Passes:
         """Return what every pass gives for preprocessed images, and their numbers if the network takes any."""
         activations, theta_N23 = self._prefix(x_NCHW, number_NM)
-        terms = self._network.base.terms(activations) if self._network.base else None
+        terms = self._network.base_terms(activations, number_NM)
         outputs = [with_base(self._tail(k, activations), terms) for k in range(self._num_passes)]
         return Passes(outputs_NKP=torch.stack(outputs, dim=1), affine_N23=theta_N23, activations=activations)
 

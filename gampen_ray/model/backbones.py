@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gampen_ray.config import BackboneConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.numbers import Merge
+from gampen_ray.model.numbers import Merge, ResidualLayers
 from gampen_ray.plugins import Registry
 
 __all__ = ["BLOCKS", "Block", "ResidualBlock", "backbone", "convolution", "register_block", "scale_input", "without_batch_norm"]
@@ -178,8 +178,9 @@ def backbone(config: BackboneConfig, channels: int, side: int, outputs: int, num
     classifier: list[nn.Module] = [nn.AdaptiveAvgPool2d(config.pool_size), nn.Flatten()]
     width = channels * config.pool_size**2
     if numbers:
-        classifier.append(Merge(width, numbers, config.numbers_width))
-        width = config.numbers_width
+        width, features = config.numbers_width, width
+        classifier.append(Merge(features, numbers, width))
+        classifier += [ResidualLayers(width) for _ in range(config.numbers_blocks)]
     for item in config.classifier:
         hidden = _scaled(item, config.width)
         classifier += [nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Dropout(config.dropout_rate)]

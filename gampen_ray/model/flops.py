@@ -43,8 +43,7 @@ def inference_flops(
         image_NCHW, number_NM = torch.zeros(1, channels, size, size), torch.zeros(1, numbers)
     with torch.no_grad(), FlopCounterMode(display=False) as prefix:
         activations, _ = network.prefix(image_NCHW, number_NM if numbers else None)
-        if network.base:
-            network.base.terms(activations)
+        network.base_terms(activations, number_NM if numbers else None)
     with torch.no_grad(), FlopCounterMode(display=False) as tail:
         network.tail(activations)
     return prefix.get_total_flops() + num_passes * tail.get_total_flops()

@@ -206,7 +206,7 @@ class ImagePreprocessing:
             images_NCHW = images_NCHW.float()
             sky_NC, noise_NC = local_sky(images_NCHW)
             images_NCHW = resize(images_NCHW - sky_NC[..., None, None], self.size)
-            parts.append(measure(images_NCHW, sky_NC, noise_NC, unit=self.softening))
+            parts.append(measure(images_NCHW, noise_NC, unit=self.softening))
         if self.conditions:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(images_NCHW.device))

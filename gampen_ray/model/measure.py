@@ -74,22 +74,22 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     widths = range(len(window_widths(size)))
     names = ["log_radius"]
     for band in bands:
-        names += [f"sky_{band}", f"noise_{band}", f"noise_correlation_{band}"]
+        names += [f"noise_{band}", f"noise_correlation_{band}"]
         names += [
             f"{kind}_{band}_{s}" for kind in ("blended_flux", "flux", "dipole", "elongation", "twist", "fourth") for s in widths
         ]
     return names
 
 
-def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
+def measure(images_NCHW: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
     """Measure the galaxies at the centres of images, and return N x M numbers in the order of `number_names`.
 
     Parameters
     ----------
     images_NCHW
         Flux units, finite, without the sky.
-    sky_NC, noise_NC
-        What was subtracted, and the noise of a pixel: `local_sky` of the whole cutouts.
+    noise_NC
+        The noise of a pixel: that of `local_sky` of the whole cutouts. The sky is no number: an answer does not depend on it.
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
@@ -120,7 +120,6 @@ def measure(images_NCHW: torch.Tensor, sky_NC: torch.Tensor, noise_NC: torch.Ten
     second_NCS, fourth_NCS = second_NCS * phase_NC1 / size_NCS, fourth_NCS * phase_NC1**2 / size_NCS
     log_noise_NC = torch.log(noise_NC / unit)
     numbers = [
-        torch.asinh(sky_NC / noise_NC)[..., None],
         log_noise_NC[..., None],
         _correlation(signal_NCHW)[..., None],
         torch.asinh(blended_NCS / 2),

@@ -57,7 +57,7 @@ class Network(nn.Module):
         self.tail = nn.Sequential(*layers[first:])
         # The layer in front of dropout in the classifier has an activation behind it, and is fully connected.
         wide = next((layer.out_features for layer in reversed(layers[:first]) if isinstance(layer, nn.Linear)), None)
-        self.base = Base(wide, num_targets) if config.backbone.base and dropout and wide else None
+        self.base = Base(wide, num_targets, numbers) if config.backbone.base and dropout and wide else None
 
     @classmethod
     def of(cls, config: NetworkConfig, images: ImagePreprocessing, num_targets: int) -> "Network":
@@ -117,11 +117,19 @@ class Network(nn.Module):
 
         Under autocast transformer and output layer keep the precision of their weights, and so do all layers behind numbers.
         """
-        return self._outputs(self.prefix(x_NCHW, number_NM)[0])
+        return self._outputs(self.prefix(x_NCHW, number_NM)[0], number_NM)
 
     def from_numbers(self, number_NM: torch.Tensor) -> torch.Tensor:
         """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing."""
-        return self._outputs(self._merged(None, number_NM))
+        return self._outputs(self._merged(None, number_NM), number_NM)
+
+    def base_terms(
+        self, activations: torch.Tensor, number_NM: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return `Base.terms` of the activations before the first dropout; None in a network without a base."""
+        merge = self.merge
+        standard_NM = merge.standard(number_NM) if merge is not None and number_NM is not None else None
+        return self.base.terms(activations, standard_NM) if self.base else None
 
     def _merged(self, features_NF: torch.Tensor | None, number_NM: torch.Tensor) -> torch.Tensor:
         """Return the activations before the first dropout, from the image's features, if it counts, and the numbers."""
@@ -132,8 +140,8 @@ class Network(nn.Module):
                 x = layer(x)
         return x
 
-    def _outputs(self, x: torch.Tensor) -> torch.Tensor:
-        terms = self.base.terms(x) if self.base else None
+    def _outputs(self, x: torch.Tensor, number_NM: torch.Tensor | None) -> torch.Tensor:
+        terms = self.base_terms(x, number_NM)
         *hidden, output = self.tail
         with self._exact(x):
             for layer in hidden:

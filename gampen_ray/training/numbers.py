@@ -27,7 +27,7 @@ _BATCH = 512
 _STEPS = 16
 """Least steps an epoch, with fewer galaxies each if need be."""
 _WHITENED = 50_000
-"""Galaxies from which the whitening of the numbers is learned."""
+"""Galaxies from which the whitening of the numbers, and the linear part of the means, is learned."""
 _WARMUP = 0.05
 
 
@@ -63,9 +63,13 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     seconds = time.perf_counter() - began
     held_out = _measured(plan, next(stream))[:2]
     share = math.ceil(_WHITENED / worker.world_size)
-    merge.fit(torch.cat([numbers.cpu() for numbers in worker.gather(number_NM[:share].cpu())]))
+    shares = worker.gather((number_NM[:share].cpu(), target_ND[:share].cpu()))
+    first_NM, first_ND = (torch.cat(parts).to(worker.device) for parts in zip(*shares, strict=True))
+    merge.fit(first_NM)
+    if network.base:
+        network.base.fit(merge.standard(first_NM), first_ND)
     # Sums of floating-point numbers may differ between machines.
-    worker.broadcast(merge.buffers())
+    worker.broadcast([*merge.buffers(), *(weight.detach() for weight in (network.base or nn.Identity()).parameters())])
     total = sum(worker.gather(len(number_NM)))
     size = max(1, min(_BATCH, total // _STEPS) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))

@@ -75,12 +75,26 @@ def test_thinned_networks_in_bfloat16_keep_the_numbers() -> None:
     torch.testing.assert_close(ThinnedNetworks(made, 1, 0)(images, numbers).outputs_NKP[:, 0], made(images, numbers))
 
 
-def test_means_without_the_dropped_part_are_linear_in_the_activations() -> None:
+def test_means_without_the_dropped_part_are_linear_in_numbers_and_activations() -> None:
     made, images, numbers = network()
     assert isinstance(made.base, Base)
     activations, _ = made.prefix(images, numbers)
     made.base.log_scale.bias.data.fill_(-math.inf)
-    torch.testing.assert_close(made(images, numbers)[:, :2], made.base.mean(activations))
+    assert made.merge is not None
+    assert made.base.linear is not None
+    expected = made.base.mean(activations) + made.base.linear(made.merge.standard(numbers))
+    torch.testing.assert_close(made(images, numbers)[:, :2], expected)
+
+
+def test_means_start_from_the_linear_regression() -> None:
+    numbers = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([[0.3, -2.0, 0.0], [1.0, 0.5, 4.0]])
+    base = Base(8, 2, 3)
+    base.fit(numbers, numbers @ weights.T)
+    means, _ = base.terms(torch.randn(10, 8), numbers[:10])
+    torch.testing.assert_close(means, numbers[:10] @ weights.T, rtol=0, atol=2e-3)
+    # A number of a broken image does not carry a mean to infinity.
+    assert base.terms(torch.zeros(1, 8), torch.full((1, 3), 1e30))[0].isfinite().all()
 
 
 def test_the_scale_of_the_base_is_that_of_the_scatter_between_passes() -> None:
@@ -111,8 +125,8 @@ def test_operations_with_numbers_are_counted(numbers: int) -> None:
     # Hidden layers of 16 on the pooled features of 16 x 2 x 2; two linear functions of 16 activations for the base.
     behind = 64 * 16 + 2 * 16 * 2
     if numbers:
-        # Whitened twice, embedded by two layers, and given to the localisation's 8 hidden units.
-        behind += 16 * 16 + 2 * numbers**2 + numbers * 16 + 16 * 16 + numbers * 8
+        # Whitened twice, embedded by two layers, given to the localisation's 8 hidden units and to the base; three pairs behind.
+        behind += 16 * 16 + 2 * numbers**2 + numbers * 16 + 16 * 16 + numbers * 8 + numbers * 2 + 3 * 2 * 16 * 16
     assert prefix == without + 2 * behind
 
 
