@@ -18,8 +18,9 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.summary import Statistics, summary_columns
+from gampen_ray.training.execute import BUNDLE, execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import BUNDLE, execute, prepare
+from gampen_ray.training.run import prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = dataclasses.replace(

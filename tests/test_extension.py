@@ -27,8 +27,9 @@ from gampen_ray.model.backbones import BLOCKS, Block
 from gampen_ray.model.likelihoods import LIKELIHOODS
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import NETWORK, dataset, galaxies, train_config
 
 MODULE = "tests.extension"

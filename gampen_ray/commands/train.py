@@ -32,8 +32,9 @@ def train(config: TrainConfig) -> "Bundle":
     from gampen_ray.engine.train_workers import run_workers
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
+    from gampen_ray.training.execute import BUNDLE, tell_verdicts, warn_of_unusable
     from gampen_ray.training.loop import check_device
-    from gampen_ray.training.run import BUNDLE, prepare, tell_verdicts, warn_of_unusable
+    from gampen_ray.training.run import prepare
     from gampen_ray.training.tracking import check_tracking
 
     config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))

@@ -37,7 +37,8 @@ def tune(config: TuneConfig) -> "Bundle":
     from gampen_ray.engine.session import ray_session
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.training.run import BUNDLE, prepare
+    from gampen_ray.training.execute import BUNDLE
+    from gampen_ray.training.run import prepare
     from gampen_ray.training.tracking import check_tracking
     from gampen_ray.tuning.ledger import Ledger
     from gampen_ray.tuning.space import SearchSpace
@@ -79,7 +80,7 @@ def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, ta
     from gampen_ray import storage
     from gampen_ray.inference.bundle import load_bundle
     from gampen_ray.reports.tune_page import PAGE, tune_page
-    from gampen_ray.training.run import BUNDLE
+    from gampen_ray.training.execute import BUNDLE
     from gampen_ray.tuning.trials import BEST, TRIALS
 
     folder.check_lock()

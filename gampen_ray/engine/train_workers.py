@@ -35,8 +35,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
+from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.loop import State, T
-from gampen_ray.training.run import Run, execute, trained_bundle
+from gampen_ray.training.run import Run
 from gampen_ray.training.tracking import Track, tracking
 
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"

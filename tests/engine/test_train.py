@@ -23,8 +23,9 @@ from gampen_ray.data import shards
 from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.training import run as run_module
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import NETWORK, bundle, dataset, train_config
 from tests.training.test_fine_tune import unchanged_blocks
 

@@ -23,10 +23,11 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.network import Network
+from gampen_ray.training.execute import execute
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import evaluate, one_pass
-from gampen_ray.training.run import Run, build_network, execute, prepare
+from gampen_ray.training.run import Run, build_network, prepare
 from tests.networks import NETWORK, SIZE, TARGETS, bundle, dataset, galaxies
 
 CONCENTRATION = {"concentration": TargetConfig(transform="logit")}

@@ -14,9 +14,10 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.network import Network
+from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import Plan, fit, one_pass
-from gampen_ray.training.run import build_network, execute, prepare, trained_bundle
+from gampen_ray.training.run import build_network, prepare
 from tests.networks import dataset, galaxies, numbers_config
 
 

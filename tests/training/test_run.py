@@ -17,8 +17,9 @@ from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.posterior.seeds import seed_agreement
+from gampen_ray.training.execute import execute, tell_verdicts, warn_of_unusable
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, sample_images, tell_verdicts, warn_of_unusable, with_config
+from gampen_ray.training.run import prepare, sample_images, with_config
 from tests.networks import NETWORK, PLAIN, TARGETS, bundle, dataset, galaxies, train_config
 
 
