@@ -36,9 +36,9 @@ from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.progress import Progress
 from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
 from gampen_ray.training.execute import execute, trained_bundle
-from gampen_ray.training.loop import State, T
 from gampen_ray.training.run import Run
 from gampen_ray.training.tracking import Track, tracking
+from gampen_ray.training.worker import State, T
 
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 # Interval between lines of progress.
@@ -144,7 +144,7 @@ def _train_worker(job: dict[str, Any]) -> None:
 
 
 class RayWorker:
-    """A `gampen_ray.training.loop.Worker` inside Ray Train.
+    """A `gampen_ray.training.worker.Worker` inside Ray Train.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class RayWorker:
         return prepare_model(network)
 
     def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
+        """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.worker.Worker.stream`."""
         chunks = chunks_of(passes, self.orders)
         run = self._run
         rows = read_chunks(run.info, run.targets, run.images.condition_names, chunks, gpu=self.device.type == "cuda")

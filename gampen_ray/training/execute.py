@@ -27,8 +27,9 @@ from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
-from gampen_ray.training.loop import Plan, Worker, fit, one_pass
+from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network
+from gampen_ray.training.worker import Plan, Worker, one_pass
 
 BUNDLE, HISTORY = "bundle", "history.json"
 UNCALIBRATED = "uncalibrated"

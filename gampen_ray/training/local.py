@@ -9,14 +9,14 @@ from torch import nn
 
 from gampen_ray.data.sources import Unit
 from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
-from gampen_ray.training.loop import State, T
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows, read_unit
 from gampen_ray.training.run import Run
+from gampen_ray.training.worker import State, T
 
 
 class LocalWorker:
-    """A `gampen_ray.training.loop.Worker` without an engine.
+    """A `gampen_ray.training.worker.Worker` without an engine.
 
     Parameters
     ----------

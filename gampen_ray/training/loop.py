@@ -5,11 +5,9 @@ Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
 
 import contextlib
 import copy
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,85 +18,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropMonitor, CropSample
-from gampen_ray.model.images import AUGMENTATIONS, Inputs
+from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, EpochPart
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.numbers import fit_numbers
-from gampen_ray.training.order import Order
+from gampen_ray.training.worker import Plan, State, ToInputs, Worker
 
-T = TypeVar("T")
-ToInputs = Callable[[Batch], Inputs]
-"""From galaxies of the dataset to network inputs."""
-State = dict[str, Any]
 # Steps between two checks of the losses: on a GPU each check waits for all pending work.
 _CHECK_STEPS = 50
 _KEPT = ("history", "step", "losses", "seconds", "waited", "best_loss", "best_network")
 _NAMED = 10
-
-
-class Worker(Protocol):
-    """One worker's view of the world."""
-
-    rank: int
-    """Number of this worker, from 0."""
-    world_size: int
-    """Number of workers."""
-    device: torch.device
-    """Where the network lives."""
-    orders: dict[str, Order]
-    """This worker's order of the splits ``train`` and ``val``."""
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Return the network as it is called in training: gradients are averaged over workers."""
-        ...
-
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of this worker's batches for each pass; they are read ahead."""
-        ...
-
-    def gather(self, value: T) -> list[T]:
-        """Return the values of all workers, in the order of their ranks."""
-        ...
-
-    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors the values that they have on worker 0."""
-        ...
-
-    def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors their means over all workers."""
-        ...
-
-    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch."""
-        ...
-
-    def report(self, metrics: dict[str, float], state: State) -> None:
-        """Publish the metrics of an epoch (none between epochs) and save the state for `restore`; called by every worker."""
-        ...
-
-    def restore(self) -> State | None:
-        """Return the last reported state, or None in a fresh run."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A training, equal on all workers, of those weights of ``network`` that require a gradient.
-
-    ``inputs`` returns the network's inputs of a batch, ``numbers`` their numbers alone; ``numbers_first`` is whether it is
-    trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
-    ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
-    """
-
-    network: Network
-    inputs: ToInputs
-    numbers: Callable[[Batch], torch.Tensor | None] = lambda batch: None
-    optimizer: OptimizerConfig
-    seed: int
-    learning_rate_decay: float = 1.0
-    report_steps: int = 0
-    numbers_first: bool = False
 
 
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
@@ -140,11 +70,6 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
         )
     plan.network.load_state_dict(fitting.best_network)
     return fitting.history
-
-
-def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
-    """Return the batches of a single pass over a split."""
-    return next(worker.stream([EpochPart(split)]))
 
 
 @torch.inference_mode()

@@ -23,9 +23,9 @@ from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.diagnostics import negative_log_density
 from gampen_ray.training.execute import validation_posterior
-from gampen_ray.training.loop import Worker
 from gampen_ray.training.reading import split_units
 from gampen_ray.training.run import Run
+from gampen_ray.training.worker import Worker
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import calibration_error
 

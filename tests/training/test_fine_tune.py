@@ -26,8 +26,9 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.execute import execute
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import evaluate, one_pass
+from gampen_ray.training.loop import evaluate
 from gampen_ray.training.run import Run, build_network, prepare
+from gampen_ray.training.worker import one_pass
 from tests.networks import NETWORK, SIZE, TARGETS, bundle, dataset, galaxies
 
 CONCENTRATION = {"concentration": TargetConfig(transform="logit")}

@@ -14,9 +14,10 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, _prepared, evaluate, fit, one_pass
+from gampen_ray.training.loop import _prepared, evaluate, fit
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows
+from gampen_ray.training.worker import Plan, one_pass
 from tests.networks import NETWORK, PLAIN, SIZE, TARGETS, galaxies
 
 TRAIN, VAL = galaxies(320, seed=1), galaxies(100, seed=2)

@@ -16,8 +16,9 @@ from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.network import Network
 from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, fit, one_pass
+from gampen_ray.training.loop import fit
 from gampen_ray.training.run import build_network, prepare
+from gampen_ray.training.worker import Plan, one_pass
 from tests.networks import dataset, galaxies, numbers_config
 
 

@@ -12,7 +12,7 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import one_pass
+from gampen_ray.training.worker import one_pass
 from gampen_ray.tuning.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
 from tests.networks import NETWORK, bundle, dataset, train_config
 
