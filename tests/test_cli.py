@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gampen_ray import cli, storage
+from gampen_ray import cli, s3
 from gampen_ray.commands import registry
 from gampen_ray.commands.infer import InferConfig
 from gampen_ray.commands.registry import Verb, load_verbs
@@ -89,7 +89,7 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
 ) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "key"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
     values = {"dataset": str(tmp_path), "output": str(tmp_path), field: "s3://galaxies/a"}
     assert cli.main(["train", *(f"--{name}={value}" for name, value in values.items())]) == 2
     error = capsys.readouterr().err
