@@ -124,9 +124,6 @@ def write_draws(
                     file.write(rows.to_csv(index=False, header=index == 0).encode())
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
 def _draws(part: pa.Table, mixture: Mixture, k: int, generator: np.random.Generator) -> pd.DataFrame:
     noise_ND1 = generator.standard_normal((len(mixture), len(mixture.targets), 1))
     z_ND = mixture.mean_NKD[:, k].numpy() + (mixture.scale_tril_NKDD[:, k].numpy() @ noise_ND1)[..., 0]

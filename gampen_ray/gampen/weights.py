@@ -169,9 +169,6 @@ def schema_of_table(table: pa.Table, uri: str, labels: Sequence[str], scaling: L
     return label_schema(columns, labels, scaling)
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
 def _network_config(state: Mapping[str, torch.Tensor], prefix: str, num_targets: int, dropout_rate: float) -> NetworkConfig:
     published = to_dict(gampen_vgg16())
     if prefix:

@@ -29,7 +29,7 @@ from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network
-from gampen_ray.training.worker import Plan, Worker, one_pass
+from gampen_ray.training.worker import Plan, Worker, one_sweep
 
 BUNDLE, HISTORY = "bundle", "history.json"
 UNCALIBRATED = "uncalibrated"
@@ -173,7 +173,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     """
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
     own = [
-        (b.object_id_N, thinned(*run.network_inputs(b)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_pass(worker, "val")
+        (b.object_id_N, thinned(*run.network_inputs(b)).outputs_NKP.cpu(), b.target_ND.cpu()) for b in one_sweep(worker, "val")
     ]
     ids, outputs, targets = zip(*itertools.chain(*worker.gather(own)), strict=True)
     mean_NKD, scale_tril_NKDD = network.likelihood.components(torch.cat(outputs).double())
@@ -199,7 +199,7 @@ def validation_seeds(worker: Worker, run: Run, network: Network) -> list[Mixture
     config = run.config
     thinned = [ThinnedNetworks(network, config.calibration.num_passes, config.seed + i) for i in range(2)]
     own, count = [], 0
-    for batch in one_pass(worker, "val"):
+    for batch in one_sweep(worker, "val"):
         inputs = run.network_inputs(batch)
         own.append(torch.stack([passes(*inputs).outputs_NKP.cpu() for passes in thinned]))
         count += len(inputs.image_NCHW)
@@ -226,7 +226,7 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
     @torch.inference_mode()
     def sample(split: str) -> np.ndarray:
         parts, count = [], 0
-        for batch in one_pass(worker, split):
+        for batch in one_sweep(worker, split):
             parts.append(features(network.prefix(*run.network_inputs(batch))[0]))
             count += len(parts[-1])
             if count >= _NOVELTY_IMAGES:
@@ -248,7 +248,7 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
     d, monitor = radius_target(run.targets.names), CropMonitor(network) if network.transformer else None
     numbers, targets, count = [], [], 0
     with monitor or contextlib.nullcontext():
-        for batch in one_pass(worker, "val"):
+        for batch in one_sweep(worker, "val"):
             matched_NCHW = run.images.match(batch.cutout_NCHW, **run.units)
             numbers.append(run.images.plain_numbers(matched_NCHW).cpu().numpy())
             targets.append(batch.target_ND.double().cpu().numpy())

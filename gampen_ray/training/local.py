@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gampen_ray.data.sources import Unit
-from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
+from gampen_ray.training.batches import Batch, Sweep, chunks_of, stream
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows, read_unit
 from gampen_ray.training.run import Run
@@ -53,10 +53,10 @@ class LocalWorker:
         """Return the network itself."""
         return network
 
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of batches for each pass."""
-        chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(passes, self.orders))
-        return stream(passes, self.orders, chunks, self.device)
+    def stream(self, sweeps: Sequence[Sweep]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of batches for each sweep."""
+        chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(sweeps, self.orders))
+        return stream(sweeps, self.orders, chunks, self.device)
 
     def gather(self, value: T) -> list[T]:
         """Return the value alone."""

@@ -20,7 +20,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropMonitor, CropSample
 from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.network import Network
-from gampen_ray.training.batches import Batch, EpochPart
+from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.numbers import fit_numbers
 from gampen_ray.training.worker import Plan, State, ToInputs, Worker
@@ -56,13 +56,13 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     """
     fitting = _Fitting(worker, plan)
     fitting.restore()
-    stream = worker.stream(fitting.passes())
+    stream = worker.stream(fitting.sweeps())
     for train in stream:
         if fitting.epoch == 0:
             fitting.train_on_numbers(train, stream)
             continue
         fitting.train(train)
-        # Only now: the next pass starts where this one ends.
+        # Only now: the next sweep starts where this one ends.
         fitting.validate(next(stream))
     if not math.isfinite(fitting.best_loss):
         raise UserError(
@@ -118,8 +118,6 @@ class _Fitting:
         # Identifiers and losses of the galaxies of each step since the last check.
         self.unchecked: list[tuple[np.ndarray, torch.Tensor]] = []
 
-    # --- the state that survives ---------------------------------------------------------------------------------------
-
     def state(self) -> State:
         """Return all that a run resumes from; randomness is a function of the seed and the step."""
         return {
@@ -143,23 +141,21 @@ class _Fitting:
         for name in _KEPT:
             setattr(self, name, state[name])
 
-    def passes(self) -> list[EpochPart]:
-        """Return the passes that remain: over the training split and the validation split for each epoch."""
+    def sweeps(self) -> list[Sweep]:
+        """Return the sweeps that remain: over the training split, then the validation split, for each epoch."""
         first = self.epoch
         # Another number of workers may make an epoch a step shorter, but never empty.
         begun = min(self.step, self.steps_per_epoch - 1)
         return [
-            one
+            sweep
             for epoch in range(first, self.config.epochs + 1)
-            for one in (EpochPart("train", epoch, begun if epoch == first else 0), EpochPart("val"))
+            for sweep in (Sweep("train", epoch, begun if epoch == first else 0), Sweep("val"))
         ]
 
     @property
     def epoch(self) -> int:
         """The current epoch; 0: that of the numbers alone."""
         return len(self.history) + (0 if self.on_numbers else 1)
-
-    # --- one epoch -----------------------------------------------------------------------------------------------------
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Train on the rest of an epoch."""

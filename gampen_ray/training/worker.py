@@ -13,7 +13,7 @@ from torch import nn
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.model.images import Inputs
 from gampen_ray.model.network import Network
-from gampen_ray.training.batches import Batch, EpochPart
+from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.order import Order
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class Worker(Protocol):
         """Return the network as it is called in training: gradients are averaged over workers."""
         ...
 
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of this worker's batches for each pass; they are read ahead."""
+    def stream(self, sweeps: Sequence[Sweep]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of this worker's batches for each sweep; they are read ahead."""
         ...
 
     def gather(self, value: T) -> list[T]:
@@ -86,6 +86,6 @@ class Plan:
     numbers_first: bool = False
 
 
-def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
-    """Return the batches of a single pass over a split."""
-    return next(worker.stream([EpochPart(split)]))
+def one_sweep(worker: Worker, split: str) -> Iterator[Batch]:
+    """Return the batches of a single sweep over a split."""
+    return next(worker.stream([Sweep(split)]))

@@ -46,9 +46,6 @@ def convert(state: dict[str, torch.Tensor], size: int = 64, targets: int = 3) ->
     return network_from_state_dict(state, num_targets=targets, cutout_size=size, dropout_rate=1e-3)[0]
 
 
-# --- which network it is -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("kind", "family", "placement"),
     [
@@ -83,9 +80,6 @@ def test_the_keys_are_those_of_the_original() -> None:
         parameters = {"oc": 1, "at": 3}.get(variant.split("_")[3], 6)
         expected = shapes(parameters, dropout=dropout.endswith("True"), side=int(side.removeprefix("cutout=")))
         assert {row["key"]: tuple(row["shape"]) for row in rows} == expected
-
-
-# --- what is wrong with a file -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,9 +139,6 @@ def saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-# --- the golden outputs --------------------------------------------------------------------------------------------------
 
 
 @needs_parity

@@ -28,7 +28,7 @@ from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import evaluate
 from gampen_ray.training.run import Run, build_network, prepare
-from gampen_ray.training.worker import one_pass
+from gampen_ray.training.worker import one_sweep
 from tests.networks import NETWORK, SIZE, TARGETS, bundle, dataset, galaxies
 
 CONCENTRATION = {"concentration": TargetConfig(transform="logit")}
@@ -72,7 +72,7 @@ def tuned(config: TrainConfig, worker: type[LocalWorker] = LocalWorker, state: d
 
 def val_loss(run: Run) -> float:
     worker = LocalWorker.read(run)
-    return evaluate(worker, build_network(run), run.network_inputs, one_pass(worker, "val"))
+    return evaluate(worker, build_network(run), run.network_inputs, one_sweep(worker, "val"))
 
 
 def unchanged_blocks(made: Network, given: Network) -> set[str]:
