@@ -131,7 +131,7 @@ def test_mistakes_are_told_before_training(root: Path, tmp_path: Path) -> None:
 
     data = str(root / "data")
     fails(r"^conditions\.seeing: .*/data has no such column; name one of its columns", data, conditions=("seeing",))
-    fails(r"^conditions: flux is a target too", data, conditions=("flux",))
+    fails(r"^conditions: flux is also a target", data, conditions=("flux",))
     # The validation split alone has one that is unknown.
     counts, unknown = {"train": 20, "val": 20}, {2: np.nan}
     dataset = write(tmp_path / "nan", counts, unknown)

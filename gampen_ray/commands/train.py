@@ -32,7 +32,7 @@ def train(config: TrainConfig) -> "Bundle":
     from gampen_ray.engine.train_workers import run_workers
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.training.execute import BUNDLE, tell_verdicts, warn_of_unusable
+    from gampen_ray.training.execute import BUNDLE, log_verdicts, warn_of_unusable
     from gampen_ray.training.loop import check_device
     from gampen_ray.training.run import prepare
     from gampen_ray.training.tracking import check_tracking
@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> "Bundle":
                 run_workers(run, workers)
     bundle = load_bundle(config.output)
     warn_of_unusable(bundle)
-    tell_verdicts(bundle)
+    log_verdicts(bundle)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return bundle
 

@@ -1,4 +1,4 @@
-"""From chunks of rows to batches on a device, ahead of the computation.
+"""Batches on a device from chunks of rows, prepared ahead of the computation.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, J conditions.
 """
@@ -29,18 +29,18 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A worker's share of a batch.
+    """One worker's share of a batch.
 
     Parameters
     ----------
     object_id_N
         Identifiers.
     cutout_NCHW, target_ND, condition_NJ
-        Flux units, standardised targets and conditions, on the worker's device.
+        Pixels in flux units, standardised targets, and conditions, on the worker's device.
     position_N
-        Place of each galaxy in the batch of all workers.
+        Index of each galaxy in the batch over all workers.
     total
-        Galaxies of the batch of all workers.
+        Galaxies in the batch over all workers.
     """
 
     object_id_N: np.ndarray
@@ -63,7 +63,7 @@ def stream(
     orders
         This worker's order of each split.
     chunks
-        Lane and rows of each of `chunks_of`; a chunk may arrive in several parts.
+        Lane and rows of each chunk of `chunks_of`; a chunk may arrive in several parts.
     device
         Device of the batches.
     """
@@ -77,7 +77,7 @@ def stream(
 
 
 def chunks_of(sweeps: Iterable[Sweep], orders: Mapping[str, Order]) -> Iterator[Chunk]:
-    """Yield the chunks that sweeps over splits read, in the order in which they are needed."""
+    """Yield the chunks that sweeps over splits read, in order of need."""
     for sweep in sweeps:
         yield from orders[sweep.split].chunks(sweep.epoch, sweep.first_step)
 

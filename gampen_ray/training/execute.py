@@ -1,4 +1,4 @@
-"""From a prepared run to a model bundle, as each worker executes it: training, calibration, verdicts.
+"""From a prepared run to a model bundle: training, calibration and verdicts, as each worker executes them.
 
 Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
@@ -33,8 +33,8 @@ from gampen_ray.training.worker import Plan, Worker, one_sweep
 
 BUNDLE, HISTORY = "bundle", "history.json"
 UNCALIBRATED = "uncalibrated"
-"""Folder below a run folder for the weights of a network that gives no finite posterior."""
-# Of each split and worker.
+"""Subfolder of a run folder, for the weights of a network without any finite posterior."""
+# Per split and worker.
 _NOVELTY_IMAGES = 10_000
 _SEED_IMAGES = 1_000
 _NAMED = 10
@@ -43,14 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 def execute(worker: Worker, run: Run) -> Bundle | None:
-    """Train, calibrate, and let worker 0 write history and bundle into the run folder.
+    """Train and calibrate; worker 0 writes history and bundle into the run folder.
 
     Parameters
     ----------
     worker
-        This worker's view of the world.
+        This worker.
     run
-        The training.
+        The prepared run.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         saved = storage.join(config.output, UNCALIBRATED)
         if worker.rank == 0:
             bundle.save(saved)
-        # The first worker that raises ends the others: not before the weights are written.
+        # The first worker to raise ends the others, so all wait until the weights are written.
         worker.gather(None)
         raise UserError(f"{error}; the trained weights are in {saved}") from None
     novelty = fit_out_of_distribution(worker, run, bundle.network)
@@ -119,7 +119,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
 
 
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
-    """Return a bundle of trained weights, on their device, which is neither calibrated nor evaluated."""
+    """Return a bundle of trained weights, on their device, neither calibrated nor evaluated."""
     with torch.device("meta"):
         network = Network.of(run.network, run.images, len(run.targets))
     network.load_state_dict(weights, assign=True)
@@ -141,7 +141,7 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
 
 
 def warn_of_unusable(bundle: Bundle) -> None:
-    """Log which validation galaxies `execute` left out of calibration and coverage, if any."""
+    """Warn of the validation galaxies that `execute` left out of calibration and coverage, if any."""
     if (unusable := bundle.metrics["val_without_posterior"])["count"]:
         logger.warning(
             "%s validation galaxies have no finite posterior and are left out of calibration and coverage: object_id %s",
@@ -150,8 +150,8 @@ def warn_of_unusable(bundle: Bundle) -> None:
         )
 
 
-def tell_verdicts(bundle: Bundle) -> None:
-    """Log the verdicts of `execute`; one that fails is a warning, and so is a crop that is only marginal for dead units."""
+def log_verdicts(bundle: Bundle) -> None:
+    """Log the verdicts of `execute`: as a warning if it fails, or if the crop has dead hidden units."""
     for name, row in bundle.metrics.get("verdicts", {}).items():
         dead = name == "crop" and (bundle.metrics["crop"]["dead_fraction"] or 0) > 0
         level = logging.WARNING if row["verdict"] == "fails" or dead else logging.INFO
@@ -159,7 +159,7 @@ def tell_verdicts(bundle: Bundle) -> None:
 
 
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray, list[str]]:
-    """Return the uncalibrated posteriors of the validation split, its true values, and the galaxies without a posterior.
+    """Return the uncalibrated posteriors of the validation split and its true values.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
 
 
 def validation_seeds(worker: Worker, run: Run, network: Network) -> list[Mixture]:
-    """Return the uncalibrated posteriors of up to 1,000 validation galaxies with the config's seed, and with the next one.
+    """Return the uncalibrated posteriors of up to 1,000 validation galaxies under the config's seed and under the next.
 
     Raises
     ------
@@ -217,9 +217,10 @@ def validation_seeds(worker: Worker, run: Run, network: Network) -> list[Mixture
 
 
 def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOfDistribution | None:
-    """Return the detector of unusual images, fitted on a sample of the training split, its threshold on the validation split.
+    """Return the detector of unusual images, with its threshold from the validation split.
 
-    Images whose features are not finite are left out; None if no others are left in a split.
+    It is fitted on a sample of the training split. Images whose features are not finite are left out; None if a split has no
+    others.
     """
     network.eval()
 
@@ -240,9 +241,10 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network) -> OutOf
 
 @torch.inference_mode()
 def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Ranges | None, CropStatistics | None]:
-    """Return the ranges of what is measured in validation cutouts, and the statistics of their crops, of up to 10,000 a worker.
+    """Return the ranges of the numbers measured in validation cutouts, and the statistics of their crops.
 
-    Ranges are None if no galaxy has finite numbers, the crop's statistics in a network without a spatial transformer.
+    From up to 10,000 galaxies per worker. Ranges are None if no galaxy has finite numbers; the statistics are None if the
+    network has no spatial transformer.
     """
     network.eval()
     d, monitor = radius_target(run.targets.names), CropMonitor(network) if network.transformer else None
@@ -261,7 +263,7 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
     numbers_MQC = numbers_MQC[np.isfinite(numbers_MQC).all(axis=(1, 2))]
     crop = None
     if monitor:
-        # The order of standardised radii is that of the radii.
+        # Standardised radii have the order of the radii.
         target_ND = np.concatenate(worker.gather(np.concatenate(targets)))
         sample = CropSample.joined(worker.gather(monitor.sample))
         radius_N = None if d is None or len(target_ND) != len(sample.scale_N) else target_ND[:, d]
@@ -270,7 +272,7 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
 
 
 def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[Calibration, dict[str, Any]]:
-    """Return the fitted calibration and the coverage on the same galaxies before and after, as plain values."""
+    """Return the fitted calibration, and the coverage of the same galaxies before and after it, as plain values."""
     calibration = Calibration.fit(mixture, truths_ND)
     return calibration, {
         "coverage": {

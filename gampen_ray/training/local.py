@@ -1,4 +1,4 @@
-"""The local twin of a Ray worker: one process, whole units in memory."""
+"""A worker without Ray: one process, whole units in memory."""
 
 import copy
 import functools
@@ -16,18 +16,18 @@ from gampen_ray.training.worker import State, T
 
 
 class LocalWorker:
-    """A `gampen_ray.training.worker.Worker` without an engine.
+    """A `gampen_ray.training.worker.Worker` in this process.
 
     Parameters
     ----------
     orders
         Orders of the splits ``train`` and ``val``.
     read
-        Returns the rows of a unit as stored.
+        Returns the rows of a unit in stored order.
     device
         Device of the network.
     state
-        State of an earlier run, to resume from.
+        State to resume from.
     """
 
     rank = 0
@@ -46,7 +46,7 @@ class LocalWorker:
 
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
-        """Return a worker for a run, which keeps in memory what it has read."""
+        """Return a worker for a run; it keeps every unit that it reads in memory."""
         return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets, run.images.condition_names)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -59,17 +59,17 @@ class LocalWorker:
         return stream(sweeps, self.orders, chunks, self.device)
 
     def gather(self, value: T) -> list[T]:
-        """Return the value alone."""
+        """Return a list of this value."""
         return [value]
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Leave them as they are."""
+        """Do nothing: there is one worker."""
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Leave them as they are."""
+        """Do nothing: there is one worker."""
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Show nothing."""
+        """Do nothing."""
 
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Keep the state."""

@@ -40,9 +40,9 @@ class Run:
     network
         Architecture.
     targets, images
-        Fitted on the training split, or taken over from the bundle to start from.
+        Fitted on the training split, or taken from the bundle to start from.
     start
-        What fine-tuning starts from; None: random weights.
+        What fine-tuning starts from; None: the weights are random.
     splits
         Units of ``train`` and ``val``.
     """
@@ -56,7 +56,7 @@ class Run:
     splits: dict[str, tuple[Unit, ...]]
 
     def orders(self, rank: int = 0, world_size: int = 1) -> dict[str, Order]:
-        """Return the order of each split for a worker."""
+        """Return the order in which a worker reads each split."""
         seeds = {"train": self.config.seed, "val": None}
         return {
             split: Order(
@@ -71,16 +71,16 @@ class Run:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Fingerprint of each input's content by the name of its config field."""
+        """Fingerprint of the content of each input, by config field."""
         inputs = {"dataset": self.info.fingerprint}
         return inputs | {"fine_tune.bundle": self.start.digest} if self.start else inputs
 
     def network_inputs(self, batch: Batch) -> Inputs:
-        """Return what the network is given of galaxies of the dataset."""
+        """Return the network's inputs for galaxies of the dataset."""
         return self.images.inputs(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
 
     def numbers(self, batch: Batch) -> torch.Tensor | None:
-        """Return the numbers of `network_inputs` alone."""
+        """Return only the numbers of `network_inputs`."""
         return self.images.numbers(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
 
     @property
@@ -90,13 +90,13 @@ class Run:
 
 
 def prepare(config: TrainConfig) -> Run:
-    """Read the dataset's description, targets and a sample of its images, and check them against the config.
+    """Read the dataset's description, its targets and a sample of its images, and check the config against them.
 
     Raises
     ------
     UserError
-        If the dataset lacks a split, a target or a condition, a value lies outside the domain of its transform or is not
-        finite, or the network or the bundle to start from does not fit.
+        If the dataset lacks a split, a target or a condition, if a value is not finite or outside the domain of its
+        transform, or if the network or the bundle to start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
@@ -126,7 +126,7 @@ def prepare(config: TrainConfig) -> Run:
 
 
 def with_config(run: Run, config: TrainConfig) -> Run:
-    """Return the run of a config that differs from that of a prepared one in images, network, fine_tune and optimizer alone.
+    """Return a prepared run with another config, which may differ in images, network, fine_tune and optimizer only.
 
     Raises
     ------
@@ -146,10 +146,10 @@ def with_config(run: Run, config: TrainConfig) -> Run:
 def _conditions(
     config: TrainConfig, info: shards.DatasetInfo, names: Sequence[str], columns: list[str], targets: TargetSchema
 ) -> tuple[Condition, ...]:
-    """Return the conditions of the training split, and check those of both splits."""
+    """Return the conditions, with the ranges of the training split; check both splits."""
     _check_columns(config, columns, [f"conditions.{name}" for name in names])
     if both := set(names) & set(targets.names):
-        raise UserError(f"conditions: {', '.join(sorted(both))} is a target too; leave it out of one of them")
+        raise UserError(f"conditions: {', '.join(sorted(both))} is also a target; remove it from one of the two")
     values = {split: [column_values(config.dataset, split, [name], info)[:, 0] for name in names] for split in ("val", "train")}
     for name, value_N in zip(names, values["val"], strict=True):
         Condition.check(name, value_N)
@@ -183,13 +183,13 @@ def _check_dropout(run: Run) -> None:
     if not dropout and config.calibration.num_passes > 1:
         rate = "fine_tune.dropout_rate" if run.start else "network.backbone.dropout_rate"
         raise UserError(
-            f"calibration.num_passes: {config.calibration.num_passes}, but {rate} is 0, so that all passes are the same; "
-            "give 1, or a dropout rate above 0"
+            f"calibration.num_passes: {config.calibration.num_passes}, but {rate} is 0, so all passes are identical; "
+            "set it to 1, or give a dropout rate above 0"
         )
 
 
 def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:
-    """Return the kept schema, or one fitted on the training split, and check it against both splits."""
+    """Return the kept schema, or one fitted on the training split; check both splits against it."""
     names = kept.names if kept else tuple(config.targets)
     if not names:
         raise UserError("targets: none given; name at least one column of the dataset")
@@ -207,7 +207,7 @@ def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema |
 
 
 def _check_columns(config: TrainConfig, columns: list[str], fields: Sequence[str]) -> None:
-    """Raise a UserError for a field that ends in the name of a column that is not there."""
+    """Raise a UserError for a field whose last part names no column."""
     for field in fields:
         if field.partition(".")[2] not in columns:
             there = ", ".join(column for column in columns if column not in ("object_id", "image"))

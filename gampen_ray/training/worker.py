@@ -1,4 +1,4 @@
-"""One worker's view of the world, and the training that all of them do.
+"""What the training algorithm asks of a worker, and the plan that all workers share.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
 """
@@ -30,7 +30,7 @@ class Worker(Protocol):
     world_size: int
     """Number of workers."""
     device: torch.device
-    """Where the network lives."""
+    """Device of the network."""
     orders: dict[str, Order]
     """This worker's order of the splits ``train`` and ``val``."""
 
@@ -69,11 +69,26 @@ class Worker(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training, equal on all workers, of those weights of ``network`` that require a gradient.
+    """What is trained and how; the same on all workers.
 
-    ``inputs`` returns the network's inputs of a batch, ``numbers`` their numbers alone; ``numbers_first`` is whether it is
-    trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
-    ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
+    Parameters
+    ----------
+    network
+        Only the weights that require a gradient are trained.
+    inputs
+        Returns the network's inputs for a batch.
+    numbers
+        Returns only the numbers of these inputs.
+    optimizer
+        Settings of the optimiser.
+    seed
+        Seed of augmentation and dropout.
+    learning_rate_decay
+        Factor on the learning rate from each block to the one before it.
+    report_steps
+        Steps between reports within an epoch; 0: report only at its end.
+    numbers_first
+        Whether the network is trained on the numbers alone first.
     """
 
     network: Network
