@@ -93,7 +93,7 @@ def test_the_keys_are_those_of_the_original() -> None:
             r"vgg\.features\.7\.weight has shape \(128, 64, 5, 5\), not \(128, 64, 3, 3\)",
         ),
         ("vgg.features.0.weight", (64,), r"vgg\.features\.0\.weight has shape \(64,\)"),
-        ("fc_loc.2.bias", (2,), r"fc_loc\.2\.bias has shape \(2,\), not that of 1, 3 or 6 parameters"),
+        ("fc_loc.2.bias", (2,), r"fc_loc\.2\.bias has shape \(2,\), but a transform has 1, 3 or 6 parameters"),
         ("vgg.classifier.6.bias", (8,), r"vgg\.classifier\.6\.bias has shape \(8,\), but 3 targets make 3, 6, 9 outputs"),
         ("vgg.extra.weight", (1,), r"vgg\.extra\.weight is not part of a GaMPEN network"),
     ],
