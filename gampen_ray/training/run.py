@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -95,15 +96,15 @@ def prepare(config: TrainConfig) -> Run:
     Raises
     ------
     UserError
-        If the dataset lacks a split, a target or a condition, if a value is not finite or outside the domain of its
-        transform, or if the network or the bundle to start from does not fit.
+        If the dataset lacks a split, a target or a condition, if one of these holds no numbers, if a value is not finite or
+        outside the domain of its transform, or if the network or the bundle to start from does not fit.
     """
     info = shards.read_dataset_info(config.dataset)
     for split in ("train", "val"):
         if not info.num_rows.get(split):
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
-    columns = shards.column_names(config.dataset, "train", info)
+    columns = shards.columns(config.dataset, "train", info)
     targets = _targets(config, info, start.targets if start else None, columns)
     splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
     conditions = _conditions(config, info, start.images.condition_names if start else config.conditions, columns, targets)
@@ -144,7 +145,7 @@ def with_config(run: Run, config: TrainConfig) -> Run:
 
 
 def _conditions(
-    config: TrainConfig, info: shards.DatasetInfo, names: Sequence[str], columns: list[str], targets: TargetSchema
+    config: TrainConfig, info: shards.DatasetInfo, names: Sequence[str], columns: pa.Schema, targets: TargetSchema
 ) -> tuple[Condition, ...]:
     """Return the conditions, with the ranges of the training split; check both splits."""
     _check_columns(config, columns, [f"conditions.{name}" for name in names])
@@ -188,7 +189,7 @@ def _check_dropout(run: Run) -> None:
         )
 
 
-def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: list[str]) -> TargetSchema:
+def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: pa.Schema) -> TargetSchema:
     """Return the kept schema, or one fitted on the training split; check both splits against it."""
     names = kept.names if kept else tuple(config.targets)
     if not names:
@@ -206,12 +207,18 @@ def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema |
     return targets
 
 
-def _check_columns(config: TrainConfig, columns: list[str], fields: Sequence[str]) -> None:
-    """Raise a UserError for a field whose last part names no column."""
+def _check_columns(config: TrainConfig, columns: pa.Schema, fields: Sequence[str]) -> None:
+    """Raise a UserError for a field whose last part names no column of numbers."""
+    numbers = ", ".join(column.name for column in columns if column.name != "object_id" and shards.holds_numbers(column))
     for field in fields:
-        if field.partition(".")[2] not in columns:
-            there = ", ".join(column for column in columns if column not in ("object_id", "image"))
-            raise UserError(f"{field}: {config.dataset} has no such column; name one of its columns: {there}")
+        name = field.partition(".")[2]
+        if name not in columns.names:
+            raise UserError(f"{field}: {config.dataset} has no such column; name one of {numbers}")
+        if not shards.holds_numbers(column := columns.field(name)):
+            raise UserError(
+                f"{field}: the column holds {column.type}, not numbers, in {config.dataset}; convert it, or "
+                f"name one of {numbers}"
+            )
 
 
 def column_values(dataset: str, split: str, names: Sequence[str], info: shards.DatasetInfo) -> np.ndarray:

@@ -216,7 +216,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     def config(**fields: object) -> TrainConfig:
         return TrainConfig(dataset=data, output=str(tmp_path / "run"), **fields)
 
-    fails(r"targets\.bulge_to_total: .*/data has no such column; name one of its columns: .*flux", config())
+    fails(r"targets\.bulge_to_total: .*/data has no such column; name one of .*flux", config())
     fails(r"targets: none given", config(targets={}))
     fails(
         r"targets\.flux: 50 of 50 values lie outside the domain of transform 'logit'",
