@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_a_switch_needs_no_value() -> None:
     arguments = ["infer", "--bundle", "b", "--dataset", "d", "--output", "o"]
     for flags, value in (([], False), (["--mode-centred"], True), (["--mode-centred", "false"], False)):
         assert cli.parse([*arguments, *flags])[1].mode_centred is value
+
+
+def test_verbose_may_stand_before_or_after_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ["train", "--dataset", "d", "--output", "o"]
+    for arguments, value in ((train, "0"), (["--verbose", *train], "1"), ([*train, "--verbose"], "1")):
+        monkeypatch.setenv("GAMPEN_RAY_VERBOSE", "0")
+        cli.parse(arguments)
+        assert os.environ["GAMPEN_RAY_VERBOSE"] == value
 
 
 def test_underscores_and_hyphens_are_the_same() -> None:
