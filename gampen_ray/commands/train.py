@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> "Bundle":
         check_device(config.optimizer, "cuda" if workers.gpus else "cpu")
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
-                for line in run.images.conversions(**run.units):
+                for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
                 run_workers(run, workers)
     bundle = load_bundle(config.output)

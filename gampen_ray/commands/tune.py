@@ -61,7 +61,7 @@ def tune(config: TuneConfig) -> "Bundle":
         workers = cluster_workers(config.resources, gpus_per_worker=config.resources.gpus_per_worker)
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
-                for line in run.images.conversions(**run.units):
+                for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
                 trials = search(config, space, run, workers)
                 table, ledger = trials_table(trials, space), Ledger(config.output)

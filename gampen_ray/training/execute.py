@@ -251,7 +251,7 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
     numbers, targets, count = [], [], 0
     with monitor or contextlib.nullcontext():
         for batch in one_sweep(worker, "val"):
-            matched_NCHW = run.images.match(batch.cutout_NCHW, **run.units)
+            matched_NCHW = run.images.match(batch.cutout_NCHW, **run.cutout_units)
             numbers.append(run.images.plain_numbers(matched_NCHW).cpu().numpy())
             targets.append(batch.target_ND.double().cpu().numpy())
             if monitor:

@@ -78,14 +78,14 @@ class Run:
 
     def network_inputs(self, batch: Batch) -> Inputs:
         """Return the network's inputs for galaxies of the dataset."""
-        return self.images.inputs(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
+        return self.images.inputs(self.images.match(batch.cutout_NCHW, **self.cutout_units), batch.condition_NJ)
 
     def numbers(self, batch: Batch) -> torch.Tensor | None:
         """Return only the numbers of `network_inputs`."""
-        return self.images.numbers(self.images.match(batch.cutout_NCHW, **self.units), batch.condition_NJ)
+        return self.images.numbers(self.images.match(batch.cutout_NCHW, **self.cutout_units), batch.condition_NJ)
 
     @property
-    def units(self) -> dict[str, float | None]:
+    def cutout_units(self) -> dict[str, float | None]:
         """Zero point and pixel scale of the dataset's cutouts."""
         return {"zero_point_mag": self.info.zero_point_mag, "pixel_scale_arcsec": self.info.pixel_scale_arcsec}
 
