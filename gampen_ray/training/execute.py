@@ -151,7 +151,7 @@ def warn_of_unusable(bundle: Bundle) -> None:
 
 
 def log_verdicts(bundle: Bundle) -> None:
-    """Log the verdicts of `execute`: as a warning if it fails, or if the crop has dead hidden units."""
+    """Log the verdicts of `execute`; one that fails is a warning, and so is a crop with dead hidden units."""
     for name, row in bundle.metrics.get("verdicts", {}).items():
         dead = name == "crop" and (bundle.metrics["crop"]["dead_fraction"] or 0) > 0
         level = logging.WARNING if row["verdict"] == "fails" or dead else logging.INFO

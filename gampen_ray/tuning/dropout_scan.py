@@ -104,7 +104,7 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     missing = [name for name in bundle.targets.names if name not in info.target_units]
     if missing:
         raise UserError(f"dataset: {trained.dataset} lacks the bundle's target {missing[0]!r}; give the one it was trained on")
-    there = shards.column_names(trained.dataset, "val", info)
+    there = shards.columns(trained.dataset, "val", info).names
     if missing := [name for name in bundle.images.condition_names if name not in there]:
         raise UserError(
             f"dataset: {trained.dataset} lacks the bundle's condition {missing[0]!r}; give the one it was trained on"
