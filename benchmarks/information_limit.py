@@ -85,9 +85,6 @@ def main(arguments: argparse.Namespace) -> None:
     sys.stdout.write("\n")
 
 
-# --- galaxies ------------------------------------------------------------------------------------------------------------
-
-
 def read_split(dataset: str, split: str) -> dict[str, np.ndarray]:
     """Return the images and numbers of a split."""
     tables = [shards.read_shard(uri) for uri in shards.shard_uris(dataset, split)]
@@ -121,9 +118,6 @@ def binned(values_N: np.ndarray, edges: np.ndarray) -> dict[str, np.ndarray]:
     inside_N = (values_N >= edges[0]) & (values_N <= edges[-1])
     rows = {f"{edges[b]:.3g}-{edges[b + 1]:.3g}": np.flatnonzero(inside_N & (bin_N == b)) for b in range(len(edges) - 1)}
     return {name: indices for name, indices in rows.items() if len(indices) >= MIN_GALAXIES}
-
-
-# --- figures -------------------------------------------------------------------------------------------------------------
 
 
 def medians(value_ND: np.ndarray, bins: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -18,8 +18,10 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.summary import Statistics, summary_columns
+from gampen_ray.simulation.psf import measure_psf
+from gampen_ray.training.execute import BUNDLE, execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import BUNDLE, execute, prepare
+from gampen_ray.training.run import prepare
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = dataclasses.replace(
@@ -103,6 +105,16 @@ def predicted(
     used = [c for c in summary_columns(bundle.targets) if not (c.name.endswith("_mode") or c.name.startswith("corr_"))]
     flags_N = posterior_flags({column.name: column.value(statistics) for column in used}, bundle.targets)
     return dataclasses.replace(prediction, flags_N=prediction.flags_N | np.where(prediction.usable_N, flags_N, 0))
+
+
+def resampled_sizes(bundle: Bundle, star_NHW: np.ndarray, pixel_scale_arcsec: float) -> dict[str, np.ndarray]:
+    """Return the columns of the PSF's sizes, as measured on stars in the pixels to which the bundle resamples their images."""
+    matched_NCHW = bundle.images.match(
+        torch.from_numpy(star_NHW[:, None]).float(), zero_point_mag=None, pixel_scale_arcsec=pixel_scale_arcsec
+    )
+    zoom = bundle.images.zoom(pixel_scale_arcsec)
+    sizes = [dataclasses.asdict(measure_psf(star, pixel_scale_arcsec / zoom)) for star in matched_NCHW[:, 0].double().numpy()]
+    return {f"psf_{name}": np.array([size[name] for size in sizes]) for name in sizes[0]}
 
 
 def warned(prediction: Prediction) -> np.ndarray:

@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from parts import flag_shares, predicted, warned
+from parts import flag_shares, predicted, resampled_sizes, warned
 from scipy import ndimage
 
 from gampen_ray.config.base import build, replace
@@ -36,7 +35,6 @@ from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.simulation import noise
 from gampen_ray.simulation.galaxies import Galaxy
 from gampen_ray.simulation.inputs import Inputs, read_inputs
-from gampen_ray.simulation.psf import measure_psf
 from gampen_ray.simulation.render import render
 from gampen_ray.simulation.scene import galaxy_of, psf_of, simulate
 from gampen_ray.simulation.surveys import SURVEYS, Survey
@@ -161,9 +159,6 @@ def the_sky(bundle: Bundle, arguments: argparse.Namespace) -> Sky:
         seed=arguments.seed,
         count=arguments.num_galaxies,
     )
-
-
-# --- shifts --------------------------------------------------------------------------------------------------------------
 
 
 def shifts(sky: Sky, bundle: Bundle) -> Iterator[Shift]:
@@ -318,19 +313,6 @@ POINT = Galaxy(
     disk_position_angle_deg=0.0,
 )
 """A star."""
-
-
-def resampled_sizes(bundle: Bundle, star_NHW: np.ndarray, pixel_scale_arcsec: float) -> Columns:
-    """Return the columns of the PSF's sizes, as measured on stars in the pixels to which the bundle resamples their images."""
-    matched_NCHW = bundle.images.match(
-        torch.from_numpy(star_NHW[:, None]).float(), zero_point_mag=None, pixel_scale_arcsec=pixel_scale_arcsec
-    )
-    zoom = bundle.images.zoom(pixel_scale_arcsec)
-    sizes = [dataclasses.asdict(measure_psf(star, pixel_scale_arcsec / zoom)) for star in matched_NCHW[:, 0].double().numpy()]
-    return {f"psf_{name}": np.array([size[name] for size in sizes]) for name in sizes[0]}
-
-
-# --- figures -------------------------------------------------------------------------------------------------------------
 
 
 def measured(prediction: Prediction, columns: Columns) -> dict[str, Any]:

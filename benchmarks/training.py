@@ -41,9 +41,11 @@ from gampen_ray.engine.session import ray_session
 from gampen_ray.engine.train_workers import run_workers
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import AUGMENTATIONS
-from gampen_ray.training.loop import Plan, make_optimizer
+from gampen_ray.training.execute import HISTORY
+from gampen_ray.training.loop import make_optimizer
 from gampen_ray.training.reading import read_unit
-from gampen_ray.training.run import HISTORY, Run, build_network, prepare
+from gampen_ray.training.run import Run, build_network, prepare
+from gampen_ray.training.worker import Plan
 
 GPU = DEVICE == "cuda"
 TARGETS = {"flux": TargetConfig(transform="log"), "width": TargetConfig(transform="log")}

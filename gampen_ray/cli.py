@@ -20,6 +20,7 @@ from gampen_ray.config.base import sections, shown, upgraded
 from gampen_ray.errors import StorageError, UserError
 
 _PROGRAM = "gampen-ray"
+_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "also show Ray's own log and progress"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,6 +100,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
+    parser.add_argument("--verbose", **_VERBOSE)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in load_verbs().items():
         text = verb.config.__doc__ or ""
@@ -121,7 +123,8 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     if verb.positional:
         metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
-    parser.add_argument("--verbose", action="store_true", help="also show Ray's own log and progress")
+    # Without a default, which would undo the flag before the verb.
+    parser.add_argument("--verbose", default=argparse.SUPPRESS, **_VERBOSE)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:

@@ -1,5 +1,8 @@
 """Errors that end a job with one line: mistakes of the user and storage failures."""
 
+AGAIN = "run the same command again: finished work is kept"
+"""Remedy of a storage failure, at the end of its message."""
+
 
 class UserError(ValueError):
     """A mistake in the user's input: one line that names the field, the value and the remedy.

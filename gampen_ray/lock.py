@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gampen_ray import storage
+from gampen_ray import s3, storage
 from gampen_ray.errors import StorageError, UserError
 
 __all__ = ["LOCK_FILE", "Lock", "locked"]
@@ -225,7 +225,7 @@ class _S3Object:
 
     def __init__(self, uri: str) -> None:
         bucket, _, key = storage.filesystem(uri)[1].partition("/")
-        self._uri, self._at, self._client = uri, {"Bucket": bucket, "Key": key}, storage.s3_client()
+        self._uri, self._at, self._client = uri, {"Bucket": bucket, "Key": key}, s3.client()
 
     def read(self) -> bytes | None:
         return self._read()[0]
@@ -246,7 +246,7 @@ class _S3Object:
         return there is not None and not self._requested(self._client.put_object, Body=there, IfNoneMatch="*", probing=True)
 
     def _read(self) -> tuple[bytes | None, str]:
-        with storage.s3_explained(self._uri):
+        with s3.explained(self._uri):
             try:
                 answer = self._client.get_object(**self._at)
                 return answer["Body"].read(), answer["ETag"]
@@ -255,7 +255,7 @@ class _S3Object:
 
     def _requested(self, request: Any, probing: bool = False, **arguments: Any) -> bool:
         """Return whether a request succeeded; a server without conditional requests gets it unconditionally."""
-        with storage.s3_explained(self._uri):
+        with s3.explained(self._uri):
             try:
                 request(**self._at, **arguments)
             except self._client.exceptions.ClientError as error:

@@ -1,17 +1,12 @@
 """Files by URI: a local path, ``s3://bucket/prefix``, or ``builtin:NAME`` for a bundle inside the package.
 
-A URI is a ``str``. The endpoint, region and credentials of S3 come from the usual ``AWS_*`` environment variables
-(``AWS_ENDPOINT_URL`` for a server other than Amazon's). A request is sent up to 5 times, with random pauses of up to 1, 2, 4
-and 8 s, if the connection is refused or reset or the server is busy (503) or silent for 3 s: a server that is gone is reported
-within half a minute.
+A URI is a ``str``. `gampen_ray.s3` makes the connections to S3.
 """
 
 import contextlib
-import functools
 import json
 import os
 import posixpath
-import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -21,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from gampen_ray.errors import StorageError, UserError
+from gampen_ray import s3
+from gampen_ray.errors import AGAIN, StorageError, UserError
 
 __all__ = [
-    "AGAIN",
     "BUNDLES",
     "absolute",
     "builtin_names",
@@ -39,30 +34,15 @@ __all__ = [
     "open_output",
     "read_bytes",
     "read_json",
-    "s3_client",
-    "s3_explained",
     "size",
     "stamps",
     "write_bytes_atomic",
     "write_json",
 ]
 
-AGAIN = "run the same command again: finished work is kept"
-"""Remedy of a storage failure, at the end of its message."""
 BUNDLES = Path(__file__).parent / "bundles"
 """The built-in bundles, a folder each."""
 _S3, _BUILTIN = "s3://", "builtin:"
-_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-_ATTEMPTS = 5
-# pyarrow's names of transient errors, and of those that call for other credentials.
-_TRANSIENT = re.compile(
-    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)"
-    r"|HTTP status 5\d\d"
-)
-_REFUSED = re.compile(
-    r"AWS Error (ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|REQUEST_EXPIRED|INVALID_CLIENT_TOKEN_ID)"
-    r"|ExpiredToken|InvalidToken|HTTP status 40[13]"
-)
 
 
 def join(uri: str, *parts: str) -> str:
@@ -97,7 +77,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
             path = posixpath.normpath(path)
         if not path or path.startswith("."):
             raise UserError(f"{uri}: names no bucket; write s3://bucket/prefix")
-        return _s3_filesystem(*_s3_settings()), path
+        return s3.filesystem(), path
     if not uri or "://" in uri:
         raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix")
     # Symbolic links are kept: they may point elsewhere on another machine.
@@ -278,91 +258,11 @@ def explained(uri: str, otherwise: str = "") -> Iterator[None]:
     except OSError as error:
         text = " ".join(str(error).split())
         if "AWS Error" in text:
-            raise _s3_error(uri, text) from None
+            raise s3.failure(uri, text) from None
         if error.errno is not None:
             raise StorageError(f"{uri}: {os.strerror(error.errno)}; free space or repair the disk, and {AGAIN}") from None
         # Errors of pyarrow itself, such as a folder in place of a file.
         raise UserError(f"{uri}: {otherwise}{text}") from None
-
-
-def _s3_error(uri: str, text: str) -> UserError | StorageError:
-    text = text.partition("; Details:")[0]
-    if _TRANSIENT.search(text):
-        return StorageError(
-            f"{uri}: the server failed {_ATTEMPTS} times in a row: {text}; check AWS_ENDPOINT_URL and the network, and {AGAIN}"
-        )
-    if "NO_SUCH_BUCKET" in text:
-        return UserError(f"{uri}: no such bucket; create it, or check its name and AWS_ENDPOINT_URL")
-    if _REFUSED.search(text):
-        return UserError(
-            f"{uri}: the server refuses the credentials: {text}; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for "
-            "temporary ones, AWS_SESSION_TOKEN"
-        )
-    return UserError(f"{uri}: {text}; check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the AWS credentials")
-
-
-def s3_client() -> Any:
-    """Return a thread-safe botocore client, for requests that pyarrow's file system does not offer."""
-    return _s3_client(*_s3_settings())
-
-
-@contextlib.contextmanager
-def s3_explained(uri: str) -> Iterator[None]:
-    """Turn the errors of a botocore client into a `UserError` or a `StorageError` that names the URI."""
-    # Importing botocore takes a tenth of a second, which `gampen-ray --help` need not wait.
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        text = f"{error} (HTTP status {error.response['ResponseMetadata'].get('HTTPStatusCode')})"
-        raise _s3_error(uri, text.replace("NoSuchBucket", "NO_SUCH_BUCKET")) from None
-    except BotoCoreError as error:
-        raise _s3_error(uri, f"AWS Error NETWORK_CONNECTION: {error}") from None
-
-
-def _s3_settings() -> tuple[str, str, tuple[str, ...]]:
-    """Return endpoint, region and credentials from the environment; the credentials only distinguish cached connections."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        if scheme not in ("", "http", "https"):
-            raise UserError(
-                f"AWS_ENDPOINT_URL: {endpoint} has the scheme {scheme}; write http://host:port or https://host:port"
-            )
-        endpoint = f"{scheme or 'https'}://{host.rstrip('/')}"
-    # Servers other than Amazon's accept any region; without one, pyarrow would ask Amazon for the bucket's.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else "")
-    return endpoint, region, tuple(os.environ.get(name, "") for name in _CREDENTIALS)
-
-
-@functools.lru_cache(maxsize=8)
-def _s3_filesystem(endpoint: str, region: str, credentials: tuple[str, ...]) -> pafs.FileSystem:
-    del credentials
-    options: dict[str, Any] = {"region": region} if region else {}
-    if endpoint:
-        options["scheme"], _, options["endpoint_override"] = endpoint.partition("://")
-    retries = pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
-    return pafs.S3FileSystem(**options, retry_strategy=retries, connect_timeout=3)
-
-
-@functools.lru_cache(maxsize=8)
-def _s3_client(endpoint: str, region: str, credentials: tuple[str, ...]) -> Any:
-    del credentials
-    import botocore.config
-    import botocore.session
-
-    config = botocore.config.Config(
-        connect_timeout=3,
-        read_timeout=10,
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-        s3={"addressing_style": "path" if endpoint else "auto"},
-        # Not every server supports the checksums that newer clients send and expect.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    session = botocore.session.get_session()
-    return session.create_client("s3", endpoint_url=endpoint or None, region_name=region or None, config=config)
 
 
 def _listed_etags(folder: str, uris: list[str]) -> dict[str, str]:
@@ -370,10 +270,10 @@ def _listed_etags(folder: str, uris: list[str]) -> dict[str, str]:
     bucket, _, _ = filesystem(folder)[1].partition("/")
     keys = sorted(filesystem(uri)[1].removeprefix(f"{bucket}/") for uri in uris)
     pages = (
-        s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=posixpath.commonprefix(keys), Delimiter="/")
+        s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=posixpath.commonprefix(keys), Delimiter="/")
     )
     found: dict[str, str] = {}
-    with s3_explained(folder):
+    with s3.explained(folder):
         for page in pages:
             files = page.get("Contents", [])
             found |= {f"{bucket}/{file['Key']}": f"{file['Size']} {file['ETag']}" for file in files}

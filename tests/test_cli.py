@@ -1,11 +1,12 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gampen_ray import cli, storage
+from gampen_ray import cli, s3
 from gampen_ray.commands import registry
 from gampen_ray.commands.infer import InferConfig
 from gampen_ray.commands.registry import Verb, load_verbs
@@ -43,6 +44,14 @@ def test_a_switch_needs_no_value() -> None:
     arguments = ["infer", "--bundle", "b", "--dataset", "d", "--output", "o"]
     for flags, value in (([], False), (["--mode-centred"], True), (["--mode-centred", "false"], False)):
         assert cli.parse([*arguments, *flags])[1].mode_centred is value
+
+
+def test_verbose_may_stand_before_or_after_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ["train", "--dataset", "d", "--output", "o"]
+    for arguments, value in ((train, "0"), (["--verbose", *train], "1"), ([*train, "--verbose"], "1")):
+        monkeypatch.setenv("GAMPEN_RAY_VERBOSE", "0")
+        cli.parse(arguments)
+        assert os.environ["GAMPEN_RAY_VERBOSE"] == value
 
 
 def test_underscores_and_hyphens_are_the_same() -> None:
@@ -89,7 +98,7 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
 ) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "key"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
     values = {"dataset": str(tmp_path), "output": str(tmp_path), field: "s3://galaxies/a"}
     assert cli.main(["train", *(f"--{name}={value}" for name, value in values.items())]) == 2
     error = capsys.readouterr().err

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 
 from gampen_ray.catalog.prediction import UnitPredictor
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.train import train
-from gampen_ray.config import ActorResources, FineTuneConfig, ReaderConfig, TrainConfig, TrainResources
+from gampen_ray.config import ActorResources, FineTuneConfig, ReaderConfig, TargetConfig, TrainConfig, TrainResources
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
@@ -130,12 +131,48 @@ def test_mistakes_are_told_before_training(root: Path, tmp_path: Path) -> None:
             prepare(dataclasses.replace(config(dataset, tmp_path / "run"), **fields))
 
     data = str(root / "data")
-    fails(r"^conditions\.seeing: .*/data has no such column; name one of its columns", data, conditions=("seeing",))
-    fails(r"^conditions: flux is a target too", data, conditions=("flux",))
+    fails(rf"^conditions\.seeing: .*/data has no such column; name one of .*flux, .*{NAME}$", data, conditions=("seeing",))
+    fails(r"^conditions: flux is also a target", data, conditions=("flux",))
     # The validation split alone has one that is unknown.
     counts, unknown = {"train": 20, "val": 20}, {2: np.nan}
     dataset = write(tmp_path / "nan", counts, unknown)
     fails(rf"^conditions: {NAME} is not finite for 1 galaxies; fill or remove them$", dataset)
+
+
+def test_a_column_of_text_is_refused_by_name(tmp_path: Path) -> None:
+    images, names = galaxies(4), {"seeing": ["good", "bad", "good", "0.7"]}
+    info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={"train": 4, "val": 4}, fingerprint="f")
+    for split in info.num_rows:
+        shards.write_shard(shards.part_uri(str(tmp_path / "data"), split, 0), images | names, info)
+    shards.write_dataset_info(str(tmp_path / "data"), info)
+    with pytest.raises(
+        UserError, match=r"^conditions\.seeing: the column holds string, not numbers, in .*/data; convert it, or"
+    ):
+        prepare(dataclasses.replace(config(str(tmp_path / "data"), tmp_path / "run"), conditions=("seeing",)))
+    targets = {"seeing": TargetConfig()}
+    with pytest.raises(UserError, match=r"^targets\.seeing: the column holds string, not numbers, in .*/data; convert it, or"):
+        prepare(dataclasses.replace(config(str(tmp_path / "data"), tmp_path / "run"), targets=targets, conditions=()))
+
+    folder = tmp_path / "folder"
+    (folder / "cutouts").mkdir(parents=True)
+    for i, image in enumerate(images["image"]):
+        fits.writeto(folder / "cutouts" / f"{i}.fits", image[0])
+    rows = [f"{i},{i}.fits,{text}" for i, text in enumerate(names["seeing"])]
+    (folder / "info.csv").write_text("\n".join(["object_id,file_name,seeing", *rows]))
+    for dataset in ("data", "folder"):
+        for fill in (False, True):
+            with pytest.raises(
+                UserError, match=rf"^dataset: .*/{dataset}: the column seeing, .* holds string, not numbers; con"
+            ):
+                open_source(
+                    str(tmp_path / dataset),
+                    split="",
+                    reader=ReaderConfig(),
+                    bands=("r",),
+                    size=SIZE,
+                    conditions=("seeing",),
+                    fill_conditions=fill,
+                )
 
 
 @pytest.mark.ray

@@ -20,8 +20,9 @@ from gampen_ray.commands.train import train
 from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import dataset, train_config
 from tests.processes import assert_none_left, driver, marked, wait_for
 

@@ -12,23 +12,27 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from astropy.io import fits
 from astropy.table import Table
 from torch import nn
 
 from gampen_ray import cli, plugins
 from gampen_ray.catalog.columns import COLUMNS
 from gampen_ray.catalog.parquet import catalog_parts
+from gampen_ray.commands.crop import CropConfig, crop
 from gampen_ray.commands.registry import VERBS, load_verbs
 from gampen_ray.data import quarantine, shards, validation
 from gampen_ray.data.readers import READERS
+from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.folding import folded
 from gampen_ray.model.backbones import BLOCKS, Block
 from gampen_ray.model.likelihoods import LIKELIHOODS
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import NETWORK, dataset, galaxies, train_config
 
 MODULE = "tests.extension"
@@ -139,6 +143,7 @@ def done(run: Path, cutouts: Path) -> Path:
     jobs = [
         ["ingest", *files, *shape, "--output", str(run / "ingested")],
         ["infer", *model, "--dataset", str(cutouts), "--pattern", "*.npy", "--output", str(run / "inferred")],
+        ["crop", *model[:2], "--images", str(cutouts), "--pattern", "*.npy", "--output", str(run / "crops")],
         [*SIMULATE, str(run / "simulated")],
     ]
     python("-c", JOBS, *map("\t".join, jobs))
@@ -191,6 +196,23 @@ def test_a_column_is_in_the_catalogue_that_workers_write(done: Path, model: Bund
     with warnings.catch_warnings(action="ignore"):
         # The identifiers are text, whose length astropy would like to be told.
         assert Table.read(path)["flux_to_noise"].description == text
+
+
+@pytest.mark.ray
+def test_crops_of_the_users_own_format_are_named_as_the_fits_that_they_are(done: Path, model: Bundle, cutouts: Path) -> None:
+    crops = {path.name: path.read_bytes() for path in (done / "crops").glob("*.fits")}
+    assert sorted(crops) == [f"g{i:02}.npy.fits" for i in range(11)]
+    assert not list((done / "crops").glob("*.npy"))
+    ((name, _),) = quarantine.read_quarantine(str(done / "crops"))
+    assert name.endswith("/g11.npy")
+    with fits.open(done / "crops" / "g03.npy.fits") as hdus:
+        assert hdus[0].data.shape == (model.network.transformer.output_size,) * 2
+    # A FITS file under the very name of the crop.
+    (cutouts / "g03.npy.fits").write_bytes(crops["g03.npy.fits"])
+    again = CropConfig(bundle=str(done / "run"), images=str(cutouts), pattern="g*", output=str(done / "again"))
+    with pytest.raises(UserError, match=r"^images: g03\.npy and g03\.npy\.fits would have the same crop; rename one"):
+        crop(again)
+    (cutouts / "g03.npy.fits").unlink()
 
 
 @pytest.mark.ray

@@ -18,6 +18,7 @@ LAYERS = [
     "plugins",
     "config",
     "progress",
+    "s3",
     "storage",
     "provenance",
     "lock",

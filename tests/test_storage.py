@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gampen_ray import storage
+from gampen_ray import s3, storage
 from gampen_ray.cli import main
 from gampen_ray.errors import StorageError, UserError
 from tests.faulty_proxy import faulty_proxy
@@ -181,7 +181,7 @@ def test_s3_without_a_bucket_is_refused(uri: str) -> None:
 def _through(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, attempts: int | None = None) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
     if attempts:
-        monkeypatch.setattr(storage, "_ATTEMPTS", attempts)
+        monkeypatch.setattr(s3, "_ATTEMPTS", attempts)
 
 
 @pytest.mark.s3

@@ -1,6 +1,7 @@
 """The `crop` verb: writes the learned crops of image files, which the workers process in batches.
 
-A crop keeps its file's name below the output folder. A file is done when it has a crop or is in quarantine.
+A crop keeps its file's name below the output folder, with ``.fits`` appended to that of another format. A file is done when it
+has a crop or is in quarantine.
 """
 
 import dataclasses
@@ -34,15 +35,16 @@ _READ_THREADS = 8
 
 @config_class
 class CropConfig:
-    """Write the spatial transformer's crop of every FITS cutout of a folder as FITS, with its flux and WCS carried through."""
+    """Write the spatial transformer's crop of every cutout of a folder as FITS, with its flux and WCS carried through."""
 
     bundle: str
     """Model bundle (or the run folder that holds it) with a spatial transformer: a folder, s3:// URI or builtin:NAME."""
     images: str
-    """Folder or s3:// prefix of FITS cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
+    """Folder or s3:// prefix of cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
     scale and flux unit."""
     output: str
-    """Folder to create: the crops under the files' names below `images`, quarantine/ and manifest.json."""
+    """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), quarantine/
+    and manifest.json."""
     pattern: str = FITS_FILES
     """Glob pattern of the files below `images`."""
     reader: ReaderConfig = default(ReaderConfig)
@@ -63,20 +65,22 @@ class CropConfig:
 
 @verb("crop")
 def crop(config: CropConfig) -> dict[str, Any]:
-    """Write the learned crop of every FITS cutout of a folder and return the manifest.
+    """Write the learned crop of every cutout of a folder and return the manifest.
 
     An unfinished job of the same config is resumed; a finished one is left unchanged.
 
     Raises
     ------
     UserError
-        If the bundle has no spatial transformer, the output holds another run, or no file can be cropped.
+        If the bundle has no spatial transformer, the output holds another run, two crops would have the same name, or no file
+        can be cropped.
     """
     from gampen_ray import storage
     from gampen_ray.catalog.parquet import MANIFEST
     from gampen_ray.data import quarantine, shards
     from gampen_ray.data.ingest_plan import matching_files
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
+    from gampen_ray.inference.crops import crop_name
     from gampen_ray.provenance import content_fingerprint, provenance
     from gampen_ray.run_folder import RunFolder, files_identity
 
@@ -88,6 +92,9 @@ def crop(config: CropConfig) -> dict[str, Any]:
         raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
     uris = matching_files(config.images, config.pattern)
     names = {uri.removeprefix(config.images).strip("/") for uri in uris}
+    if twice := [name for name in sorted(names) if crop_name(name) in names - {name}]:
+        pair = f"{twice[0]} and {crop_name(twice[0])}"
+        raise UserError(f"images: {pair} would have the same crop; rename one, or give a pattern for one of them")
     inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(uris)}, sorted(names))}
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:
@@ -168,6 +175,7 @@ class _Crop:
         from gampen_ray.data import shards
         from gampen_ray.data.cutouts import CutoutError, stem
         from gampen_ray.data.ingest_plan import file_content
+        from gampen_ray.inference.crops import crop_name
 
         uris = [storage.join(self._config.images, name) for name in batch.files]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
@@ -179,7 +187,7 @@ class _Crop:
             if isinstance(result, CutoutError):
                 bad[uri] = str(result)
             else:
-                storage.write_bytes_atomic(storage.join(self._config.output, name), result)
+                storage.write_bytes_atomic(storage.join(self._config.output, crop_name(name)), result)
         if bad:
             quarantine = storage.join(self._config.output, shards.QUARANTINE, batch.name)
             shards.write_quarantine(quarantine, object_id=map(stem, bad), source=bad, reason=bad.values())
@@ -197,7 +205,9 @@ def _done(output: str, names: set[str]) -> set[str]:
     """Return the files that have a crop or are in quarantine, where their folder may have been another."""
     from gampen_ray import storage
     from gampen_ray.data.quarantine import read_quarantine
+    from gampen_ray.inference.crops import crop_name
 
-    crops = {uri.removeprefix(output).strip("/") for uri in storage.list_files(output)} & names
+    there = {uri.removeprefix(output).strip("/") for uri in storage.list_files(output)}
+    crops = {name for name in names if crop_name(name) in there}
     sources = (source.split("/") for source, _ in read_quarantine(output))
     return crops | {next(name for i in range(len(parts)) if (name := "/".join(parts[i:])) in names) for parts in sources}

@@ -35,7 +35,7 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     from gampen_ray.engine.session import ray_session
     from gampen_ray.inference.bundle import CHECKSUMS, bundle_digest, load_bundle
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.training.run import BUNDLE
+    from gampen_ray.training.execute import BUNDLE
     from gampen_ray.training.tracking import check_tracking
     from gampen_ray.tuning.dropout_scan import SCAN, rates, scan_space, scanned_run, shortlisted, trained_config, with_rate
     from gampen_ray.tuning.trials import best, trials_table
@@ -65,7 +65,7 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
 
 def _retrained(number: int, config: TrainConfig, num_galaxies: int) -> "Trial":
     from gampen_ray import storage
-    from gampen_ray.training.run import HISTORY
+    from gampen_ray.training.execute import HISTORY
     from gampen_ray.tuning.trials import Trial, objectives
 
     bundle = train(config)

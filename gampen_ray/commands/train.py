@@ -32,8 +32,9 @@ def train(config: TrainConfig) -> "Bundle":
     from gampen_ray.engine.train_workers import run_workers
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
+    from gampen_ray.training.execute import BUNDLE, log_verdicts, warn_of_unusable
     from gampen_ray.training.loop import check_device
-    from gampen_ray.training.run import BUNDLE, prepare, tell_verdicts, warn_of_unusable
+    from gampen_ray.training.run import prepare
     from gampen_ray.training.tracking import check_tracking
 
     config = replace(config, dataset=storage.absolute(config.dataset), output=storage.absolute(config.output))
@@ -56,12 +57,12 @@ def train(config: TrainConfig) -> "Bundle":
         check_device(config.optimizer, "cuda" if workers.gpus else "cpu")
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
-                for line in run.images.conversions(**run.units):
+                for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
                 run_workers(run, workers)
     bundle = load_bundle(config.output)
     warn_of_unusable(bundle)
-    tell_verdicts(bundle)
+    log_verdicts(bundle)
     logger.info("wrote %s", storage.join(config.output, BUNDLE))
     return bundle
 

@@ -37,7 +37,8 @@ def tune(config: TuneConfig) -> "Bundle":
     from gampen_ray.engine.session import ray_session
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
-    from gampen_ray.training.run import BUNDLE, prepare
+    from gampen_ray.training.execute import BUNDLE
+    from gampen_ray.training.run import prepare
     from gampen_ray.training.tracking import check_tracking
     from gampen_ray.tuning.ledger import Ledger
     from gampen_ray.tuning.space import SearchSpace
@@ -60,7 +61,7 @@ def tune(config: TuneConfig) -> "Bundle":
         workers = cluster_workers(config.resources, gpus_per_worker=config.resources.gpus_per_worker)
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
-                for line in run.images.conversions(**run.units):
+                for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
                 trials = search(config, space, run, workers)
                 table, ledger = trials_table(trials, space), Ledger(config.output)
@@ -79,7 +80,7 @@ def finish_study(folder: "RunFolder", config: TuneConfig | ScanDropoutConfig, ta
     from gampen_ray import storage
     from gampen_ray.inference.bundle import load_bundle
     from gampen_ray.reports.tune_page import PAGE, tune_page
-    from gampen_ray.training.run import BUNDLE
+    from gampen_ray.training.execute import BUNDLE
     from gampen_ray.tuning.trials import BEST, TRIALS
 
     folder.check_lock()

@@ -250,9 +250,14 @@ def read_shard(
     return table if columns is None else table.select(list(columns))
 
 
-def column_names(dataset: str, split: str, info: DatasetInfo) -> list[str]:
-    """Return the names of a split's columns, those of its first shard."""
-    return read_shard(shard_uris(dataset, split)[0], row_groups=(), info=info).column_names
+def columns(dataset: str, split: str, info: DatasetInfo) -> pa.Schema:
+    """Return the columns of a split, those of its first shard."""
+    return read_shard(shard_uris(dataset, split)[0], row_groups=(), info=info).schema
+
+
+def holds_numbers(column: pa.Field) -> bool:
+    """Return whether a column holds integers, floating-point numbers or truth values."""
+    return any(test(column.type) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean))
 
 
 def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], num_rows: int) -> Iterator[tuple[pa.Table, int]]:

@@ -6,7 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -150,16 +150,23 @@ def open_source(
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a matching file, a shard is damaged, or a condition is missing.
+        If there is neither a complete dataset nor a matching file, if a shard is damaged, or if a condition is missing or no
+        number.
     """
 
-    def check(columns: Collection[str]) -> None:
-        missing = [name for name in conditions if name not in columns]
+    def check(columns: pa.Schema) -> None:
+        missing = [name for name in conditions if name not in columns.names]
         if missing and not fill_conditions:
             raise UserError(
                 f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it, or give "
                 "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
             )
+        for name in (name for name in conditions if name not in missing):
+            if not shards.holds_numbers(column := columns.field(name)):
+                raise UserError(
+                    f"dataset: {dataset}: the column {name}, a condition of the bundle, holds {column.type}, not numbers; "
+                    "convert it"
+                )
 
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
         for name, given in {"reader": reader != ReaderConfig(), "pattern": pattern != FITS_FILES}.items():
@@ -168,7 +175,8 @@ def open_source(
                     f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
                 )
         info = shards.read_dataset_info(dataset)
-        check(shards.column_names(dataset, split, info) if conditions else ())
+        if conditions:
+            check(shards.columns(dataset, split, info))
         return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
     reader = dataclasses.replace(reader, bands=bands)
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
@@ -180,7 +188,7 @@ def open_source(
             f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "
             "the pattern of their names"
         ) from None
-    check(plan.column_names)
+    check(plan.schema)
     if split:
         raise UserError(f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first")
     step = _unit_rows(unit_rows, len(plan))

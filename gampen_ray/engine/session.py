@@ -13,9 +13,8 @@ import ray.data
 import ray.exceptions
 import ray.train
 
-from gampen_ray.errors import StorageError, UserError
+from gampen_ray.errors import AGAIN, StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
-from gampen_ray.storage import AGAIN
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {

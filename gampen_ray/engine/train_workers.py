@@ -34,10 +34,11 @@ from gampen_ray.engine.session import known_cause
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.progress import Progress
-from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
-from gampen_ray.training.loop import State, T
-from gampen_ray.training.run import Run, execute, trained_bundle
+from gampen_ray.training.batches import Batch, Sweep, chunks_of, stream
+from gampen_ray.training.execute import execute, trained_bundle
+from gampen_ray.training.run import Run
 from gampen_ray.training.tracking import Track, tracking
+from gampen_ray.training.worker import State, T
 
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
 # Interval between lines of progress.
@@ -143,7 +144,7 @@ def _train_worker(job: dict[str, Any]) -> None:
 
 
 class RayWorker:
-    """A `gampen_ray.training.loop.Worker` inside Ray Train.
+    """A `gampen_ray.training.worker.Worker` inside Ray Train.
 
     Parameters
     ----------
@@ -164,12 +165,12 @@ class RayWorker:
         """Return the network in DistributedDataParallel if there are several workers."""
         return prepare_model(network)
 
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of this worker's batches for each pass; see `gampen_ray.training.loop.Worker.stream`."""
-        chunks = chunks_of(passes, self.orders)
+    def stream(self, sweeps: Sequence[Sweep]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of this worker's batches for each sweep; see `gampen_ray.training.worker.Worker.stream`."""
+        chunks = chunks_of(sweeps, self.orders)
         run = self._run
         rows = read_chunks(run.info, run.targets, run.images.condition_names, chunks, gpu=self.device.type == "cuda")
-        return stream(passes, self.orders, rows, self.device)
+        return stream(sweeps, self.orders, rows, self.device)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all workers, in the order of their ranks."""

@@ -16,11 +16,12 @@ from gampen_ray.data.sources import Unit
 from gampen_ray.engine.resources import Workers
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
+from gampen_ray.training.execute import BUNDLE, execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import State
 from gampen_ray.training.reading import Rows, read_unit
-from gampen_ray.training.run import BUNDLE, Run, execute, with_config
+from gampen_ray.training.run import Run, with_config
 from gampen_ray.training.tracking import Track, tracking
+from gampen_ray.training.worker import State
 from gampen_ray.tuning.ledger import Ledger
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import PENALTY, objectives
@@ -103,7 +104,7 @@ def _trained(run: Run, state: _State, data: Data, device: str) -> Bundle:
 
 
 class TrialWorker(LocalWorker):
-    """A `gampen_ray.training.loop.Worker` alone in a trial.
+    """A `gampen_ray.training.worker.Worker` alone in a trial.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""GaMPEN's output files from our posteriors: ``inf_1.csv`` to ``inf_K.csv`` with one draw per pass, and the summary.
+"""GaMPEN's output files from gampen_ray's posteriors: ``inf_1.csv`` to ``inf_K.csv``, one draw per pass, and the summary.
 
 Columns are those of GaMPEN's inference and result aggregator: ``preds_<label>`` in the space of the label (``custom_logit_bt``,
 ``ln_R_e_asec``, ...), and in physical units ``preds_<quantity>_<statistic>`` with the statistics mean, median, std, skew,
@@ -25,11 +25,11 @@ from gampen_ray.posterior.summary import LEVELS, summarise
 __all__ = ["gampen_summary", "write_files", "write_part"]
 
 FOLDER, SUMMARY = "gampen", "summary.csv"
-"""Folder of these files in the output of an inference, and the name of the summary."""
+"""Folder of these files in the output of `infer`, and name of the summary."""
 PARTS = f"{FOLDER}/parts"
-"""Folder of the parts of the summary until it is written."""
+"""Folder of the parts of the summary, until they are joined."""
 
-# Files written side by side: all catalogue parts are read once for each such group of passes.
+# Files open at a time: the whole catalogue is read once for each such group of passes.
 _OPEN_FILES = 64
 _INTERVALS = {"sig_ci": "68", "twosig_ci": "95", "threesig_ci": "997"}
 _MOMENTS = ("mean", "median", "std", "skew", "kurtosis", "mode")
@@ -41,8 +41,8 @@ def gampen_summary(
 ) -> pd.DataFrame:
     """Return the summary table of N galaxies under GaMPEN's names.
 
-    Statistics are those of the whole mixture, not of draws. For a logit target whose training values hold 0 (or 1), medians,
-    modes and ends of intervals at or beyond the value that stands for it are set to it, as in GaMPEN.
+    Statistics are those of the whole mixture, not of draws. If the training values of a logit target include 0 (or 1), medians,
+    modes and ends of intervals at or beyond the value that stands for 0 (or 1) are set to 0 (or 1), as in GaMPEN.
 
     Parameters
     ----------
@@ -51,9 +51,9 @@ def gampen_summary(
     mixture
         Posteriors of these galaxies.
     zero_point_mag
-        For ``preds_total_mag``, where flux is a target with the log transform. None: there are no magnitudes.
+        For ``preds_total_mag``, if flux is a target with the log transform. None: no magnitudes.
     gampen_magnitudes
-        Magnitudes as GaMPEN has them; see `gampen_ray.data.gampen_labels.magnitude`.
+        Magnitudes as GaMPEN defines them; see `gampen_ray.data.gampen_labels.magnitude`.
     """
     table = {name: objects[name].to_pandas() for name in ("object_id", "ra", "dec") if name in objects.column_names}
     for part in (mixture, *_magnitudes(mixture, zero_point_mag, gampen_magnitudes)):
@@ -75,21 +75,21 @@ def gampen_summary(
 def write_part(
     name: str, objects: pa.Table, mixture: Mixture, *, output: str, zero_point_mag: float | None, gampen_magnitudes: bool
 ) -> None:
-    """Write the `gampen_summary` of the galaxies in one catalogue file of that name."""
+    """Write the `gampen_summary` of the galaxies in the catalogue file of this name."""
     summary = gampen_summary(objects, mixture, zero_point_mag=zero_point_mag, gampen_magnitudes=gampen_magnitudes)
     uri = storage.join(output, PARTS, name.removesuffix(".parquet") + ".csv")
     storage.write_bytes_atomic(uri, summary.to_csv(index=False).encode())
 
 
 def write_files(output: str, targets: TargetSchema, num_passes: int, seed: int) -> None:
-    """Write GaMPEN's files from a finished catalogue with mixtures and from the parts of the summary."""
+    """Write GaMPEN's files from a finished catalogue with mixtures and the parts of the summary."""
     folder = storage.join(output, FOLDER)
     join_summaries(storage.list_files(storage.join(output, PARTS), ".csv"), storage.join(folder, SUMMARY))
     write_draws(lambda: catalog_parts(output), targets, folder, num_passes, seed)
 
 
 def join_summaries(parts: list[str], output: str) -> None:
-    """Write one CSV from the CSV parts of a summary, in order; each part begins with the same line of column names."""
+    """Join the CSV parts of a summary, in order, into one CSV; each part begins with the same header."""
     with storage.open_output(output) as stream:
         for index, uri in enumerate(parts):
             header, newline, rows = storage.read_bytes(uri).partition(b"\n")
@@ -99,12 +99,12 @@ def join_summaries(parts: list[str], output: str) -> None:
 def write_draws(
     parts: Callable[[], Iterator[pa.Table]], targets: TargetSchema, output: str, num_passes: int, seed: int
 ) -> None:
-    """Write ``inf_1.csv`` to ``inf_K.csv``: from each dropout pass one joint draw of every galaxy.
+    """Write ``inf_1.csv`` to ``inf_K.csv``: one joint draw of every galaxy from each dropout pass.
 
     Parameters
     ----------
     parts
-        Gives the parts of a catalogue with mixtures, in the same order at each call.
+        Returns the parts of a catalogue with mixtures, in the same order at each call.
     targets
         Targets of the mixtures.
     output
@@ -124,9 +124,6 @@ def write_draws(
                     file.write(rows.to_csv(index=False, header=index == 0).encode())
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
 def _draws(part: pa.Table, mixture: Mixture, k: int, generator: np.random.Generator) -> pd.DataFrame:
     noise_ND1 = generator.standard_normal((len(mixture), len(mixture.targets), 1))
     z_ND = mixture.mean_NKD[:, k].numpy() + (mixture.scale_tril_NKDD[:, k].numpy() @ noise_ND1)[..., 0]
@@ -137,7 +134,7 @@ def _draws(part: pa.Table, mixture: Mixture, k: int, generator: np.random.Genera
 
 
 def _magnitudes(mixture: Mixture, zero_point_mag: float | None, gampen: bool) -> list[Mixture]:
-    """Return the posterior of the magnitude, a Gaussian mixture as that of log flux is, or nothing if it is not known."""
+    """Return the posterior of the magnitude, a Gaussian mixture like that of log flux; empty without flux or zero point."""
     if gampen:
         zero_point_mag = GAMPEN_ZERO_POINT_MAG
     fluxes = [d for d, target in enumerate(mixture.targets) if (target.name, target.transform) == ("flux", "log")]

@@ -1,7 +1,7 @@
 """Conversion of published GaMPEN networks: state dict to network, and label scaler to target schema.
 
-The state dicts are those of ``vgg16_w_stn_oc_drp``, ``_at_drp``, ``_drp``, ``_drp_2``, ``vgg16_w_stn`` and ``vgg16``; which one
-it is follows from its keys and shapes.
+The state dicts are those of ``vgg16_w_stn_oc_drp``, ``_at_drp``, ``_drp``, ``_drp_2``, ``vgg16_w_stn`` and ``vgg16``. They
+are recognised by their keys and shapes.
 """
 
 import io
@@ -27,7 +27,7 @@ from gampen_ray.model.targets import Target, TargetSchema
 
 __all__ = ["label_schema", "network_from_state_dict", "read_state_dict", "schema_of_table"]
 
-# Sides for which a wrong cutout size is explained; no cutout is larger.
+# Sides among which a wrong cutout size is explained; no cutout is larger.
 _SIDES = range(33, 1025)
 
 
@@ -51,7 +51,7 @@ def read_state_dict(data: bytes, uri: str) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
-        # torch's own message advises to execute what the file holds.
+        # torch's own message advises unpickling the file.
         raise UserError(
             f"model: {uri} is not a state dict; give the undamaged file that torch.save(model.state_dict(), ...) wrote"
         ) from None
@@ -70,7 +70,7 @@ def network_from_state_dict(
     state
         As of `read_state_dict`.
     num_targets
-        Number of targets; with the width of the output layer it determines the likelihood.
+        Number of targets; together with the width of the output layer it determines the likelihood.
     cutout_size
         Side of the network's input, pixels.
     dropout_rate
@@ -79,12 +79,12 @@ def network_from_state_dict(
     Raises
     ------
     UserError
-        Naming the first key that is missing, unknown, or of another shape than the network has.
+        Naming the first key that is missing, unknown, or of the wrong shape.
     """
     prefix = "vgg." if any(key.startswith(("vgg.", "localization.")) for key in state) else ""
     config = _network_config(state, prefix, num_targets, dropout_rate)
     channels = _length(state, f"{prefix}features.0.weight", 1)
-    # Shapes without memory; the weights take their places.
+    # Without memory: the weights of the file are assigned.
     with torch.device("meta"):
         network = Network(config, channels=channels, size=cutout_size, num_targets=num_targets)
     ours = network.state_dict()
@@ -101,13 +101,13 @@ def network_from_state_dict(
 
 
 def label_schema(columns: Mapping[str, np.ndarray], labels: Sequence[str], scaling: Literal["std", "minmax"]) -> TargetSchema:
-    """Return the targets that GaMPEN's labels stand for, standardised as scikit-learn's scalers do it for the original.
+    """Return the targets behind GaMPEN's labels, standardised like the original by scikit-learn's scalers.
 
     Parameters
     ----------
     columns
-        Columns of the training CSV: the labels, and if it is there the physical quantity of a logit label, from which the
-        values that stand for 0 and 1 are taken.
+        Columns of the training CSV: the labels and, if present, the physical quantity of a logit label, which gives the values
+        that stand for 0 and 1.
     labels
         GaMPEN's label columns, in the order of the network's outputs.
     scaling
@@ -116,15 +116,13 @@ def label_schema(columns: Mapping[str, np.ndarray], labels: Sequence[str], scali
     Raises
     ------
     UserError
-        If a label does not vary, or is not finite.
+        If a label does not vary or is not finite.
     """
     targets = []
     for name in labels:
         label, t = Label.parse(name), columns[name]
         if not np.isfinite(t).all() or not np.ptp(t) > 0:
-            raise UserError(
-                f"scaling: column {name!r} does not vary, or holds values that are not finite; correct the training CSV"
-            )
+            raise UserError(f"scaling: column {name!r} does not vary or is not finite everywhere; correct the training CSV")
         y = label.physical(t)
         clip = 0.0, 1.0
         if label.transform == "logit":
@@ -154,7 +152,7 @@ def schema_of_table(table: pa.Table, uri: str, labels: Sequence[str], scaling: L
     Raises
     ------
     UserError
-        If a label is missing, or a value is no finite number.
+        If a label is missing, or a value is not a finite number.
     """
     catalogs.require_columns(uri, table, dict.fromkeys(labels, "targets"))
     wanted = dict.fromkeys([*labels, *(Label.parse(name).quantity for name in labels)])
@@ -169,16 +167,13 @@ def schema_of_table(table: pa.Table, uri: str, labels: Sequence[str], scaling: L
     return label_schema(columns, labels, scaling)
 
 
-# --- details -------------------------------------------------------------------------------------------------------------
-
-
 def _network_config(state: Mapping[str, torch.Tensor], prefix: str, num_targets: int, dropout_rate: float) -> NetworkConfig:
     published = to_dict(gampen_vgg16())
     if prefix:
         parameters = _length(state, "fc_loc.2.bias", 0)
         family = next((name for name, count in NUM_PARAMETERS.items() if count == parameters), None)
         if family is None:
-            raise UserError(f"model: fc_loc.2.bias has shape ({parameters},), not that of 1, 3 or 6 parameters of a transform")
+            raise UserError(f"model: fc_loc.2.bias has shape ({parameters},), but a transform has 1, 3 or 6 parameters")
     else:
         family = "none"
     outputs = _length(state, f"{prefix}classifier.6.bias", 0)
@@ -205,7 +200,7 @@ def _key_pairs(network: Network, prefix: str) -> Iterator[tuple[str, str]]:
                 yield f"{theirs}.{name}", f"transformer.{ours}.{name}"
     layers = [(f"{part}.{name}", layer) for part in ("stem", "tail") for name, layer in getattr(network, part).named_children()]
     flatten = next(i for i, (_, layer) in enumerate(layers) if isinstance(layer, nn.Flatten))
-    # torchvision numbers the layers up to the last pool, and those behind the flattening, each from 0.
+    # torchvision numbers the layers up to the last pool from 0, and again from 0 those after the flattening.
     for part, numbered in (("features", layers[: flatten - 1]), ("classifier", layers[flatten + 1 :])):
         for index, (ours, layer) in enumerate(numbered):
             for name, _ in layer.named_parameters():
@@ -228,7 +223,7 @@ def _length(state: Mapping[str, torch.Tensor], key: str, axis: int) -> int:
 
 
 def _remedy(key: str, shape: tuple[int, ...], cutout_size: int) -> str:
-    """Return which cutout sizes fit where that is what is wrong."""
+    """Return the cutout sizes that fit, if the cutout size is at fault."""
     if key != "fc_loc.0.weight":
         return ""
     channels, kernels = 96, (11, 9)

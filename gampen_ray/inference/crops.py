@@ -1,4 +1,4 @@
-"""Write the learned crop of a FITS file as a FITS file, in the units and coordinates of the original.
+"""Write the learned crop of an image file as a FITS file, in the units and coordinates of the original.
 
 GaMPEN's autocrop writes the first channel of the stretched network input. Here the network predicts the affine map from the
 stretched image, and the map is applied to the stored pixels. Shape legend: N galaxies, C bands, H x W pixels.
@@ -7,6 +7,7 @@ stretched image, and the map is applied to the stored pixels. Shape legend: N ga
 import dataclasses
 import gzip
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.spatial_transformer import crop_images, crop_scale
 
-__all__ = ["Cropper", "pixel_map"]
+__all__ = ["Cropper", "crop_name", "pixel_map"]
+
+_FITS_NAME = re.compile(r"\.(fits?|fts)(\.[fg]z)?$", re.IGNORECASE)
 
 _HISTORY = (
     # At most 72 characters per line.
@@ -37,8 +40,13 @@ _HISTORY = (
 )
 
 
+def crop_name(name: str) -> str:
+    """Return the name of a file's crop: the same, with ``.fits`` appended unless it is that of a FITS file."""
+    return name if _FITS_NAME.search(name) else f"{name}.fits"
+
+
 class Cropper:
-    """Maps the content of FITS files to that of FITS files with their learned crops.
+    """Maps the content of image files to that of FITS files with their learned crops.
 
     Parameters
     ----------
@@ -134,7 +142,7 @@ class Cropper:
             header.update(self._cards(theta_23, matrix_22, offset_2))
             for line in _HISTORY:
                 header.add_history(line)
-            return _fits_bytes(name, crop_CHW.astype(np.float32), header)
+            return _fits_bytes(crop_name(name), crop_CHW.astype(np.float32), header)
 
     def _resampled(self, image_CHW: np.ndarray, theta_23: np.ndarray, samples: int) -> np.ndarray:
         side = samples * self._crop_size

@@ -5,6 +5,7 @@ Shape legend: N galaxies, F features, J conditions, Q plain numbers, C bands.
 
 import enum
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -18,40 +19,53 @@ __all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior
 
 
 class Flag(enum.IntFlag):
-    """Bits of the catalogue's ``flags``."""
+    """Bits of the catalogue's ``flags``, each with its meaning.
 
-    INPUT_PADDED = 1
-    """The cutout is smaller than the network's input and was zero-padded."""
-    PIXELS_FILLED = 2
-    """Non-finite pixels were filled when the cutout was read."""
-    CROP_AT_BOUND = 4
-    """The learned crop extends beyond the cutout: the galaxy may be larger, or the transformer missed it."""
-    NEAR_TRAINING_EDGE = 8
-    """The 68 % interval of a target leaves the range of the training values: the network extrapolates there."""
-    EPISTEMIC_DOMINATES = 16
-    """The epistemic part of a target's variance exceeds the aleatoric one: dropout passes disagree about this image."""
-    UNUSUAL_IMAGE = 32
-    """The image's features lie farther from those of the training images than of 99.9 % of held-out ones."""
-    RESAMPLED = 64
-    """The cutout was resampled to the pixel scale of the training cutouts."""
-    CONDITION_MISSING = 128
-    """A condition of the galaxy is unknown; the mean of the training galaxies was taken."""
-    CONDITION_OUT_OF_RANGE = 256
-    """A condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies."""
-    SKY_OUT_OF_RANGE = 512
-    """The sky level over the noise, measured in the cutout's border, lies outside the range of 99.8 % of held-out galaxies."""
-    NOISE_OUT_OF_RANGE = 1024
-    """The noise of a pixel does so: a deeper or shallower image."""
-    BRIGHTNESS_OUT_OF_RANGE = 2048
-    """The flux in an aperture does so. The aperture scatters: galaxies just beyond the range have NEAR_TRAINING_EDGE."""
-    SIZE_OUT_OF_RANGE = 4096
-    """The half-light radius of the curve of growth does so."""
-    PIXELS_CONSTANT = 8192
-    """The share of pixels that equal a neighbour exactly does so: masked, saturated or blank regions."""
-    NOISE_CORRELATION_OUT_OF_RANGE = 16384
-    """The correlation of neighbouring pixels in the border does so: resampled images, or another survey's noise."""
-    STRAY_LIGHT_OUT_OF_RANGE = 32768
-    """The light in the border, from neighbours or from the galaxy itself, does so."""
+    From SKY_OUT_OF_RANGE on: a number measured in the cutout lies outside the range of 99.8 % of held-out galaxies.
+    """
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Return a bit that knows its meaning."""
+        flag = int.__new__(cls, value)
+        flag._value_, flag.meaning = value, meaning
+        return flag
+
+    INPUT_PADDED = 1, "the cutout is smaller than the network's input and was zero-padded"
+    PIXELS_FILLED = 2, "non-finite pixels were filled when the cutout was read"
+    CROP_AT_BOUND = 4, "the learned crop extends beyond the cutout: the galaxy may be larger, or the transformer missed it"
+    NEAR_TRAINING_EDGE = (
+        8,
+        "the 68 % interval of a target leaves the range of the training values: the network extrapolates there",
+    )
+    EPISTEMIC_DOMINATES = (
+        16,
+        "the epistemic part of a target's variance exceeds the aleatoric part: dropout passes disagree about the image",
+    )
+    UNUSUAL_IMAGE = (
+        32,
+        "the Mahalanobis distance of the image's features from the training images exceeds that of 99.9 % of held-out images",
+    )
+    RESAMPLED = 64, "the cutout was resampled to the pixel scale of the training cutouts"
+    CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the mean of the training galaxies was taken"
+    CONDITION_OUT_OF_RANGE = (
+        256,
+        "a condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies",
+    )
+    SKY_OUT_OF_RANGE = 512, "sky level over noise, measured in the border"
+    NOISE_OUT_OF_RANGE = 1024, "noise of a pixel: a deeper or shallower image"
+    BRIGHTNESS_OUT_OF_RANGE = (
+        2048,
+        "flux in an aperture; it scatters, so galaxies just beyond the range have NEAR_TRAINING_EDGE instead",
+    )
+    SIZE_OUT_OF_RANGE = 4096, "half-light radius of the curve of growth"
+    PIXELS_CONSTANT = 8192, "share of pixels that equal a neighbour exactly: masked, saturated or blank regions"
+    NOISE_CORRELATION_OUT_OF_RANGE = (
+        16384,
+        "correlation of neighbouring pixels in the border: resampled images, or another survey's noise",
+    )
+    STRAY_LIGHT_OUT_OF_RANGE = 32768, "light in the border, from neighbours or from the galaxy itself"
 
 
 _RANGE_FLAGS = dict(

@@ -22,7 +22,7 @@ from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.reports.card import training_text
 from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
 from gampen_ray.reports.page import Example, ReportData, render
-from gampen_ray.training.run import HISTORY
+from gampen_ray.training.execute import HISTORY
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""From chunks of rows to batches on a device, ahead of the computation.
+"""Batches on a device from chunks of rows, prepared ahead of the computation.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, J conditions.
 """
@@ -19,8 +19,8 @@ _AHEAD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class EpochPart:
-    """One pass over a split: the train split shuffled by the epoch, from batch ``first_step`` on."""
+class Sweep:
+    """One sweep over a split from batch ``first_step`` on; the epoch is the seed of the training split's shuffle."""
 
     split: str
     epoch: int = 0
@@ -29,18 +29,18 @@ class EpochPart:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A worker's share of a batch.
+    """One worker's share of a batch.
 
     Parameters
     ----------
     object_id_N
         Identifiers.
     cutout_NCHW, target_ND, condition_NJ
-        Flux units, standardised targets and conditions, on the worker's device.
+        Pixels in flux units, standardised targets, and conditions, on the worker's device.
     position_N
-        Place of each galaxy in the batch of all workers.
+        Index of each galaxy in the batch over all workers.
     total
-        Galaxies of the batch of all workers.
+        Galaxies in the batch over all workers.
     """
 
     object_id_N: np.ndarray
@@ -52,34 +52,34 @@ class Batch:
 
 
 def stream(
-    passes: Sequence[EpochPart], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
+    sweeps: Sequence[Sweep], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device
 ) -> Iterator[Iterator[Batch]]:
-    """Yield an iterator of this worker's batches for each pass; a thread prepares them ahead.
+    """Yield an iterator of this worker's batches for each sweep; a thread prepares them ahead.
 
     Parameters
     ----------
-    passes
-        Passes over splits, one after another.
+    sweeps
+        Sweeps over splits, one after another.
     orders
         This worker's order of each split.
     chunks
-        Lane and rows of each of `chunks_of`; a chunk may arrive in several parts.
+        Lane and rows of each chunk of `chunks_of`; a chunk may arrive in several parts.
     device
         Device of the batches.
     """
     numbered = (
         (number, batch)
-        for number, one in enumerate(passes)
-        for batch in _batches(orders[one.split], one.first_step, chunks, device)
+        for number, sweep in enumerate(sweeps)
+        for batch in _batches(orders[sweep.split], sweep.first_step, chunks, device)
     )
     for _, batches in itertools.groupby(ahead(numbered, _AHEAD), key=lambda item: item[0]):
         yield (batch for _, batch in batches)
 
 
-def chunks_of(passes: Iterable[EpochPart], orders: Mapping[str, Order]) -> Iterator[Chunk]:
-    """Yield the chunks that passes over splits read, in the order in which they are needed."""
-    for one in passes:
-        yield from orders[one.split].chunks(one.epoch, one.first_step)
+def chunks_of(sweeps: Iterable[Sweep], orders: Mapping[str, Order]) -> Iterator[Chunk]:
+    """Yield the chunks that sweeps over splits read, in order of need."""
+    for sweep in sweeps:
+        yield from orders[sweep.split].chunks(sweep.epoch, sweep.first_step)
 
 
 def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], device: torch.device) -> Iterator[Batch]:

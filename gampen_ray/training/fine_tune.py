@@ -1,4 +1,4 @@
-"""Fine-tuning: what a run takes over from the bundle it starts from, and which blocks of the network are trained how fast.
+"""Fine-tuning: what a run takes from the bundle it starts from, which blocks are trained, and how fast.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets.
 """
@@ -23,18 +23,18 @@ _HEAD = "head"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run takes over from the bundle it starts from, beside the weights.
+    """What a run takes from the bundle it starts from, besides the weights.
 
     Parameters
     ----------
     uri, digest, provenance
-        Where the bundle lies, the fingerprint of its content, and its own provenance.
+        Location, content fingerprint and provenance of the bundle.
     network
-        Architecture, with the dropout rate asked for.
+        Architecture, with the requested dropout rate.
     images
-        Preprocessing of cutouts, to whose zero point and pixel scale those of the dataset are converted.
+        Preprocessing; cutouts of the dataset are converted to its zero point and pixel scale.
     targets
-        Schema where the head is kept; None: it is fitted on the new dataset.
+        Schema if the head is kept; None: it is fitted on the new dataset.
     """
 
     uri: str
@@ -51,7 +51,8 @@ class Start:
         Raises
         ------
         UserError
-            If there is no bundle, the config contradicts it, or the dataset has other bands or other units of kept targets.
+            If there is no bundle, if the config contradicts it, or if the dataset differs in bands or in the units of kept
+            targets.
         """
         uri = config.fine_tune.bundle
         bundle = load_bundle(uri)
@@ -73,18 +74,18 @@ class Start:
 def parameter_groups(
     network: Network, learning_rate: float, decay: float, factors: Mapping[str, float] = types.MappingProxyType({})
 ) -> list[dict[str, Any]]:
-    """Return an optimiser's parameter groups: the weights that train, by block, from the output to the input.
+    """Return an optimiser's parameter groups: the trainable weights by block, from output to input.
 
     Parameters
     ----------
     network
-        Its parameters that require no gradient are left out.
+        Parameters that require no gradient are left out.
     learning_rate
         Peak learning rate of the last block.
     decay
-        Factor on the learning rate from a block to the one in front of it.
+        Factor on the learning rate from each block to the one before it.
     factors
-        Further factors by name of a block.
+        Further factors, by name of the block.
     """
     groups = []
     for behind, (name, block) in enumerate(reversed(network.blocks().items())):
@@ -94,12 +95,12 @@ def parameter_groups(
 
 
 def start_from(network: Network, bundle: Bundle, config: FineTuneConfig) -> None:
-    """Give a new network the bundle's weights, but for a head that is replaced, and freeze blocks, in place.
+    """Load the bundle's weights into a new network, except a replaced head, and freeze blocks, in place.
 
     Raises
     ------
     UserError
-        If a block to freeze is not there or has new weights, or none is left to be trained.
+        If a block to freeze does not exist or has new weights, or no block is left to train.
     """
     found = network.blocks()
     for (name, block), source in zip(found.items(), bundle.network.blocks().values(), strict=True):
@@ -109,11 +110,11 @@ def start_from(network: Network, bundle: Bundle, config: FineTuneConfig) -> None
     valid = [name for name in found if name != _HEAD or config.head == "keep"]
     for name in config.freeze:
         if name not in valid:
-            raise UserError(f"fine_tune.freeze: {name!r} is no block that can be frozen; give some of {', '.join(valid)}")
+            raise UserError(f"fine_tune.freeze: {name!r} cannot be frozen; choose from {', '.join(valid)}")
         for layer in found[name]:
             layer.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise UserError(f"fine_tune.freeze: {', '.join(config.freeze)} are all blocks; leave one of them out to be trained")
+        raise UserError(f"fine_tune.freeze: {', '.join(config.freeze)} are all blocks; leave one out to train it")
 
 
 def _network(config: TrainConfig, bundle: Bundle) -> NetworkConfig:
@@ -124,7 +125,7 @@ def _network(config: TrainConfig, bundle: Bundle) -> NetworkConfig:
 
 
 def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePreprocessing:
-    """Return the bundle's preprocessing with the names of the dataset's bands, and its units where the bundle's are unknown."""
+    """Return the bundle's preprocessing with the dataset's band names, and the dataset's units where the bundle has none."""
     images = bundle.images
     _refuse_contradictions(config, "images", images)
     if "conditions" in given(config) and config.conditions != images.condition_names:
@@ -134,15 +135,15 @@ def _images(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> ImagePrep
         )
     if len(info.bands) != len(images.bands):
         raise UserError(
-            f"dataset: {config.dataset} has {len(info.bands)} bands, fine_tune.bundle takes {len(images.bands)} "
-            f"({', '.join(images.bands)}); give a dataset with as many"
+            f"dataset: {config.dataset} has {len(info.bands)} bands, but fine_tune.bundle takes {len(images.bands)} "
+            f"({', '.join(images.bands)}); give a dataset with {len(images.bands)}"
         )
     unknown = [name for name in ("zero_point_mag", "pixel_scale_arcsec") if getattr(images, name) is None]
     return dataclasses.replace(images, bands=info.bands, **{name: getattr(info, name) for name in unknown})
 
 
 def _refuse_contradictions(config: TrainConfig, section: str, there: NetworkConfig | ImagePreprocessing) -> None:
-    """Raise a UserError for a given field whose value is not that of the bundle."""
+    """Raise a UserError for a given field that contradicts the bundle."""
     for name in sorted(given(config)):
         if name.startswith(f"{section}."):
             path = name.split(".")
@@ -173,7 +174,7 @@ def _targets(config: TrainConfig, bundle: Bundle, info: DatasetInfo) -> TargetSc
         unit = info.target_units.get(target.name, "")
         if unit and target.unit and unit != target.unit:
             raise UserError(
-                f"targets.{target.name}: the dataset's unit is {unit!r}, that of fine_tune.bundle {target.unit!r}; convert the "
-                "column, or give fine_tune.head 'replace'"
+                f"targets.{target.name}: the unit is {unit!r} in the dataset, but {target.unit!r} in fine_tune.bundle; convert "
+                "the column, or give fine_tune.head 'replace'"
             )
     return bundle.targets

@@ -1,4 +1,4 @@
-"""The local twin of a Ray worker: one process, whole units in memory."""
+"""A worker without Ray: one process, whole units in memory."""
 
 import copy
 import functools
@@ -8,26 +8,26 @@ import torch
 from torch import nn
 
 from gampen_ray.data.sources import Unit
-from gampen_ray.training.batches import Batch, EpochPart, chunks_of, stream
-from gampen_ray.training.loop import State, T
+from gampen_ray.training.batches import Batch, Sweep, chunks_of, stream
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows, read_unit
 from gampen_ray.training.run import Run
+from gampen_ray.training.worker import State, T
 
 
 class LocalWorker:
-    """A `gampen_ray.training.loop.Worker` without an engine.
+    """A `gampen_ray.training.worker.Worker` in this process.
 
     Parameters
     ----------
     orders
         Orders of the splits ``train`` and ``val``.
     read
-        Returns the rows of a unit as stored.
+        Returns the rows of a unit in stored order.
     device
         Device of the network.
     state
-        State of an earlier run, to resume from.
+        State to resume from.
     """
 
     rank = 0
@@ -46,30 +46,30 @@ class LocalWorker:
 
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
-        """Return a worker for a run, which keeps in memory what it has read."""
+        """Return a worker for a run; it keeps every unit that it reads in memory."""
         return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets, run.images.condition_names)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""
         return network
 
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of batches for each pass."""
-        chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(passes, self.orders))
-        return stream(passes, self.orders, chunks, self.device)
+    def stream(self, sweeps: Sequence[Sweep]) -> Iterator[Iterator[Batch]]:
+        """Yield an iterator of batches for each sweep."""
+        chunks = ((chunk.lane, self._read(chunk.unit).take(chunk.rows)) for chunk in chunks_of(sweeps, self.orders))
+        return stream(sweeps, self.orders, chunks, self.device)
 
     def gather(self, value: T) -> list[T]:
-        """Return the value alone."""
+        """Return a list of this value."""
         return [value]
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Leave them as they are."""
+        """Do nothing: there is one worker."""
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Leave them as they are."""
+        """Do nothing: there is one worker."""
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Show nothing."""
+        """Do nothing."""
 
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Keep the state."""

@@ -1,15 +1,13 @@
-"""Training of one network by one or many workers: the algorithm, independent of the engine.
+"""The training algorithm, for one or many workers and independent of the engine.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, P outputs.
 """
 
 import contextlib
 import copy
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,119 +18,52 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropMonitor, CropSample
-from gampen_ray.model.images import AUGMENTATIONS, Inputs
+from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.network import Network
-from gampen_ray.training.batches import Batch, EpochPart
+from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.numbers import fit_numbers
-from gampen_ray.training.order import Order
+from gampen_ray.training.worker import Plan, State, ToInputs, Worker
 
-T = TypeVar("T")
-ToInputs = Callable[[Batch], Inputs]
-"""From galaxies of the dataset to network inputs."""
-State = dict[str, Any]
 # Steps between two checks of the losses: on a GPU each check waits for all pending work.
 _CHECK_STEPS = 50
 _KEPT = ("history", "step", "losses", "seconds", "waited", "best_loss", "best_network")
 _NAMED = 10
 
 
-class Worker(Protocol):
-    """One worker's view of the world."""
-
-    rank: int
-    """Number of this worker, from 0."""
-    world_size: int
-    """Number of workers."""
-    device: torch.device
-    """Where the network lives."""
-    orders: dict[str, Order]
-    """This worker's order of the splits ``train`` and ``val``."""
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Return the network as it is called in training: gradients are averaged over workers."""
-        ...
-
-    def stream(self, passes: Sequence[EpochPart]) -> Iterator[Iterator[Batch]]:
-        """Yield an iterator of this worker's batches for each pass; they are read ahead."""
-        ...
-
-    def gather(self, value: T) -> list[T]:
-        """Return the values of all workers, in the order of their ranks."""
-        ...
-
-    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors the values that they have on worker 0."""
-        ...
-
-    def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give tensors their means over all workers."""
-        ...
-
-    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch."""
-        ...
-
-    def report(self, metrics: dict[str, float], state: State) -> None:
-        """Publish the metrics of an epoch (none between epochs) and save the state for `restore`; called by every worker."""
-        ...
-
-    def restore(self) -> State | None:
-        """Return the last reported state, or None in a fresh run."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A training, equal on all workers, of those weights of ``network`` that require a gradient.
-
-    ``inputs`` returns the network's inputs of a batch, ``numbers`` their numbers alone; ``numbers_first`` is whether it is
-    trained on these first. ``learning_rate_decay`` is the factor on the learning rate from a block to the one in front of it;
-    ``report_steps`` is the number of steps from one report to the next within an epoch, 0: only at its end.
-    """
-
-    network: Network
-    inputs: ToInputs
-    numbers: Callable[[Batch], torch.Tensor | None] = lambda batch: None
-    optimizer: OptimizerConfig
-    seed: int
-    learning_rate_decay: float = 1.0
-    report_steps: int = 0
-    numbers_first: bool = False
-
-
 def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     """Train ``plan.network`` in place, to its weights of least validation loss.
 
     After each epoch, and every ``plan.report_steps`` steps, the state is reported; a resumed run continues from there. Order
-    and augmentation depend on (seed, epoch, step), dropout on these and the worker: a resumed run equals an uninterrupted one,
-    and, without dropout and batch statistics of single workers, one with another number of workers too.
+    and augmentation depend on (seed, epoch, step), and dropout also on the worker. A resumed run therefore equals an
+    uninterrupted one. It also equals a run with another number of workers if there is neither dropout nor a batch statistic of
+    a single worker.
 
-    A network that is given numbers (`gampen_ray.model.numbers.Merge`) is trained on them alone first, in an epoch 0, whose
-    result depends on the number of workers.
+    A network that takes numbers (`gampen_ray.model.numbers.Merge`) is first trained on them alone, in epoch 0. Its result
+    depends on the number of workers.
 
     Returns
     -------
     list of dict
         Per epoch: epoch, train_loss (see `gampen_ray.model.likelihoods.Likelihood.loss`), val_loss (negative log-likelihood in
-        standardised target space, without constant), learning_rate (the highest of the blocks), galaxies_per_s,
-        data_wait_fraction; after epoch 0, of a learned crop on validation galaxies, crop_scale_p05, crop_scale_p50 and
-        crop_scale_p95 (quantiles of its side over the input's) and crop_dead_fraction (of the hidden units).
+        standardised target space, without constant), learning_rate (the highest of the blocks), galaxies_per_s and
+        data_wait_fraction. After epoch 0, with a learned crop, also on validation galaxies: crop_scale_p05, crop_scale_p50 and
+        crop_scale_p95 (quantiles of its side over the input's) and crop_dead_fraction (share of dead hidden units).
 
     Raises
     ------
     UserError
-        If a training loss is not finite (the message names the galaxies), or no validation loss was.
+        If a training loss is not finite (the message names the galaxies), or if no validation loss is finite.
     """
     fitting = _Fitting(worker, plan)
     fitting.restore()
-    stream = worker.stream(fitting.passes())
+    stream = worker.stream(fitting.sweeps())
     for train in stream:
         if fitting.epoch == 0:
             fitting.train_on_numbers(train, stream)
             continue
         fitting.train(train)
-        # Only now: the next pass starts where this one ends.
+        # Not earlier: the next sweep starts where this one ends.
         fitting.validate(next(stream))
     if not math.isfinite(fitting.best_loss):
         raise UserError(
@@ -142,23 +73,18 @@ def fit(worker: Worker, plan: Plan) -> list[dict[str, float]]:
     return fitting.history
 
 
-def one_pass(worker: Worker, split: str) -> Iterator[Batch]:
-    """Return the batches of a single pass over a split."""
-    return next(worker.stream([EpochPart(split)]))
-
-
 @torch.inference_mode()
 def evaluate(worker: Worker, network: Network, inputs: ToInputs, batches: Iterable[Batch]) -> float:
-    """Return the mean loss of the batches of all workers, without dropout.
+    """Return the mean loss over the batches of all workers, without dropout.
 
     Parameters
     ----------
     worker
         This worker's view of the world.
     network
-        Maps network inputs to raw outputs, N x P; the same on all workers.
+        Network from inputs to raw outputs, N x P; the same on all workers.
     inputs
-        Preprocessing of galaxies.
+        Preprocessing.
     batches
         This worker's galaxies.
     """
@@ -193,10 +119,8 @@ class _Fitting:
         # Identifiers and losses of the galaxies of each step since the last check.
         self.unchecked: list[tuple[np.ndarray, torch.Tensor]] = []
 
-    # --- the state that survives ---------------------------------------------------------------------------------------
-
     def state(self) -> State:
-        """Return all that a run resumes from; randomness is a function of the seed and the step."""
+        """Return all that a run needs to resume; randomness depends on the seed and the step alone."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.state_dict() if self.average else None,
@@ -218,23 +142,21 @@ class _Fitting:
         for name in _KEPT:
             setattr(self, name, state[name])
 
-    def passes(self) -> list[EpochPart]:
-        """Return the passes that remain: over the training split and the validation split for each epoch."""
+    def sweeps(self) -> list[Sweep]:
+        """Return the sweeps that remain: over the training split, then the validation split, for each epoch."""
         first = self.epoch
-        # Another number of workers may make an epoch a step shorter, but never empty.
+        # With another number of workers an epoch may be one step shorter, but never empty.
         begun = min(self.step, self.steps_per_epoch - 1)
         return [
-            one
+            sweep
             for epoch in range(first, self.config.epochs + 1)
-            for one in (EpochPart("train", epoch, begun if epoch == first else 0), EpochPart("val"))
+            for sweep in (Sweep("train", epoch, begun if epoch == first else 0), Sweep("val"))
         ]
 
     @property
     def epoch(self) -> int:
-        """The current epoch; 0: that of the numbers alone."""
+        """The current epoch; 0: training on numbers alone."""
         return len(self.history) + (0 if self.on_numbers else 1)
-
-    # --- one epoch -----------------------------------------------------------------------------------------------------
 
     def train(self, batches: Iterator[Batch]) -> None:
         """Train on the rest of an epoch."""
@@ -266,7 +188,7 @@ class _Fitting:
             "data_wait_fraction": self.waited / self.seconds,
         }
         kept: Network = self.average.module if self.average else self.network  # type: ignore[assignment]
-        # Running batch statistics differ between workers: those of worker 0 are kept.
+        # Running batch statistics differ between workers: keep those of worker 0.
         self.worker.broadcast(kept.buffers())
         with self._autocast(), CropMonitor(kept) if kept.transformer else contextlib.nullcontext() as monitor:
             metrics["val_loss"] = evaluate(self.worker, kept, self.plan.inputs, batches)
@@ -305,7 +227,7 @@ class _Fitting:
         x = AUGMENTATIONS[self.config.augment](inputs.image_NCHW, draws_3N)
         number_NM = inputs.number_NM
         mean_only = epoch <= self.config.mse_warmup_fraction * self.config.epochs
-        # Workers may differ by one galaxy, but all must have the same number of parts.
+        # Shares of a batch may differ by one galaxy, but every worker needs the same number of parts.
         parts = min(self.config.gradient_accumulation_steps, batch.total // self.worker.world_size)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -340,11 +262,11 @@ class _Fitting:
         return torch.autocast(device, torch.bfloat16, enabled=automatic or self.config.precision == "bfloat16")
 
     def _gradients_kept(self, kept: bool) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which gradients accumulate on the worker, without averaging over workers, if ``kept``."""
+        """Return a context that, if ``kept``, accumulates gradients on the worker without averaging them over workers."""
         return self.model.no_sync() if kept and isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
 
     def _check(self, epoch: int) -> None:
-        """Check that the losses since the last check are finite on all workers; all of them raise if one is not."""
+        """Check that the losses since the last check are finite on all workers; otherwise all of them raise."""
         if not self.unchecked:
             return
         sums = torch.stack([loss_N.double().sum() for _, loss_N in self.unchecked]).cpu()
@@ -366,12 +288,12 @@ class _Fitting:
 
 
 def check_device(config: OptimizerConfig, device: str) -> None:
-    """Refuse what the device (``"cpu"`` or ``"cuda"``) cannot do.
+    """Refuse a config that the device (``"cpu"`` or ``"cuda"``) does not support.
 
     Raises
     ------
     UserError
-        If batch statistics of all workers are asked for on CPUs, for which torch has none.
+        If batch statistics are to be synchronised on CPUs, which torch does not support.
     """
     if config.sync_batch_norm and device != "cuda":
         raise UserError(
@@ -381,7 +303,7 @@ def check_device(config: OptimizerConfig, device: str) -> None:
 
 
 def _crop_metrics(worker: Worker, monitor: CropMonitor) -> dict[str, float]:
-    """Return what `fit` reports of the crops, nothing if no galaxy was seen."""
+    """Return what `fit` reports about the crops; nothing if there were no galaxies."""
     sample = CropSample.joined(worker.gather(monitor.sample))
     if not len(sample.scale_N):
         return {}
@@ -391,7 +313,7 @@ def _crop_metrics(worker: Worker, monitor: CropMonitor) -> dict[str, float]:
 
 
 def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn.Module:
-    """Return the network with batch statistics of all workers, and compiled, if so configured."""
+    """Return the network, with synchronised batch statistics and compiled if the config says so."""
     check_device(config, worker.device.type)
     if worker.device.type == "cuda" and config.sync_batch_norm is not False and worker.world_size > 1:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -399,7 +321,7 @@ def _prepared(network: nn.Module, config: OptimizerConfig, worker: Worker) -> nn
 
 
 def make_optimizer(plan: Plan) -> torch.optim.Optimizer:
-    """Return the optimiser of the weights that train, by block."""
+    """Return the optimiser of the trainable weights, grouped by block."""
     config = plan.optimizer
     factors = {"spatial_transformer": config.crop_factor}
     if plan.numbers_first:

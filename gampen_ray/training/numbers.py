@@ -8,7 +8,6 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,9 +15,7 @@ from torch import nn
 from gampen_ray.errors import UserError
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch
-
-if TYPE_CHECKING:
-    from gampen_ray.training.loop import Plan, Worker
+from gampen_ray.training.worker import Plan, Worker
 
 __all__ = ["fit_numbers"]
 

@@ -1,4 +1,4 @@
-"""Reading a dataset for training. Needs no torch, so that a process that only reads is soon at work.
+"""Reading a dataset for training. It imports no torch, so that a reading process starts fast.
 
 Shape legend: N galaxies, C bands, H x W pixels, D targets, J conditions.
 """
@@ -18,7 +18,7 @@ from gampen_ray.data.sources import Unit, dataset_units
 from gampen_ray.model.targets import TargetSchema
 
 T = TypeVar("T")
-# What is read at once: enough to make a shuffle of it worth while, little enough to keep 16 of them and some more in memory.
+# Rows read at once: enough for a worthwhile shuffle, few enough to hold some twenty chunks in memory.
 _CHUNK_ROWS, CHUNK_BYTES = 1024, 16 << 20
 
 
@@ -35,7 +35,7 @@ class Rows:
     target_ND
         Standardised targets, float32.
     condition_NJ
-        Numbers that the network is given beside the image, float32.
+        Numbers that the network takes besides the image, float32.
     """
 
     object_id_N: np.ndarray
@@ -57,13 +57,13 @@ class Rows:
 
 
 def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Unit, ...]:
-    """Return what of a split is read at once."""
+    """Return the units of a split, each of which is read at once."""
     chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
     return tuple(dataset_units(dataset, split, info, chunk_rows))
 
 
 def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) -> Rows:
-    """Return the galaxies of a unit as training takes them, in the order in which they are stored.
+    """Return the galaxies of a unit with standardised targets, in stored order.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) ->
 
 
 def ahead(items: Iterator[T], count: int) -> Iterator[T]:
-    """Yield the same items, up to ``count`` of them made by a thread before they are asked for; it raises what they raise."""
+    """Yield the same items; a thread makes up to ``count`` of them in advance. What they raise is raised here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(count)
     stopped = threading.Event()
 

@@ -55,7 +55,7 @@ def tracking(run: Run) -> Iterator[Track]:
                 try:
                     one(metrics)
                 except Exception as error:
-                    # A training that takes days must not fail because of its log.
+                    # A training of several days must not fail because of its log.
                     logger.warning("metrics are no longer tracked: %s", str(error).partition("\n")[0])
                     tracks.remove(one)
 
@@ -94,7 +94,7 @@ def _mlflow(run: Run) -> Iterator[Track]:
         found = mlflow.search_runs(filter_string=f"tags.output = '{output}'", output_format="list", max_results=1)
         active = mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=output, tags={"output": output})
         params = dict(_flat(to_dict(run.config))) | {"dataset_fingerprint": run.info.fingerprint}
-        # MLflow refuses other values in place of those that an interrupted training has logged, such as its resources.
+        # MLflow refuses to change a logged value, and a resumed training may differ, for instance in its resources.
         mlflow.log_params({name: value for name, value in params.items() if name not in active.data.params})
     except Exception as error:
         raise UserError(
@@ -103,7 +103,7 @@ def _mlflow(run: Run) -> Iterator[Track]:
     with active:
 
         def track(metrics: dict[str, float]) -> None:
-            # Each thread has an active run of its own.
+            # The active run differs by thread.
             mlflow.log_metrics(metrics, step=int(metrics["epoch"]), run_id=active.info.run_id)
 
         yield track

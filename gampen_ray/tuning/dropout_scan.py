@@ -22,9 +22,10 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.diagnostics import negative_log_density
-from gampen_ray.training.loop import Worker
+from gampen_ray.training.execute import validation_posterior
 from gampen_ray.training.reading import split_units
-from gampen_ray.training.run import Run, validation_posterior
+from gampen_ray.training.run import Run
+from gampen_ray.training.worker import Worker
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import calibration_error
 
@@ -103,7 +104,7 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     missing = [name for name in bundle.targets.names if name not in info.target_units]
     if missing:
         raise UserError(f"dataset: {trained.dataset} lacks the bundle's target {missing[0]!r}; give the one it was trained on")
-    there = shards.column_names(trained.dataset, "val", info)
+    there = shards.columns(trained.dataset, "val", info).names
     if missing := [name for name in bundle.images.condition_names if name not in there]:
         raise UserError(
             f"dataset: {trained.dataset} lacks the bundle's condition {missing[0]!r}; give the one it was trained on"

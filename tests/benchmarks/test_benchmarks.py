@@ -22,6 +22,7 @@ from gampen_ray.simulation.scene import galaxy_of, simulate
 from gampen_ray.simulation.surveys import SURVEYS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import real_cutouts
 import real_galaxies
 import shifts
 
@@ -89,13 +90,13 @@ def test_real_galaxies_finds_and_fits_what_is_in_a_tile(
 ) -> None:
     rng, side, psf = np.random.default_rng(0), 500, MoffatPsf(fwhm_arcsec=0.7, beta=3.0)
     tile = rng.normal(5.0, SURVEY.sky_noise, (side, side))
-    half = real_galaxies.STAMP // 2
-    star = render([shifts.POINT], psf=psf, pixel_scale_arcsec=SCALE, size=real_galaxies.STAMP)
+    half = real_cutouts.STAMP // 2
+    star = render([shifts.POINT], psf=psf, pixel_scale_arcsec=SCALE, size=real_cutouts.STAMP)
     row = {"bulge_to_total": 0.3, "bulge_radius_arcsec": 0.4, "disk_radius_arcsec": 1.0, "x_offset_pixel": 0.0}
     row |= {"bulge_axis_ratio": 0.8, "disk_axis_ratio": 0.7, "bulge_position_angle_deg": 30.0, "y_offset_pixel": 0.0}
     row |= {"disk_position_angle_deg": 30.0, "bulge_sersic_index": 4.0, "disk_sersic_index": 1.0, "flux": 30000.0}
     galaxy = galaxy_of(row, SCALE)
-    image = render([galaxy], psf=psf, pixel_scale_arcsec=SCALE, size=real_galaxies.STAMP)
+    image = render([galaxy], psf=psf, pixel_scale_arcsec=SCALE, size=real_cutouts.STAMP)
     for i in range(16):
         y, x = 60 + 120 * (i // 4), 60 + 120 * (i % 4)
         tile[y - half : y + half + 1, x - half : x + half + 1] += image if i in (5, 10) else 20000 * star

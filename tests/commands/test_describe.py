@@ -10,8 +10,9 @@ from gampen_ray.inference.card import CARD, describe
 from gampen_ray.model.images import Condition
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import NETWORK, bundle, card, dataset, train_config
 
 

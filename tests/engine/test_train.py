@@ -23,8 +23,9 @@ from gampen_ray.data import shards
 from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.training import run as run_module
+from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare
+from gampen_ray.training.run import prepare
 from tests.networks import NETWORK, bundle, dataset, train_config
 from tests.training.test_fine_tune import unchanged_blocks
 
@@ -215,7 +216,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     def config(**fields: object) -> TrainConfig:
         return TrainConfig(dataset=data, output=str(tmp_path / "run"), **fields)
 
-    fails(r"targets\.bulge_to_total: .*/data has no such column; name one of its columns: .*flux", config())
+    fails(r"targets\.bulge_to_total: .*/data has no such column; name one of .*flux", config())
     fails(r"targets: none given", config(targets={}))
     fails(
         r"targets\.flux: 50 of 50 values lie outside the domain of transform 'logit'",

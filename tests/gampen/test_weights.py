@@ -46,9 +46,6 @@ def convert(state: dict[str, torch.Tensor], size: int = 64, targets: int = 3) ->
     return network_from_state_dict(state, num_targets=targets, cutout_size=size, dropout_rate=1e-3)[0]
 
 
-# --- which network it is -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("kind", "family", "placement"),
     [
@@ -85,9 +82,6 @@ def test_the_keys_are_those_of_the_original() -> None:
         assert {row["key"]: tuple(row["shape"]) for row in rows} == expected
 
 
-# --- what is wrong with a file -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("key", "shape", "match"),
     [
@@ -99,7 +93,7 @@ def test_the_keys_are_those_of_the_original() -> None:
             r"vgg\.features\.7\.weight has shape \(128, 64, 5, 5\), not \(128, 64, 3, 3\)",
         ),
         ("vgg.features.0.weight", (64,), r"vgg\.features\.0\.weight has shape \(64,\)"),
-        ("fc_loc.2.bias", (2,), r"fc_loc\.2\.bias has shape \(2,\), not that of 1, 3 or 6 parameters"),
+        ("fc_loc.2.bias", (2,), r"fc_loc\.2\.bias has shape \(2,\), but a transform has 1, 3 or 6 parameters"),
         ("vgg.classifier.6.bias", (8,), r"vgg\.classifier\.6\.bias has shape \(8,\), but 3 targets make 3, 6, 9 outputs"),
         ("vgg.extra.weight", (1,), r"vgg\.extra\.weight is not part of a GaMPEN network"),
     ],
@@ -145,9 +139,6 @@ def saved(content: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
-
-
-# --- the golden outputs --------------------------------------------------------------------------------------------------
 
 
 @needs_parity

@@ -17,7 +17,7 @@ from gampen_ray.config import NetworkConfig, ReaderConfig
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.inference.crops import Cropper, pixel_map
+from gampen_ray.inference.crops import Cropper, crop_name, pixel_map
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.network import Network
 from tests.networks import NETWORK, SIZE, bundle
@@ -44,6 +44,21 @@ def _bundle(theta: list[list[float]], **images: Any) -> Bundle:
     head: Any = network.transformer.parameters_head[-1]
     head.bias.data.copy_(torch.tensor(theta).flatten())
     return dataclasses.replace(plain, network=network.eval(), config=config, images=preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop"),
+    [
+        ("deep/a.fits", "deep/a.fits"),
+        ("a.FIT.gz", "a.FIT.gz"),
+        ("a.fits.fz", "a.fits.fz"),
+        ("a.npy", "a.npy.fits"),
+        ("a.npy.gz", "a.npy.gz.fits"),
+        ("a.fits.png", "a.fits.png.fits"),
+    ],
+)
+def test_a_crop_has_a_name_of_fits(name: str, crop: str) -> None:
+    assert crop_name(name) == crop
 
 
 def _fits(pixels: np.ndarray, header: fits.Header | None = None) -> bytes:

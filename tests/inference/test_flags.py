@@ -1,4 +1,6 @@
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +38,13 @@ def test_crop_at_bound(map_N23, beyond):
     assert crop_at_bound(map_N23).tolist() == [beyond]
     expected = Flag.CROP_AT_BOUND if beyond else 0
     assert image_flags(map_N23, np.zeros((1, 0)), None, resampled=False).tolist() == [expected]
+
+
+def test_the_table_of_the_readme_gives_every_meaning():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    table = re.search(r"\| flag \| bit \| meaning \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", readme)
+    assert table is not None
+    assert table[1].splitlines() == [f"| `{flag.name}` | {flag.value} | {flag.meaning} |" for flag in Flag]
 
 
 def test_unusual_and_resampled_images():

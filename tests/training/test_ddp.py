@@ -16,8 +16,9 @@ from gampen_ray.config import TrainConfig
 from gampen_ray.model.images import Inputs
 from gampen_ray.training.batches import Batch
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, fit
+from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network, prepare
+from gampen_ray.training.worker import Plan
 from tests.networks import NETWORK, dataset, numbers_config, train_config
 
 # Dropout draws other masks on every worker, and the batch's statistics are its own: running ones are used from the start.

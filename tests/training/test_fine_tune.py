@@ -23,10 +23,12 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.model.network import Network
+from gampen_ray.training.execute import execute
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import evaluate, one_pass
-from gampen_ray.training.run import Run, build_network, execute, prepare
+from gampen_ray.training.loop import evaluate
+from gampen_ray.training.run import Run, build_network, prepare
+from gampen_ray.training.worker import one_sweep
 from tests.networks import NETWORK, SIZE, TARGETS, bundle, dataset, galaxies
 
 CONCENTRATION = {"concentration": TargetConfig(transform="logit")}
@@ -70,7 +72,7 @@ def tuned(config: TrainConfig, worker: type[LocalWorker] = LocalWorker, state: d
 
 def val_loss(run: Run) -> float:
     worker = LocalWorker.read(run)
-    return evaluate(worker, build_network(run), run.network_inputs, one_pass(worker, "val"))
+    return evaluate(worker, build_network(run), run.network_inputs, one_sweep(worker, "val"))
 
 
 def unchanged_blocks(made: Network, given: Network) -> set[str]:
@@ -253,12 +255,12 @@ def test_settings_that_agree_with_the_bundle_are_taken(data: str, start: str) ->
     [
         (
             {"freeze": ("blok1",)},
-            r"^fine_tune\.freeze: 'blok1' .*; give some of spatial_transformer, block1, block2, classifier, head$",
+            r"^fine_tune\.freeze: 'blok1' .*; choose from spatial_transformer, block1, block2, classifier, head$",
         ),
         ({"freeze": ("head",), "head": "replace", "targets": CONCENTRATION}, r"^fine_tune\.freeze: 'head' .*, classifier$"),
         (
             {"freeze": ("spatial_transformer", "block1", "block2", "classifier", "head")},
-            r"^fine_tune\.freeze: spatial_transformer, .*, head are all blocks; leave one of them out to be trained$",
+            r"^fine_tune\.freeze: spatial_transformer, .*, head are all blocks; leave one out to train it$",
         ),
         (
             {"network": gampen_vgg16()},
@@ -284,11 +286,11 @@ def test_contradictions_are_refused(fields: dict, match: str, data: str, start: 
 
 def test_a_dataset_that_does_not_fit_is_refused(start: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^targets\.flux: the dataset's unit is 'mJy', that of fine_tune\.bundle 'Jy'; convert"
+        UserError, match=r"^targets\.flux: the unit is 'mJy' in the dataset, but 'Jy' in fine_tune\.bundle; convert"
     ):
         prepare(config(scaled(tmp_path / "unit", 1.0, target_units={"flux": "mJy"}), start))
     with pytest.raises(
-        UserError, match=r"^dataset: .*two has 2 bands, fine_tune\.bundle takes 1 \(r\); give a dataset with as many"
+        UserError, match=r"^dataset: .*two has 2 bands, but fine_tune\.bundle takes 1 \(r\); give a dataset with 1"
     ):
         prepare(config(scaled(tmp_path / "two", 1.0, bands=("g", "r")), start))
     with pytest.raises(UserError, match=r"^bundle: .*nowhere holds no bundle\.json"):

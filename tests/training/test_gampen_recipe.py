@@ -9,7 +9,8 @@ import torch
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.gampen.weights import network_from_state_dict
-from gampen_ray.training.loop import Plan, make_optimizer
+from gampen_ray.training.loop import make_optimizer
+from gampen_ray.training.worker import Plan
 from tests.parity import FOLDER, golden_state, needs_parity, recipe
 
 

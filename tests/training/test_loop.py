@@ -14,9 +14,10 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, _prepared, evaluate, fit, one_pass
+from gampen_ray.training.loop import _prepared, evaluate, fit
 from gampen_ray.training.order import Order
 from gampen_ray.training.reading import Rows
+from gampen_ray.training.worker import Plan, one_sweep
 from tests.networks import NETWORK, PLAIN, SIZE, TARGETS, galaxies
 
 TRAIN, VAL = galaxies(320, seed=1), galaxies(100, seed=2)
@@ -104,7 +105,7 @@ def test_network_ends_with_the_weights_of_least_validation_loss() -> None:
     local = worker()
     trained, history = train(local, learning_rate=0.05, schedule="constant")
     best = min(row["val_loss"] for row in history)
-    assert evaluate(local, trained.network, trained.inputs, one_pass(local, "val")) == pytest.approx(best, rel=1e-6)
+    assert evaluate(local, trained.network, trained.inputs, one_sweep(local, "val")) == pytest.approx(best, rel=1e-6)
 
 
 def test_averaged_weights_are_the_exponential_mean_of_those_of_all_steps() -> None:

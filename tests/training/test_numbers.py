@@ -14,9 +14,11 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.network import Network
+from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import Plan, fit, one_pass
-from gampen_ray.training.run import build_network, execute, prepare, trained_bundle
+from gampen_ray.training.loop import fit
+from gampen_ray.training.run import build_network, prepare
+from gampen_ray.training.worker import Plan, one_sweep
 from tests.networks import dataset, galaxies, numbers_config
 
 
@@ -113,7 +115,7 @@ def test_the_crop_lives_and_follows_the_measured_radius(data: str, unbroken: tup
     _, weights, worker = unbroken
     run = prepare(numbers_config(data, "unused"))
     network = trained_bundle(run, weights).network.requires_grad_()
-    (batch, *_) = one_pass(worker, "val")
+    (batch, *_) = one_sweep(worker, "val")
     inputs = run.network_inputs(batch)
     assert inputs.number_NM is not None
     affine_N23 = network.crop(*inputs)[1]

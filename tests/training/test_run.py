@@ -17,8 +17,9 @@ from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.posterior.seeds import seed_agreement
+from gampen_ray.training.execute import execute, log_verdicts, warn_of_unusable
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import execute, prepare, sample_images, tell_verdicts, warn_of_unusable, with_config
+from gampen_ray.training.run import prepare, sample_images, with_config
 from tests.networks import NETWORK, PLAIN, TARGETS, bundle, dataset, galaxies, train_config
 
 
@@ -68,7 +69,7 @@ def test_agreement_of_two_seeds_is_kept_and_told(
     seeds = bundle.metrics["seeds"]
     assert (seeds["num_passes"], seeds["num_galaxies"]) == (num_passes, 60)
     caplog.set_level("INFO", logger="gampen_ray")
-    tell_verdicts(bundle)
+    log_verdicts(bundle)
     warnings = [r for r in caplog.records if r.levelname == "WARNING" and "verdict on seeds" in r.getMessage()]
     assert seeds["verdict"] == verdict
     assert bool(warnings) == (verdict == "fails")
@@ -168,7 +169,7 @@ def test_a_constant_or_partly_dead_crop_is_a_warning(
     crop = CropStatistics.of(np.array(scale_N), dead_fraction=dead)
     metrics = {"crop": crop.to_dict(), "verdicts": {"crop": crop_verdict(crop).to_dict()}}
     caplog.set_level("INFO", logger="gampen_ray")
-    tell_verdicts(dataclasses.replace(bundle(), metrics=metrics))
+    log_verdicts(dataclasses.replace(bundle(), metrics=metrics))
     (record,) = caplog.records
     assert record.getMessage().startswith("verdict on crop: ")
     assert (record.levelname == "WARNING") == warned

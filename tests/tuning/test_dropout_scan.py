@@ -12,7 +12,7 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.loop import one_pass
+from gampen_ray.training.worker import one_sweep
 from gampen_ray.tuning.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
 from tests.networks import NETWORK, bundle, dataset, train_config
 
@@ -37,7 +37,7 @@ def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
     run = scanned_run(trained_config(config(data), model), model)
     worker = LocalWorker.read(run)
     found = list(scan(worker, run, model.network, [0.05, 0.4]))
-    batches = list(one_pass(worker, "val"))
+    batches = list(one_sweep(worker, "val"))
     x, z = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("cutout_NCHW", "target_ND"))
     truths_ND = model.targets.physical(z.astype(np.float64))
     for row in found:
