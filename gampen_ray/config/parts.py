@@ -218,7 +218,7 @@ class OptimizerConfig:
     batch_size: int = pydantic.Field(default=128, ge=1)
     """Galaxies per optimiser step, over all workers."""
     batch_norm_fraction: Annotated[float, _IfBatchNorm] = pydantic.Field(default=0.6, ge=0, le=1)
-    """Fraction of the epochs in which batch normalisation uses batch statistics; afterwards it uses running statistics, as in
+    """Fraction of the steps in which batch normalisation uses batch statistics; afterwards it uses running statistics, as in
     prediction, so that the predicted covariance excludes the noise of the batches."""
     sync_batch_norm: Annotated[bool | None, _IfBatchNorm] = None
     """On GPUs: whether batch statistics are computed over all workers; left out: yes."""

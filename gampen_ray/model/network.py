@@ -123,9 +123,7 @@ class Network(nn.Module):
         """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing."""
         return self._outputs(self._merged(None, number_NM), number_NM)
 
-    def base_terms(
-        self, activations: torch.Tensor, number_NM: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def base_terms(self, activations: torch.Tensor, number_NM: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return `Base.terms` of the activations before the first dropout; None in a network without a base."""
         merge = self.merge
         standard_NM = merge.standard(number_NM) if merge is not None and number_NM is not None else None

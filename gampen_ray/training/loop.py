@@ -161,7 +161,6 @@ class _Fitting:
     def train(self, batches: Iterator[Batch]) -> None:
         """Train on the rest of an epoch."""
         epoch = self.epoch
-        self._set_modes(epoch)
         start = time.perf_counter()
         while True:
             asked = time.perf_counter()
@@ -213,12 +212,14 @@ class _Fitting:
 
     def _set_modes(self, epoch: int) -> None:
         self.model.train()
-        running_statistics = epoch > self.config.batch_norm_fraction * self.config.epochs
+        done = (epoch - 1 + self.step / self.steps_per_epoch) / self.config.epochs
+        running_statistics = done >= self.config.batch_norm_fraction
         for layer in self.model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (running_statistics or not layer.weight.requires_grad):
                 layer.eval()
 
     def _step(self, epoch: int, batch: Batch) -> None:
+        self._set_modes(epoch)
         shared, own = np.random.SeedSequence([self.plan.seed, epoch, self.step]).generate_state(2)
         torch.manual_seed(int(own) + self.worker.rank)  # dropout
         draws_3B = torch.rand(3, batch.total, generator=torch.Generator().manual_seed(int(shared)))

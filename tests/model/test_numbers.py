@@ -125,8 +125,10 @@ def test_operations_with_numbers_are_counted(numbers: int) -> None:
     # Hidden layers of 16 on the pooled features of 16 x 2 x 2; two linear functions of 16 activations for the base.
     behind = 64 * 16 + 2 * 16 * 2
     if numbers:
-        # Whitened twice, embedded by two layers, given to the localisation's 8 hidden units and to the base; three pairs behind.
-        behind += 16 * 16 + 2 * numbers**2 + numbers * 16 + 16 * 16 + numbers * 8 + numbers * 2 + 3 * 2 * 16 * 16
+        # Whitened twice, embedded by two layers, given to the localisation's 8 hidden units and to the base.
+        behind += 16 * 16 + 2 * numbers**2 + numbers * 16 + 16 * 16 + numbers * 8 + numbers * 2
+        # Three pairs of layers.
+        behind += 3 * 2 * 16 * 16
     assert prefix == without + 2 * behind
 
 

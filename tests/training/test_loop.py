@@ -187,13 +187,14 @@ def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
     np.testing.assert_allclose(rates[1:], [0.5 * (1 + math.cos(math.pi * i / 3)) for i in (1, 2, 3)], atol=1e-9)
 
 
-def test_batch_statistics_are_frozen_after_their_share_of_the_epochs() -> None:
+@pytest.mark.parametrize(("epochs", "fraction", "steps"), [(4, 0.5, 20), (1, 0.6, 6), (2, 0.0, 0), (1, 1.0, 10)])
+def test_batch_statistics_are_frozen_after_their_share_of_the_steps(epochs: int, fraction: float, steps: int) -> None:
     seen: list[bool] = []
-    trained = plan(epochs=4, batch_norm_fraction=0.5)
+    trained = plan(epochs=epochs, batch_norm_fraction=fraction)
     layer = next(layer for layer in trained.network.modules() if isinstance(layer, nn.BatchNorm2d))
     layer.register_forward_hook(lambda module, *_: seen.append(module.training) if torch.is_grad_enabled() else None)
     fit(worker(), trained)
-    assert seen == [True] * 20 + [False] * 20
+    assert seen == [True] * steps + [False] * (10 * epochs - steps)
 
 
 def test_synchronised_batch_statistics_are_torchs_own_and_refused_on_cpus() -> None:
