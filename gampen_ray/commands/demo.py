@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PSF_CONDITIONS = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec")
 # Numbers teach most of it; one epoch of images is what the minutes allow.
-OPTIMIZER = OptimizerConfig(numbers_epochs=60, epochs=1, weight_decay=0.05)
+OPTIMIZER = OptimizerConfig(numbers_epochs=50, epochs=1, weight_decay=0.05)
 
 
 @config_class

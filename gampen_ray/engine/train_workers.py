@@ -187,9 +187,14 @@ class RayWorker:
 
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give tensors their means over workers."""
-        for tensor in tensors if self.world_size > 1 else ():
-            torch.distributed.all_reduce(tensor)
-            tensor /= self.world_size
+        if self.world_size == 1:
+            return
+        tensors = list(tensors)
+        # One message: a small network has many small tensors, each as slow as one that holds them all.
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, mean in zip(tensors, (flat / self.world_size).split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
         """Send the driver a progress message every few seconds (worker 0)."""

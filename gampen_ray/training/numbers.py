@@ -1,6 +1,6 @@
 """The first part of the training of a network that is given numbers: on the numbers alone, which are measured once.
 
-A pass over numbers in memory costs a hundredth of one over images, and a million galaxies fit.
+An epoch on numbers in memory costs a hundredth of one on images, and a million galaxies fit.
 Shape legend: N galaxies of this worker, D targets, M numbers.
 """
 
@@ -107,7 +107,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         if not math.isfinite(train_loss):
             raise UserError(
                 f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the loss "
-                f"of pass {epoch + 1} over the numbers is not finite; lower it, or look for extreme targets and conditions"
+                f"of epoch {epoch + 1} on the numbers is not finite; lower it, or look for extreme targets and conditions"
             )
         if val_loss < best_loss:
             best_loss, best = val_loss, copy.deepcopy(network.state_dict())
