@@ -19,6 +19,7 @@ from torch import nn
 from gampen_ray.data import shards
 from gampen_ray.inference import mc_dropout
 from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.model.images import Inputs
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 
@@ -32,10 +33,9 @@ def independent_units(num_units: int, rate: float, seed: Sequence[int]) -> Itera
         yield np.flatnonzero(generator.random(num_units) < rate)
 
 
-def differences(bundle: Bundle, images_NCHW: np.ndarray, passes: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+def differences(bundle: Bundle, inputs: Inputs, passes: Sequence[int]) -> dict[str, dict[str, list[float]]]:
     """Return by number of passes and figure: of the median galaxy and of 99 %, for the median pair and for the worst pair."""
-    x_NCHW = bundle.images(torch.from_numpy(images_NCHW))
-    outputs = [mc_dropout.ThinnedNetworks(bundle.network, max(passes), seed)(x_NCHW).outputs_NKP for seed in range(_SEEDS)]
+    outputs = [mc_dropout.ThinnedNetworks(bundle.network, max(passes), seed)(*inputs).outputs_NKP for seed in range(_SEEDS)]
     result = {}
     for count in passes:
         # Pass k is the same whatever the number of passes.
@@ -66,11 +66,15 @@ def main() -> None:
     for layer in bundle.network.modules():
         if isinstance(layer, nn.Dropout) and args.rate:
             layer.p = args.rate
-    tables = (shards.read_shard(uri, ["image"]) for uri in shards.shard_uris(args.dataset, "val"))
-    images_NCHW = np.concatenate([shards.images(table) for table in tables])[: args.galaxies]
-    result = {"dealt": differences(bundle, images_NCHW, args.passes)}
+    names = bundle.images.condition_names
+    table = shards.read_shard(shards.shard_uris(args.dataset, "val")[0], ["image", *names])[: args.galaxies]
+    conditions = [torch.from_numpy(table[name].to_numpy()) for name in names]
+    inputs = bundle.images.inputs(
+        torch.from_numpy(shards.images(table)), torch.stack(conditions, dim=1) if conditions else None
+    )
+    result = {"dealt": differences(bundle, inputs, args.passes)}
     with mock.patch.object(mc_dropout, "dealt_units", independent_units):
-        result["independent"] = differences(bundle, images_NCHW, args.passes)
+        result["independent"] = differences(bundle, inputs, args.passes)
     json.dump(result, sys.stdout, indent=2)
 
 

@@ -157,7 +157,10 @@ def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> t
     far_NHW = (x_W - centre_N2[:, :1])[:, None, :] ** 2 + (y_H - centre_N2[:, 1:])[:, :, None] ** 2 > _CORE**2
     excess_NCHW, usable = smooth_NCHW - there_NCHW, (inside_NHW & far_NHW)[:, None]
     sources = ((excess_NCHW > limit_NCHW) & usable).to(signal_NCHW.dtype)
-    foreign = (F.max_pool2d(sources, 2 * _WINGS + 1, stride=1, padding=_WINGS) > 0) & (excess_NCHW > 0) & usable
+    # The maximum over a square, one axis after the other.
+    for kernel, padding in (((1, 2 * _WINGS + 1), (0, _WINGS)), ((2 * _WINGS + 1, 1), (_WINGS, 0))):
+        sources = F.max_pool2d(sources, kernel, stride=1, padding=padding)
+    foreign = (sources > 0) & (excess_NCHW > 0) & usable
     return torch.where(foreign, opposite(signal_NCHW), signal_NCHW)
 
 

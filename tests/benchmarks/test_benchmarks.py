@@ -11,7 +11,7 @@ from astropy.io import fits
 
 from gampen_ray.config import ImagesConfig, NetworkConfig
 from gampen_ray.config.parts import default_targets
-from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.model.images import Condition, ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -24,6 +24,7 @@ from gampen_ray.simulation.surveys import SURVEYS
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import real_cutouts
 import real_galaxies
+import seeds
 import shifts
 
 SIZE = 40
@@ -109,3 +110,13 @@ def test_real_galaxies_finds_and_fits_what_is_in_a_tile(
         for name, truth in (("flux", galaxy.flux), ("effective_radius_arcsec", galaxy.effective_radius_arcsec)):
             assert row["fit"]["value"][name] == pytest.approx(truth, rel=0.05)
         assert row["psf"]["psf_fwhm_arcsec"] == pytest.approx(psf.sizes(SCALE).fwhm_arcsec, rel=0.03)
+
+
+def test_seeds(bundle_uri: str) -> None:
+    bundle = load_bundle(bundle_uri)
+    columns = simulate(SURVEY, cutout_size=SIZE, seed=2, start=0, stop=8)
+    conditions = torch.from_numpy(np.stack([columns[name] for name in bundle.images.condition_names], axis=1))
+    inputs = bundle.images.inputs(torch.from_numpy(columns["image"]), conditions)
+    found = seeds.differences(bundle, inputs, [17, 289])
+    # Of the median galaxy and the median pair of seeds.
+    assert 0 < found["289"]["std"][0] < found["17"]["std"][0]
