@@ -246,7 +246,8 @@ def _shown(messages: Queue, run: Run, num_workers: int, track: Track) -> Iterato
 
 
 def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threading.Event) -> None:
-    epochs, per_epoch = run.config.optimizer.epochs, run.orders(0, num_workers)["train"].rows_per_epoch
+    epochs, numbers_epochs = run.config.optimizer.epochs, run.config.optimizer.numbers_epochs
+    per_epoch = run.orders(0, num_workers)["train"].rows_per_epoch
     with Progress("train", epochs * per_epoch, "galaxies") as progress:
         shown, last = 0, False
         while True:
@@ -263,8 +264,12 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
                 shown = message["restored"]
                 continue
             finished = "val_loss" in message
+            on_numbers = not message["epoch"]
             galaxies = int(message["epoch"]) * per_epoch if finished else message["galaxies"]
             note = f"epoch {message['epoch']}/{epochs}, "
+            if on_numbers:
+                number, galaxies = min(1 + galaxies // per_epoch, numbers_epochs), 0
+                note = f"numbers, epoch {numbers_epochs if finished else number}/{numbers_epochs}, "
             if finished:
                 track(message)
                 note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
@@ -277,6 +282,8 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
             # Metrics of an epoch may come after the first progress of the next.
             progress.advance(max(galaxies - shown, 0), note, always=True)
             shown = max(galaxies, shown)
+            if on_numbers:
+                progress.restart()
 
 
 @contextlib.contextmanager

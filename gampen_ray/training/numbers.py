@@ -101,7 +101,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
             optimizer.step()
             schedule.step()
             losses.append(loss_N.detach().mean())
-            worker.progress(0, 0, losses[-1])
+            worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
         train_loss = _mean(worker, torch.stack(losses))
         val_loss = _mean(worker, _losses(network, *held_out))
         if not math.isfinite(train_loss):

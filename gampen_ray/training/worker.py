@@ -55,7 +55,10 @@ class Worker(Protocol):
         ...
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
-        """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch."""
+        """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch.
+
+        Epoch 0 is that of the numbers alone, whose own epochs are counted by themselves.
+        """
         ...
 
     def report(self, metrics: dict[str, float], state: State) -> None:
