@@ -12,6 +12,7 @@ import numpy as np
 
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS, interval_levels
+from gampen_ray.posterior.threads import one_thread
 
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""
@@ -50,6 +51,7 @@ class Calibration:
         return cls(std_DB=np.ones((len(scale_D), 1)), scale_DB=scale_D[:, None])
 
     @classmethod
+    @one_thread()
     def fit(cls, mixture: Mixture, truths_ND: np.ndarray) -> "Calibration":
         """Return the calibration of held-out posteriors: `fit_scale` in bins of equally many galaxies by width.
 
@@ -107,6 +109,7 @@ class Coverage:
     """Binomial standard error of the share for calibrated posteriors, sqrt(level (1 - level) / N)."""
 
 
+@one_thread()
 def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Coverage]:
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 

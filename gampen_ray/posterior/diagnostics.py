@@ -12,8 +12,10 @@ import numpy as np
 from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, coverage_by
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.posterior.threads import one_thread
 
 
+@one_thread()
 def evaluate(
     mixture: Mixture,
     calibration: Calibration,

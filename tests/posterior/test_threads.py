@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from gampen_ray.posterior.calibration import Calibration, coverage
+from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.summary import summarise
+from gampen_ray.posterior.threads import one_thread
+from tests.posterior.posterior_cases import mixture
+
+
+@pytest.fixture(autouse=True)
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_thread_and_then_as_before():
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(KeyError), one_thread():
+        raise KeyError
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    "function", [coverage, Calibration.fit, lambda m, _: summarise(m)], ids=["coverage", "calibration", "summary"]
+)
+def test_arithmetic_of_posteriors_has_one_thread(function, monkeypatch):
+    seen = []
+    quantile = Mixture.standardised_quantile
+
+    def watched(self, q):
+        seen.append(torch.get_num_threads())
+        return quantile(self, q)
+
+    monkeypatch.setattr(Mixture, "standardised_quantile", watched)
+    m = mixture("log", num_galaxies=20, num_passes=4)
+    function(m, m.sample(1, 0)[:, 0])
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
