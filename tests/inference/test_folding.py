@@ -34,7 +34,7 @@ def images(channels: int = 1) -> torch.Tensor:
 def unscaled(net: Network, x_NCHW: torch.Tensor) -> torch.Tensor:
     """The outputs where each dropout layer divides by 1 - p and drops nothing."""
     x = net.prefix(x_NCHW)[0]
-    terms = net.base.terms(x) if net.base else None
+    terms = net.base_terms(x, None)
     for layer in net.tail:
         x = x / (1 - layer.p) if isinstance(layer, nn.Dropout) else layer(x)
     return with_base(x, terms)
