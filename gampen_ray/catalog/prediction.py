@@ -134,7 +134,7 @@ class UnitPredictor:
             for name, value_N in conditions.items():
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
-        flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
+        flags_N |= np.where(self._predict.padded(rows["side_pixels"]), Flag.INPUT_PADDED.value, 0)
         columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
         columns["mean"] = _tensor_array(mean_NKD)

@@ -124,6 +124,10 @@ class Predictor:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
+    def padded(self, side_N: np.ndarray) -> np.ndarray:
+        """Return which cutouts of such shorter sides (N, pixels) do not fill the network's input, N."""
+        return np.round(side_N * self._bundle.images.zoom(self._units["pixel_scale_arcsec"])) < self._bundle.images.size
+
     def __call__(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None) -> Prediction:
         """Return the posteriors of one cutout or more; see `gampen_ray.inference.bundle.Bundle.predict`.
 
