@@ -335,8 +335,8 @@ class ReaderConfig:
     """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional. Left out: one band,
     by the headers."""
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value):
-    quarantine the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
+    """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
+    the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
     zero_point_mag: float | None = None
     """AB magnitude of one unit of flux; left out: by the headers, to whose median all files are converted, or unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)

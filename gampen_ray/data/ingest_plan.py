@@ -302,7 +302,9 @@ def _read_cutouts(
                 sides[row] = min(inside_CHW.shape[1:])
                 remarks["padded"] += int(sides[row] < size)
                 remarks["cropped"] += int(max(cutout.image_CHW.shape[1:]) > size)
-                remarks["misplaced"] += int(positions.misplaced(positions.offset_arcsec(ra[row], dec[row], cutout), cutout))
+                remarks["misplaced"] += int(
+                    positions.misplaced(positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout), cutout)
+                )
                 if not np.isfinite(ra[row] + dec[row]):
                     ra[row], dec[row] = cutout.ra, cutout.dec
     columns = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
