@@ -15,7 +15,7 @@ from astropy.io import fits
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.wcs import centre_and_scale
 
-__all__ = ["canonical_band", "header_band", "header_facts", "linear_pixels"]
+__all__ = ["canonical_band", "header_band", "header_facts", "linear_pixels", "unit_zero_point"]
 
 # 3631 Jy: the zero point of AB magnitudes in units of Jy (Oke & Gunn 1983).
 _AB_JANSKY = 2.5 * math.log10(3631)
@@ -106,26 +106,16 @@ def linear_pixels(pixels: np.ndarray, header: fits.Header) -> np.ndarray:
         return offset + 2 * softening * np.sinh(pixels.astype(np.float64) / _ASINH)
 
 
-def _zero_point(header: Header, scale: float | None) -> float | None:
-    unit = _text(header, "BUNIT")
-    found = {f"BUNIT {unit}": _of_unit(unit, _number(header, "PIXAR_SR"), scale)}
-    if not _VEGA.search(_text(header, "TELESCOP") + _text(header, "INSTRUME")):
-        for name in _ZERO_POINTS:
-            value = _number(header, name)
-            # 0 is what programs write where there is none. CASU's MAGZPT, beside MAGZRR, is one of Vega and of a second.
-            if value is not None and 5 < value < 60 and not (name == "MAGZPT" and "MAGZRR" in header):
-                found[name] = value
-    if (counts := _number(header, "FLUXMAG0")) and counts > 0:
-        found["FLUXMAG0"] = 2.5 * math.log10(counts)
-    known = {name: value for name, value in found.items() if value is not None}
-    if known and max(known.values()) - min(known.values()) > _SAME_MAG:
-        told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
-        raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
-    return next(iter(known.values()), None) if known else _of_counts(header, unit)
+def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | None = None) -> float | None:
+    """Return the AB zero point of pixels in a unit: jansky or maggies, with prefix and factor; None for other units.
 
-
-def _of_unit(unit: str, pixel_sr: float | None, scale: float | None) -> float | None:
-    # Jansky and maggies, with prefix and factor; per steradian with the pixel's area.
+    Parameters
+    ----------
+    unit
+        As in BUNIT: ``nJy``, ``1e-12 mgy``, ``MJy/sr``.
+    pixel_sr, scale
+        Area of a pixel, sr, or its side, arcsec: one of them is needed for units per steradian.
+    """
     text = re.sub(r"[\s*]|(/|\.?)pix(el)?(-1|\^-1)?$", "", unit)
     steradian = re.search(r"(/sr|\.?sr\^?-1)$", text, re.IGNORECASE)
     text = text[: steradian.start()] if steradian else text
@@ -142,6 +132,24 @@ def _of_unit(unit: str, pixel_sr: float | None, scale: float | None) -> float | 
     if not 0 < factor < math.inf:
         return None
     return (_AB_JANSKY if match[3].lower().startswith("j") else 0.0) - 2.5 * math.log10(factor)
+
+
+def _zero_point(header: Header, scale: float | None) -> float | None:
+    unit = _text(header, "BUNIT")
+    found = {f"BUNIT {unit}": unit_zero_point(unit, _number(header, "PIXAR_SR"), scale)}
+    if not _VEGA.search(_text(header, "TELESCOP") + _text(header, "INSTRUME")):
+        for name in _ZERO_POINTS:
+            value = _number(header, name)
+            # 0 is what programs write where there is none. CASU's MAGZPT, beside MAGZRR, is one of Vega and of a second.
+            if value is not None and 5 < value < 60 and not (name == "MAGZPT" and "MAGZRR" in header):
+                found[name] = value
+    if (counts := _number(header, "FLUXMAG0")) and counts > 0:
+        found["FLUXMAG0"] = 2.5 * math.log10(counts)
+    known = {name: value for name, value in found.items() if value is not None}
+    if known and max(known.values()) - min(known.values()) > _SAME_MAG:
+        told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
+        raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
+    return next(iter(known.values()), None) if known else _of_counts(header, unit)
 
 
 def _of_counts(header: Header, unit: str) -> float | None:

@@ -8,6 +8,7 @@ import fnmatch
 import logging
 import math
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
 from gampen_ray.data import catalogs, gampen_folder, kinds, positions, readers, shards, validation
 from gampen_ray.data.agreement import agreed, settle
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError, central, fit_to_size, stem, without_blanks
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError, central, fit_to_size, sentinels, stem, without_blanks
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -237,7 +238,8 @@ def _convert_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, 
             raise UserError(f"targets: {name} encodes {label.target}, which is also a column; give only one of the two")
         values, faults = catalogs.numbers(columns[name])
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
-        columns[label.target] = _physical(label, values, table)
+        columns[label.target] = y = _physical(label, values, table)
+        _add_domain(reasons, name, values, label.target, y)
         target_units[label.target] = _target_unit(config, table, label)
     if "flux" in target_units and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
@@ -407,6 +409,7 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     catalogs.require_columns(uri, table, wanted)
     files = _texts(table.column(config.file_column))
     sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
+    _refuse_rounded_ids(config, uri, table)
     ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
@@ -415,6 +418,17 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     others = [name for name in table.column_names if name != config.id_column]
     fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def _refuse_rounded_ids(config: CutoutsConfig, uri: str, table: pa.Table) -> None:
+    # A spreadsheet shows long integers in this notation, and stores it.
+    if config.id_column in table.column_names:
+        rounded = [text for text in _texts(table.column(config.id_column)) if re.fullmatch(r"\d(\.\d+)?[eE]\+\d\d", text)]
+        if rounded:
+            raise UserError(
+                f"id_column: catalog {uri} has {len(rounded):,} identifiers such as {rounded[0]}: a spreadsheet has rounded "
+                "long integers; export the column as text from the original"
+            )
 
 
 def _file_uri(folder: str, name: str) -> str:
@@ -458,6 +472,25 @@ def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
     if label.target == "flux":
         return config.flux_unit or label.unit
     return "arcsec" if label.target.endswith("_arcsec") else ""
+
+
+def _add_domain(reasons: np.ndarray, name: str, values: np.ndarray, target: str, physical: np.ndarray) -> None:
+    # Adds a reason where a column's value stands for none, or its physical target cannot be.
+    low, high = _domain(target)
+    blank = sentinels(values)
+    domain = "positive" if high == math.inf else f"within {low:g} to {high:g}"
+    for row in np.flatnonzero((reasons == "") & (blank | (physical < low) | (physical > high))):
+        fault = f"{target} is {physical[row]:g}: not {domain}"
+        reasons[row] = "target " + (f"{name} is {values[row]:g}, which stands for no value" if blank[row] else fault)
+
+
+def _domain(target: str) -> tuple[float, float]:
+    # The values that a target can have, by its name; others are unlimited.
+    if target.endswith(("_to_total", "axis_ratio")):
+        return 0.0, 1.0
+    if target.endswith("_arcsec"):
+        return float(np.finfo(np.float64).tiny), math.inf
+    return (-50.0, 50.0) if target.endswith("magnitude") else (-math.inf, math.inf)
 
 
 def _physical(label: Label, values: np.ndarray, table: pa.Table) -> np.ndarray:

@@ -219,12 +219,13 @@ def test_one_image_is_not_that_of_several_galaxies(tmp_path: Path) -> None:
     assert {reason for _, reason in bad} == {"several rows have the same file: 19 have this one; cut a cutout for each galaxy"}
 
 
-def test_a_tile_is_no_cutout(tmp_path: Path) -> None:
-    _write(tmp_path / "images" / "tile.fits", side=2001)
+def test_a_tile_is_no_cutout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gampen_ray.data.agreement._MAX_SIDE", 200)
+    _write(tmp_path / "images" / "tile.fits", side=201)
     _write(tmp_path / "images" / "own.fits")
     _, good, bad = _ingested(dataclasses.replace(_folder(tmp_path), cutout_size=SIDE))
     assert list(good) == ["own"]
-    assert "the image has 2,001 x 2,001 pixels: a field of many galaxies" in bad[0][1]
+    assert "the image has 201 x 201 pixels: a field of many galaxies" in bad[0][1]
 
 
 def test_the_size_is_that_of_the_files_and_a_crop_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

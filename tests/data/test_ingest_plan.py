@@ -367,3 +367,29 @@ def test_a_label_and_the_column_it_stands_for_are_not_both_taken(tmp_path: Path)
     catalog = _catalog(tmp_path, "object_id,file_name,flux,ln_total_flux_adus", ["0,0.fits,1.0,0.0"])
     with pytest.raises(UserError, match="targets: ln_total_flux_adus encodes flux, which is also a column"):
         plan(_config(tmp_path, catalog=catalog, targets=("ln_total_flux_adus",)))
+
+
+def test_targets_out_of_their_domain_are_quarantined_by_row(tmp_path: Path) -> None:
+    rows = [
+        "a,f0.fits,0.3,1.5,20.5",
+        "b,f1.fits,-999,1.5,20.5",
+        "c,f2.fits,1.2,1.5,21.25",
+        "d,f3.fits,0.3,0,20",
+        "e,f4.fits,0.5,2.5,99",
+    ]
+    catalog = _catalog(tmp_path, "object_id,file_name,bulge_to_total,effective_radius_arcsec,magnitude", rows)
+    targets = ("bulge_to_total", "effective_radius_arcsec", "magnitude")
+    _, good, bad = _ingested(_config(tmp_path, catalog=catalog, targets=targets))
+    assert list(good) == ["a"]
+    assert sorted(bad) == [
+        ("b", "target bulge_to_total is -999, which stands for no value"),
+        ("c", "target bulge_to_total is 1.2: not within 0 to 1"),
+        ("d", "target effective_radius_arcsec is 0: not positive"),
+        ("e", "target magnitude is 99: not within -50 to 50"),
+    ]
+
+
+def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, "object_id,file_name", ["3.90E+16,f0.fits", "3.90E+16,f1.fits"])
+    with pytest.raises(UserError, match=r"id_column: .* has 2 identifiers such as 3\.90E\+16: a spreadsheet has rounded"):
+        plan(_config(tmp_path, catalog=catalog))
