@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from astropy import log
 from astropy.io import fits
 from astropy.wcs import WCS
 
@@ -53,7 +54,13 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
             raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
         if name.startswith("CTYPE") and str(header[name])[4:8] == "-TAB":
             raise ValueError(f"{name} is {header[name]}: coordinates in a table are not read")
-    return WCS(header, **options)
+    level = log.level
+    # Remarks on the names of projections, for each file.
+    log.setLevel("WARNING")
+    try:
+        return WCS(header, **options)
+    finally:
+        log.setLevel(level)
 
 
 def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float, float | None]:

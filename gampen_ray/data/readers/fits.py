@@ -5,6 +5,7 @@ Shape legend: C bands, H x W pixels.
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from gampen_ray.data.kinds import Kind, kind_of
 
 __all__ = ["FitsReader"]
 
+_MAX_HDUS, _MAX_COUNT, _CARD = 1000, 999, 80
+_COUNTS = re.compile(rb"(Z?NAXIS|TFIELDS) *= *([+-]?\d+)")
 # Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
 _PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
@@ -35,13 +38,14 @@ class FitsReader:
         return head.startswith(b"SIMPLE")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
+        _check_counts(data)
         # Headers that break the standard's letter are common and harmless; a truncated file, too, is only a warning.
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             # Without uint=False, BLANK pixels of unsigned integers stay numbers.
             hdus: Any
             with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True, uint=False) as hdus:
-                file = _File(hdus, len(data), caught)
+                file = _File(hdus, data, caught)
                 place = file.choose(config.hdu, config.bands)
                 header = hdus[place].header.copy(strip=True)
                 image_CHW = _to_bands(linear_pixels(file.pixels(place), header), len(config.bands))
@@ -55,9 +59,18 @@ class FitsReader:
 class _File:
     """The HDUs of an open file."""
 
-    def __init__(self, hdus: fits.HDUList, num_bytes: int, caught: Sequence[warnings.WarningMessage]) -> None:
-        self._hdus: Any = hdus
-        self._num_bytes, self._caught = num_bytes, caught
+    def __init__(self, hdus: Any, data: bytes, caught: Sequence[warnings.WarningMessage]) -> None:
+        self._hdus: list[Any] = []
+        self._data, self._caught = data, caught
+        start = -1
+        for hdu in hdus:
+            # A damaged size may lead back to an earlier HDU, without end.
+            if hdu.fileinfo()["hdrLoc"] <= start or len(self._hdus) == _MAX_HDUS:
+                raise CutoutError(
+                    f"damaged FITS file: HDU {len(self._hdus)} begins inside an earlier one, or there is no last one"
+                )
+            start = hdu.fileinfo()["hdrLoc"]
+            self._hdus.append(hdu)
 
     def choose(self, index: int | None, bands: tuple[str, ...]) -> int:
         """Return the place of the HDU whose image is read."""
@@ -87,10 +100,14 @@ class _File:
                 return place
         return (fitting or science or wanted)[-1 if fitting else 0]
 
-    def pixels(self, place: int) -> np.ndarray:
+    def pixels(self, place: int) -> Any:
         """Return the pixels of an image HDU; astropy keeps them."""
         hdu = self._hdus[place]
-        _check_size(hdu, self._num_bytes, any("truncated" in str(warning.message) for warning in self._caught))
+        _check_size(hdu, len(self._data), any("truncated" in str(warning.message) for warning in self._caught))
+        if isinstance(hdu, fits.CompImageHDU):
+            tables: Any
+            with fits.open(io.BytesIO(self._data), memmap=False, disable_image_compression=True) as tables:
+                _check_compression(tables[place].header, _shape(hdu))
         return hdu.data
 
     def unexposed(self, place: int, shape: tuple[int, ...], planes: tuple[str, ...]) -> np.ndarray | None:
@@ -107,6 +124,13 @@ class _File:
                 marked_HW = np.any(_marked(self.pixels(follower).reshape(-1, *shape), kind, hdu.header, planes), axis=0)
                 bad_HW = marked_HW if bad_HW is None else bad_HW | marked_HW
         return bad_HW
+
+
+def _check_counts(data: bytes) -> None:
+    # astropy reads as many cards as these say, and so without end; the standard ends at 999.
+    for match in _COUNTS.finditer(data):
+        if match.start() % _CARD == 0 and abs(int(match[2])) > _MAX_COUNT:
+            raise CutoutError(f"damaged FITS file: {match[1].decode()} is {int(match[2])}")
 
 
 def _holds_image(hdu: Any) -> bool:
@@ -169,6 +193,19 @@ def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
     found = file_bytes - hdu.fileinfo()["datLoc"]
     if found < declared:
         raise CutoutError(f"the FITS file is truncated: {declared:,} bytes of pixels declared, {max(found, 0):,} found")
+
+
+def _check_compression(header: Any, shape: tuple[int, ...]) -> None:
+    # What the decoders in C take on trust: with other values they end the process.
+    tile = [int(header.get(f"ZTILE{axis}", side if axis == 1 else 1)) for axis, side in enumerate(reversed(shape), 1)]
+    names = {str(header[key]).upper(): header[f"ZVAL{key[5:]}"] for key in header if re.fullmatch(r"ZNAME\d+", key)}
+    known = {"BYTEPIX": (1, 2, 4, 8), "BLOCKSIZE": (16, 32)}
+    wrong = [f"{name} {names[name]}" for name, values in known.items() if name in names and names[name] not in values]
+    wrong += [f"ZTILE{axis} {size}" for axis, size in enumerate(tile, 1) if not 0 < size <= shape[-axis]]
+    if header["ZBITPIX"] not in (8, 16, 32, 64, -32, -64):
+        wrong.append(f"ZBITPIX {header['ZBITPIX']}")
+    if wrong:
+        raise CutoutError(f"damaged FITS file: the compressed image has {', '.join(wrong)}")
 
 
 def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
