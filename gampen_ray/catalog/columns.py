@@ -52,7 +52,7 @@ class Rows(Statistics):
     mixture
         Calibrated posteriors.
     objects
-        Table of N rows with ``object_id`` and, if known, ``ra`` and ``dec``, deg.
+        Table of N rows with ``object_id`` and, if known, ``ra`` and ``dec``, deg, and ``centre_offset``, pixels.
     crop_scale_N
         Side of the crop over the side of the network's input.
     image_flags_N
@@ -103,12 +103,14 @@ def catalog_columns(
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
     scale = "side of the spatial transformer's crop over the side of the network's input"
+    offset = "distance of the galaxy's peak from the middle of the network's input, 0 if it is there; null if unknown"
     columns = [
         Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type),
         Column("ra", "deg", "right ascension (ICRS), null if unknown", lambda rows: _position(rows, "ra")),
         Column("dec", "deg", "declination (ICRS), null if unknown", lambda rows: _position(rows, "dec")),
         *summary_columns(targets, mode_centred=mode_centred),
         Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64)),
+        Column("centre_offset", "pix", offset, lambda rows: _position(rows, "centre_offset")),
         Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64()),
     ]
     if num_passes:

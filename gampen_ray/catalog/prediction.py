@@ -46,8 +46,8 @@ class PredictedUnit:
     name
         Name of the unit.
     rows
-        ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``mean`` and
-        ``scale_tril``; None if the time limit left none.
+        ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``centre_offset``,
+        ``mean`` and ``scale_tril``; None if the time limit left none.
     bytes_read, start, stop, device_seconds
         See `gampen_ray.inference.rates.UnitReceipt`.
     """
@@ -134,9 +134,10 @@ class UnitPredictor:
             for name, value_N in conditions.items():
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
-        flags_N |= np.where(rows["padded"], Flag.INPUT_PADDED.value, 0)
+        flags_N |= np.where(self._predict.padded(rows["side_pixels"]), Flag.INPUT_PADDED.value, 0)
         columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
+        columns["centre_offset"] = prediction.centre_offset_N
         columns["mean"] = _tensor_array(mean_NKD)
         columns["scale_tril"] = _tensor_array(scale_tril_NKDD)
         return pa.table(columns)
@@ -236,7 +237,7 @@ def _faults(catalog: pa.Table) -> np.ndarray:
     fault_N = np.full(len(catalog), "", dtype=object)
     for name in catalog.column_names:
         column = catalog[name].combine_chunks()
-        if name in ("ra", "dec") or not len(column):
+        if name in ("ra", "dec", "centre_offset") or not len(column):
             continue
         if pa.types.is_fixed_size_list(column.type):
             finite_N = np.isfinite(column.flatten().to_numpy()).reshape(len(column), -1).all(axis=1)

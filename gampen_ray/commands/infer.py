@@ -173,6 +173,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         pattern=config.pattern,
         bands=bundle.images.bands,
         size=bundle.images.size,
+        pixel_scale_arcsec=bundle.images.pixel_scale_arcsec,
         unit_rows=config.galaxies_per_file,
         conditions=bundle.images.condition_names,
         fill_conditions=config.missing_conditions == "mean",

@@ -91,7 +91,8 @@ def ingest(config: IngestConfig) -> IngestSummary:
             logger.info("%s is complete; nothing to do", config.output)
             info = shards.read_dataset_info(config.output)
         else:
-            counts = _pack_all(config, rows, info)
+            counts, remarks = _pack_all(config, rows, info)
+            _log_remarks(remarks, info, counts.total())
             num_bad = counts.pop(shards.QUARANTINE)
             folder.check_lock()
             if not counts.total():
@@ -129,8 +130,20 @@ class _Part:
         return f"part-{self.index:06d}.json"
 
 
-def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> Counter[str]:
-    """Write the missing shards, and return the number of rows of each split and in quarantine."""
+def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None:
+    """Log what was done to the files, and seen in them, with numbers."""
+    side = info.cutout_size
+    for name, text in {
+        "cropped": f"have more than {side} pixels on a side: what lies outside the central {side} x {side} was cropped",
+        "padded": f"have fewer than {side} pixels on a side and were zero-padded",
+        "misplaced": "have a WCS whose centre is more than 5 pixels from the catalogue's position",
+    }.items():
+        if remarks[name]:
+            logger.warning("%s of %s cutouts %s", f"{remarks[name]:,}", f"{total:,}", text)
+
+
+def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tuple[Counter[str], Counter[str]]:
+    """Write the missing shards, and return the number of rows of each split and in quarantine, and the remarks."""
     from gampen_ray import storage
     from gampen_ray.data import ingest_plan, shards
     from gampen_ray.engine.units import run_units
@@ -138,31 +151,35 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> Co
     receipts = {uri.rpartition("/")[2]: uri for uri in storage.list_files(storage.join(config.output, _RECEIPTS))}
     splits = shards.SPLITS if config.targets else (shards.ALL,)
     counts: Counter[str] = Counter(dict.fromkeys((*splits, shards.QUARANTINE), 0))
+    remarks: Counter[str] = Counter()
+
+    def receive(done: dict[str, dict[str, int]], _: "Workers | None" = None) -> str:
+        counts.update(done["counts"])
+        remarks.update(done["remarks"])
+        bad = counts[shards.QUARANTINE]
+        return f"{bad:,} in quarantine" if bad else ""
+
     parts = []
     for index, start in enumerate(range(0, len(rows), config.galaxies_per_shard)):
         some = rows.slice(start, config.galaxies_per_shard)
         part = _Part(index, len(some), ingest_plan.to_bytes(some))
         if part.name in receipts:
-            counts.update(storage.read_json(receipts[part.name]))
+            receive(storage.read_json(receipts[part.name]))
         else:
             parts.append(part)
-
-    def receive(done: dict[str, int], _: "Workers") -> str:
-        counts.update(done)
-        bad = counts[shards.QUARANTINE]
-        return f"{bad:,} in quarantine" if bad else ""
 
     pack = functools.partial(_pack, config=config, info=info)
     job = {"total": len(rows), "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
     run_units("ingest", parts, lambda _: pack, receive=receive, **job)
-    return counts
+    return counts, remarks
 
 
-def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str, int]:
+def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str, dict[str, int]]:
     from gampen_ray import storage
     from gampen_ray.data import ingest_plan
 
     rows = ingest_plan.from_bytes(part.rows)
-    counts = dict(ingest_plan.pack(rows, part.index, output=config.output, reader=config.reader, info=info))
-    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), counts)
-    return counts
+    packed = ingest_plan.pack(rows, part.index, output=config.output, reader=config.reader, info=info)
+    receipt = {name: dict(numbers) for name, numbers in packed._asdict().items()}
+    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
+    return receipt

@@ -323,16 +323,24 @@ class ReaderConfig:
     format: str = "auto"
     """Format of the files: fits, or one whose reader your code registers; auto: by each file's content."""
     hdu: int | None = pydantic.Field(default=None, ge=0)
-    """Index of the image HDU; left out: the first one that holds an image."""
+    """Index of the image HDU; left out: the first one that is named SCI or IMAGE or else is no weight, mask, PSF or the like by
+    its name, and has pixels of more than one value."""
+    headers: Literal["check", "ignore"] = "check"
+    """check: zero point, pixel scale and band that a file's header gives are taken where they are left out here, and where they
+    contradict what is given here (by 0.01 mag, 1 % or name) the files are refused; ignore: what is given here counts alone."""
+    mask_planes: tuple[str, ...] = ("NO_DATA",)
+    """Planes of the file's mask image, by name, whose pixels have no value; any: all planes. Pixels with zero weight, or
+    without a finite variance or error, have none either."""
     bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
-    """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional."""
+    """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional. Left out: one band,
+    by the headers."""
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
-    """Treatment of non-finite pixels: quarantine the cutout, or replace them with zero or the image's median. A cutout without
-    any finite pixel is always quarantined."""
+    """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
+    the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
     zero_point_mag: float | None = None
-    """AB magnitude of one unit of flux; left out: unknown."""
+    """AB magnitude of one unit of flux; left out: by the headers, to whose median all files are converted, or unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
-    """Pixel scale, arcsec; left out: unknown."""
+    """Pixel scale, arcsec; left out: by the headers, or unknown."""
 
     def refuse(self, *names: str) -> None:
         """Raise a ValueError if one of these fields, which the bundle determines, is given."""
@@ -354,15 +362,27 @@ class CutoutsConfig:
     file_column: str = "file_name"
     """Catalogue column with the file's name below `images`."""
     pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
-    """Without a catalogue: glob pattern of the files below `images`."""
+    """Without a catalogue: glob pattern of the files below `images`. Masks, weights, PSFs and the like beside a galaxy's image,
+    by words of their names, are left out."""
+    ra_column: str = ""
+    """Catalogue column of right ascensions; empty: by usual names (ra, RAJ2000, ALPHA_J2000, coord_ra, ...)."""
+    dec_column: str = ""
+    """Catalogue column of declinations; give both or none."""
+    position_unit: Literal["auto", "deg", "hour", "rad"] = "auto"
+    """Unit of positions that are numbers; auto: that of the column, else degrees; hour: right ascensions in hours. Text may be
+    sexagesimal."""
+    max_misplaced: float = pydantic.Field(default=0.1, ge=0, le=1)
+    """Share of images whose centre may be more than 5 pixels, and 1 arcsec, from the catalogue's position by their WCS, of
+    those looked at before the work; if more are, nothing is read."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
     targets: tuple[str, ...] = ()
     """Catalogue columns of the targets in physical units; with targets, the dataset is split into train, val and test. GaMPEN's
     labels are converted: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:
     effective_radius_arcsec, ln_total_flux_adus: flux)."""
-    cutout_size: int = pydantic.Field(default=64, ge=1)
-    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre."""
+    cutout_size: int = pydantic.Field(default=0, ge=0)
+    """Side of the stored cutouts, pixels: larger images are cropped and smaller ones zero-padded about the centre. 0: that of
+    the files, the median of their shorter sides where they differ."""
     flux_unit: str = ""
     """Unit of the pixels; empty: unknown."""
     survey: str = ""

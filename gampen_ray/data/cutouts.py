@@ -6,6 +6,7 @@ Shape legend: C bands, H x W pixels.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,10 +14,25 @@ from astropy.io import fits
 
 from gampen_ray.errors import UserError
 
-__all__ = ["MAX_FILE_BYTES", "Cutout", "CutoutError", "central", "fit_to_size", "overlap", "stem"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "Cutout",
+    "CutoutError",
+    "central",
+    "fit_to_size",
+    "overlap",
+    "sentinels",
+    "stem",
+    "without_blanks",
+]
 
 MAX_FILE_BYTES = 1 << 30
 """Largest file, and largest decompressed image, read as a cutout; bounds the memory that a file can take."""
+
+# Fills of masked pixels by IRAF, SExtractor, HSC and others; 1e20 is stored as a slightly smaller or larger float32.
+_SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
+_COMMON = 0.1
+_NO_VALUE = "NaN, infinite, masked, a sentinel such as -999, or a border of one value"
 
 NanPolicy = Literal["quarantine", "zero", "median"]
 
@@ -37,12 +53,19 @@ class Cutout:
         Sky position of the image's centre, deg; NaN where the file has no celestial coordinates.
     header
         Cards of the image's HDU without the structural ones; empty for formats without a header.
+    zero_point_mag, pixel_scale_arcsec
+        AB magnitude of one unit of flux and side of a pixel, arcsec, as the file says; None where it does not.
+    band
+        Name of the band as the file says, of an image of one band; empty where it does not.
     """
 
     image_CHW: np.ndarray
     ra: float = math.nan
     dec: float = math.nan
     header: fits.Header = dataclasses.field(default_factory=fits.Header)
+    zero_point_mag: float | None = None
+    pixel_scale_arcsec: float | None = None
+    band: str = ""
 
 
 def stem(name: str) -> str:
@@ -56,7 +79,50 @@ def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
     return image_CHW[:, overlap(height, size)[0], overlap(width, size)[0]]
 
 
-def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine") -> np.ndarray:
+def sentinels(values: np.ndarray) -> np.ndarray:
+    """Return which numbers stand for "no value": 1e20 and beyond, and +-99, 999, ... where they stand apart from the rest.
+
+    They do if they are more than half of what lies within a tenth of them. A single number must be negative, among numbers that
+    are not all integers.
+    """
+    with np.errstate(invalid="ignore"):
+        found = np.isfinite(values) & (np.abs(values) >= _HUGE)
+    rest = values[np.isfinite(values) & ~found]
+    if not rest.size or (rest.max() < _SENTINELS[0] and rest.min() > -_SENTINELS[0]):
+        return found
+    fractional = bool((rest != np.round(rest)).any())
+    for size in _SENTINELS:
+        for value in (size, -size):
+            count = np.count_nonzero(rest == value)
+            single = count == 1 and value < 0 and fractional
+            if (count > 1 or single) and count < rest.size and 2 * count > np.count_nonzero(np.abs(rest - value) <= size / 10):
+                found |= values == value
+    return found
+
+
+def without_blanks(image_CHW: np.ndarray) -> np.ndarray:
+    """Return an image with NaN in place of `sentinels` and of rows and columns of one value at its edges, band by band.
+
+    An image in which the value of the edge is common elsewhere, such as a noiseless one, keeps its edges.
+    """
+    result_CHW = image_CHW.copy()
+    for band_HW in result_CHW:
+        band_HW[sentinels(band_HW)] = np.nan
+        border_HW = np.zeros(band_HW.shape, bool)
+        for lines, marked in ((band_HW, border_HW), (band_HW.T, border_HW.T)):
+            constant = lines.min(axis=1) == lines.max(axis=1)
+            if not constant.all():
+                first, last = np.argmin(constant), len(constant) - np.argmin(constant[::-1])
+                marked[:first] = marked[last:] = True
+        values = np.unique(band_HW[border_HW])
+        if border_HW.any() and np.isin(band_HW[~border_HW], values).mean() < _COMMON:
+            band_HW[border_HW] = np.nan
+    return result_CHW
+
+
+def fit_to_size(
+    image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine", bands: Sequence[str] = ()
+) -> np.ndarray:
     """Crop or zero-pad an image about its centre, and fill non-finite pixels.
 
     Sizes of equal parity share the geometric centre; otherwise the odd pixel is cropped or padded on the high side, as in
@@ -69,7 +135,9 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     size
         Side of the result, pixels.
     nan_policy
-        Whether non-finite pixels make the image unusable, become zero, or become the median of the finite ones.
+        Whether non-finite pixels make the image unusable, become zero, or become the median of their band's finite ones.
+    bands
+        Names of the bands, for the reasons.
 
     Returns
     -------
@@ -79,22 +147,30 @@ def fit_to_size(image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quara
     Raises
     ------
     CutoutError
-        If a pixel is not finite and the policy is ``"quarantine"``, no pixel is finite, or all have the same value.
+        If a pixel is not finite and the policy is ``"quarantine"``, or in a band no pixel is finite or all have the same value.
     """
     _, height, width = image_CHW.shape
     (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
     inside_CHW = central(image_CHW, size)
     finite = np.isfinite(inside_CHW)
+    which = [f" of band {band}" for band in bands] if len(bands) > 1 else [""] * len(image_CHW)
+    for finite_HW, name in zip(finite, which, strict=True):
+        if not finite_HW.any():
+            raise CutoutError(f"all pixels{name} are without a value: {_NO_VALUE}")
     num_bad = finite.size - int(finite.sum())
-    if num_bad == finite.size:
-        raise CutoutError("all pixels are NaN or infinite")
     if num_bad and nan_policy == "quarantine":
-        raise CutoutError(f"{num_bad:,} of {finite.size:,} pixels are NaN or infinite; nan_policy zero or median fills them")
+        named = " and".join(name for finite_HW, name in zip(finite, which, strict=True) if not finite_HW.all())
+        raise CutoutError(
+            f"{num_bad:,} of {finite.size:,} pixels{named} are without a value: {_NO_VALUE}; nan_policy zero or median fills "
+            "them"
+        )
     if num_bad:
-        fill = 0.0 if nan_policy == "zero" else np.median(inside_CHW[finite])
-        inside_CHW = np.where(finite, inside_CHW, np.float32(fill))
-    if inside_CHW.min() == inside_CHW.max():
-        raise CutoutError(f"all pixels have the same value {inside_CHW.flat[0]:g}")
+        inside_CHW = inside_CHW.copy()
+        for band_HW, finite_HW in zip(inside_CHW, finite, strict=True):
+            band_HW[~finite_HW] = 0.0 if nan_policy == "zero" else np.median(band_HW[finite_HW])
+    for band_HW, name in zip(inside_CHW, which, strict=True):
+        if band_HW.min() == band_HW.max():
+            raise CutoutError(f"all pixels{name} have the same value {band_HW.flat[0]:g}")
     result = np.zeros((len(image_CHW), size, size), dtype=np.float32)
     result[:, target_rows, target_columns] = inside_CHW
     return result

@@ -3,11 +3,16 @@
 Every row of the catalogue ends up exactly once, in a shard or in quarantine.
 """
 
+import dataclasses
 import fnmatch
+import logging
+import math
 import posixpath
+import re
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +20,9 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
-from gampen_ray.data import catalogs, gampen_folder, readers, shards, validation
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, stem
+from gampen_ray.data import catalogs, gampen_folder, kinds, positions, readers, shards, validation
+from gampen_ray.data.agreement import agreed, settle
+from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError, central, fit_to_size, sentinels, stem, without_blanks
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -24,7 +30,21 @@ from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
+__all__ = [
+    "NoFilesError",
+    "Packed",
+    "Rows",
+    "file_content",
+    "from_bytes",
+    "matching_files",
+    "pack",
+    "plan",
+    "raised",
+    "read_rows",
+    "to_bytes",
+]
+
+logger = logging.getLogger(__name__)
 
 # Bookkeeping columns of the plan, beside those of the catalogue.
 _SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
@@ -32,19 +52,60 @@ _MAGNITUDE = "magnitude"
 _MAX_NAME_BYTES = 255
 _READ_AHEAD = 32
 _READ_THREADS = 8
+# Files that are looked at before the work, evenly spaced.
+_SAMPLE = 32
 
 
 class NoFilesError(UserError):
     """The folder does not exist or holds no matching file."""
 
 
-def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
+class Rows(NamedTuple):
+    """Rows of the plan with what their files hold.
+
+    Parameters
+    ----------
+    columns
+        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``,
+        ``side_pixels`` (shorter side of the file's image inside the cutout: less than the cutout's where that is zero-padded).
+    sources
+        File of each row.
+    reasons
+        Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    remarks
+        Numbers of rows by what was done to them or seen in them: ``cropped`` (pixels of the file lie outside the cutout),
+        ``padded``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
+    num_bytes
+        Read from the files, as stored.
+    """
+
+    columns: dict[str, Any]
+    sources: np.ndarray
+    reasons: np.ndarray
+    remarks: Counter[str]
+    num_bytes: int
+
+
+class Packed(NamedTuple):
+    """Numbers of rows that were packed, by split (``"all"`` without targets) and in ``"quarantine"``; remarks as in `Rows`."""
+
+    counts: Counter[str]
+    remarks: Counter[str]
+
+
+def plan(config: CutoutsConfig, *, origin: str = "given", scale_arcsec: float | None = None) -> tuple[pa.Table, DatasetInfo]:
     """Assign every row an identifier, a file and a split, or the reason why it cannot be used.
+
+    A few files are looked at, for what the config leaves out and for contradictions to it.
 
     Parameters
     ----------
     config
         With absolute URIs.
+    origin
+        Where the config's bands come from; see `gampen_ray.data.agreement.settle`.
+    scale_arcsec
+        Pixel scale to which ``cutout_size`` refers, where it is not that of the files.
 
     Returns
     -------
@@ -64,22 +125,31 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         raise UserError(f"targets: {', '.join(config.targets)}: give each target once, and no id, file or image column")
     table, sources, catalog_uri = _rows(config)
     columns = {name: table.column(name) for name in table.column_names}
-    for name in ("ra", "dec"):
-        spelled = next((column for column in columns if column.lower() == name), None)
-        columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
+    sky = positions.sky_positions(
+        table, **{name: getattr(config, name) for name in ("ra_column", "dec_column")}, unit=config.position_unit
+    )
+    for line in sky.remarks:
+        logger.info(line)
+    columns = {name: column for name, column in columns.items() if name.lower() not in ("ra", "dec")}
+    columns |= {"ra": pa.array(sky.ra_N), "dec": pa.array(sky.dec_N)}
     reasons = validation.validate_rows({"object_id": columns["object_id"]})
     for row in np.flatnonzero((reasons == "") & (sources == "")):
         name = table.column(config.file_column)[int(row)].as_py()
         fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
         reasons[row] = f"{config.file_column} {fault}"
+    _add(reasons, sky.reason_N != "", sky.reason_N)
+    _refuse_shared(sources, reasons)
     target_units = _convert_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
     splits = _find_splits(config, table, ids, reasons)
+    sample = _sample(sources, reasons, config.reader)
+    reader = settle(config.reader, {sources[row]: cutout for row, cutout in sample.items()}, origin=origin)
+    _check_positions(config, sky, sample, sources)
     info = DatasetInfo(
-        bands=config.reader.bands,
-        cutout_size=config.cutout_size,
-        pixel_scale_arcsec=config.reader.pixel_scale_arcsec,
-        zero_point_mag=config.reader.zero_point_mag,
+        bands=reader.bands,
+        cutout_size=_size(config.cutout_size, reader.pixel_scale_arcsec, scale_arcsec, list(sample.values())),
+        pixel_scale_arcsec=reader.pixel_scale_arcsec,
+        zero_point_mag=reader.zero_point_mag,
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
@@ -90,7 +160,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
 
 
-def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Counter[str]:
+def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Packed:
     """Read the files of some rows and write their shards and quarantine file, all numbered ``part``; repeatable.
 
     Parameters
@@ -103,13 +173,8 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
         URI of the dataset.
     reader, info
         See `plan`.
-
-    Returns
-    -------
-    Counter
-        Rows by split (``"all"`` without targets) and in ``"quarantine"``.
     """
-    columns, sources, reasons, _ = read_rows(rows, reader, info)
+    columns, sources, reasons, remarks, _ = read_rows(rows, reader, info)
     ids = rows.column("object_id").to_pylist()
     counts: Counter[str] = Counter()
     splits = np.array(rows.column(_SPLIT).to_pylist(), dtype=object)
@@ -134,27 +199,15 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
         shards.write_quarantine(uri, object_id=texts, source=[sources[row] for row in bad], reason=reasons[bad])
     else:
         storage.delete(uri)
-    return counts
+    return Packed(counts, remarks)
 
 
-def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[dict[str, Any], np.ndarray, np.ndarray, int]:
-    """Read the files of some rows of the plan.
-
-    Returns
-    -------
-    columns
-        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled``, ``padded``.
-    sources
-        File of each row.
-    reasons
-        Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
-    num_bytes
-        Read from the files, as stored.
-    """
+def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
+    """Read the files of some rows of the plan, with the config's reader and the plan's metadata."""
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
-    cutouts, num_bytes = _read_cutouts(rows, reasons, reader, info)
-    return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes
+    cutouts, remarks, num_bytes = _read_cutouts(rows, reasons, reader, info)
+    return Rows(columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, remarks, num_bytes)
 
 
 def to_bytes(rows: pa.Table) -> bytes:
@@ -185,7 +238,8 @@ def _convert_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, 
             raise UserError(f"targets: {name} encodes {label.target}, which is also a column; give only one of the two")
         values, faults = catalogs.numbers(columns[name])
         _add(reasons, faults != "", np.array([f"target {name} {fault}" for fault in faults], dtype=object))
-        columns[label.target] = _physical(label, values, table)
+        columns[label.target] = y = _physical(label, values, table)
+        _add_domain(reasons, name, values, label.target, y)
         target_units[label.target] = _target_unit(config, table, label)
     if "flux" in target_units and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
@@ -227,11 +281,12 @@ def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
 
 def _read_cutouts(
     rows: pa.Table, reasons: np.ndarray, reader: ReaderConfig, info: DatasetInfo
-) -> tuple[dict[str, np.ndarray], int]:
-    # Reads the files of usable rows, adds reasons, and returns the columns from the files and the number of bytes read.
+) -> tuple[dict[str, np.ndarray], Counter[str], int]:
+    # Reads the files of usable rows, adds reasons, and returns the columns from the files, remarks and the bytes read.
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    size, remarks = info.cutout_size, Counter[str]()
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
-    filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
+    filled, sides = np.zeros(len(rows), dtype=bool), np.full(len(rows), size, dtype=np.int32)
     planned, sources, num_bytes = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist(), 0
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         for start in range(0, len(planned), _READ_AHEAD):
@@ -240,16 +295,94 @@ def _read_cutouts(
                 num_bytes += len(content) if isinstance(content, bytes) else 0
                 try:
                     cutout = readers.read_cutout(raised(content), sources[row], reader)
-                    image_NCHW[row] = fit_to_size(cutout.image_CHW, info.cutout_size, reader.nan_policy)
+                    inside_CHW = without_blanks(central(agreed(cutout, reader, info), size))
+                    image_NCHW[row] = fit_to_size(inside_CHW, size, reader.nan_policy, info.bands)
                 except CutoutError as error:
                     reasons[row] = str(error)
-                else:
-                    inside_CHW = central(cutout.image_CHW, info.cutout_size)
-                    filled[row] = not np.isfinite(inside_CHW).all()
-                    padded[row] = min(inside_CHW.shape[1:]) < info.cutout_size
-                    if not np.isfinite(ra[row] + dec[row]):
-                        ra[row], dec[row] = cutout.ra, cutout.dec
-    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}, num_bytes
+                    continue
+                filled[row] = not np.isfinite(inside_CHW).all()
+                sides[row] = min(inside_CHW.shape[1:])
+                remarks["padded"] += int(sides[row] < size)
+                remarks["cropped"] += int(max(cutout.image_CHW.shape[1:]) > size)
+                remarks["misplaced"] += int(
+                    positions.misplaced(positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout), cutout)
+                )
+                if not np.isfinite(ra[row] + dec[row]):
+                    ra[row], dec[row] = cutout.ra, cutout.dec
+    columns = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
+    return columns, remarks, num_bytes
+
+
+def _sample(sources: np.ndarray, reasons: np.ndarray, reader: ReaderConfig) -> dict[int, Cutout]:
+    # Some usable rows with their files, of whose pixels only the shape is kept; files that cannot be read are left out.
+    def look(row: int) -> Cutout | None:
+        try:
+            cutout = readers.read_cutout(raised(file_content(sources[row])), sources[row], reader)
+        except CutoutError:
+            return None
+        return dataclasses.replace(cutout, image_CHW=np.broadcast_to(np.float32(0), cutout.image_CHW.shape))
+
+    usable = np.flatnonzero((reasons == "") & (sources != ""))
+    rows = usable[np.unique(np.linspace(0, len(usable) - 1, min(_SAMPLE, len(usable))).round().astype(int))]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        found = list(pool.map(look, rows.tolist()))
+    return {row: cutout for row, cutout in zip(rows.tolist(), found, strict=True) if cutout}
+
+
+def _size(asked: int, own_scale: float | None, scale: float | None, cutouts: list[Cutout]) -> int:
+    # The side of the cutouts; asked for at another pixel scale, they cover the same part of the sky.
+    if asked:
+        return math.ceil(asked * scale / own_scale - 1e-6) if own_scale and scale else asked
+    if not cutouts:
+        raise UserError("cutout_size: none of the files looked at can be read; give the side of the cutouts, pixels")
+    shorter = sorted(min(cutout.image_CHW.shape[1:]) for cutout in cutouts)
+    longest = max(max(cutout.image_CHW.shape[1:]) for cutout in cutouts)
+    size = shorter[len(shorter) // 2]
+    if (shorter[0], longest) != (size, size):
+        logger.info(
+            "cutout_size: %s pixels, the median of the files' shorter sides, which have %s to %s; the longest side has %s",
+            *(size, shorter[0], shorter[-1], longest),
+        )
+    return size
+
+
+def _refuse_shared(sources: np.ndarray, reasons: np.ndarray) -> None:
+    # One image cannot show several galaxies at its centre.
+    named = Counter(source for source, reason in zip(sources, reasons, strict=True) if source and not reason)
+    for row in np.flatnonzero((sources != "") & (reasons == "")):
+        if (count := named[sources[row]]) > 1:
+            reasons[row] = f"several rows have the same file: {count:,} have this one; cut a cutout for each galaxy"
+
+
+def _check_positions(
+    config: CutoutsConfig, sky: positions.Positions, sample: Mapping[int, Cutout], sources: np.ndarray
+) -> None:
+    # Refuses a catalogue whose positions are not those of its images.
+    def offsets(factor: float = 1.0) -> dict[int, float]:
+        known = {
+            row: positions.offset_arcsec(float(sky.ra_N[row]) * factor, float(sky.dec_N[row]), cutout)
+            for row, cutout in sample.items()
+        }
+        return {row: offset for row, offset in known.items() if math.isfinite(offset)}
+
+    def wrong(found: dict[int, float]) -> list[int]:
+        return sorted(
+            (row for row, offset in found.items() if positions.misplaced(offset, sample[row])), key=lambda row: found[row]
+        )
+
+    found = offsets()
+    bad = wrong(found)
+    if len(bad) <= config.max_misplaced * len(found):
+        return
+    row = bad[len(bad) // 2]
+    remedy = "check file_column and the positions"
+    if np.nanmax(sky.ra_N) <= 24 and not wrong(offsets(15.0)):
+        remedy = "as hours the right ascensions fit: give position_unit 'hour'"
+    raise UserError(
+        f"catalog: {len(bad)} of {len(found)} images looked at show another position than their rows, in the median by "
+        f"{found[row]:.4g} arcsec ({sources[row]}: {sample[row].ra:.6f} {sample[row].dec:.6f}, not {sky.ra_N[row]:.6f} "
+        f"{sky.dec_N[row]:.6f}); {remedy}, or raise max_misplaced"
+    )
 
 
 def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
@@ -276,6 +409,7 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     catalogs.require_columns(uri, table, wanted)
     files = _texts(table.column(config.file_column))
     sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
+    _refuse_rounded_ids(config, uri, table)
     ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
     for name in table.column_names:
         clash = name == "object_id" and config.id_column != "object_id"
@@ -284,6 +418,17 @@ def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
     others = [name for name in table.column_names if name != config.id_column]
     fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
+
+
+def _refuse_rounded_ids(config: CutoutsConfig, uri: str, table: pa.Table) -> None:
+    # A spreadsheet shows long integers in this notation, and stores it.
+    if config.id_column in table.column_names:
+        rounded = [text for text in _texts(table.column(config.id_column)) if re.fullmatch(r"\d(\.\d+)?[eE]\+\d\d", text)]
+        if rounded:
+            raise UserError(
+                f"id_column: catalog {uri} has {len(rounded):,} identifiers such as {rounded[0]}: a spreadsheet has rounded "
+                "long integers; export the column as text from the original"
+            )
 
 
 def _file_uri(folder: str, name: str) -> str:
@@ -309,7 +454,15 @@ def matching_files(images: str, pattern: str) -> list[str]:
     matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
     if not matching:
         raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
-    return matching
+    galaxies, siblings = kinds.without_siblings([stem(uri) for uri in matching])
+    if siblings:
+        names = ", ".join(matching[row].rpartition("/")[2] for row in siblings[:3])
+        logger.warning(
+            "%s of %s files are left out, as masks, weights, PSFs or the like of others by their names, such as %s; another "
+            "pattern takes them",
+            *(f"{len(siblings):,}", f"{len(matching):,}", names),
+        )
+    return [matching[row] for row in galaxies]
 
 
 def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
@@ -319,6 +472,25 @@ def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
     if label.target == "flux":
         return config.flux_unit or label.unit
     return "arcsec" if label.target.endswith("_arcsec") else ""
+
+
+def _add_domain(reasons: np.ndarray, name: str, values: np.ndarray, target: str, physical: np.ndarray) -> None:
+    # Adds a reason where a column's value stands for none, or its physical target cannot be.
+    low, high = _domain(target)
+    blank = sentinels(values)
+    domain = "positive" if high == math.inf else f"within {low:g} to {high:g}"
+    for row in np.flatnonzero((reasons == "") & (blank | (physical < low) | (physical > high))):
+        fault = f"{target} is {physical[row]:g}: not {domain}"
+        reasons[row] = "target " + (f"{name} is {values[row]:g}, which stands for no value" if blank[row] else fault)
+
+
+def _domain(target: str) -> tuple[float, float]:
+    # The values that a target can have, by its name; others are unlimited.
+    if target.endswith(("_to_total", "axis_ratio")):
+        return 0.0, 1.0
+    if target.endswith("_arcsec"):
+        return float(np.finfo(np.float64).tiny), math.inf
+    return (-50.0, 50.0) if target.endswith("magnitude") else (-math.inf, math.inf)
 
 
 def _physical(label: Label, values: np.ndarray, table: pa.Table) -> np.ndarray:

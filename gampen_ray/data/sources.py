@@ -25,7 +25,7 @@ __all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
 _FOOTER_THREADS = 32
-_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "padded")
+_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "side_pixels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ class Source:
         ------
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
-            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``padded``, and conditions if there.
+            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``side_pixels`` (shorter side of what
+            the file gave, pixels), and conditions if there.
         """
         wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
@@ -87,7 +88,7 @@ class Source:
         plan = ingest_plan.from_bytes(unit.rows)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
+            columns, source_N, reason_N, _, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
             columns = {name: columns[name] for name in wanted if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), num_bytes
 
@@ -110,7 +111,8 @@ def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
 
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
     rows = {name: np.asarray(values) for name, values in columns.items()}
-    unchanged = {name: np.zeros(len(reason_N), bool) for name in ("pixels_filled", "padded")}
+    count = len(reason_N)
+    unchanged = {"pixels_filled": np.zeros(count, bool), "side_pixels": np.full(count, rows["image"].shape[-1], np.int32)}
     return unchanged | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
 
 
@@ -121,6 +123,7 @@ def open_source(
     reader: ReaderConfig,
     bands: tuple[str, ...],
     size: int,
+    pixel_scale_arcsec: float | None = None,
     pattern: str = FITS_FILES,
     unit_rows: int = GALAXIES_PER_FILE,
     conditions: tuple[str, ...] = (),
@@ -138,6 +141,8 @@ def open_source(
         How the files of a folder are read; its bands are not used.
     bands, size
         As the model takes them: the files of a folder are read with these.
+    pixel_scale_arcsec
+        Of the model's images: of files with smaller pixels, more than ``size`` are read.
     pattern
         Which files of a folder are taken, if no table lists them.
     unit_rows
@@ -181,7 +186,7 @@ def open_source(
     reader = dataclasses.replace(reader, bands=bands)
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
     try:
-        plan, info = ingest_plan.plan(cutouts)
+        plan, info = ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
     except ingest_plan.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "

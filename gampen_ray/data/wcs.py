@@ -1,16 +1,19 @@
-"""Header of a resampled image, with the WCS carried through the affine map of the pixels.
+"""Celestial coordinates in FITS headers: centre and pixel scale of an image, and the header of a resampled one.
 
 Pixel coordinates are (x, y), zero at the centre of the first pixel; FITS cards count from one.
 """
 
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from astropy import log
 from astropy.io import fits
 from astropy.wcs import WCS
 
-__all__ = ["mapped_header"]
+__all__ = ["celestial_wcs", "centre_and_scale", "mapped_header"]
 
 _CELESTIAL = re.compile(
     # Axes, matrices, SIP polynomials and alternate systems. PVi_m belong to the projection and stay.
@@ -25,6 +28,77 @@ _STALE = re.compile(r"CHECKSUM|DATASUM|ZHECKSUM|ZDATASUM|DATAMIN|DATAMAX|BLANK|B
 _TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR")
 # Projections with a fourth part in CTYPE: only SIP is understood.
 _OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
+# Numbers by which WCSLIB and astropy allocate memory before they look at anything else; beyond them a process may end.
+_LIMITS = {"WCSAXES": 9, "NAXIS": 9, "A_ORDER": 9, "B_ORDER": 9, "AP_ORDER": 9, "BP_ORDER": 9}
+# Coarser or finer pixels do not show galaxies: the header has default values.
+_PLAUSIBLE_ARCSEC = (1e-4, 60.0)
+
+
+def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
+    """Return the WCS of a header whose sizes are safe to allocate.
+
+    Parameters
+    ----------
+    options
+        Of astropy's `WCS`.
+
+    Raises
+    ------
+    ValueError
+        If a size is beyond what the standard has a use for, or the coordinates are in a table.
+    """
+    for name in header:
+        # WCSAXESA to WCSAXESZ are those of alternate systems.
+        limit = _LIMITS.get("WCSAXES" if name.startswith("WCSAXES") else name)
+        if limit is not None and not 0 <= int(str(header[name])) <= limit:
+            raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
+        if name.startswith("CTYPE") and str(header[name])[4:8] == "-TAB":
+            raise ValueError(f"{name} is {header[name]}: coordinates in a table are not read")
+    level = log.level
+    # Remarks on the names of projections, for each file.
+    log.setLevel("WARNING")
+    try:
+        return WCS(header, **options)
+    finally:
+        log.setLevel(level)
+
+
+def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float, float | None]:
+    """Return the sky position of an image's centre, deg (ICRS), and the side of a pixel there, arcsec.
+
+    The scale is the square root of a pixel's area, from the whole WCS with its distortions (SIP, TPV).
+
+    Parameters
+    ----------
+    header
+        Of the image.
+    shape
+        Height and width, pixels.
+
+    Returns
+    -------
+    tuple
+        NaN, NaN and None where the header has no usable celestial coordinates; only the scale None where it is no galaxy's.
+    """
+    nowhere = math.nan, math.nan, None
+    if "CTYPE1" not in header:
+        return nowhere
+    try:
+        celestial: Any = celestial_wcs(header).celestial
+        if celestial.naxis != 2:
+            return nowhere
+        x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
+        sky = celestial.pixel_to_world([x, x + 1, x], [y, y, y + 1]).icrs
+        origin_3, right_3, up_3 = sky.cartesian.xyz.value.T
+        area = np.linalg.norm(np.cross(right_3 - origin_3, up_3 - origin_3))
+        scale = math.degrees(math.sqrt(area)) * 3600
+        ra, dec = float(sky[0].ra.deg), float(sky[0].dec.deg)
+    except Exception:
+        # The pixels are usable without a WCS.
+        return nowhere
+    if not math.isfinite(ra + dec):
+        return nowhere
+    return ra, dec, scale if _PLAUSIBLE_ARCSEC[0] < scale < _PLAUSIBLE_ARCSEC[1] else None
 
 
 def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:
@@ -58,7 +132,7 @@ def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarr
 def _mapped_wcs(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> list[tuple[str, str | float]]:
     if any(_TABLES.fullmatch(name) for name in header) or _OTHER_DISTORTION.fullmatch(str(header["CTYPE1"]).strip()):
         raise ValueError("it has distortions other than SIP")
-    wcs = WCS(header, naxis=2)
+    wcs = celestial_wcs(header, naxis=2)
     if not wcs.has_celestial:
         raise ValueError("its first two axes are not celestial")
     # Derives units (degrees), the matrix (from PC, CD or CROTA) and the poles.

@@ -8,6 +8,7 @@ Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from gampen_ray import storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.config.parts import NUM_PASSES
+from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
@@ -90,7 +92,8 @@ class Bundle:
         Parameters
         ----------
         images_NCHW
-            Cutouts in the flux units and bands of the training data; cropped or zero-padded about the centre as needed.
+            Cutouts in the bands of the training data, of any byte order; cropped or zero-padded about the centre as needed.
+            Masked pixels of a masked array have no value; the unit of an astropy Quantity, such as nJy, gives the zero point.
         conditions
             Values (N) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is replaced by the mean
             of the training galaxies.
@@ -111,8 +114,10 @@ class Bundle:
         Raises
         ------
         UserError
-            If a condition is left out, or the images have wrong bands or non-finite pixels or are too bright for the network.
+            If a condition is left out, if the images have wrong bands or non-finite pixels or are too bright for the network,
+            or if their unit, zero point or pixel scale makes no sense.
         """
+        images_NCHW, zero_point_mag = _plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
         predictor = Predictor(
             self,
             num_passes=num_passes,
@@ -190,6 +195,30 @@ class Bundle:
         files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
+
+
+def _plain_pixels(
+    images_NCHW: Any, zero_point_mag: float | None, pixel_scale_arcsec: float | None
+) -> tuple[np.ndarray, float | None]:
+    # Native float32 pixels, masked ones NaN, and the zero point, from the unit if they have one.
+    if pixel_scale_arcsec is not None and not 0 < pixel_scale_arcsec < math.inf:
+        raise UserError(f"pixel_scale_arcsec: {pixel_scale_arcsec:g} is no size of a pixel; give a positive number of arcsec")
+    if zero_point_mag is not None and not math.isfinite(zero_point_mag):
+        raise UserError(f"zero_point_mag: {zero_point_mag:g} is no magnitude; give the AB magnitude of one unit of flux")
+    unit = str(getattr(images_NCHW, "unit", "") or "")
+    if unit:
+        of_unit = unit_zero_point(unit, scale=pixel_scale_arcsec)
+        if of_unit is None and zero_point_mag is None:
+            raise UserError(f"images: their unit is {unit}, whose zero point is unknown; give zero_point_mag, or pixels in nJy")
+        if of_unit is not None and zero_point_mag is not None and abs(of_unit - zero_point_mag) > 0.01:
+            raise UserError(
+                f"zero_point_mag: {zero_point_mag:g} is given, but the images are in {unit}, of {of_unit:.3f}; leave it out"
+            )
+        zero_point_mag = of_unit if zero_point_mag is None else zero_point_mag
+        images_NCHW = images_NCHW.value
+    if isinstance(images_NCHW, np.ma.MaskedArray):
+        images_NCHW = np.ma.filled(images_NCHW.astype(np.float32), np.nan)
+    return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
 
 
 def load_bundle(uri: str) -> Bundle:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import CutoutError, fit_to_size, overlap
+from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, overlap, without_blanks
 from gampen_ray.data.ingest_plan import raised
 from gampen_ray.data.readers import chosen_readers, read_cutout
 from gampen_ray.data.wcs import mapped_header
@@ -114,7 +114,8 @@ class Cropper:
     def _read(self, name: str, content: bytes | CutoutError) -> "_Input | CutoutError":
         try:
             cutout = read_cutout(raised(content), name, self._reader)
-            image_CHW = fit_to_size(cutout.image_CHW, self._images.size, self._reader.nan_policy)
+            inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
+            image_CHW = fit_to_size(inside_CHW, self._images.size, self._reader.nan_policy, self._images.bands)
         except CutoutError as error:
             return error
         return _Input(image_CHW, cutout.header, cutout.image_CHW.shape[1:])

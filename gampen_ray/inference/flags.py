@@ -21,7 +21,8 @@ __all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior
 class Flag(enum.IntFlag):
     """Bits of the catalogue's ``flags``, each with its meaning.
 
-    From SKY_OUT_OF_RANGE on: a number measured in the cutout lies outside the range of 99.8 % of held-out galaxies.
+    From SKY_OUT_OF_RANGE to STRAY_LIGHT_OUT_OF_RANGE: a number measured in the cutout lies outside the range of 99.8 % of
+    held-out galaxies.
     """
 
     meaning: str
@@ -66,6 +67,10 @@ class Flag(enum.IntFlag):
         "correlation of neighbouring pixels in the border: resampled images, or another survey's noise",
     )
     STRAY_LIGHT_OUT_OF_RANGE = 32768, "light in the border, from neighbours or from the galaxy itself"
+    OFF_CENTRE = (
+        65536,
+        "the galaxy's peak is more than 4 pixels of the network's input from the middle (centre_offset), or nothing is there",
+    )
 
 
 _RANGE_FLAGS = dict(
@@ -83,6 +88,7 @@ _RANGE_FLAGS = dict(
         strict=True,
     )
 )
+_FARTHEST_PIXELS = 4.0
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -97,7 +103,12 @@ def crop_at_bound(affine_N23: np.ndarray) -> np.ndarray:
 
 
 def image_flags(
-    affine_N23: np.ndarray, features_NF: np.ndarray, novelty: OutOfDistribution | None, *, resampled: bool
+    affine_N23: np.ndarray,
+    features_NF: np.ndarray,
+    novelty: OutOfDistribution | None,
+    *,
+    resampled: bool,
+    centre_offset_N: np.ndarray,
 ) -> np.ndarray:
     """Return the flags of the images, N int64.
 
@@ -111,10 +122,13 @@ def image_flags(
         Detector of the bundle; None: no image is unusual.
     resampled
         Whether these cutouts were resampled; see `gampen_ray.model.images.ImagePreprocessing.zoom`.
+    centre_offset_N
+        `gampen_ray.model.measure.centre_offset` of the images, pixels.
     """
     flags_N = np.where(crop_at_bound(affine_N23), Flag.CROP_AT_BOUND.value, 0)
     if novelty is not None:
         flags_N |= np.where(novelty.unusual(features_NF), Flag.UNUSUAL_IMAGE.value, 0)
+    flags_N |= np.where(centre_offset_N > _FARTHEST_PIXELS, Flag.OFF_CENTRE.value, 0)
     return flags_N | (Flag.RESAMPLED.value if resampled else 0)
 
 

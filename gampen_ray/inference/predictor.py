@@ -14,6 +14,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
+from gampen_ray.model.measure import centre_offset
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -44,6 +45,8 @@ class Prediction:
         Maps from crop to image coordinates; see `gampen_ray.model.spatial_transformer`.
     crop_scale_N
         Side of each learned crop over the side of the network's input.
+    centre_offset_N
+        How far each galaxy lies from the middle, pixels; see `gampen_ray.model.measure.centre_offset`.
     flags_N
         Sums of `gampen_ray.inference.flags.Flag` values: those that the image decides.
     """
@@ -52,12 +55,13 @@ class Prediction:
     usable_N: np.ndarray
     affine_N23: np.ndarray
     crop_scale_N: np.ndarray
+    centre_offset_N: np.ndarray
     flags_N: np.ndarray
 
     @staticmethod
     def concatenate(parts: list["Prediction"]) -> "Prediction":
         """Return the predictions of all galaxies."""
-        names = ("usable_N", "affine_N23", "crop_scale_N", "flags_N")
+        names = ("usable_N", "affine_N23", "crop_scale_N", "centre_offset_N", "flags_N")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
 
@@ -124,6 +128,10 @@ class Predictor:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
+    def padded(self, side_N: np.ndarray) -> np.ndarray:
+        """Return which cutouts of such shorter sides (N, pixels) do not fill the network's input, N."""
+        return np.round(side_N * self._bundle.images.zoom(self._units["pixel_scale_arcsec"])) < self._bundle.images.size
+
     def __call__(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None) -> Prediction:
         """Return the posteriors of one cutout or more; see `gampen_ray.inference.bundle.Bundle.predict`.
 
@@ -173,12 +181,13 @@ class Predictor:
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
         mixture = self._bundle.calibration(Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets))
         affine_N23 = passes.affine_N23.cpu().numpy()
-        novelty = self._bundle.novelty
+        novelty, centre_offset_N = self._bundle.novelty, centre_offset(matched_NCHW).double().cpu().numpy()
         flags_N = image_flags(
             affine_N23,
             features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
             novelty,
             resampled=images.zoom(self._units["pixel_scale_arcsec"]) != 1,
+            centre_offset_N=centre_offset_N,
         )
         flags_N |= condition_flags(condition_NJ, images.conditions)
         if self._bundle.ranges:
@@ -189,5 +198,6 @@ class Predictor:
             usable_N=usable_N.cpu().numpy(),
             affine_N23=affine_N23,
             crop_scale_N=crop_scale(passes.affine_N23).cpu().numpy(),
+            centre_offset_N=centre_offset_N,
             flags_N=flags_N | (Flag.INPUT_PADDED.value if padded else 0),
         )

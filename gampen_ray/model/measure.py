@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-__all__ = ["PLAIN_NUMBERS", "local_sky", "measure", "number_names", "plain_numbers", "window_widths"]
+__all__ = ["PLAIN_NUMBERS", "centre_offset", "local_sky", "measure", "number_names", "plain_numbers", "window_widths"]
 
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 1.0, 0.2
 """Widths (sigma) of the smallest window, pixels, and of the largest, sides of the image."""
@@ -31,6 +31,9 @@ _BRIGHTEST = 1e14
 """Signal to noise at which pixels saturate: their squares are finite in float32."""
 _LEAST = 1e-6
 """Least noise of a pixel and least flux, in units of `measure`'s ``unit``."""
+_PEAK_WINDOW, _PEAK_SIGMA, _PEAK_SHARE, _NO_PEAK_SIGMA = 2.0, 10.0, 0.7, 3.0
+"""Width (sigma, pixels) over which images are averaged to find the source at the centre; a peak elsewhere counts above so many
+sigma and where the centre has less than this share of it; and below so many sigma nothing is at the centre."""
 PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light")
 """Names of `plain_numbers`, in order."""
 
@@ -210,6 +213,45 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
         torch.log1p(stray_NC),
     ]
     return torch.stack(numbers, dim=1)
+
+
+def centre_offset(images_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return how far from its middle each image has the peak of the source there, pixels, N; 0 where that is in the middle.
+
+    The image, averaged over a Gaussian, is climbed from its middle: a galaxy there has its own peak, however bright its
+    neighbours. A noise peak near the middle is no offset: what counts stands out by 10 sigma, and above the middle itself.
+    Where nothing is in the middle, the brightest source counts.
+
+    Parameters
+    ----------
+    images_NCHW
+        Flux units, finite, with their sky.
+    """
+    images_NCHW = images_NCHW.float()
+    sky_NC, noise_NC = local_sky(images_NCHW)
+    noise_NC = noise_NC.clamp(min=torch.finfo(torch.float32).tiny)
+    signal_NHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC).sum(1) / math.sqrt(images_NCHW.shape[1])
+    # Blocks of 2 x 2 pixels, whose white noise has a standard deviation of one again; a window keeps it.
+    signal_N1HW = 2 * F.avg_pool2d(signal_NHW[:, None], 2)
+    height, width = signal_N1HW.shape[-2:]
+    reach = math.ceil(3 * _PEAK_WINDOW / 2)
+    window = torch.exp(-((2 * torch.arange(-reach, reach + 1, device=images_NCHW.device) / _PEAK_WINDOW) ** 2) / 2)
+    window = window / (window**2).sum().sqrt()
+    signal_N1HW = F.conv2d(signal_N1HW, window[None, None, :, None] * window, padding=reach)
+    uphill_NX = F.max_pool2d(signal_N1HW, 3, 1, 1, return_indices=True)[1].flatten(1)
+    for _ in range(math.ceil(math.log2(height + width))):
+        uphill_NX = uphill_NX.gather(1, uphill_NX)
+    # One block or the highest of two or four.
+    index_HW = torch.arange(height * width, device=images_NCHW.device).view(height, width)
+    middle_M = index_HW[(height - 1) // 2 : height // 2 + 1, (width - 1) // 2 : width // 2 + 1].flatten()
+    signal_NX = signal_N1HW.flatten(1)
+    around_N, start_N = signal_NX[:, middle_M].max(1)
+    peak_N1 = uphill_NX.gather(1, middle_M[start_N][:, None])
+    peak_N1 = torch.where(signal_NX.gather(1, peak_N1) < _NO_PEAK_SIGMA, signal_NX.argmax(1, keepdim=True), peak_N1)
+    height_N = signal_NX.gather(1, peak_N1)[:, 0]
+    place_2N = torch.stack([peak_N1[:, 0] % width, peak_N1[:, 0] // width])
+    offset_2N = 2 * place_2N + 0.5 - torch.tensor(images_NCHW.shape[:1:-1], device=images_NCHW.device)[:, None] / 2 + 0.5
+    return torch.hypot(*offset_2N).where((height_N > _PEAK_SIGMA) & (around_N < _PEAK_SHARE * height_N), 0.0)
 
 
 def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:

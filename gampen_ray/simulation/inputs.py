@@ -116,7 +116,8 @@ def _images(field: str, folder: str) -> list[tuple[str, np.ndarray]]:
     for uri in uris:
         try:
             data = storage.read_bytes(uri)
-            image = np.load(io.BytesIO(data)) if uri.endswith(".npy") else read_cutout(data, uri, ReaderConfig()).image_CHW
+            reader = ReaderConfig(headers="ignore")
+            image = np.load(io.BytesIO(data)) if uri.endswith(".npy") else read_cutout(data, uri, reader).image_CHW
         except (CutoutError, ValueError, OSError) as error:
             raise UserError(f"{field}: {uri}: {error}") from None
         image = np.squeeze(np.asarray(image, float))

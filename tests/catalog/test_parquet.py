@@ -30,7 +30,7 @@ def test_columns_in_order():
     assert table.column_names == [
         *("object_id", "ra", "dec"),
         *summarise(m),
-        *("crop_scale", "flags", "mixture_mean", "mixture_scale_tril"),
+        *("crop_scale", "centre_offset", "flags", "mixture_mean", "mixture_scale_tril"),
     ]
     assert table.schema.field("mixture_mean").type == pa.list_(pa.float32(), 32 * 2)
     assert table.schema.field("mixture_scale_tril").type == pa.list_(pa.float32(), 32 * 3)
@@ -98,7 +98,7 @@ def test_flags_are_documented_in_the_file():
         "bit mask: 1 INPUT_PADDED, 2 PIXELS_FILLED, 4 CROP_AT_BOUND, 8 NEAR_TRAINING_EDGE, 16 EPISTEMIC_DOMINATES, "
         "32 UNUSUAL_IMAGE, 64 RESAMPLED, 128 CONDITION_MISSING, 256 CONDITION_OUT_OF_RANGE, 512 SKY_OUT_OF_RANGE, "
         "1024 NOISE_OUT_OF_RANGE, 2048 BRIGHTNESS_OUT_OF_RANGE, 4096 SIZE_OUT_OF_RANGE, 8192 PIXELS_CONSTANT, "
-        "16384 NOISE_CORRELATION_OUT_OF_RANGE, 32768 STRAY_LIGHT_OUT_OF_RANGE"
+        "16384 NOISE_CORRELATION_OUT_OF_RANGE, 32768 STRAY_LIGHT_OUT_OF_RANGE, 65536 OFF_CENTRE"
     )
     assert Flag.INPUT_PADDED | Flag.PIXELS_FILLED == 3
 

@@ -35,6 +35,7 @@ def predicted(mean_ND: np.ndarray, sigma_N: np.ndarray, **columns: object) -> Pr
         "reason": np.full(count, ""),
         "flags": np.zeros(count, np.int64),
         "crop_scale": np.ones(count),
+        "centre_offset": np.zeros(count),
         **columns,
         **{name: pa.FixedShapeTensorArray.from_numpy_ndarray(values) for name, values in tensors.items()},
     }

@@ -223,7 +223,7 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
 def test_flags_tell_what_was_done_to_the_pixels(ray_local: None, inputs: Path, tmp_path: Path) -> None:
     columns = galaxies(4)
     columns["pixels_filled"] = np.array([False, True, False, True])
-    columns["padded"] = np.array([False, False, True, True])
+    columns["side_pixels"] = np.array([SIZE, SIZE, SIZE - 1, SIZE - 1])
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 4})
     shards.write_shard(shards.part_uri(str(tmp_path / "d"), shards.ALL, 0), columns, info)
     shards.write_dataset_info(str(tmp_path / "d"), info)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gampen_ray.data.cutouts import CutoutError, fit_to_size, stem
+from gampen_ray.data.cutouts import CutoutError, fit_to_size, stem, without_blanks
 
 IMAGE = np.random.default_rng(0).normal(100, 10, size=(40, 50)).astype(np.float32)
 
@@ -43,7 +43,9 @@ def test_the_rule_is_that_of_the_network_input() -> None:
 def test_nan_policies() -> None:
     image = IMAGE[None].copy()
     image[0, 20, 20:23] = [np.nan, np.inf, -np.inf]
-    with pytest.raises(CutoutError, match="3 of 2,000 pixels are NaN or infinite; nan_policy zero or median fills them"):
+    with pytest.raises(
+        CutoutError, match=r"3 of 2,000 pixels are without a value: NaN, .*; nan_policy zero or median fills them"
+    ):
         fit_to_size(image, 64)
     zero, median = fit_to_size(image, 50, "zero"), fit_to_size(image, 50, "median")
     assert (zero[0, 25, 20:23] == 0).all()
@@ -58,7 +60,7 @@ def test_only_pixels_inside_the_crop_count() -> None:
 
 @pytest.mark.parametrize("policy", ["quarantine", "zero", "median"])
 def test_constant_images_are_refused_under_every_policy(policy: str) -> None:
-    with pytest.raises(CutoutError, match="all pixels are NaN or infinite"):
+    with pytest.raises(CutoutError, match="all pixels are without a value: NaN, infinite, masked"):
         fit_to_size(np.full((1, 8, 8), np.nan, dtype=np.float32), 16, policy)  # type: ignore[arg-type]
     with pytest.raises(CutoutError, match="all pixels have the same value 3"):
         fit_to_size(np.full((1, 8, 8), 3, dtype=np.float32), 16, policy)  # type: ignore[arg-type]
@@ -79,3 +81,42 @@ def test_constant_images_are_refused_under_every_policy(policy: str) -> None:
 )
 def test_stem(name: str, expected: str) -> None:
     assert stem(name) == expected
+
+
+@pytest.mark.parametrize("value", [-999.0, -99.0, -9999.0, 1e20, -1e30, np.finfo(np.float32).max])
+def test_a_sentinel_has_no_value(value: float) -> None:
+    image = IMAGE[None].copy()
+    image[0, 20, 21] = value
+    assert np.argwhere(np.isnan(without_blanks(image))).tolist() == [[0, 20, 21]]
+
+
+def test_positive_sentinels_are_told_from_brightness_by_their_number() -> None:
+    image = np.random.default_rng(0).normal(0, 1, (1, 40, 40)).astype(np.float32)
+    image[0, 20, 20] = 99
+    np.testing.assert_array_equal(without_blanks(image), image)
+    image[0, 3, :5] = 99
+    assert np.isnan(without_blanks(image)).sum() == 6
+    # Counts about 99.
+    counts = np.random.default_rng(0).poisson(99, (1, 40, 40)).astype(np.float32)
+    np.testing.assert_array_equal(without_blanks(counts), counts)
+    # Scaled integers in steps of 0.5.
+    steps = np.round(2 * np.random.default_rng(0).normal(99, 10, (1, 40, 40))).astype(np.float32) / 2
+    np.testing.assert_array_equal(without_blanks(steps), steps)
+
+
+@pytest.mark.parametrize("side", [np.s_[-28:], np.s_[:1], np.s_[:, :3], np.s_[:, -1:]])
+@pytest.mark.parametrize("value", [0.0, 7.5])
+def test_a_border_of_one_value_has_none(side: tuple, value: float) -> None:
+    image = IMAGE.copy()
+    image[side] = value
+    blank = np.isnan(without_blanks(image[None]))[0]
+    assert blank[side].all()
+    assert blank.sum() == image[side].size
+
+
+def test_images_without_noise_keep_their_border() -> None:
+    y, x = np.indices((40, 40)) - 19.5
+    image = np.maximum(5 - np.hypot(x, y), 0).astype(np.float32)[None]
+    np.testing.assert_array_equal(without_blanks(image), image)
+    gradient = np.repeat(np.arange(40, dtype=np.float32)[:, None], 40, axis=1)[None]
+    np.testing.assert_array_equal(without_blanks(gradient), gradient)

@@ -27,7 +27,7 @@ def test_shards_are_read_in_pieces_of_any_size(piece: int, tmp_path: Path) -> No
     columns = galaxies(600)
     columns["image"][300] = np.nan
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 600})
-    shards.write_shard(shards.part_uri(str(tmp_path), shards.ALL, 0), columns | {"padded": np.arange(600) > 500}, info)
+    shards.write_shard(shards.part_uri(str(tmp_path), shards.ALL, 0), columns | {"side_pixels": np.arange(600) % SIZE}, info)
     shards.write_dataset_info(str(tmp_path), info)
     source, units = open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
     assert [unit.num_rows for unit in units] == [256, 256, 88]
@@ -35,7 +35,7 @@ def test_shards_are_read_in_pieces_of_any_size(piece: int, tmp_path: Path) -> No
     assert max(len(rows["object_id"]) for rows in pieces) == min(piece, 256)
     read = {name: np.concatenate([rows[name] for rows in pieces]) for name in pieces[0]}
     assert np.array_equal(read["object_id"], columns["object_id"])
-    assert np.array_equal(read["padded"], np.arange(600) > 500)
+    assert np.array_equal(read["side_pixels"], np.arange(600) % SIZE)
     assert not read["pixels_filled"].any()
     assert np.flatnonzero(read["reason"] != "").tolist() == [300]
     columns["image"][300] = 0

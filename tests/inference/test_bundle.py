@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from astropy import units as u
 
 import gampen_ray
 from gampen_ray.config import TrainConfig
@@ -175,3 +176,29 @@ def test_images_that_do_not_fit_are_refused(saved: Path) -> None:
         load_bundle(str(saved)).predict(np.zeros((20, 20)))
     with pytest.raises(UserError, match=r"images: shape \(0, 1, 20, 20\)"):
         load_bundle(str(saved)).predict(images[:0])
+
+
+def test_pixels_of_any_layout_mask_and_unit(saved: Path) -> None:
+    model = dataclasses.replace(load_bundle(str(saved)), calibration=bundle().calibration)
+    model = dataclasses.replace(model, images=dataclasses.replace(model.images, zero_point_mag=27.0))
+    images = galaxies(3)["image"]
+
+    def mean(pixels: Any, **options: Any) -> np.ndarray:
+        return model.predict(pixels, num_passes=2, **options).mean()
+
+    expected = mean(images)
+    np.testing.assert_array_equal(mean(images.astype(">f4")), expected)
+    np.testing.assert_allclose(mean(images[..., ::-1].copy()), mean(images[..., ::-1]))
+    np.testing.assert_array_equal(mean(np.ma.array(images, mask=False)), expected)
+    with pytest.raises(UserError, match="images: 1 have non-finite pixels, the first is number 1"):
+        mean(np.ma.array(images, mask=np.arange(3)[:, None, None, None] + np.zeros(images.shape) == 1))
+    # 31.4, up to the definition of the AB system.
+    np.testing.assert_allclose(mean(images * u.nJy), mean(images, zero_point_mag=31.4), rtol=2e-3)
+    np.testing.assert_allclose(mean(images * u.nJy), mean(images / 1000 * u.uJy), rtol=1e-5)
+    with pytest.raises(UserError, match="images: their unit is ct, whose zero point is unknown; give zero_point_mag"):
+        mean(images * u.ct)
+    with pytest.raises(UserError, match=r"zero_point_mag: 27 is given, but the images are in nJy, of 31\.400; leave it out"):
+        mean(images * u.nJy, zero_point_mag=27.0)
+    for wrong in (0.0, -0.2, np.nan):
+        with pytest.raises(UserError, match=r"pixel_scale_arcsec: .* is no size of a pixel"):
+            mean(images, pixel_scale_arcsec=wrong)

@@ -37,7 +37,7 @@ def affine(scale=1.0, angle=0.0, shift=(0.0, 0.0)):
 def test_crop_at_bound(map_N23, beyond):
     assert crop_at_bound(map_N23).tolist() == [beyond]
     expected = Flag.CROP_AT_BOUND if beyond else 0
-    assert image_flags(map_N23, np.zeros((1, 0)), None, resampled=False).tolist() == [expected]
+    assert image_flags(map_N23, np.zeros((1, 0)), None, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [expected]
 
 
 def test_the_table_of_the_readme_gives_every_meaning():
@@ -51,10 +51,13 @@ def test_unusual_and_resampled_images():
     training = np.random.default_rng(0).normal(size=(1000, 3))
     novelty = OutOfDistribution.fit(training, training)
     maps, images = np.repeat(affine(0.5), 2, axis=0), np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
-    assert image_flags(maps, images, novelty, resampled=False).tolist() == [0, Flag.UNUSUAL_IMAGE]
-    assert image_flags(maps, images, None, resampled=False).tolist() == [0, 0]
+    assert image_flags(maps, images, novelty, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [0, Flag.UNUSUAL_IMAGE]
+    assert image_flags(maps, images, None, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [0, 0]
     both = Flag.UNUSUAL_IMAGE | Flag.RESAMPLED
-    assert image_flags(maps, images, novelty, resampled=True).tolist() == [Flag.RESAMPLED, both]
+    assert image_flags(maps, images, novelty, resampled=True, centre_offset_N=np.array([0.0, 5.0])).tolist() == [
+        Flag.RESAMPLED,
+        both | Flag.OFF_CENTRE,
+    ]
 
 
 @pytest.mark.parametrize(

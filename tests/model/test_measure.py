@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gampen_ray.model.images import random_symmetry
-from gampen_ray.model.measure import local_sky, measure, number_names, window_widths
+from gampen_ray.model.measure import centre_offset, local_sky, measure, number_names, window_widths
 
 SIZE, NOISE = 64, 0.01
 
@@ -113,3 +113,31 @@ def test_names_are_known_where_tensors_have_shapes_alone() -> None:
     expected = number_names(("r",), 64)
     with torch.device("meta"):
         assert number_names(("r",), 64) == expected
+
+
+@pytest.mark.parametrize("side", [64, 65])
+@pytest.mark.parametrize("shift", [(0, 0), (2, -1), (8, 0), (0, -12), (-7, 9)])
+def test_a_galaxy_off_the_centre_is_found_beside_neighbours(shift: tuple[int, int], side: int) -> None:
+    y, x = np.indices((side, side)) - (side - 1) / 2
+    galaxy = 60 * np.exp(-np.hypot(x - shift[0], y - shift[1]) / 4)
+    # Ten times as bright, beside the galaxy but not over it.
+    neighbour = 600 * np.exp(-np.hypot(x + 24, y + 24) / 1.5)
+    noise = np.random.default_rng(0).normal(0, 1, (side, side))
+    (found,) = centre_offset(torch.tensor(galaxy + neighbour + noise)[None, None]).tolist()
+    expected = math.hypot(*shift)
+    assert found == (0 if expected < 4 else pytest.approx(expected, abs=1.5))
+
+
+def test_noise_and_flat_galaxies_are_not_off_the_centre() -> None:
+    y, x = np.indices((64, 64)) - 31.5
+    flat = 3 * np.exp(-((np.hypot(x, y) / 15) ** 2))
+    noise = np.random.default_rng(0).normal(0, 1, (20, 1, 64, 64))
+    assert not centre_offset(torch.tensor(noise)).any()
+    assert not centre_offset(torch.tensor(flat + noise)).any()
+
+
+def test_a_source_is_found_where_nothing_is_in_the_middle() -> None:
+    y, x = np.indices((64, 64)) - 31.5
+    noise = np.random.default_rng(0).normal(0, 1, (5, 1, 64, 64))
+    offsets = centre_offset(torch.tensor(60 * np.exp(-np.hypot(x - 20, y) / 2) + noise))
+    torch.testing.assert_close(offsets, torch.full_like(offsets, 20), atol=1.5, rtol=0)

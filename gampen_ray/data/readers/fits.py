@@ -5,57 +5,180 @@ Shape legend: C bands, H x W pixels.
 
 import io
 import math
+import re
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
+from gampen_ray.data.kinds import Kind, kind_of
 
 __all__ = ["FitsReader"]
+
+_MAX_HDUS, _MAX_COUNT, _CARD = 1000, 999, 80
+_COUNTS = re.compile(rb"(Z?NAXIS|TFIELDS) *= *([+-]?\d+)")
+# Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
+_PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
 
 class FitsReader:
     """The image of one HDU: two-dimensional, or for several bands a cube with these on its first axis.
 
-    Leading axes of length one are dropped.
+    Leading axes of length one are dropped. Without an index, HDUs that are no image of a galaxy by their name (EXTNAME, or
+    IMAGETYP) are passed over, those named SCI or IMAGE are preferred, and an image of one value is passed over if another
+    follows. Pixels that the file's own variance, weight, error or mask image marks as unexposed become NaN, as do BLANK ones.
     """
 
     def reads(self, name: str, head: bytes) -> bool:
         return head.startswith(b"SIMPLE")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
+        _check_counts(data)
         # Headers that break the standard's letter are common and harmless; a truncated file, too, is only a warning.
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True) as hdus:
-                chosen = _choose(hdus, config.hdu)
-                _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
-                image_CHW = _to_bands(chosen.data, len(config.bands))
-                ra, dec = _centre(chosen.header, image_CHW.shape[1:])
-                header = chosen.header.copy(strip=True)
-        return Cutout(image_CHW, ra, dec, header)
+            # Without uint=False, BLANK pixels of unsigned integers stay numbers.
+            hdus: Any
+            with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True, uint=False) as hdus:
+                file = _File(hdus, data, caught)
+                place = file.choose(config.hdu, config.bands)
+                header = hdus[place].header.copy(strip=True)
+                image_CHW = _to_bands(linear_pixels(file.pixels(place), header), len(config.bands))
+                shape = image_CHW.shape[1:]
+                if (unexposed_HW := file.unexposed(place, shape, config.mask_planes)) is not None:
+                    image_CHW[:, unexposed_HW] = np.nan
+                facts = header_facts(hdus[place].header, hdus[0].header, shape, position_only=config.headers == "ignore")
+        return Cutout(image_CHW, header=header, **facts)
 
 
-def _choose(hdus: Any, index: int | None) -> Any:
-    if index is None:
-        for candidate in hdus:
-            if candidate.is_image and candidate.header.get("NAXIS", 0):
-                return candidate
-        raise CutoutError("no HDU holds an image")
-    if not 0 <= index < len(hdus):
-        raise CutoutError(f"no HDU {index}: the file has {len(hdus)}, counted from 0")
-    if not hdus[index].is_image or not hdus[index].header.get("NAXIS", 0):
-        raise CutoutError(f"HDU {index} holds no image")
-    return hdus[index]
+class _File:
+    """The HDUs of an open file."""
+
+    def __init__(self, hdus: Any, data: bytes, caught: Sequence[warnings.WarningMessage]) -> None:
+        self._hdus: list[Any] = []
+        self._data, self._caught = data, caught
+        start = -1
+        for hdu in hdus:
+            # A damaged size may lead back to an earlier HDU, without end.
+            if hdu.fileinfo()["hdrLoc"] <= start or len(self._hdus) == _MAX_HDUS:
+                raise CutoutError(
+                    f"damaged FITS file: HDU {len(self._hdus)} begins inside an earlier one, or there is no last one"
+                )
+            start = hdu.fileinfo()["hdrLoc"]
+            self._hdus.append(hdu)
+
+    def choose(self, index: int | None, bands: tuple[str, ...]) -> int:
+        """Return the place of the HDU whose image is read."""
+        hdus = self._hdus
+        if index is not None:
+            if not 0 <= index < len(hdus):
+                raise CutoutError(f"no HDU {index}: the file has {len(hdus)}, counted from 0")
+            if not _holds_image(hdus[index]):
+                raise CutoutError(f"HDU {index} holds no image")
+            return index
+        images = [place for place, hdu in enumerate(hdus) if _holds_image(hdu)]
+        if not images:
+            raise CutoutError("no HDU holds an image")
+        kinds = {place: _kind(hdus[place]) for place in images}
+        # A file that holds a PSF alone was asked for as one.
+        wanted = [place for place in images if kinds[place] in ("", "science") or (kinds[place] == "psf" and len(images) == 1)]
+        if not wanted:
+            names = ", ".join(_name(hdus[place]) for place in images)
+            raise CutoutError(f"no HDU holds the image of a galaxy, by their names {names}; reader.hdu takes one all the same")
+        science = [place for place in wanted if kinds[place] == "science"]
+        # A preview in colours has other axes.
+        fitting = [place for place in science or wanted if _fits_bands(_shape(hdus[place]), len(bands))]
+        if len(bands) == 1 and (band := canonical_band(bands[0])):
+            fitting = [place for place in fitting if header_band(hdus[place].header) == band] or fitting
+        for place in fitting[:-1]:
+            if not _constant(self.pixels(place)):
+                return place
+        return (fitting or science or wanted)[-1 if fitting else 0]
+
+    def pixels(self, place: int) -> Any:
+        """Return the pixels of an image HDU; astropy keeps them."""
+        hdu = self._hdus[place]
+        _check_size(hdu, len(self._data), any("truncated" in str(warning.message) for warning in self._caught))
+        if isinstance(hdu, fits.CompImageHDU):
+            tables: Any
+            with fits.open(io.BytesIO(self._data), memmap=False, disable_image_compression=True) as tables:
+                _check_compression(tables[place].header, _shape(hdu))
+        return hdu.data
+
+    def unexposed(self, place: int, shape: tuple[int, ...], planes: tuple[str, ...]) -> np.ndarray | None:
+        """Return which pixels have no value by the images between an image and the next one of a galaxy; None: unknown."""
+        bad_HW: np.ndarray | None = None
+        for follower in range(place + 1, len(self._hdus)):
+            hdu = self._hdus[follower]
+            if not _holds_image(hdu):
+                continue
+            kind = _kind(hdu)
+            if kind in ("", "science"):
+                break
+            if kind in ("variance", "error", "weight", "mask") and _shape(hdu)[-2:] == shape:
+                marked_HW = np.any(_marked(self.pixels(follower).reshape(-1, *shape), kind, hdu.header, planes), axis=0)
+                bad_HW = marked_HW if bad_HW is None else bad_HW | marked_HW
+        return bad_HW
+
+
+def _check_counts(data: bytes) -> None:
+    # astropy reads as many cards as these say, and so without end; the standard ends at 999.
+    for match in _COUNTS.finditer(data):
+        if match.start() % _CARD == 0 and abs(int(match[2])) > _MAX_COUNT:
+            raise CutoutError(f"damaged FITS file: {match[1].decode()} is {int(match[2])}")
+
+
+def _holds_image(hdu: Any) -> bool:
+    return bool(hdu.is_image and hdu.header.get("NAXIS", 0))
+
+
+def _name(hdu: Any) -> str:
+    # The Legacy Surveys' cutouts have IMAGETYP.
+    return str(hdu.header.get("EXTNAME") or hdu.header.get("IMAGETYP") or "")
+
+
+def _kind(hdu: Any) -> Kind:
+    return kind_of(_name(hdu))
+
+
+def _shape(hdu: Any) -> tuple[int, ...]:
+    return tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
+
+
+def _fits_bands(shape: tuple[int, ...], num_bands: int) -> bool:
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return len(shape) == 2 if num_bands == 1 else len(shape) == 3 and shape[0] == num_bands
+
+
+def _constant(pixels: np.ndarray) -> bool:
+    finite = pixels[np.isfinite(pixels)]
+    return not finite.size or finite.min() == finite.max()
+
+
+def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, ...]) -> np.ndarray:
+    if kind == "mask":
+        flags_MHW: np.ndarray = np.nan_to_num(pixels_MHW).astype(np.int64)
+        return (flags_MHW & _plane_bits(header, planes)) != 0
+    # A weight of zero says that no exposure contributes, a variance that is not finite likewise.
+    return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
+
+
+def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
+    bits = {name.removeprefix(_PLANE): header[name] for name in header if name.startswith(_PLANE)}
+    bits |= {str(header[name]): int(name[len(_NAMED_PLANE) :]) for name in header if name.startswith(_NAMED_PLANE)}
+    chosen = (int(bits[name]) for name in planes if name in bits)
+    return -1 if "any" in planes else sum(1 << bit for bit in set(chosen) if 0 <= bit < 63)
 
 
 def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
     # Called before pixels are read, because reading allocates the size in the header.
-    shape = tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
+    shape = _shape(hdu)
     pixels = math.prod(shape)
     if min(shape) < 1:
         raise CutoutError(f"the image has no pixels: its shape is {shape}")
@@ -72,30 +195,24 @@ def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
         raise CutoutError(f"the FITS file is truncated: {declared:,} bytes of pixels declared, {max(found, 0):,} found")
 
 
+def _check_compression(header: Any, shape: tuple[int, ...]) -> None:
+    # What the decoders in C take on trust: with other values they end the process.
+    tile = [int(header.get(f"ZTILE{axis}", side if axis == 1 else 1)) for axis, side in enumerate(reversed(shape), 1)]
+    names = {str(header[key]).upper(): header[f"ZVAL{key[5:]}"] for key in header if re.fullmatch(r"ZNAME\d+", key)}
+    known = {"BYTEPIX": (1, 2, 4, 8), "BLOCKSIZE": (16, 32)}
+    wrong = [f"{name} {names[name]}" for name, values in known.items() if name in names and names[name] not in values]
+    wrong += [f"ZTILE{axis} {size}" for axis, size in enumerate(tile, 1) if not 0 < size <= shape[-axis]]
+    if header["ZBITPIX"] not in (8, 16, 32, 64, -32, -64):
+        wrong.append(f"ZBITPIX {header['ZBITPIX']}")
+    if wrong:
+        raise CutoutError(f"damaged FITS file: the compressed image has {', '.join(wrong)}")
+
+
 def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
     shape = pixels.shape
-    while pixels.ndim > 2 and len(pixels) == 1:
-        pixels = pixels[0]
-    if num_bands == 1 and pixels.ndim == 2:
-        pixels = pixels[np.newaxis]
-    elif num_bands == 1 or pixels.ndim != 3 or len(pixels) != num_bands:
+    if not _fits_bands(shape, num_bands):
         wanted = "a two-dimensional image" if num_bands == 1 else f"a cube of {num_bands} bands"
         raise CutoutError(f"the image is {len(shape)}-dimensional with shape {shape}, not {wanted}")
     with np.errstate(over="ignore", invalid="ignore"):
-        # Values beyond float32 become infinite. FITS is big-endian; the result is native.
-        return np.ascontiguousarray(pixels, dtype=np.float32)
-
-
-def _centre(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float]:
-    if "CTYPE1" not in header:
-        return math.nan, math.nan
-    try:
-        celestial: Any = WCS(header).celestial
-        if celestial.naxis != 2:
-            return math.nan, math.nan
-        height, width = shape
-        sky = celestial.pixel_to_world((width - 1) / 2, (height - 1) / 2).icrs
-        return float(sky.ra.deg), float(sky.dec.deg)
-    except Exception:
-        # The pixels are usable without a WCS.
-        return math.nan, math.nan
+        # Values beyond float32 become infinite. FITS is big-endian; the result is native, and a copy.
+        return np.array(pixels.reshape(num_bands, *shape[-2:]), dtype=np.float32, order="C")

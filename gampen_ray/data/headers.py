@@ -1,0 +1,184 @@
+"""What a FITS header says of an image: zero point, pixel scale, band and position; asinh-compressed pixels made linear.
+
+Headers are untrusted: a card that cannot be read counts as missing.
+"""
+
+import math
+import re
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+
+from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.wcs import centre_and_scale
+
+__all__ = ["canonical_band", "header_band", "header_facts", "linear_pixels", "unit_zero_point"]
+
+# 3631 Jy: the zero point of AB magnitudes in units of Jy (Oke & Gunn 1983).
+_AB_JANSKY = 2.5 * math.log10(3631)
+_ARCSEC2_PER_SR = math.degrees(1) ** 2 * 3600**2
+# Zero points in AB magnitudes of a unit of the pixels, as SWarp, SCAMP, GALFIT, Euclid, DES and MegaPipe write them.
+_ZERO_POINTS = ("MAGZERO", "MAGZPT", "MAGZP", "MAGZEROP", "MAG_ZP", "MAG0", "ABMAGZP", "ZPAB", "PHOTZP", "ZP", "ZPT", "ZEROPNT")
+# Missions whose zero points of that name are Vega magnitudes.
+_VEGA = re.compile(r"WISE|2MASS|UKIRT|VISTA", re.IGNORECASE)
+_BANDS = ("FILTER", "FILTER1", "FILTER2", "FILTNAM", "BAND")
+_SCALES = ("PIXSCALE", "PIXELSCL", "SECPIX")
+_PREFIX = {"": 1.0, "n": 1e-9, "nano": 1e-9, "u": 1e-6, "micro": 1e-6, "m": 1e-3, "milli": 1e-3, "M": 1e6, "mega": 1e6}
+_SURVEY = r"(?:sdss|hsc|des|decam|ps1?|lsst|kids|omegacam|megacam|subaru|cfht|vst)?"
+_SAME_MAG = 0.01
+# Pan-STARRS: 2.5 log10(e), and the zero point of a count per second.
+_ASINH = 2.5 * math.log10(math.e)
+_PS1_ZERO_POINT = 25.0
+
+Header = Mapping[str, Any] | fits.Header
+
+
+def header_facts(
+    hdu: fits.Header, primary: fits.Header, shape: tuple[int, ...], *, position_only: bool = False
+) -> dict[str, Any]:
+    """Return what the headers say of an image, as fields of `gampen_ray.data.cutouts.Cutout`.
+
+    Parameters
+    ----------
+    hdu, primary
+        Headers of the image's HDU and of the first HDU, whose cards count where the former has none, except those of the WCS.
+    shape
+        Height and width of the image, pixels.
+    position_only
+        Whether all but the position is left out.
+
+    Raises
+    ------
+    CutoutError
+        If unit and zero point contradict each other.
+    """
+    header: Any = ChainMap(hdu, primary)  # pyright: ignore[reportArgumentType]
+    ra, dec, scale = centre_and_scale(hdu, shape)
+    if position_only:
+        return {"ra": ra, "dec": dec}
+    if scale is None:
+        scale = next((value for name in _SCALES if (value := _number(header, name)) and value > 0), None)
+    return {
+        "ra": ra,
+        "dec": dec,
+        "pixel_scale_arcsec": scale,
+        "zero_point_mag": _zero_point(header, scale),
+        "band": header_band(header),
+    }
+
+
+def canonical_band(name: str) -> str:
+    """Return the name of a band in one spelling: ``r``, ``J``, ``F814W``, ``VIS``; empty if it cannot be told.
+
+    Understands names such as ``HSC-I2``, ``r DECam SDSS c0002 6415.0 1480.0``, ``i.MP9702``, ``sdssr`` and ``NIR_Y``.
+    """
+    for word in re.findall("[a-z0-9]+", name.lower()):
+        if re.fullmatch(r"f\d{3,4}(w|m|n|lp|x|w2)", word):
+            return word.upper()
+        if match := re.fullmatch(_SURVEY + r"([ugrizyjhk])[2s]?", word):
+            return match[1].upper() if match[1] in "jhk" else match[1]
+        if word == "vis":
+            return "VIS"
+    return ""
+
+
+def header_band(header: Header) -> str:
+    """Return the canonical name of the band of an image by its header; empty if unknown."""
+    # ACS has two wheels, one of them at CLEAR.
+    names = (_text(header, name) for name in _BANDS)
+    return next((band for name in names if (band := canonical_band(name))), "")
+
+
+def linear_pixels(pixels: np.ndarray, header: fits.Header) -> np.ndarray:
+    """Return the fluxes of an image that Pan-STARRS's pipeline compressed to asinh magnitudes; other images unchanged.
+
+    Such a file has the cards BSOFTEN and BOFFSET, which are removed: flux = BOFFSET + BSOFTEN (e^(C / a) - e^(-C / a)) with
+    a = 2.5 log10(e) (IPP, "asinh compression"). Pixels beyond float64 become infinite.
+    """
+    softening, offset = _number(header, "BSOFTEN"), _number(header, "BOFFSET")
+    if softening is None or offset is None:
+        return pixels
+    del header["BSOFTEN"], header["BOFFSET"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return offset + 2 * softening * np.sinh(pixels.astype(np.float64) / _ASINH)
+
+
+def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | None = None) -> float | None:
+    """Return the AB zero point of pixels in a unit: jansky or maggies, with prefix and factor; None for other units.
+
+    Parameters
+    ----------
+    unit
+        As in BUNIT: ``nJy``, ``1e-12 mgy``, ``MJy/sr``.
+    pixel_sr, scale
+        Area of a pixel, sr, or its side, arcsec: one of them is needed for units per steradian.
+    """
+    text = re.sub(r"[\s*]|(/|\.?)pix(el)?(-1|\^-1)?$", "", unit)
+    steradian = re.search(r"(/sr|\.?sr\^?-1)$", text, re.IGNORECASE)
+    text = text[: steradian.start()] if steradian else text
+    pattern = r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)?((?-i:[mM])|n|u|nano|micro|milli|mega)?(janskys?|jy|magg(?:y|ies)|mgys?)"
+    match = re.fullmatch(pattern, text, re.IGNORECASE)
+    if not match:
+        return None
+    factor = float(match[1] or 1) * _PREFIX[match[2] if match[2] in ("M", "m") else (match[2] or "").lower()]
+    if steradian:
+        area = pixel_sr or (scale and scale**2 / _ARCSEC2_PER_SR)
+        if not area or area <= 0:
+            return None
+        factor *= area
+    if not 0 < factor < math.inf:
+        return None
+    return (_AB_JANSKY if match[3].lower().startswith("j") else 0.0) - 2.5 * math.log10(factor)
+
+
+def _zero_point(header: Header, scale: float | None) -> float | None:
+    unit = _text(header, "BUNIT")
+    found = {f"BUNIT {unit}": unit_zero_point(unit, _number(header, "PIXAR_SR"), scale)}
+    if not _VEGA.search(_text(header, "TELESCOP") + _text(header, "INSTRUME")):
+        for name in _ZERO_POINTS:
+            value = _number(header, name)
+            # 0 is what programs write where there is none. CASU's MAGZPT, beside MAGZRR, is one of Vega and of a second.
+            if value is not None and 5 < value < 60 and not (name == "MAGZPT" and "MAGZRR" in header):
+                found[name] = value
+    if (counts := _number(header, "FLUXMAG0")) and counts > 0:
+        found["FLUXMAG0"] = 2.5 * math.log10(counts)
+    known = {name: value for name, value in found.items() if value is not None}
+    if known and max(known.values()) - min(known.values()) > _SAME_MAG:
+        told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
+        raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
+    return next(iter(known.values()), None) if known else _of_counts(header, unit)
+
+
+def _of_counts(header: Header, unit: str) -> float | None:
+    # Pan-STARRS's compressed stacks (STScI, PS1 stack images); HST's PHOTFLAM and PHOTPLAM (ACS data handbook, sec. 5.1).
+    seconds = _number(header, "EXPTIME")
+    if _number(header, "BSOFTEN") is not None:
+        return _PS1_ZERO_POINT + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+    photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
+    if not (photflam and photplam and photflam > 0 and photplam > 0):
+        return None
+    zero_point = -2.5 * math.log10(photflam) - 5 * math.log10(photplam) - 2.408
+    if re.fullmatch(r"electrons?|e-?|counts?|dn|adu", unit, re.IGNORECASE):
+        # The pixels hold counts, PHOTFLAM is that of counts per second.
+        return zero_point + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+    return zero_point
+
+
+def _text(header: Header, name: str) -> str:
+    try:
+        value = header.get(name, "")
+    except Exception:
+        return ""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _number(header: Any, name: str) -> float | None:
+    try:
+        # SDSS writes EXPTIME as text.
+        value = float(header.get(name, math.nan))
+    except Exception:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,75 @@
+"""What an image shows, by the words of its name: a name is that of an HDU (EXTNAME) or of a file.
+
+Surveys and tools deliver weights, masks, PSFs and error maps beside the image of a galaxy; none of these is a galaxy.
+"""
+
+import bisect
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+__all__ = ["Kind", "kind_of", "without_siblings"]
+
+Kind = Literal["", "science", "mask", "variance", "weight", "error", "psf", "other"]
+"""Of an image; empty: its name does not say. ``variance`` and ``error`` grow with the noise, ``weight`` falls."""
+
+_WORDS: dict[str, Kind] = {
+    **dict.fromkeys(("sci", "science", "image", "img", "data", "flux", "fitim"), "science"),
+    **dict.fromkeys(("mask", "masks", "msk", "mskim", "maskbits", "dq", "flag", "flags", "badpix", "bpm"), "mask"),
+    **dict.fromkeys(("var", "variance"), "variance"),
+    **dict.fromkeys(("wht", "weight", "weights", "wgt", "wei", "ivar", "invvar"), "weight"),
+    **dict.fromkeys(("err", "error", "errors", "rms", "sigma", "noise", "uncert", "unc", "stddev"), "error"),
+    **dict.fromkeys(("psf", "psfs", "psfim", "psfsize", "psfex"), "psf"),
+    **dict.fromkeys(("seg", "segim", "segm", "segmap", "segmentation", "nexp", "depth", "galdepth", "psfdepth"), "other"),
+    **dict.fromkeys(("model", "blobmodel", "resid", "residual", "residuals", "chi", "bkg", "background", "bgmod"), "other"),
+    **dict.fromkeys(("preview", "thumb", "thumbnail", "quicklook"), "other"),
+}
+# In the name of a file these may as well be part of that of a galaxy, such as one with an exponential profile.
+_HDU_WORDS: dict[str, Kind] = dict.fromkeys(("con", "ctx", "exp", "sky"), "other")
+
+
+def kind_of(name: str) -> Kind:
+    """Return what the HDU of a name shows: ``SCI``, ``VAR_POISSON``, ``MERRMS_VIS``, ...; the first known word decides."""
+    for word in re.findall("[a-z]+", name.lower()):
+        if kind := (_WORDS | _HDU_WORDS).get(word.removeprefix("mer")):
+            return kind
+    return ""
+
+
+def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Return which files show galaxies and which are their siblings (masks, weights, PSFs, ...), by index, in order.
+
+    A file is a sibling if a word of its name says so and another file has the name without that word, or begins as it does
+    before that word: ``G1mask`` beside ``G1`` or ``G1_r``, ``a_wht`` beside ``a_sci``, ``mask_G1`` beside ``G1``.
+
+    Parameters
+    ----------
+    names
+        Files by their names without a suffix such as ``.fits``.
+    """
+    split = [_split(name) for name in names]
+    others = sorted(name for name, parts in zip(names, split, strict=True) if parts is None)
+    bare = {_bare(name) for name in others}
+
+    def has_partner(before: str, after: str) -> bool:
+        if _bare(before + after) in bare:
+            return True
+        place = bisect.bisect_left(others, before)
+        return bool(before) and place < len(others) and others[place].startswith(before)
+
+    siblings = [row for row, parts in enumerate(split) if parts and has_partner(*parts)]
+    return sorted(set(range(len(names))) - set(siblings)), siblings
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    # What stands before and after the word that makes a file a sibling.
+    for match in re.finditer("[A-Za-z]+", name):
+        if _WORDS.get(match[0].lower(), "science") != "science":
+            return name[: match.start()].rstrip("-_. "), name[match.end() :]
+    return None
+
+
+def _bare(name: str) -> str:
+    # The name without delimiters and words such as "sci".
+    words = re.findall(r"[A-Za-z]+|\d+|[^\W_]", name)
+    return " ".join(word for word in words if _WORDS.get(word.lower()) != "science")

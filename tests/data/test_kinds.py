@@ -1,0 +1,133 @@
+"""Which HDU and which file shows the galaxy."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.ingest_plan import matching_files
+from gampen_ray.data.kinds import kind_of, without_siblings
+from gampen_ray.data.readers import read_cutout
+
+RNG = np.random.default_rng(0)
+IMAGE, OTHER = RNG.normal(10, 1, (2, 12, 14)).astype(np.float32)
+
+
+def _read(hdus: list[Any], **fields: object) -> np.ndarray:
+    buffer = io.BytesIO()
+    fits.HDUList(hdus).writeto(buffer)
+    return read_cutout(buffer.getvalue(), "a.fits", ReaderConfig(**fields)).image_CHW
+
+
+def _hdu(pixels: np.ndarray, name: str = "", **cards: object) -> fits.ImageHDU:
+    return fits.ImageHDU(pixels, fits.Header(cards), name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("SCI", "science"),
+        ("FLUX_VIS", "science"),
+        ("ERR", "error"),
+        ("MERRMS_VIS", "error"),
+        ("MERPSF_NIR_Y", "psf"),
+        ("MERBKG_VIS", "other"),
+        ("VAR_POISSON", "variance"),
+        ("DQ", "mask"),
+        ("invvar", "weight"),
+        ("NGC1300", ""),
+        ("", ""),
+    ],
+)
+def test_kinds_by_name(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+@pytest.mark.parametrize(
+    "names", [("ERR", "SCI"), ("MASK", "IMAGE"), ("WHT", "SCI"), ("PREVIEW", ""), ("VARIANCE", ""), ("", "SCI")]
+)
+def test_the_image_is_found_behind_others(names: tuple[str, str]) -> None:
+    hdus = [fits.PrimaryHDU(), _hdu(OTHER, names[0]), _hdu(IMAGE, names[1])]
+    np.testing.assert_array_equal(_read(hdus)[0], IMAGE)
+    np.testing.assert_array_equal(_read(hdus, hdu=1)[0], OTHER)
+
+
+def test_the_first_image_where_no_name_helps() -> None:
+    np.testing.assert_array_equal(_read([fits.PrimaryHDU(IMAGE), _hdu(OTHER)])[0], IMAGE)
+
+
+def test_empty_images_and_previews_in_colours_are_passed_over() -> None:
+    np.testing.assert_array_equal(_read([fits.PrimaryHDU(np.zeros_like(IMAGE)), _hdu(IMAGE), _hdu(OTHER, "model")])[0], IMAGE)
+    preview = np.zeros((3, 20, 20), np.uint8)
+    np.testing.assert_array_equal(_read([fits.PrimaryHDU(preview), _hdu(IMAGE)])[0], IMAGE)
+
+
+def test_the_image_of_the_stated_band() -> None:
+    hdus = [fits.PrimaryHDU(), _hdu(OTHER, BAND="g"), _hdu(OTHER, IMAGETYP="invvar"), _hdu(IMAGE, BAND="r")]
+    np.testing.assert_array_equal(_read(hdus, bands=("r",))[0], IMAGE)
+
+
+def test_a_file_without_a_galaxy_has_a_reason() -> None:
+    with pytest.raises(CutoutError, match=r"no HDU holds the image of a galaxy, by their names MASK, VARIANCE; reader\.hdu"):
+        _read([fits.PrimaryHDU(), _hdu(IMAGE, "MASK"), _hdu(IMAGE, "VARIANCE")])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("VARIANCE", np.inf), ("VAR", np.nan), ("ERR", np.nan), ("WHT", 0), ("IVAR", 0), ("WEIGHT", np.nan)]
+)
+def test_pixels_without_exposure_have_no_value(name: str, value: float) -> None:
+    noise = np.ones_like(IMAGE)
+    noise[2, 3] = value
+    hdus = [
+        fits.PrimaryHDU(),
+        _hdu(IMAGE, "SCI"),
+        _hdu(noise, name),
+        _hdu(OTHER, "SCI2"),
+        _hdu(np.full_like(IMAGE, value), name),
+    ]
+    assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[2, 3]]
+
+
+def test_planes_of_a_mask_by_name() -> None:
+    flags = np.zeros(IMAGE.shape, np.int32)
+    flags[0, 0], flags[1, 1], flags[2, 2] = 1 << 8, 1 << 5, 1 << 8 | 1 << 5
+    hsc = _hdu(flags, "MASK", **{"HIERARCH MP_NO_DATA": 8, "HIERARCH MP_DETECTED": 5})
+    rubin = _hdu(flags, "MASK", MSKN0008="NO_DATA", MSKN0005="DETECTED")
+    for mask in (hsc, rubin):
+        hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "IMAGE"), mask]
+        assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[0, 0], [2, 2]]
+        assert np.argwhere(np.isnan(_read(hdus, mask_planes=("DETECTED",))[0])).tolist() == [[1, 1], [2, 2]]
+        assert np.isnan(_read(hdus, mask_planes=("any",))).sum() == 3
+        assert np.isfinite(_read(hdus, mask_planes=())).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "siblings"),
+    [
+        (["G265911fitim", "G265911mskim", "G265911psfim", "G265911segim", "G265911sigma"], [1, 2, 3, 4]),
+        (["G1", "G2", "G1mask"], [2]),
+        (["a_sci", "a_wht", "a_err", "b_sci"], [1, 2]),
+        (["mask_G1", "G1"], [0]),
+        (["ls-0591m305-image-r", "ls-0591m305-invvar-r", "ls-0591m305-psfsize-r"], [1, 2]),
+        # No other file is theirs, or the word is part of a name.
+        (["G1mask", "G2mask"], []),
+        (["exp_0001", "dev_0001"], []),
+        (["maskelyne", "unmasked"], []),
+    ],
+)
+def test_siblings_by_their_names(names: list[str], siblings: list[int]) -> None:
+    assert without_siblings(names) == ([row for row in range(len(names)) if row not in siblings], siblings)
+
+
+def test_siblings_in_a_folder_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("G1.fits", "G1_psf.fits", "G1_mask.fits.gz", "G2.fits"):
+        (tmp_path / name).touch()
+    assert [uri.rpartition("/")[2] for uri in matching_files(str(tmp_path), "*.fits*")] == ["G1.fits", "G2.fits"]
+    assert "2 of 4 files are left out" in caplog.text
+    assert "such as G1_mask.fits.gz, G1_psf.fits" in caplog.text
+    assert len(matching_files(str(tmp_path), "*psf*")) == 1
