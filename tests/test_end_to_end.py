@@ -95,6 +95,12 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
     assert not (tmp_path / "e").exists()
 
 
+def predict(demo_folder: Path, folder: Path) -> None:
+    """Predict the dataset ``d`` of a folder with the demo's bundle, its PSF unknown, into ``o``."""
+    inputs = ["--bundle", str(demo_folder / "run"), "--dataset", str(folder / "d"), "--output", str(folder / "o")]
+    assert cli.main(["infer", *inputs, "--num-passes", "4", "--missing-conditions", "mean"]) == 0
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="the real KiDS and SDSS cutouts are not beside this checkout")
@@ -102,18 +108,7 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 def test_real_cutouts_all_get_a_catalogue_row(demo_folder: Path, tmp_path: Path, folder: str, pattern: str, count: int) -> None:
     ingest = ["ingest", "--images", str(DATA / folder), "--pattern", pattern, "--output", str(tmp_path / "d")]
     assert cli.main([*ingest, "--cutout-size", "96", "--reader.bands", "r"]) == 0
-    infer = [
-        "infer",
-        "--bundle",
-        str(demo_folder / "run"),
-        "--dataset",
-        str(tmp_path / "d"),
-        "--num-passes",
-        "4",
-        "--missing-conditions",
-        "mean",
-    ]
-    assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
+    predict(demo_folder, tmp_path)
     catalog = pq.read_table(tmp_path / "o" / "catalog")
     stems = {path.name.split(".")[0] for path in (DATA / folder).glob(pattern)}
     assert set(catalog["object_id"].to_pylist()) == stems
@@ -155,18 +150,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     assert set(reasons) == set(words)
     for name, word in words.items():
         assert word in reasons[name], reasons[name]
-    infer = [
-        "infer",
-        "--bundle",
-        str(demo_folder / "run"),
-        "--dataset",
-        str(tmp_path / "d"),
-        "--num-passes",
-        "4",
-        "--missing-conditions",
-        "mean",
-    ]
-    assert cli.main([*infer, "--output", str(tmp_path / "o")]) == 0
+    predict(demo_folder, tmp_path)
     assert pq.read_table(tmp_path / "o" / "catalog")["object_id"].to_pylist() == [1]
 
 

@@ -48,7 +48,10 @@ class Flag(enum.IntFlag):
         32,
         "the Mahalanobis distance of the image's features from the training images exceeds that of 99.9 % of held-out images",
     )
-    RESAMPLED = 64, "the cutout was resampled to the pixel scale of the training cutouts"
+    RESAMPLED = (
+        64,
+        "the cutout was resampled to the pixel scale of the training cutouts, and its posterior may be too narrow",
+    )
     CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the mean of the training galaxies was taken"
     CONDITION_OUT_OF_RANGE = (
         256,

@@ -44,7 +44,8 @@ def crop_verdict(crop: CropStatistics) -> Verdict:
 
     fails: the scales between the 5 and 95 % quantiles differ by at most 2 % (a constant crop), or a tenth of the hidden units
     are dead, or the rank correlation with the effective radius is below 0.4. marginal: any unit is dead, half of the crops are
-    at a bound, or the correlation is below 0.8. What is unknown is not judged.
+    at a bound, the correlation is below 0.8, or training left the crop at the measured radius times a constant: it is not
+    learned. What is unknown is not judged.
     """
     dead, correlation = crop.dead_fraction or 0.0, crop.rank_correlation
     spread = f"{crop.scale_p05:.3g} to {crop.scale_p95:.3g} of the cutout's side for 90 % of galaxies"
@@ -55,7 +56,8 @@ def crop_verdict(crop: CropStatistics) -> Verdict:
         return Verdict(verdict="fails", text=f"{units}; the crop is {spread}")
     rank = "" if correlation is None else f"; rank correlation with the effective radius {correlation:.2f}"
     text = f"the crop is {spread}{rank}"
-    if crop.from_radius is not None and crop.from_radius < _UNMOVED:
+    unmoved = crop.from_radius is not None and crop.from_radius < _UNMOVED
+    if unmoved:
         text += "; it is the measured radius times a constant, which training left as it was"
     if correlation is not None and correlation < _UNCORRELATED:
         return Verdict(verdict="fails", text=text)
@@ -63,7 +65,8 @@ def crop_verdict(crop: CropStatistics) -> Verdict:
         return Verdict(verdict="marginal", text=f"{text}; {units}")
     if crop.num_galaxies >= _FEW and crop.at_bound > _AT_BOUND:
         return Verdict(verdict="marginal", text=f"{text}; {crop.at_bound:.0%} of the crops are at a bound")
-    return Verdict(verdict="holds" if correlation is None or correlation >= _CORRELATED else "marginal", text=text)
+    correlated = correlation is None or correlation >= _CORRELATED
+    return Verdict(verdict="holds" if correlated and not unmoved else "marginal", text=text)
 
 
 def coverage_verdict(rows: Iterable[Mapping[str, Any]], bins: Iterable[Mapping[str, Any]] = ()) -> Verdict:

@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mode_centred import mode_centred_interval
-from gampen_ray.posterior.threads import one_thread
 
 if TYPE_CHECKING:
     from gampen_ray.posterior.mixture import Mixture
@@ -124,7 +123,6 @@ def interval_levels() -> np.ndarray:
     return np.array([0.5 * (1 + sign * level) for level in LEVELS.values() for sign in (-1, 1)])
 
 
-@one_thread()
 def summarise(mixture: "Mixture", *, mode_centred: bool = False) -> dict[str, np.ndarray]:
     """Return the summary columns (float64, N) by name, in physical units and catalogue order; see `summary_columns`."""
     statistics = Statistics(mixture)

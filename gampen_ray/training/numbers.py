@@ -53,20 +53,11 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         If a loss is not finite.
     """
     network, config = plan.network.to(worker.device), plan.optimizer
-    merge = network.merge
-    assert merge is not None
     began = time.perf_counter()
     number_NM, target_ND, waited = _measured(plan, train)
     seconds = time.perf_counter() - began
     held_out = _measured(plan, next(stream))[:2]
-    share = math.ceil(_WHITENED / worker.world_size)
-    shares = worker.gather((number_NM[:share].cpu(), target_ND[:share].cpu()))
-    first_NM, first_ND = (torch.cat(parts).to(worker.device) for parts in zip(*shares, strict=True))
-    merge.fit(first_NM)
-    if network.base:
-        network.base.fit(merge.standard(first_NM), first_ND)
-    # Sums of floating-point numbers may differ between machines.
-    worker.broadcast([*merge.buffers(), *(weight.detach() for weight in (network.base or nn.Identity()).parameters())])
+    _learn_scales(worker, network, number_NM, target_ND)
     total = sum(worker.gather(len(number_NM)))
     size = max(1, min(_BATCH, total // _STEPS) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
@@ -91,16 +82,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         losses = []
         for step in range(steps):
             rows = order_N[step * size : (step + 1) * size].to(worker.device)
-            loss_N = network.likelihood.loss(network.from_numbers(number_NM[rows]), target_ND[rows], beta=config.beta)
-            optimizer.zero_grad(set_to_none=True)
-            loss_N.mean().backward()
-            trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
-            worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
-            if config.max_grad_norm:
-                nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-            optimizer.step()
+            losses.append(_step(worker, plan, optimizer, number_NM[rows], target_ND[rows]))
             schedule.step()
-            losses.append(loss_N.detach().mean())
             worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
         train_loss = _mean(worker, torch.stack(losses))
         val_loss = _mean(worker, _losses(network, *held_out))
@@ -119,6 +102,38 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         "data_wait_fraction": waited / seconds,
         "val_loss": best_loss,
     }
+
+
+def _learn_scales(worker: Worker, network: Network, number_NM: torch.Tensor, target_ND: torch.Tensor) -> None:
+    """Learn the whitening of the numbers and the linear part of the means from galaxies of all workers, in place."""
+    merge = network.merge
+    assert merge is not None
+    share = math.ceil(_WHITENED / worker.world_size)
+    shares = worker.gather((number_NM[:share].cpu(), target_ND[:share].cpu()))
+    first_NM, first_ND = (torch.cat(parts).to(worker.device) for parts in zip(*shares, strict=True))
+    merge.fit(first_NM)
+    learned = list(merge.buffers())
+    if network.base:
+        network.base.fit(merge.standard(first_NM), first_ND)
+        learned += [weight.detach() for weight in network.base.parameters()]
+    # Sums of floating-point numbers may differ between machines.
+    worker.broadcast(learned)
+
+
+def _step(
+    worker: Worker, plan: Plan, optimizer: torch.optim.Optimizer, number_NM: torch.Tensor, target_ND: torch.Tensor
+) -> torch.Tensor:
+    """Take a step on this worker's part of a batch and return its mean loss."""
+    network, config = plan.network, plan.optimizer
+    loss_N = network.likelihood.loss(network.from_numbers(number_NM), target_ND, beta=config.beta)
+    optimizer.zero_grad(set_to_none=True)
+    loss_N.mean().backward()
+    trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
+    if config.max_grad_norm:
+        nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+    optimizer.step()
+    return loss_N.detach().mean()
 
 
 @torch.inference_mode()
