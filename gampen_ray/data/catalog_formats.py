@@ -97,9 +97,9 @@ def _properties(uri: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def scalar_table(file: pq.ParquetFile) -> pa.Table:
-    """Return the scalar columns of a Parquet file, dictionaries decoded; others, such as images, are not read."""
-    scalar = [field for field in file.schema_arrow if _is_scalar(field.type)]
+def scalar_table(file: pq.ParquetFile, without: str = "") -> pa.Table:
+    """Return the scalar columns of a Parquet file but one, dictionaries decoded; others, such as images, are not read."""
+    scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without]
     table = file.read(columns=[field.name for field in scalar]).select([field.name for field in scalar])
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)

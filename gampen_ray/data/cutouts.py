@@ -6,6 +6,7 @@ Shape legend: C bands, H x W pixels.
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -37,17 +38,20 @@ class Cutout:
         Sky position of the image's centre, deg; NaN where the file has no celestial coordinates.
     header
         Cards of the image's HDU without the structural ones; empty for formats without a header.
+    numbers
+        Values of the galaxy that come with its image, by the name of their column: ``psf_fwhm_r``, ``noise_r``.
     """
 
     image_CHW: np.ndarray
     ra: float = math.nan
     dec: float = math.nan
     header: fits.Header = dataclasses.field(default_factory=fits.Header)
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def stem(name: str) -> str:
     """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""
-    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz|bz2))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:

@@ -3,10 +3,7 @@
 Every row of the catalogue ends up exactly once, in a shard or in quarantine.
 """
 
-import fnmatch
-import posixpath
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,27 +12,26 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
-from gampen_ray.data import catalogs, gampen_folder, readers, shards, validation
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, CutoutError, central, fit_to_size, stem
+from gampen_ray.data import catalogs, image_rows, shards, validation
+from gampen_ray.data.cutouts import CutoutError, central, fit_to_size
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
 from gampen_ray.data.splits import assign_splits
 from gampen_ray.errors import UserError
+from gampen_ray.progress import Progress
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["NoFilesError", "file_content", "from_bytes", "matching_files", "pack", "plan", "raised", "read_rows", "to_bytes"]
+__all__ = ["from_bytes", "pack", "plan", "read_rows", "to_bytes"]
 
-# Bookkeeping columns of the plan, beside those of the catalogue.
-_SOURCE, _SPLIT, _REASON = "gampen_ray:source", "gampen_ray:split", "gampen_ray:reason"
+# Bookkeeping columns of the plan, beside those of the catalogue and of `image_rows`.
+_SPLIT, _REASON = "gampen_ray:split", "gampen_ray:reason"
+_SOURCE = image_rows.SOURCE
+_BOOKKEEPING = (_SOURCE, image_rows.INDEX, image_rows.FILES, _SPLIT, _REASON)
 _MAGNITUDE = "magnitude"
-_MAX_NAME_BYTES = 255
 _READ_AHEAD = 32
-_READ_THREADS = 8
-
-
-class NoFilesError(UserError):
-    """The folder does not exist or holds no matching file."""
+_PIECE = 1 << 18
+"""Rows whose texts are in Python at once."""
 
 
 def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
@@ -58,19 +54,23 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     UserError
         If a file, folder or column is missing, or a column name is reserved in shards.
     """
-    readers.chosen_readers(config.reader)
+    image_rows.check_format(config.reader)
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
         raise UserError(f"targets: {', '.join(config.targets)}: give each target once, and no id, file or image column")
-    table, sources, catalog_uri = _rows(config)
+    located = image_rows.locate(config)
+    table = _checked(config, located)
     columns = {name: table.column(name) for name in table.column_names}
     for name in ("ra", "dec"):
         spelled = next((column for column in columns if column.lower() == name), None)
         columns[name] = pa.array(catalogs.numbers(columns.pop(spelled))[0]) if spelled else pa.nulls(len(table), pa.float64())
     reasons = validation.validate_rows({"object_id": columns["object_id"]})
-    for row in np.flatnonzero((reasons == "") & (sources == "")):
+    if located.faults is not None:
+        _add(reasons, located.faults != "", located.faults)
+    for row in np.flatnonzero((reasons == "") & located.source.is_null().to_numpy()):
         name = table.column(config.file_column)[int(row)].as_py()
-        fault = f"is {name[:100]!r}: no file below {config.images}" if name and name.strip() else "is missing"
+        text = "" if name is None else str(name)
+        fault = f"is {text[:100]!r}: no file below {config.images}" if text.strip() else "is missing"
         reasons[row] = f"{config.file_column} {fault}"
     target_units = _convert_targets(config, table, columns, reasons)
     ids = columns["object_id"].combine_chunks()
@@ -78,16 +78,18 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     info = DatasetInfo(
         bands=config.reader.bands,
         cutout_size=config.cutout_size,
-        pixel_scale_arcsec=config.reader.pixel_scale_arcsec,
+        pixel_scale_arcsec=_pixel_scale(config, located),
         zero_point_mag=config.reader.zero_point_mag,
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=_fingerprint(config, sources, _texts(ids), splits, *(columns[name] for name in target_units)),
+        fingerprint=_fingerprint(
+            config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *(columns[name] for name in target_units)
+        ),
         source=to_dict(config),
     )
-    bookkeeping = {_SOURCE: np.where(sources == "", catalog_uri, sources), _SPLIT: splits, _REASON: reasons}
-    return pa.table(columns | {key: pa.array(value, pa.string()) for key, value in bookkeeping.items()}), info
+    texts = {_SPLIT: pa.array(splits, pa.string()), _REASON: pa.array(reasons, pa.string())}
+    return pa.table(columns | located.bookkeeping | texts), info
 
 
 def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Counter[str]:
@@ -152,7 +154,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
         Read from the files, as stored.
     """
     reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
-    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in (_SOURCE, _SPLIT, _REASON)}
+    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in _BOOKKEEPING}
     cutouts, num_bytes = _read_cutouts(rows, reasons, reader, info)
     return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes
 
@@ -206,18 +208,59 @@ def _find_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons:
         return splits
     splits = np.full(len(table), shards.ALL, dtype=object)
     usable = np.flatnonzero(reasons == "")
-    if config.targets:
-        splits[usable] = assign_splits(ids.take(usable).to_numpy(zero_copy_only=False), config.split)
+    for start in range(0, len(usable) if config.targets else 0, _PIECE):
+        some = usable[start : start + _PIECE]
+        splits[some] = assign_splits(ids.take(some).to_numpy(zero_copy_only=False), config.split)
     return splits
 
 
-def _fingerprint(config: CutoutsConfig, sources: np.ndarray, *columns: np.ndarray | list[str]) -> str:
+def _checked(config: CutoutsConfig, located: image_rows.Located) -> pa.Table:
+    # The catalogue with its identifiers as object_id, the first column.
+    table, uri = located.table, located.catalog or config.images
+    # The magnitude is derived from the flux.
+    has_flux = "flux" in (Label.parse(name).target for name in config.targets)
+    derived = _MAGNITUDE if has_flux and config.reader.zero_point_mag is not None else None
+    wanted = {name: "targets" for name in config.targets if name != derived}
+    id_column = config.id_column if config.id_column in table.column_names else "object_id"
+    catalogs.require_columns(uri, table, {id_column: "id_column"} | wanted)
+    for name in table.column_names:
+        clash = name == "object_id" and id_column != "object_id"
+        if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
+            raise UserError(f"catalog {uri}: column {name!r} is reserved in shards; rename it in the catalogue")
+    ids = catalogs.to_ids(table.column(id_column))
+    others = [name for name in table.column_names if name != id_column]
+    fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
+    return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields))
+
+
+def _pixel_scale(config: CutoutsConfig, located: image_rows.Located) -> float | None:
+    stated, found = config.reader.pixel_scale_arcsec, located.pixel_scale_arcsec
+    if stated and found and abs(stated / found - 1) > 0.01:
+        raise UserError(
+            f"reader.pixel_scale_arcsec: {stated:g}, but {config.images} says {found:g}; give that, or leave it out to take it"
+        )
+    return stated or found
+
+
+def _fingerprint(config: CutoutsConfig, located: image_rows.Located, *columns: Any) -> str:
     # Paths and the verb's own fields do not change the data; other pixels under the same name do.
     content = fields(CutoutsConfig).keys() - {"images", "catalog"}
     settings = {key: value for key, value in to_dict(config).items() if key in content}
-    stamps = storage.stamps({source for source in sources if source})
-    files = [f"{source.removeprefix(config.images)} {stamps[source]}" if source else "" for source in sources]
-    return content_fingerprint(settings, files, *columns)
+    files = located.source if located.files is None else located.files.combine_chunks().flatten()
+    place = [] if located.index is None else [located.index.combine_chunks()]
+    return content_fingerprint(settings, _stamped(config, files), *place, *columns)
+
+
+def _stamped(config: CutoutsConfig, source: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+    # The files' names below the folder with what changes with their content. In pieces: texts in Python take much memory.
+    pieces = []
+    with Progress("files", None, "files") as progress:
+        for start in range(0, len(source), _PIECE):
+            uris = source.slice(start, _PIECE).to_pylist()
+            stamps = storage.stamps({uri for uri in uris if uri})
+            pieces.append(pa.array([f"{uri.removeprefix(config.images)} {stamps[uri]}" if uri else "" for uri in uris]))
+            progress.advance(len(uris))
+    return pa.chunked_array(pieces, pa.string())
 
 
 def _texts(values: pa.Array | pa.ChunkedArray) -> list[str]:
@@ -232,14 +275,15 @@ def _read_cutouts(
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
-    planned, sources, num_bytes = np.flatnonzero(reasons == ""), rows.column(_SOURCE).to_pylist(), 0
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
+    planned, num_bytes = np.flatnonzero(reasons == ""), 0
+    numbers: dict[str, np.ndarray] = {}
+    with image_rows.Images(rows, reader) as images:
         for start in range(0, len(planned), _READ_AHEAD):
             ahead = planned[start : start + _READ_AHEAD]
-            for row, content in zip(ahead, pool.map(file_content, [sources[row] for row in ahead]), strict=True):
-                num_bytes += len(content) if isinstance(content, bytes) else 0
+            for row, (found, size) in zip(ahead, images.read(ahead), strict=True):
+                num_bytes += size
                 try:
-                    cutout = readers.read_cutout(raised(content), sources[row], reader)
+                    cutout = images.cutout(found)
                     image_NCHW[row] = fit_to_size(cutout.image_CHW, info.cutout_size, reader.nan_policy)
                 except CutoutError as error:
                     reasons[row] = str(error)
@@ -249,67 +293,11 @@ def _read_cutouts(
                     padded[row] = min(inside_CHW.shape[1:]) < info.cutout_size
                     if not np.isfinite(ra[row] + dec[row]):
                         ra[row], dec[row] = cutout.ra, cutout.dec
-    return {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}, num_bytes
-
-
-def _rows(config: CutoutsConfig) -> tuple[pa.Table, np.ndarray, str]:
-    # Returns the catalogue with object_id, the file of each row ("" if none below the folder), and the catalogue's URI.
-    gampen = not config.catalog and gampen_folder.is_gampen_folder(config.images)
-    if not config.catalog and not gampen:
-        if config.targets:
-            raise UserError(f"targets: {', '.join(config.targets)}: there is no catalogue to read them from; set catalog")
-        uris = matching_files(config.images, config.pattern)
-        table = pa.table({"object_id": pa.array([stem(uri) for uri in uris], pa.string())})
-        return table, np.array(uris, dtype=object), ""
-    uri = config.catalog or storage.join(config.images, gampen_folder.INFO_CSV)
-    folder = storage.join(config.images, gampen_folder.CUTOUTS) if gampen else config.images
-    if not storage.exists(folder):
-        raise UserError(f"images: no folder {folder}")
-    table = catalogs.read_catalog(uri, (config.id_column, config.file_column))
-    # GaMPEN catalogues have no identifier; the file's stem replaces it.
-    by_stem = gampen and config.id_column == "object_id" and "object_id" not in table.column_names
-    wanted = {config.file_column: "file_column"} | ({} if by_stem else {config.id_column: "id_column"})
-    # The magnitude is derived from the flux.
-    has_flux = "flux" in (Label.parse(name).target for name in config.targets)
-    derived = _MAGNITUDE if has_flux and config.reader.zero_point_mag is not None else None
-    wanted |= {name: "targets" for name in config.targets if name != derived}
-    catalogs.require_columns(uri, table, wanted)
-    files = _texts(table.column(config.file_column))
-    sources = np.array([_file_uri(folder, file) for file in files], dtype=object)
-    ids = pa.array([stem(file) or None for file in files]) if by_stem else catalogs.to_ids(table.column(config.id_column))
-    for name in table.column_names:
-        clash = name == "object_id" and config.id_column != "object_id"
-        if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
-            raise UserError(f"catalog {uri}: column {name!r} is reserved in shards; rename it in the catalogue")
-    others = [name for name in table.column_names if name != config.id_column]
-    fields = [pa.field("object_id", ids.type), *(table.schema.field(name) for name in others)]
-    return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields)), sources, uri
-
-
-def _file_uri(folder: str, name: str) -> str:
-    # Empty if the name is missing, not a valid file name, or leads out of the folder.
-    parts = name.split("/")
-    if not name or "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
-        return ""
-    uri = name if name.startswith(("/", "s3://")) else storage.join(folder, name)
-    if not {".", ".."}.isdisjoint(parts):
-        scheme = "" if storage.is_local(folder) else "s3://"
-        uri = scheme + posixpath.normpath(uri.removeprefix(scheme))
-    return uri if uri.startswith(storage.join(folder, "")) else ""
-
-
-def matching_files(images: str, pattern: str) -> list[str]:
-    """Return the absolute URIs of the files below a folder that match a pattern, sorted; a `NoFilesError` if there are none."""
-    if not storage.exists(images):
-        raise NoFilesError(f"images: no folder {images}")
-    root = storage.absolute(images)
-    uris = storage.list_files(images)
-    # A pattern without "/" matches the file name alone, as in find.
-    names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
-    matching = [uri for uri, name in zip(uris, names, strict=True) if fnmatch.fnmatchcase(name, pattern)]
-    if not matching:
-        raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
-    return matching
+                    for name, value in cutout.numbers.items():
+                        if name not in numbers:
+                            numbers[name] = np.array(rows.column(name).to_numpy(), dtype=np.float64)
+                        numbers[name][row] = value
+    return numbers | {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "padded": padded}, num_bytes
 
 
 def _target_unit(config: CutoutsConfig, table: pa.Table, label: Label) -> str:
@@ -334,27 +322,3 @@ def _add(reasons: np.ndarray, faults: np.ndarray, texts: np.ndarray) -> None:
     # Keeps the first reason of a row.
     new = faults & (reasons == "")
     reasons[new] = texts[new]
-
-
-def file_content(uri: str) -> bytes | CutoutError:
-    """Return the content of a file, or the error: files are read ahead of their use, so it is raised later (`raised`)."""
-    size = storage.size(uri)
-    if size is None:
-        there = "it is a folder" if storage.exists(uri) else "there is no such file"
-        return CutoutError(there)
-    if size > MAX_FILE_BYTES:
-        return CutoutError(f"the file has {size >> 20:,} MiB: too large for a cutout")
-    try:
-        return storage.read_bytes(uri)
-    except UserError as error:
-        if uri.startswith("s3://"):
-            # The file exists: a server fault must not quarantine the galaxy.
-            raise
-        return CutoutError(f"the file cannot be read: {error}")
-
-
-def raised(content: bytes | CutoutError) -> bytes:
-    """Return the result of `file_content`, or raise it if it is an error."""
-    if isinstance(content, CutoutError):
-        raise content
-    return content

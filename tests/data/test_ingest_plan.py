@@ -88,7 +88,7 @@ def test_each_broken_file_lands_in_quarantine_with_its_reason(tmp_path: Path) ->
         "empty": "the file is empty (0 bytes)",
         "good": "duplicate object_id: an earlier row has it",
         "nan": "all pixels are NaN or infinite",
-        "text": "not a FITS file: it begins with b'This is no FITS file'",
+        "text": "not a file of a known format (fits, numpy, picture): it begins with b'This is no FITS file'",
         "truncated": "the FITS file is truncated: 14,400 bytes of pixels declared, 3,120 found",
         "zero": "all pixels have the same value 0",
     }

@@ -14,12 +14,15 @@ from astropy.wcs import WCS
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.readers.fits_bands import band_hdus, stacked
 
 __all__ = ["FitsReader"]
 
+_BITPIX = (8, 16, 32, 64, -32, -64)
+
 
 class FitsReader:
-    """The image of one HDU: two-dimensional, or for several bands a cube with these on its first axis.
+    """The image of one HDU: two-dimensional, or for several bands a cube with these on its first axis, or an HDU a band.
 
     Leading axes of length one are dropped.
     """
@@ -33,8 +36,15 @@ class FitsReader:
             warnings.simplefilter("always")
             with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True) as hdus:
                 chosen = _choose(hdus, config.hdu)
-                _check_size(chosen, len(data), any("truncated" in str(warning.message) for warning in caught))
-                image_CHW = _to_bands(chosen.data, len(config.bands))
+                truncated = any("truncated" in str(warning.message) for warning in caught)
+                _check_size(chosen, len(data), truncated)
+                if several := band_hdus(hdus, config):
+                    for hdu in several:
+                        _check_size(hdu, len(data), truncated)
+                    image_CHW = stacked(config.bands, [_to_bands(hdu.data, 1) for hdu in several])
+                    chosen = several[0]
+                else:
+                    image_CHW = _to_bands(chosen.data, len(config.bands))
                 ra, dec = _centre(chosen.header, image_CHW.shape[1:])
                 header = chosen.header.copy(strip=True)
         return Cutout(image_CHW, ra, dec, header)
@@ -55,6 +65,8 @@ def _choose(hdus: Any, index: int | None) -> Any:
 
 def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
     # Called before pixels are read, because reading allocates the size in the header.
+    if (bitpix := hdu.header["BITPIX"]) not in _BITPIX:
+        raise CutoutError(f"BITPIX is {bitpix}: FITS has no such pixel type; write the pixels as float32 (BITPIX -32)")
     shape = tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
     pixels = math.prod(shape)
     if min(shape) < 1:
