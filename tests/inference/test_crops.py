@@ -210,7 +210,7 @@ def test_bad_files_have_a_reason_and_the_others_a_crop() -> None:
     assert isinstance(results[0], bytes)
     for result, reason in zip(
         results[1:],
-        ["not a FITS file", "truncated", "1 of 400 pixels are NaN", "no finite crop: extreme pixel values", "gone"],
+        ["not a file of a known format", "truncated", "1 of 400 pixels are NaN", "no finite crop: extreme pixel values", "gone"],
         strict=True,
     ):
         assert isinstance(result, CutoutError)
