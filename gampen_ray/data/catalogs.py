@@ -14,7 +14,7 @@ from gampen_ray import storage
 from gampen_ray.data.catalog_formats import NULL_TEXTS, format_of, parquet_files, plain_name, read_format, scalar_table
 from gampen_ray.errors import UserError
 
-__all__ = ["column_unit", "numbers", "read_catalog", "require_columns", "to_ids"]
+__all__ = ["column_unit", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
 
 pc: Any = pyarrow.compute
 # Its functions are made when it is imported, unseen by a type checker.

@@ -57,6 +57,8 @@ _WILDCARDS = re.compile(r"[*?]")
 _FIELD = re.compile(r"\{(\w+)\}")
 _STEM = r"(?i)(\.[a-z][\p{L}\p{N}_]*)?(\.(gz|fz|bz2))?$"
 _INDEX_COLUMNS = ("idx_in_zarr", "index")
+_MOST_BANDS = 10
+"""Where it is not said, an array of NumPy with an axis of at most this length has bands on it."""
 _CUTANA_TABLE = "images_metadata.parquet"
 _OTHERS = ("*.fit", "*.npy", "*.jpg", "*.jpeg", "*.png")
 """Patterns of files that are taken where none matches the default."""
@@ -103,6 +105,13 @@ class Located:
         others = {INDEX: self.index, FILES: self.files}
         return {SOURCE: source} | {name: values for name, values in others.items() if values is not None}
 
+    def take(self, rows: pa.Array) -> "Located":
+        """Return some of the galaxies."""
+        columns = {"table": self.table, "source": self.source, "index": self.index, "files": self.files}
+        taken: dict[str, Any] = {name: None if values is None else values.take(rows) for name, values in columns.items()}
+        faults = None if self.faults is None else self.faults[rows.to_numpy()]
+        return dataclasses.replace(self, **taken, faults=faults)
+
 
 def locate(config: CutoutsConfig) -> Located:
     """Return all galaxies with their images.
@@ -129,7 +138,7 @@ def locate(config: CutoutsConfig) -> Located:
     catalog = _read_catalog(config, config.catalog) if config.catalog else None
     if catalog and is_folder and _names_files(config, catalog):
         return _by_catalog(config, config.catalog, images, gampen=False)
-    listing = _listed(images) if is_folder else [images]
+    listing = listed_files(images) if is_folder else [images]
     if many := _containers(config, listing):
         return _in_containers(config, many)
     if catalog and is_folder:
@@ -166,7 +175,7 @@ def matching_files(images: str, pattern: str) -> list[str]:
         raise NoFilesError(f"images: no folder {images}")
     if storage.size(images) is not None:
         return [storage.absolute(images)]
-    return _matching(images, pattern, _listed(images))
+    return _matching(images, pattern, listed_files(images))
 
 
 def check_format(config: ReaderConfig) -> None:
@@ -178,7 +187,13 @@ def check_format(config: ReaderConfig) -> None:
         raise UserError(f"reader.format: {config.format!r} is unknown; {hint}give one of {', '.join(known)}")
 
 
-def _listed(folder: str) -> list[str]:
+def matches_default(uri: str) -> bool:
+    """Return whether a file's name matches the default pattern."""
+    return fnmatch.fnmatchcase(uri.rpartition("/")[2], FITS_FILES)
+
+
+def listed_files(folder: str) -> list[str]:
+    """Return the URIs of all files below a folder, sorted, with progress if there are many."""
     with Progress("images", None, "files") as progress:
         return storage.list_files(folder, listed=progress.advance)
 
@@ -194,6 +209,11 @@ def _matching(images: str, pattern: str, uris: Sequence[str]) -> list[str]:
         if matching := [uri for uri, name in zip(uris, names, strict=True) if matches(name)]:
             return matching
     raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
+
+
+def container_files(config: CutoutsConfig, listing: Sequence[str]) -> list[str]:
+    """Return the files of many galaxies that ``images``, a file or a folder with these files, is or holds; else none."""
+    return _one_container(config) or _containers(config, listing)
 
 
 def _one_container(config: CutoutsConfig) -> list[str]:
@@ -246,7 +266,14 @@ def _holds_one(uri: str, reader: ReaderConfig) -> bool:
     except ValueError:
         # Damaged: a file's own reader says why.
         return True
-    return len(shape) < 3 or (len(shape) == 3 and (len(reader.bands) > 1 or 1 in (shape[0], shape[2])))
+    if len(shape) != 3 or len(reader.bands) > 1:
+        return len(shape) <= 3
+    if 1 < shape[0] <= _MOST_BANDS:
+        raise UserError(
+            f"images: {uri} has the shape {shape}: {shape[0]} galaxies, or the bands of one; set reader.format numpy_stack, or "
+            "reader.bands"
+        )
+    return shape[0] == 1 or shape[2] <= _MOST_BANDS
 
 
 def _read_catalog(config: CutoutsConfig, uri: str) -> pa.Table:
@@ -422,7 +449,7 @@ class _Listing:
     def __init__(self, folder: str) -> None:
         root = storage.join(storage.absolute(folder), "")
         self._root = root
-        self._names = [uri.removeprefix(root) for uri in _listed(folder)]
+        self._names = [uri.removeprefix(root) for uri in listed_files(folder)]
         self._reversed: list[str] = []
 
     def matches(self, template: str, table: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:

@@ -22,25 +22,27 @@ from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["from_bytes", "pack", "plan", "read_rows", "to_bytes"]
+__all__ = ["REASON", "from_bytes", "pack", "plan", "read_rows", "to_bytes"]
 
 # Bookkeeping columns of the plan, beside those of the catalogue and of `image_rows`.
-_SPLIT, _REASON = "gampen_ray:split", "gampen_ray:reason"
+_SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
 _SOURCE = image_rows.SOURCE
-_BOOKKEEPING = (_SOURCE, image_rows.INDEX, image_rows.FILES, _SPLIT, _REASON)
+_BOOKKEEPING = (_SOURCE, image_rows.INDEX, image_rows.FILES, _SPLIT, REASON)
 _MAGNITUDE = "magnitude"
 _READ_AHEAD = 32
 _PIECE = 1 << 18
 """Rows whose texts are in Python at once."""
 
 
-def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
+def plan(config: CutoutsConfig, *, located: image_rows.Located | None = None) -> tuple[pa.Table, DatasetInfo]:
     """Assign every row an identifier, a file and a split, or the reason why it cannot be used.
 
     Parameters
     ----------
     config
         With absolute URIs.
+    located
+        Galaxies with their images, such as a part of all; None: all (`gampen_ray.data.image_rows.locate`).
 
     Returns
     -------
@@ -58,7 +60,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
     reserved = [name for name in (config.id_column, config.file_column, "object_id", "image") if name in config.targets]
     if reserved or len(set(config.targets)) < len(config.targets):
         raise UserError(f"targets: {', '.join(config.targets)}: give each target once, and no id, file or image column")
-    located = image_rows.locate(config)
+    located = located or image_rows.locate(config)
     table = _checked(config, located)
     columns = {name: table.column(name) for name in table.column_names}
     for name in ("ra", "dec"):
@@ -88,7 +90,7 @@ def plan(config: CutoutsConfig) -> tuple[pa.Table, DatasetInfo]:
         ),
         source=to_dict(config),
     )
-    texts = {_SPLIT: pa.array(splits, pa.string()), _REASON: pa.array(reasons, pa.string())}
+    texts = {_SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}
     return pa.table(columns | located.bookkeeping | texts), info
 
 
@@ -153,7 +155,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
     num_bytes
         Read from the files, as stored.
     """
-    reasons = np.array(rows.column(_REASON).to_pylist(), dtype=object)
+    reasons = np.array(rows.column(REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in _BOOKKEEPING}
     cutouts, num_bytes = _read_cutouts(rows, reasons, reader, info)
     return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes

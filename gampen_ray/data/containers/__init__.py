@@ -35,6 +35,8 @@ class Container(Protocol):
     """Package that it needs beside those of gampen_ray, the name of its extra too; empty: none."""
     pixel_scale_arcsec: float | None
     """Pixel scale that it states, arcsec; None: none."""
+    bands: tuple[str, ...]
+    """Names of the bands that it states; none: it states none."""
 
     def __init__(self, uri: str, config: ReaderConfig) -> None: ...
 

@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,8 @@ from gampen_ray.data.cutouts import MAX_FILE_BYTES
 from gampen_ray.errors import UserError
 
 __all__ = ["NumpyContainer", "npy_header"]
+
+_BANDS = ("filters", "bands", "band", "image_band")
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -29,31 +30,33 @@ class NumpyContainer(StackContainer):
 
     def __init__(self, uri: str, config: ReaderConfig) -> None:
         self._file = storage.open_input(uri)
-        arrays: Mapping[str, Any] = {"images": _NpyArray(self._file)} if uri.lower().endswith(".npy") else _Npz(self._file)
+        arrays: dict[str, Any] = {"images": _NpyArray(self._file)} if uri.lower().endswith(".npy") else _npz(self._file)
+        names, images = next((arrays[name] for name in _BANDS if name in arrays), None), arrays.get("images")
+        if names is not None and images is not None and len(images.shape) == 3 and names.shape == images.shape[:1]:
+            # The bands of one galaxy, not a galaxy each.
+            arrays = {"images": _One(images), "image_band": names}
         super().__init__(uri, arrays, config)
 
     def close(self) -> None:
         self._file.close()
 
 
-class _Npz(Mapping[str, Any]):
-    """The arrays of a ``.npz`` file; those of Python objects are left out, as they would have to be unpickled."""
+def _npz(file: Any) -> dict[str, Any]:
+    """Return the arrays of a ``.npz`` file; those of Python objects are left out, as they would have to be unpickled."""
+    archive = zipfile.ZipFile(file)
+    names = [name for name in archive.namelist() if name.endswith(".npy")]
+    arrays = {name.removesuffix(".npy"): _NpyArray(archive.open(name)) for name in names}
+    return {name: array for name, array in arrays.items() if array.dtype.kind != "O"}
 
-    def __init__(self, file: Any) -> None:
-        archive = zipfile.ZipFile(file)
-        self._arrays: dict[str, _NpyArray] = {}
-        for name in archive.namelist():
-            if name.endswith(".npy") and (array := _NpyArray(archive.open(name))).dtype.kind != "O":
-                self._arrays[name.removesuffix(".npy")] = array
 
-    def __getitem__(self, name: str) -> "_NpyArray":
-        return self._arrays[name]
+class _One:
+    """An image of several bands as a stack of one."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+    def __init__(self, image: "_NpyArray") -> None:
+        self._image, self.shape, self.dtype = image, (1, *image.shape), image.dtype
 
-    def __len__(self) -> int:
-        return len(self._arrays)
+    def __getitem__(self, key: slice) -> np.ndarray:
+        return self._image[:][np.newaxis][key]
 
 
 class _NpyArray:
@@ -63,7 +66,7 @@ class _NpyArray:
         self.shape, self._fortran, self.dtype = npy_header(file)
         self._file, self._start = file, file.tell()
 
-    def __getitem__(self, key: slice) -> np.ndarray:
+    def __getitem__(self, key: Any) -> np.ndarray:
         if self._fortran or not self.shape:
             # Rows are not contiguous.
             if math.prod(self.shape) * self.dtype.itemsize > MAX_FILE_BYTES:

@@ -46,6 +46,7 @@ class ParquetContainer:
         self._batch, self._batch_start, self._group = None, 0, -1
         kind = self._file.schema_arrow.field(self._column).type
         self._members = [field.name for field in _structure(kind)]
+        self.bands = self._first_bands() if "band" in self._members else ()
         self.pixel_scale_arcsec = self._scale() if "scale" in self._members else None
 
     def _image_column(self) -> str:
@@ -63,9 +64,10 @@ class ParquetContainer:
             )
         return chosen
 
-    def _scale(self) -> float:
-        batch = next(self._file.iter_batches(1, columns=[f"{self._column}.scale", f"{self._column}.list.element.scale"]))
-        return float(_planes(batch.column(self._column)[0], ["scale"])["scale"].ravel()[0])
+    def _scale(self) -> float | None:
+        columns = [f"{self._column}.scale", f"{self._column}.list.element.scale"]
+        first = (batch.column(self._column)[0] for batch in self._file.iter_batches(1, columns=columns))
+        return next((float(_planes(value, ["scale"])["scale"].ravel()[0]) for value in first), None)
 
     def rows(self) -> pa.Table:
         table = scalar_table(self._file, self._column)
@@ -73,16 +75,17 @@ class ParquetContainer:
         for name in (f"{name}_{band}" for name in names for band in self._config.bands):
             # Known only when the images are read.
             table = table.append_column(name, pa.array(np.full(len(table), np.nan)))
-        if self._members and len(table):
+        if self.bands:
             try:
-                band_order(self._first_bands(), self._config)
+                band_order(self.bands, self._config)
             except CutoutError as error:
                 raise UserError(f"reader.bands: {self._uri}: {error}") from None
         return table
 
-    def _first_bands(self) -> list[str]:
-        batch = next(self._file.iter_batches(1, columns=[f"{self._column}.band", f"{self._column}.list.element.band"]))
-        return [str(name) for name in _planes(batch.column(self._column)[0], ["band"])["band"]]
+    def _first_bands(self) -> tuple[str, ...]:
+        columns = [f"{self._column}.band", f"{self._column}.list.element.band"]
+        first = (batch.column(self._column)[0] for batch in self._file.iter_batches(1, columns=columns))
+        return tuple(str(name) for name in next((_planes(value, ["band"])["band"] for value in first), ()))
 
     def read(self, indices: Sequence[int]) -> Iterator[Cutout | CutoutError]:
         for index in indices:

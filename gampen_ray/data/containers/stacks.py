@@ -1,5 +1,6 @@
 """Images of many galaxies in one array. Shape legend: N galaxies, C bands, H x W pixels."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -61,7 +62,9 @@ class StackContainer:
         self._uri, self._arrays, self._config = uri, arrays, config
         self._images = arrays[name] if (name := self._name()) else None  # type: ignore[index]
         self._good, self._ivar = (arrays.get(f"image_{plane}") for plane in ("mask", "ivar"))
-        self._order = self._bands()
+        names = arrays.get("image_band")
+        first = () if names is None else np.ravel(names[:1] if len(names.shape) > 1 else names[:])
+        self.bands = tuple(_text(name) for name in first)
         scale = arrays.get("image_scale")
         self.pixel_scale_arcsec = None if scale is None else float(np.ravel(scale[:1])[0])
 
@@ -89,13 +92,10 @@ class StackContainer:
             )
         return chosen
 
-    def _bands(self) -> list[int] | None:
-        names = self._arrays.get("image_band")
-        if names is None:
-            return None
-        first = np.atleast_2d(names[:1])[0] if len(names.shape) > 1 else np.ravel(names[:])
+    @functools.cached_property
+    def _order(self) -> list[int] | None:
         try:
-            return band_order([_text(name) for name in first], self._config)
+            return band_order(self.bands, self._config) if self.bands else None
         except CutoutError as error:
             raise UserError(f"reader.bands: {self._uri}: {error}") from None
 

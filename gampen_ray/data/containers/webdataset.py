@@ -30,6 +30,7 @@ class WebDatasetContainer:
     suffixes: ClassVar[tuple[str, ...]] = (".tar",)
     package: ClassVar[str] = ""
     pixel_scale_arcsec: float | None = None
+    bands: tuple[str, ...] = ()
 
     def __init__(self, uri: str, config: ReaderConfig) -> None:
         self._uri, self._config, self._file = uri, config, storage.open_input(uri)

@@ -9,7 +9,7 @@ import numpy as np
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CutoutError
 
-__all__ = ["band_hdus", "stacked"]
+__all__ = ["band_hdus", "band_names", "stacked"]
 
 _CARDS = ("BAND", "FILTER", "FILTERS", "EXTNAME")
 # What accompanies an image, in EXTNAME or IMAGETYP.
@@ -46,6 +46,22 @@ def band_hdus(hdus: Any, config: ReaderConfig) -> list[Any]:
             )
         chosen += found
     return chosen
+
+
+def band_names(hdus: Sequence[Any]) -> list[str]:
+    """Return the bands of images by BAND or FILTER, or the ending of EXTNAME where every image has another; else none."""
+    images = [hdu for hdu in hdus if not _NOT_IMAGES.search(f"{hdu.name} {hdu.header.get('IMAGETYP', '')}".lower())]
+    for card in _CARDS:
+        names = [str(hdu.header.get(card, "")).strip() for hdu in images]
+        if card == "EXTNAME":
+            # Without what all begin with: FLUX_VIS, FLUX_NIR_Y.
+            first = names[0].rpartition("_")[0] if len(names) > 1 else ""
+            while first and not all(name.startswith(f"{first}_") for name in names):
+                first = first.rpartition("_")[0]
+            names = [name[len(first) + bool(first) :] for name in names] if len(names) > 1 else []
+        if names and all(re.fullmatch(r"[\w.+-]+", name) for name in names) and len(set(names)) == len(names):
+            return names
+    return []
 
 
 def stacked(bands: Sequence[str], planes: Sequence[np.ndarray]) -> np.ndarray:
