@@ -16,6 +16,7 @@ from gampen_ray.config.parts import GALAXIES_PER_FILE
 if typing.TYPE_CHECKING:
     import pyarrow as pa
 
+    from gampen_ray.data.ingest_plan import PlannedRows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.engine.resources import Workers
 
@@ -118,11 +119,11 @@ def ingest(config: IngestConfig) -> IngestSummary:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Planned rows, as an Arrow stream, for the shards of one index."""
+    """Planned rows for the shards of one index."""
 
     index: int
     num_rows: int
-    rows: bytes
+    rows: "PlannedRows"
 
     @property
     def name(self) -> str:
@@ -141,7 +142,7 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> Co
     parts = []
     for index, start in enumerate(range(0, len(rows), config.galaxies_per_shard)):
         some = rows.slice(start, config.galaxies_per_shard)
-        part = _Part(index, len(some), ingest_plan.to_bytes(some))
+        part = _Part(index, len(some), ingest_plan.PlannedRows(some))
         if part.name in receipts:
             counts.update(storage.read_json(receipts[part.name]))
         else:
@@ -162,7 +163,6 @@ def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str
     from gampen_ray import storage
     from gampen_ray.data import ingest_plan
 
-    rows = ingest_plan.from_bytes(part.rows)
-    counts = dict(ingest_plan.pack(rows, part.index, output=config.output, reader=config.reader, info=info))
+    counts = dict(ingest_plan.pack(part.rows.table, part.index, output=config.output, reader=config.reader, info=info))
     storage.write_json(storage.join(config.output, _RECEIPTS, part.name), counts)
     return counts

@@ -3,6 +3,7 @@
 Every row of the catalogue ends up exactly once, in a shard or in quarantine.
 """
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -22,7 +23,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["REASON", "from_bytes", "pack", "plan", "read_rows", "to_bytes"]
+__all__ = ["REASON", "PlannedRows", "pack", "plan", "read_rows"]
 
 # Bookkeeping columns of the plan, beside those of the catalogue and of `image_rows`.
 _SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
@@ -161,18 +162,22 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> tuple[
     return columns | cutouts, np.array(rows.column(_SOURCE).to_pylist(), dtype=object), reasons, num_bytes
 
 
-def to_bytes(rows: pa.Table) -> bytes:
-    """Serialise rows of the plan as an Arrow stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    return sink.getvalue().to_pybytes()
+@dataclasses.dataclass(frozen=True)
+class PlannedRows:
+    """Some rows of a plan: a view of it here, an Arrow stream on the way to another process."""
+
+    table: pa.Table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+        return _received, (sink.getvalue().to_pybytes(),)
 
 
-def from_bytes(data: bytes) -> pa.Table:
-    """Deserialise rows from `to_bytes`."""
+def _received(data: bytes) -> PlannedRows:
     with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()
+        return PlannedRows(reader.read_all())
 
 
 def _convert_targets(config: CutoutsConfig, table: pa.Table, columns: dict[str, Any], reasons: np.ndarray) -> dict[str, str]:
