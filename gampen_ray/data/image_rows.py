@@ -8,9 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import fnmatch
-import glob
 import itertools
-import operator
 import posixpath
 import re
 from bisect import bisect_left
@@ -454,9 +452,11 @@ class _Listing:
 
     def matches(self, template: str, table: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
         """Return the file of each row that alone matches the template, and why there is none."""
-        first, last = (_WILDCARDS.split(text, maxsplit=1)[0] for text in (template, template[::-1]))
-        backwards = not _FIELD.search(first)
-        if backwards and not re.search(r"\}\w+\{", last):
+        wild = [match.start() for match in _WILDCARDS.finditer(template)]
+        fixed, rest = template[: wild[0]], template[wild[0] :]
+        if backwards := not _FIELD.search(fixed):
+            fixed, rest = template[wild[-1] + 1 :], template[: wild[-1] + 1]
+        if not _FIELD.search(fixed):
             raise UserError(
                 f"file_template: {template!r} has a wildcard both before and after its columns, which would compare every file "
                 "with every row; begin or end it with a column"
@@ -464,24 +464,33 @@ class _Listing:
         if backwards and not self._reversed:
             self._reversed = sorted(name[::-1] for name in self._names)
         names = self._reversed if backwards else self._names
-        columns = {name: table.column(name).cast(pa.string()) for name in _FIELD.findall(template)}
+        inner = dict.fromkeys(_FIELD.findall(rest))
+        rests = [_texts(table.column(name).cast(pa.string())) for name in inner]
+        pattern, matches = rest, _glob(rest)
         found: list[str | None] = []
         faults = np.full(len(table), "", dtype=object)
-        for row, values in enumerate(zip(*map(_texts, columns.values()), strict=True)):
-            texts = dict(zip(columns, values, strict=True))
-            escaped = {name: glob.escape(text) for name, text in texts.items()}
-            pattern, key = template.replace("[", "[[]").format(**escaped), (last[::-1] if backwards else first).format(**texts)
-            key = key[::-1] if backwards else key
-            some = itertools.islice(names, bisect_left(names, key), None)
-            candidates = itertools.takewhile(operator.methodcaller("startswith", key), some)
-            forward = (name[::-1] if backwards else name for name in candidates)
-            good = [name for name in forward if fnmatch.fnmatchcase(name, pattern)] if all(values) else []
+        for row, key in enumerate(_texts(_expanded(fixed, table))):
+            if rests:
+                pattern = rest.format(**{name: next(texts) for name, texts in zip(inner, rests, strict=True)})
+                matches = _glob(pattern)
+            start, good = key[::-1] if backwards else key, []
+            for at in range(bisect_left(names, start), len(names)):
+                if not key or not names[at].startswith(start):
+                    break
+                other = names[at][len(start) :]
+                if matches(other[::-1] if backwards else other):
+                    good.append(names[at][::-1] if backwards else names[at])
             found.append(self._root + good[0] if len(good) == 1 else None)
-            if not good:
-                faults[row] = f"no file matches {pattern}"
-            elif len(good) > 1:
-                faults[row] = f"several files match {pattern}: {', '.join(good[:3])}; narrow file_template"
+            if len(good) != 1:
+                whole = f"{pattern}{key}" if backwards else f"{key}{pattern}"
+                several = f"several files match {whole}: {', '.join(good[:3])}; narrow file_template"
+                faults[row] = several if good else f"no file matches {whole}"
         return pa.chunked_array([pa.array(found, pa.string())]), faults
+
+
+def _glob(pattern: str) -> Any:
+    """Return a function that matches names, in which ``*`` and ``?`` are wildcards and ``[`` is not."""
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
 
 
 def _texts(values: pa.ChunkedArray) -> Iterator[str]:
