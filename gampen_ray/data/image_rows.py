@@ -1,19 +1,14 @@
-"""Which image each galaxy has: a file, a file a band, or a place in a file of many; and the reading of these images.
+"""Which image each galaxy has: a file, a file a band, or a place in a file of many.
 
 The plan of an ingest has a row per galaxy and holds these columns of bookkeeping beside those of the catalogue. A catalogue may
 have 10^7 rows: columns stay in Arrow.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import fnmatch
-import itertools
-import posixpath
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,45 +22,22 @@ from gampen_ray.data import catalogs, containers, gampen_folder, readers
 from gampen_ray.data.catalog_formats import parquet_files
 from gampen_ray.data.containers import INDEX
 from gampen_ray.data.containers.numpy_files import npy_header
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.file_names import TEMPLATE_FIELD, NoFilesError, file_uris, listed_files, matching, stems, templated_files
+from gampen_ray.data.image_reading import FILES, SOURCE
 from gampen_ray.data.shards import DATASET_JSON
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 from gampen_ray.run_folder import RUN_FILE
 
-__all__ = [
-    "FILES",
-    "INDEX",
-    "SOURCE",
-    "Images",
-    "Located",
-    "NoFilesError",
-    "file_content",
-    "locate",
-    "matching_files",
-    "raised",
-]
+__all__ = ["Located", "check_format", "container_files", "locate"]
 
 pc: Any = pyarrow.compute
-SOURCE, FILES = "gampen_ray:source", "gampen_ray:files"
-"""Columns with the URI of a galaxy's file, and where there is a file a band, with all of them in the order of the bands."""
-_MAX_NAME_BYTES = 255
-_READ_THREADS = 8
-_WILDCARDS = re.compile(r"[*?]")
-_FIELD = re.compile(r"\{(\w+)\}")
-_STEM = r"(?i)(\.[a-z][\p{L}\p{N}_]*)?(\.(gz|fz|bz2))?$"
 _INDEX_COLUMNS = ("idx_in_zarr", "index")
 _MOST_BANDS = 10
 """Where it is not said, an array of NumPy with an axis of at most this length has bands on it."""
 _CUTANA_TABLE = "images_metadata.parquet"
-_OTHERS = ("*.fit", "*.npy", "*.jpg", "*.jpeg", "*.png")
-"""Patterns of files that are taken where none matches the default."""
 # Columns that hold nothing about the galaxy.
 _UNUSED = ("row", "_healpix_29", "Norder", "Dir", "Npix")
-
-
-class NoFilesError(UserError):
-    """The folder does not exist or holds no matching file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +120,7 @@ def locate(config: CutoutsConfig) -> Located:
         raise UserError(f"targets: {', '.join(config.targets)}: there is no catalogue to read them from; set catalog")
     if config.file_template:
         return _grouped(config, listing)
-    source = pa.chunked_array([pa.array(_matching(images, config.pattern, listing), pa.string())])
+    source = pa.chunked_array([pa.array(matching(images, config.pattern, listing), pa.string())])
     if catalog and len(catalog) > 1:
         raise UserError(
             f"images: {images} is one image, but catalog {config.catalog} has {len(catalog):,} rows; give the folder of their "
@@ -156,24 +128,7 @@ def locate(config: CutoutsConfig) -> Located:
         )
     if catalog:
         return Located(table=catalog, source=source, catalog=config.catalog)
-    return Located(table=pa.table({"object_id": _stems(source)}), source=source)
-
-
-def matching_files(images: str, pattern: str) -> list[str]:
-    """Return the absolute URIs of the files below a folder that match a pattern, sorted, or of ``images`` if it is a file.
-
-    Where no file matches the default pattern, NumPy files and pictures are taken.
-
-    Raises
-    ------
-    NoFilesError
-        If there are none.
-    """
-    if not storage.exists(images):
-        raise NoFilesError(f"images: no folder {images}")
-    if storage.size(images) is not None:
-        return [storage.absolute(images)]
-    return _matching(images, pattern, listed_files(images))
+    return Located(table=pa.table({"object_id": stems(source)}), source=source)
 
 
 def check_format(config: ReaderConfig) -> None:
@@ -183,30 +138,6 @@ def check_format(config: ReaderConfig) -> None:
         close = difflib.get_close_matches(config.format, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"reader.format: {config.format!r} is unknown; {hint}give one of {', '.join(known)}")
-
-
-def matches_default(uri: str) -> bool:
-    """Return whether a file's name matches the default pattern."""
-    return fnmatch.fnmatchcase(uri.rpartition("/")[2], FITS_FILES)
-
-
-def listed_files(folder: str) -> list[str]:
-    """Return the URIs of all files below a folder, sorted, with progress if there are many."""
-    with Progress("images", None, "files") as progress:
-        return storage.list_files(folder, listed=progress.advance)
-
-
-def _matching(images: str, pattern: str, uris: Sequence[str]) -> list[str]:
-    root = storage.absolute(images)
-    if list(uris) == [root]:
-        return [root]
-    # A pattern without "/" matches the file name alone, as in find.
-    names = [uri.removeprefix(root).strip("/") if "/" in pattern else uri.rpartition("/")[2] for uri in uris]
-    for one in (pattern, *_OTHERS) if pattern == FITS_FILES else (pattern,):
-        matches = re.compile(fnmatch.translate(one)).match
-        if matching := [uri for uri, name in zip(uris, names, strict=True) if matches(name)]:
-            return matching
-    raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
 
 
 def container_files(config: CutoutsConfig, listing: Sequence[str]) -> list[str]:
@@ -275,7 +206,7 @@ def _holds_one(uri: str, reader: ReaderConfig) -> bool:
 
 
 def _read_catalog(config: CutoutsConfig, uri: str) -> pa.Table:
-    fields = set(_FIELD.findall(config.file_template)) - {"band"}
+    fields = set(TEMPLATE_FIELD.findall(config.file_template)) - {"band"}
     return catalogs.read_catalog(uri, (config.id_column, config.file_column, *_band_columns(config), *sorted(fields)))
 
 
@@ -327,7 +258,7 @@ def _in_containers(config: CutoutsConfig, uris: Sequence[str]) -> Located:
                 f"id_column: {config.images} has no column {config.id_column!r}; its columns: {', '.join(table.column_names)}"
             )
         there = next((name for name in ("source_id", "SourceID", "id", "__key__") if name in table.column_names), None)
-        numbered = pc.binary_join_element_wise(_stems(source), index.cast(pa.string()), "-")
+        numbered = pc.binary_join_element_wise(stems(source), index.cast(pa.string()), "-")
         ids = table.column(there).cast(pa.string()) if there else numbered
         table = table.drop_columns([there] if there else []).add_column(0, "object_id", ids)
     return Located(table=table, source=source, index=index, pixel_scale_arcsec=scale)
@@ -363,21 +294,24 @@ def _by_catalog(config: CutoutsConfig, uri: str, folder: str, *, gampen: bool) -
         not config.file_template and config.file_column not in table.column_names and band_columns[0] in table.column_names
     )
     if config.file_template:
-        wanted = dict.fromkeys((name for name in _FIELD.findall(config.file_template) if name != "band"), "file_template")
+        wanted = dict.fromkeys(
+            (name for name in TEMPLATE_FIELD.findall(config.file_template) if name != "band"), "file_template"
+        )
     else:
         wanted = dict.fromkeys(band_columns, "reader.bands") if several else {config.file_column: "file_column"}
     catalogs.require_columns(uri, table, wanted | ({} if by_stem else {config.id_column: "id_column"}))
     files = faults = None
     if config.file_template:
-        source, files, faults = _templated(config, table, folder)
+        planes, faults = templated_files(config.file_template, config.reader.bands, table, folder)
+        source, files = _bundled(planes)
     elif several:
-        planes = [_uris(folder, table.column(name)) for name in band_columns]
+        planes = [file_uris(folder, table.column(name)) for name in band_columns]
         source, files = _bundled(planes)
         faults = _missing_bands(band_columns, [table.column(name) for name in band_columns], planes, config.images)
     else:
-        source = _uris(folder, table.column(config.file_column))
+        source = file_uris(folder, table.column(config.file_column))
     if by_stem:
-        table = table.add_column(0, "object_id", _stems(table.column(config.file_column).cast(pa.string())))
+        table = table.add_column(0, "object_id", stems(table.column(config.file_column).cast(pa.string())))
     return Located(table=table, source=source, files=files, faults=faults, catalog=uri)
 
 
@@ -410,102 +344,14 @@ def _missing(column: str, name: Any, images: str) -> str:
     return f"{column} is {text[:100]!r}: no file below {images}" if text.strip() else f"{column} is missing"
 
 
-def _templated(
-    config: CutoutsConfig, table: pa.Table, folder: str
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None, np.ndarray]:
-    """Return the files that a template names for each row, and why there is none."""
-    template, bands = config.file_template, config.reader.bands
-    templates = [template.replace("{band}", band) for band in bands] if "{band}" in template else [template]
-    planes, faults = [], np.full(len(table), "", dtype=object)
-    below = _Listing(folder) if _WILDCARDS.search(template) else None
-    for one in templates:
-        if below is None:
-            names = _expanded(one, table)
-            planes.append(_uris(folder, names))
-            continue
-        found, reasons = below.matches(one, table)
-        planes.append(found)
-        faults = np.where(faults == "", reasons, faults)
-    source, files = _bundled(planes)
-    return source, files, faults
-
-
-def _expanded(template: str, table: pa.Table) -> pa.ChunkedArray:
-    pieces = _FIELD.split(template)
-    parts = [
-        pc.utf8_trim_whitespace(table.column(piece).cast(pa.string())) if number % 2 else pa.scalar(piece)
-        for number, piece in enumerate(pieces)
-    ]
-    if len(parts) == 1:
-        return pa.chunked_array([pa.repeat(parts[0], len(table))])
-    return pc.binary_join_element_wise(*parts, "")
-
-
-class _Listing:
-    """The files below a folder, by their names there, for templates with wildcards."""
-
-    def __init__(self, folder: str) -> None:
-        root = storage.join(storage.absolute(folder), "")
-        self._root = root
-        self._names = [uri.removeprefix(root) for uri in listed_files(folder)]
-        self._reversed: list[str] = []
-
-    def matches(self, template: str, table: pa.Table) -> tuple[pa.ChunkedArray, np.ndarray]:
-        """Return the file of each row that alone matches the template, and why there is none."""
-        wild = [match.start() for match in _WILDCARDS.finditer(template)]
-        fixed, rest = template[: wild[0]], template[wild[0] :]
-        if backwards := not _FIELD.search(fixed):
-            fixed, rest = template[wild[-1] + 1 :], template[: wild[-1] + 1]
-        if not _FIELD.search(fixed):
-            raise UserError(
-                f"file_template: {template!r} has a wildcard both before and after its columns, which would compare every file "
-                "with every row; begin or end it with a column"
-            )
-        if backwards and not self._reversed:
-            self._reversed = sorted(name[::-1] for name in self._names)
-        names = self._reversed if backwards else self._names
-        inner = dict.fromkeys(_FIELD.findall(rest))
-        rests = [_texts(table.column(name).cast(pa.string())) for name in inner]
-        pattern, matches = rest, _glob(rest)
-        found: list[str | None] = []
-        faults = np.full(len(table), "", dtype=object)
-        for row, key in enumerate(_texts(_expanded(fixed, table))):
-            if rests:
-                pattern = rest.format(**{name: next(texts) for name, texts in zip(inner, rests, strict=True)})
-                matches = _glob(pattern)
-            start, good = key[::-1] if backwards else key, []
-            for at in range(bisect_left(names, start), len(names)):
-                if not key or not names[at].startswith(start):
-                    break
-                other = names[at][len(start) :]
-                if matches(other[::-1] if backwards else other):
-                    good.append(names[at][::-1] if backwards else names[at])
-            found.append(self._root + good[0] if len(good) == 1 else None)
-            if len(good) != 1:
-                whole = f"{pattern}{key}" if backwards else f"{key}{pattern}"
-                several = f"several files match {whole}: {', '.join(good[:3])}; narrow file_template"
-                faults[row] = several if good else f"no file matches {whole}"
-        return pa.chunked_array([pa.array(found, pa.string())]), faults
-
-
-def _glob(pattern: str) -> Any:
-    """Return a function that matches names, in which ``*`` and ``?`` are wildcards and ``[`` is not."""
-    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
-
-
-def _texts(values: pa.ChunkedArray) -> Iterator[str]:
-    for chunk in values.chunks:
-        yield from (text.strip() for text in chunk.fill_null("").to_pylist())
-
-
 def _grouped(config: CutoutsConfig, uris: Sequence[str]) -> Located:
     """Return the galaxies whose files match a template without a catalogue: files of one identifier belong together."""
     template, bands = config.file_template, config.reader.bands
-    fields = set(_FIELD.findall(template)) - {"band"}
+    fields = set(TEMPLATE_FIELD.findall(template)) - {"band"}
     if len(fields) != 1:
         raise UserError(f"file_template: {template!r} has the columns {', '.join(sorted(fields)) or 'none'}; set catalog")
     (name,) = fields
-    pieces = [re.escape(piece) for piece in _FIELD.split(template)]
+    pieces = [re.escape(piece) for piece in TEMPLATE_FIELD.split(template)]
     pieces = [piece.replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pieces]
     pieces[1::2] = [f"(?P<{piece}>{'|'.join(map(re.escape, bands)) if piece == 'band' else '.+?'})" for piece in pieces[1::2]]
     matches = re.compile("".join(pieces)).fullmatch
@@ -530,124 +376,3 @@ def _grouped(config: CutoutsConfig, uris: Sequence[str]) -> Located:
             faults[row] = f"no file of the band {missing[0]}: {template.replace('{' + name + '}', galaxy)}"
     source, files = _bundled(planes)
     return Located(table=pa.table({"object_id": pa.array(list(found), pa.string())}), source=source, files=files, faults=faults)
-
-
-def _stems(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return `stem` of every name; null for an empty name."""
-    texts = pc.replace_substring_regex(pc.replace_substring_regex(names, r"(?s)^.*/", ""), _STEM, "")
-    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
-
-
-def _uris(folder: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the URI of each name below a folder; null if it is missing, no valid name, or leads out of the folder."""
-    root = storage.join(folder, "")
-    texts = pc.utf8_trim_whitespace(names.cast(pa.string()).fill_null(""))
-    whole = pc.match_substring_regex(texts, "^(/|s3://)")
-    uris = pc.if_else(whole, texts, pc.binary_join_element_wise(pa.scalar(root), texts, ""))
-    odd = pc.or_(
-        pc.match_substring_regex(texts, r"(^|/)\.{1,2}(/|$)|\x00|/$"), pc.greater(pc.binary_length(texts), _MAX_NAME_BYTES)
-    )
-    if pc.any(odd).as_py():
-        fixed = pa.array([_file_uri(folder, name) for name in texts.filter(odd).to_pylist()], pa.string())
-        uris = pa.chunked_array([pc.replace_with_mask(uris.combine_chunks(), odd.combine_chunks(), fixed)])
-    inside = pc.and_(pc.starts_with(uris, root), pc.not_equal(texts, ""))
-    return pc.if_else(inside, uris, pa.scalar(None, pa.string()))
-
-
-def _file_uri(folder: str, name: str) -> str:
-    # Empty if the name is not a valid file name.
-    parts = name.split("/")
-    if "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
-        return ""
-    uri = name if name.startswith(("/", "s3://")) else storage.join(folder, name)
-    if not {".", ".."}.isdisjoint(parts):
-        scheme = "" if storage.is_local(folder) else "s3://"
-        uri = scheme + posixpath.normpath(uri.removeprefix(scheme))
-    return uri
-
-
-def file_content(uri: str) -> bytes | CutoutError:
-    """Return the content of a file, or the error: files are read ahead of their use, so it is raised later (`raised`)."""
-    size = storage.size(uri)
-    if size is None:
-        there = "it is a folder" if storage.exists(uri) else "there is no such file"
-        return CutoutError(there)
-    if size > MAX_FILE_BYTES:
-        return CutoutError(f"the file has {size >> 20:,} MiB: too large for a cutout")
-    try:
-        return storage.read_bytes(uri)
-    except UserError as error:
-        if uri.startswith("s3://"):
-            # The file exists: a server fault must not quarantine the galaxy.
-            raise
-        return CutoutError(f"the file cannot be read: {error}")
-
-
-def raised(content: bytes | CutoutError) -> bytes:
-    """Return the result of `file_content`, or raise it if it is an error."""
-    if isinstance(content, CutoutError):
-        raise content
-    return content
-
-
-class Images:
-    """Reads the images of some rows of a plan; a context manager, which closes the files of many.
-
-    Parameters
-    ----------
-    rows
-        Rows of the plan.
-    reader
-        How files are read.
-    """
-
-    def __init__(self, rows: pa.Table, reader: ReaderConfig) -> None:
-        self._reader, self._stack = reader, contextlib.ExitStack()
-        self._sources = rows.column(SOURCE).to_pylist()
-        self._index = rows.column(INDEX).to_pylist() if INDEX in rows.column_names else None
-        self._files = rows.column(FILES).to_pylist() if FILES in rows.column_names else None
-        self._open: tuple[str, Any] = ("", None)
-
-    def __enter__(self) -> "Images":
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(_READ_THREADS))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._close()
-        self._stack.close()
-
-    def read(self, rows: Iterable[int]) -> Iterator[tuple[Any, int]]:
-        """Yield for each row what `cutout` takes, and the number of bytes read."""
-        if self._index is not None:
-            for source, some in itertools.groupby(rows, key=lambda row: self._sources[row]):
-                for found in self._container(source).read([self._index[row] for row in some]):
-                    yield found, found.image_CHW.nbytes if isinstance(found, Cutout) else 0
-            return
-        names = [self._files[row] if self._files else [self._sources[row]] for row in rows]
-        contents = self._pool.map(file_content, itertools.chain.from_iterable(names))
-        for some in names:
-            files = [next(contents) for _ in some]
-            yield (some, files), sum(len(content) for content in files if isinstance(content, bytes))
-
-    def cutout(self, found: Any) -> Cutout:
-        """Return the image that `read` has found; a `CutoutError` if it cannot be used."""
-        if isinstance(found, CutoutError):
-            raise found
-        if isinstance(found, Cutout):
-            return found
-        names, files = found
-        if len(names) == 1:
-            return readers.read_cutout(raised(files[0]), names[0], self._reader)
-        return readers.read_bands(files, names, self._reader)
-
-    def _container(self, uri: str) -> containers.Container:
-        if self._open[0] != uri:
-            self._close()
-            self._entered = containers.open_container(uri, self._reader)
-            self._open = uri, self._entered.__enter__()
-        return self._open[1]
-
-    def _close(self) -> None:
-        if self._open[0]:
-            self._entered.__exit__(None, None, None)
-            self._open = "", None

@@ -13,7 +13,8 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
-from gampen_ray.data import catalogs, image_rows, shards, validation
+from gampen_ray.data import catalogs, image_reading, image_rows, shards, validation
+from gampen_ray.data.containers import INDEX
 from gampen_ray.data.cutouts import CutoutError, central, fit_to_size
 from gampen_ray.data.gampen_labels import Label, magnitude
 from gampen_ray.data.shards import DatasetInfo
@@ -27,8 +28,8 @@ __all__ = ["REASON", "PlannedRows", "pack", "plan", "read_rows"]
 
 # Bookkeeping columns of the plan, beside those of the catalogue and of `image_rows`.
 _SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
-_SOURCE = image_rows.SOURCE
-_BOOKKEEPING = (_SOURCE, image_rows.INDEX, image_rows.FILES, _SPLIT, REASON)
+_SOURCE = image_reading.SOURCE
+_BOOKKEEPING = (_SOURCE, INDEX, image_reading.FILES, _SPLIT, REASON)
 _MAGNITUDE = "magnitude"
 _READ_AHEAD = 32
 _PIECE = 1 << 18
@@ -284,7 +285,7 @@ def _read_cutouts(
     filled, padded = np.zeros(len(rows), dtype=bool), np.zeros(len(rows), dtype=bool)
     planned, num_bytes = np.flatnonzero(reasons == ""), 0
     numbers: dict[str, np.ndarray] = {}
-    with image_rows.Images(rows, reader) as images:
+    with image_reading.Images(rows, reader) as images:
         for start in range(0, len(planned), _READ_AHEAD):
             ahead = planned[start : start + _READ_AHEAD]
             for row, (found, size) in zip(ahead, images.read(ahead), strict=True):

@@ -14,9 +14,9 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 
 from gampen_ray import storage
-from gampen_ray.config import CutoutsConfig
+from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import replace
-from gampen_ray.data import catalogs, containers, image_rows, ingest_plan, shards
+from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, shards
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.gampen_folder import is_gampen_folder
 from gampen_ray.data.quarantine import reason_kinds
@@ -83,7 +83,7 @@ def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True
     facts: dict[str, str] = {}
     listing = [path]
     if storage.size(path) is None and containers.container_format(path, config.reader) != "zarr":
-        listing = image_rows.listed_files(path)
+        listing = file_names.listed_files(path)
         facts["files"] = _endings(listing)
     images_catalog = config.catalog
     if not config.catalog and guess and not is_gampen_folder(path):
@@ -142,7 +142,7 @@ def _as_catalog(path: str) -> pa.Table | None:
     if format_ != "parquet":
         return catalogs.read_catalog(path, _IDS)
     try:
-        with containers.open_container(path, image_rows.ReaderConfig()):
+        with containers.open_container(path, ReaderConfig()):
             return None
     except UserError:
         return catalogs.read_catalog(path)
@@ -260,7 +260,7 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
         facts["format"] = f"{containers.container_format(many[0], config.reader)}, files of many galaxies ({len(many):,})"
         with containers.open_container(many[0], config.reader) as container:
             return _banded(config, container.bands)
-    first = next((uri for uri in images if image_rows.matches_default(uri)), None) or (images[0] if images else "")
+    first = next((uri for uri in images if file_names.matches_default(uri)), None) or (images[0] if images else "")
     if first and not first.lower().endswith(".npy"):
         hdus = _hdus(first)
         facts["format"] = "FITS, a file a galaxy" if hdus is not None else "files that are not FITS, a file a galaxy"
@@ -281,7 +281,7 @@ def _opened(uri: str) -> Any:
     import gzip
     import io
 
-    data = image_rows.raised(image_rows.file_content(uri))
+    data = image_reading.raised(image_reading.file_content(uri))
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)
     elif data.startswith(b"BZh"):
@@ -337,7 +337,7 @@ def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[
     sizes: Counter[tuple[int, ...]] = Counter()
     cards: dict[str, Counter[Any]] = {name: Counter() for name in (*_CARDS, "scale")}
     failed: CutoutError | None = None
-    with image_rows.Images(table, config.reader) as images:
+    with image_reading.Images(table, config.reader) as images:
         for start in range(0, len(good), 32):
             for found, _ in images.read(good[start : start + 32]):
                 try:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE
-from gampen_ray.data import image_rows, ingest_plan, shards, validation
+from gampen_ray.data import file_names, ingest_plan, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
@@ -182,7 +182,7 @@ def open_source(
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
     try:
         plan, info = ingest_plan.plan(cutouts)
-    except image_rows.NoFilesError:
+    except file_names.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
             f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "

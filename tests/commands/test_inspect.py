@@ -187,11 +187,11 @@ def test_a_table_that_names_no_file_is_left_out(tmp_path: Path, capsys: pytest.C
 def test_a_few_hundred_of_many_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(60):
         _cutout(tmp_path / f"{number}.fits", PIXELS[0, 0] + number, None)
-    from gampen_ray.data import image_rows
+    from gampen_ray.data import image_reading
 
     read: list[str] = []
-    content = image_rows.file_content
-    monkeypatch.setattr(image_rows, "file_content", lambda uri: read.append(uri) or content(uri))
+    content = image_reading.file_content
+    monkeypatch.setattr(image_reading, "file_content", lambda uri: read.append(uri) or content(uri))
     assert cli.main(["inspect", str(tmp_path), "--num-images", "5"]) == 0
     assert len(set(read)) <= 6
 
