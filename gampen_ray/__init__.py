@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from gampen_ray.inference.bundle import load_bundle
 
-    crop = demo = describe = evaluate = import_gampen = infer = ingest = cast(Any, None)
+    crop = demo = describe = evaluate = import_gampen = infer = ingest = inspect = cast(Any, None)
     report = scan_dropout = simulate = split = train = tune = cast(Any, None)
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "import_gampen",
     "infer",
     "ingest",
+    "inspect",
     "load_bundle",
     "report",
     "scan_dropout",

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+_PIECE = 1 << 18
+"""Texts of an Arrow column that are in Python at once."""
 _PACKAGES = ("gampen_ray", "torch", "ray", "numpy", "pyarrow", "astropy")
 
 
@@ -26,7 +29,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequence[str]) -> str:
+def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequence[str] | pa.Array | pa.ChunkedArray) -> str:
     """Return a hash of settings and columns that is the same on every machine.
 
     Parameters
@@ -34,10 +37,16 @@ def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequ
     settings
         JSON values.
     *columns
-        Numbers or strings, such as the ids.
+        Numbers or strings, such as the ids; Arrow's integers and strings too, whose nulls are empty texts.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for column in columns:
+        arrow: Any = column if isinstance(column, pa.Array | pa.ChunkedArray) else None
+        if arrow is not None and not pa.types.is_integer(arrow.type):
+            for start in range(0, len(arrow), _PIECE):
+                texts = arrow.slice(start, _PIECE).cast(pa.string()).fill_null("").to_pylist()
+                digest.update(("\0" if start else "").encode() + "\0".join(texts).encode())
+            continue
         values = np.asarray(column)
         if values.dtype.kind in "OUS":
             digest.update("\0".join(str(value) for value in values).encode())

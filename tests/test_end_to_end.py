@@ -143,7 +143,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
         "cut": "truncated: 22,400 bytes of pixels declared",
         "nan": "all pixels are NaN",
         "cube": "3-dimensional with shape (3, 70, 80)",
-        "text": "not a FITS file",
+        "text": "not a file of a known format",
         "empty": "the file is empty (0 bytes)",
         "absent": "no such file",
     }

@@ -78,7 +78,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.parquet import MANIFEST
     from gampen_ray.data import quarantine, shards
-    from gampen_ray.data.ingest_plan import matching_files
+    from gampen_ray.data.file_names import matching_files
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
     from gampen_ray.inference.crops import crop_name
     from gampen_ray.provenance import content_fingerprint, provenance
@@ -174,7 +174,7 @@ class _Crop:
         from gampen_ray import storage
         from gampen_ray.data import shards
         from gampen_ray.data.cutouts import CutoutError, stem
-        from gampen_ray.data.ingest_plan import file_content
+        from gampen_ray.data.image_reading import file_content
         from gampen_ray.inference.crops import crop_name
 
         uris = [storage.join(self._config.images, name) for name in batch.files]

@@ -16,6 +16,7 @@ from gampen_ray.config.parts import GALAXIES_PER_FILE
 if typing.TYPE_CHECKING:
     import pyarrow as pa
 
+    from gampen_ray.data.packing import PlannedRows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.engine.resources import Workers
 
@@ -119,11 +120,11 @@ def ingest(config: IngestConfig) -> IngestSummary:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Planned rows, as an Arrow stream, for the shards of one index."""
+    """Planned rows for the shards of one index."""
 
     index: int
     num_rows: int
-    rows: bytes
+    rows: "PlannedRows"
 
     @property
     def name(self) -> str:
@@ -136,6 +137,7 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
     for name, text in {
         "cropped": f"have more than {side} pixels on a side: what lies outside the central {side} x {side} was cropped",
         "padded": f"have fewer than {side} pixels on a side and were zero-padded",
+        "filled": "have pixels without a value, which were filled as reader.nan_policy says",
         "misplaced": "have a WCS whose centre is more than 5 pixels from the catalogue's position",
     }.items():
         if remarks[name]:
@@ -145,7 +147,7 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
 def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tuple[Counter[str], Counter[str]]:
     """Write the missing shards, and return the number of rows of each split and in quarantine, and the remarks."""
     from gampen_ray import storage
-    from gampen_ray.data import ingest_plan, shards
+    from gampen_ray.data import packing, shards
     from gampen_ray.engine.units import run_units
 
     receipts = {uri.rpartition("/")[2]: uri for uri in storage.list_files(storage.join(config.output, _RECEIPTS))}
@@ -162,7 +164,7 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tu
     parts = []
     for index, start in enumerate(range(0, len(rows), config.galaxies_per_shard)):
         some = rows.slice(start, config.galaxies_per_shard)
-        part = _Part(index, len(some), ingest_plan.to_bytes(some))
+        part = _Part(index, len(some), packing.PlannedRows(some))
         if part.name in receipts:
             receive(storage.read_json(receipts[part.name]))
         else:
@@ -176,10 +178,9 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tu
 
 def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str, dict[str, int]]:
     from gampen_ray import storage
-    from gampen_ray.data import ingest_plan
+    from gampen_ray.data import packing
 
-    rows = ingest_plan.from_bytes(part.rows)
-    packed = ingest_plan.pack(rows, part.index, output=config.output, reader=config.reader, info=info)
+    packed = packing.pack(part.rows.table, part.index, output=config.output, reader=config.reader, info=info)
     receipt = {name: dict(numbers) for name, numbers in packed._asdict().items()}
     storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
     return receipt

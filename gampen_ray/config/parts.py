@@ -321,19 +321,28 @@ class ReaderConfig:
     """How image files are read, and metadata common to all of them."""
 
     format: str = "auto"
-    """Format of the files: fits, or one whose reader your code registers; auto: by each file's content."""
+    """Format of the files: fits, numpy, hdf5, zarr, parquet, webdataset, numpy_stack (many images in one .npy or .npz), or one
+    whose reader your code registers; auto: by each file's content, and for files of many images by their name."""
     hdu: int | None = pydantic.Field(default=None, ge=0)
     """Index of the image HDU; left out: the first one that is named SCI or IMAGE or else is no weight, mask, PSF or the like by
-    its name, and has pixels of more than one value."""
+    its name, and has pixels of more than one value; with several bands the cube, or an HDU a band."""
     headers: Literal["check", "ignore"] = "check"
     """check: zero point, pixel scale and band that a file's header gives are taken where they are left out here, and where they
     contradict what is given here (by 0.01 mag, 1 % or name) the files are refused; ignore: what is given here counts alone."""
     mask_planes: tuple[str, ...] = ("NO_DATA",)
     """Planes of the file's mask image, by name, whose pixels have no value; any: all planes. Pixels with zero weight, or
     without a finite variance or error, have none either."""
+    dataset: str = ""
+    """Name of the images in a file of many (HDF5, Zarr, NumPy .npz, Parquet); empty: by usual names, or the only one."""
+    axes: Literal["auto", "chw", "hwc"] = "auto"
+    """In arrays, whether the bands are on the first axis (chw) or the last (hwc); auto: by its length."""
+    allow_nonlinear: bool = False
+    """Accept pictures of 8 bits a pixel, which are stretched for display: radii and fluxes mean something only to a model that
+    was trained on such pictures."""
     bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
-    """Names of the bands, in the order of the image's first axis; an image of one band is two-dimensional. Left out: one band,
-    by the headers."""
+    """Names of the bands, in the order of the image's axis of bands; an image of one band is two-dimensional. Where files name
+    their bands (several HDUs, a file a band, Multimodal Universe), those are taken in this order. Left out: one band, by the
+    headers."""
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
     """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
     the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
@@ -354,13 +363,18 @@ class CutoutsConfig:
     """Cutouts and their catalogue."""
 
     images: str
-    """Folder or s3:// prefix of cutouts, or a GaMPEN data folder (info.csv and cutouts/)."""
+    """Folder or s3:// prefix of cutouts, a file of one or of many (HDF5, Zarr, NumPy, Parquet, HATS, WebDataset) or a folder of
+    these, or a GaMPEN data folder (info.csv and cutouts/)."""
     catalog: str = ""
-    """CSV, FITS or Parquet table with one row per cutout; empty: GaMPEN's info.csv if there, else the files alone."""
+    """Table with one row per cutout: CSV, ECSV, VOTable, ASCII, FITS, Parquet or a folder of it; empty: GaMPEN's info.csv if
+    there, else the files alone, or the columns beside the images of a file of many."""
     id_column: str = "object_id"
     """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
-    """Catalogue column with the file's name below `images`."""
+    """Catalogue column with the file's name below `images`. With several bands in a file each: columns file_BAND."""
+    file_template: str = ""
+    """Name of each row's file below `images`, from catalogue columns in braces and wildcards that one file matches:
+    "{object_id}-cutout-*.fits"; with {band}, a file a band: "{object_id}_{band}.fits", which needs no catalogue."""
     pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
     """Without a catalogue: glob pattern of the files below `images`. Masks, weights, PSFs and the like beside a galaxy's image,
     by words of their names, are left out."""

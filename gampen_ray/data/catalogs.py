@@ -1,53 +1,56 @@
-"""Input catalogues: CSV, FITS and Parquet files read as Arrow tables, with units in the field metadata under ``unit``."""
+"""Input catalogues: tables of any format read as Arrow tables, with units in the field metadata under ``unit``."""
 
+import bz2
 import gzip
-import io
-import warnings
+import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
+import pyarrow.compute
 import pyarrow.parquet as pq
-from astropy.io import fits
-from astropy.table import Table
 
 from gampen_ray import storage
+from gampen_ray.data.catalog_formats import NULL_TEXTS, format_of, parquet_files, plain_name, read_format, scalar_table
 from gampen_ray.errors import UserError
 
-__all__ = ["column_unit", "numbers", "read_catalog", "require_columns", "to_ids"]
+__all__ = ["column_unit", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
 
-_NULL_TEXTS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "--"]
+pc: Any = pyarrow.compute
+# Its functions are made when it is imported, unseen by a type checker.
+_ROUNDED = r"^\s*[-+]?\d+([.,]\d*)?[eE]\+?\d+\s*$|^\s*\d{16,}[.,]0*\s*$"
+"""Integers that a spreadsheet or a table of floating-point numbers has rounded."""
 
 
 def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Read the scalar columns of a catalogue.
+    """Read the scalar columns of a catalogue; columns without a name, such as a row number, are left out.
 
     Parameters
     ----------
     uri
-        ``.csv``, ``.fits``, ``.fit`` or ``.parquet`` file, gzipped (``.gz``) or not.
+        A table in CSV (delimited by commas, semicolons or tabs), ECSV, VOTable, ASCII (CDS, MRT, fixed width, SExtractor),
+        FITS or Parquet, compressed (``.gz``, ``.bz2``) or not, or a folder of Parquet files, such as a HATS catalogue.
     text_columns
-        CSV columns read as text, such as identifiers, which floating point would round.
+        Columns read as text where the file does not state their type, such as identifiers, which floating point would round.
 
     Raises
     ------
     UserError
         If the file is missing, of another type, damaged, or has no rows.
     """
-    name = uri.lower().removesuffix(".gz")
-    if not name.endswith((".csv", ".fits", ".fit", ".parquet")):
-        raise UserError(f"catalog {uri}: the name must end in .csv, .fits, .fit or .parquet, optionally followed by .gz")
-    data = storage.read_bytes(uri)
+    format_ = format_of(uri)
     try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        if name.endswith(".csv"):
-            table = _read_csv(data, text_columns)
+        if format_ == "parquet":
+            table = _read_parquet(uri)
         else:
-            table = _read_parquet(data) if name.endswith(".parquet") else _read_fits(data)
+            table = read_format(format_, _decompressed(storage.read_bytes(uri)), text_columns)
+    except UserError:
+        raise
     except Exception as error:
         # A damaged file can raise any exception.
-        raise UserError(f"catalog {uri}: cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"catalog {uri}: cannot be read: {' '.join(str(error).split())[:300]}") from None
+    table = table.rename_columns([plain_name(name) for name in table.column_names])
+    table = table.select([index for index, name in enumerate(table.column_names) if name])
     repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
     if repeated:
         raise UserError(f"catalog {uri}: several columns are named {min(repeated)!r}; rename one")
@@ -81,9 +84,11 @@ def to_ids(values: pa.ChunkedArray) -> pa.Array:
     Raises
     ------
     UserError
-        If floating-point identifiers are not integers, or too large to be exact.
+        If identifiers are floating-point numbers that are not integers or too large to be exact, or texts of such numbers.
     """
     array = values.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
     if pa.types.is_floating(array.type):
         present = array.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
         present = present[~np.isnan(present)]
@@ -98,79 +103,53 @@ def to_ids(values: pa.ChunkedArray) -> pa.Array:
             return array.cast(pa.int64())
         except pa.ArrowInvalid:
             return array.cast(pa.string())
-    texts = [None if text is None or not text.strip() else text.strip() for text in array.cast(pa.string()).to_pylist()]
+    texts = pc.utf8_trim_whitespace(array.cast(pa.string()))
+    texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    rounded = pc.fill_null(pc.match_substring_regex(texts, _ROUNDED), False)
+    if pc.any(rounded).as_py():
+        first = texts.filter(rounded)[0].as_py()
+        raise UserError(
+            f"id_column: the identifier {first!r} has been rounded by a spreadsheet or a table of floating-point numbers; "
+            "export the identifiers anew, as text"
+        )
     try:
-        integers = pa.array([None if text is None else int(text) for text in texts], type=pa.int64())
-    except (ValueError, OverflowError):
-        return pa.array(texts, type=pa.string())
-    # "007" and "+7" stay text: an integer would lose their notation.
-    exact = integers.cast(pa.string()).to_pylist() == texts
-    return integers if exact else pa.array(texts, type=pa.string())
+        integers = texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return texts
+    # "007" stays text: an integer would lose its notation.
+    return integers if integers.cast(pa.string()).equals(texts) else texts
 
 
 def numbers(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return a column as float64 and, for each row, why its value is not a finite number (empty text if it is finite)."""
-    listed = values.to_pylist()
-    floats = np.array([_float(value) for value in listed], dtype=np.float64)
-    reasons = np.full(len(listed), "", dtype=object)
+    reasons = np.full(len(values), "", dtype=object)
+    try:
+        floats = values.cast(pa.float64()).to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        floats = np.array([_float(value) for value in values.to_pylist()], dtype=np.float64)
     for row in np.flatnonzero(~np.isfinite(floats)):
-        value = listed[row]
-        missing = value is None or (isinstance(value, str) and value.strip() in _NULL_TEXTS)
+        value = values[int(row)].as_py()
+        missing = value is None or (isinstance(value, str) and value.strip() in NULL_TEXTS)
         reasons[row] = "is missing" if missing else f"is {value!r}, not a finite number"
     return floats, reasons
 
 
-def _read_csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
-    options = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(text_columns, pa.string()), strings_can_be_null=True, null_values=_NULL_TEXTS
-    )
-    return pacsv.read_csv(io.BytesIO(data), convert_options=options)
+def _decompressed(data: bytes) -> bytes:
+    if data.startswith(b"\x1f\x8b"):
+        return gzip.decompress(data)
+    return bz2.decompress(data) if re.match(rb"BZh[1-9]", data) else data
 
 
-def _read_parquet(data: bytes) -> pa.Table:
-    table = pq.read_table(io.BytesIO(data))
-    fields, columns = [], []
-    for field, column in zip(table.schema, table.columns, strict=True):
-        if isinstance(field.type, pa.DictionaryType):
-            field, column = field.with_type(field.type.value_type), column.cast(field.type.value_type)
-        if not pa.types.is_nested(field.type) and not isinstance(field.type, pa.BaseExtensionType):
-            fields.append(field)
-            columns.append(column)
-    return pa.table(columns, schema=pa.schema(fields))
+def _read_parquet(uri: str) -> pa.Table:
+    tables = []
+    for name in parquet_files(uri):
+        with storage.open_input(name) as source:
+            tables.append(scalar_table(pq.ParquetFile(source)))
+    return pa.concat_tables(tables, promote_options="default")
 
 
-def _read_fits(data: bytes) -> pa.Table:
-    with warnings.catch_warnings():
-        # Unknown units and non-standard headers are common and do not affect the values.
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("error", message=".*truncated.*")
-        with fits.open(io.BytesIO(data), memmap=False) as hdus:
-            hdu = next((hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
-            if hdu is None:
-                raise ValueError("no HDU holds a table")
-            table = Table.read(hdu, format="fits")
-            table.convert_bytestring_to_unicode()
-    fields, columns = [], []
-    for name in table.colnames:
-        column: Any = table[name]
-        if column.ndim == 1:
-            array = _native(column)
-            unit = {"unit": str(column.unit)} if column.unit is not None else None
-            fields.append(pa.field(name, array.type, metadata=unit))
-            columns.append(array)
-    return pa.table(columns, schema=pa.schema(fields))
-
-
-def _native(column: Any) -> pa.Array:
-    values = np.asarray(column)
-    # FITS is big-endian; Arrow needs native byte order.
-    values = values.astype(object if values.dtype.kind == "U" else values.dtype.newbyteorder("="))
-    mask = np.ma.getmaskarray(column) if np.ma.isMaskedArray(column) else None
-    return pa.array(values, mask=mask)
-
-
-def _float(value: Any) -> float:
+def _float(value: object) -> float:
     try:
-        return np.nan if value is None else float(value)
+        return np.nan if value is None else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return np.nan

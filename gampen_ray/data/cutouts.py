@@ -6,7 +6,7 @@ Shape legend: C bands, H x W pixels.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Cutout:
         AB magnitude of one unit of flux and side of a pixel, arcsec, as the file says; None where it does not.
     band
         Name of the band as the file says, of an image of one band; empty where it does not.
+    numbers
+        Values of the galaxy that come with its image, by the name of their column: ``psf_fwhm_r``, ``noise_r``.
     """
 
     image_CHW: np.ndarray
@@ -66,11 +68,12 @@ class Cutout:
     zero_point_mag: float | None = None
     pixel_scale_arcsec: float | None = None
     band: str = ""
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def stem(name: str) -> str:
     """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""
-    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+    return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz|bz2))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:

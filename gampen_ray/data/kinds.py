@@ -6,9 +6,9 @@ Surveys and tools deliver weights, masks, PSFs and error maps beside the image o
 import bisect
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Kind", "kind_of", "without_siblings"]
+__all__ = ["Kind", "hdu_kind", "hdu_name", "kind_of", "without_siblings"]
 
 Kind = Literal["", "science", "mask", "variance", "weight", "error", "psf", "other"]
 """Of an image; empty: its name does not say. ``variance`` and ``error`` grow with the noise, ``weight`` falls."""
@@ -34,6 +34,16 @@ def kind_of(name: str) -> Kind:
         if kind := (_WORDS | _HDU_WORDS).get(word.removeprefix("mer")):
             return kind
     return ""
+
+
+def hdu_name(hdu: Any) -> str:
+    """Return the name of an HDU; the Legacy Surveys' cutouts have IMAGETYP."""
+    return str(hdu.header.get("EXTNAME") or hdu.header.get("IMAGETYP") or "")
+
+
+def hdu_kind(hdu: Any) -> Kind:
+    """Return what an HDU shows; see `kind_of`."""
+    return kind_of(hdu_name(hdu))
 
 
 def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE
-from gampen_ray.data import ingest_plan, shards, validation
+from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
@@ -41,7 +41,7 @@ class Unit:
     uri, start, stop
         Row groups ``start`` to ``stop`` of a shard; empty for files.
     rows
-        Rows of an ingest plan as an Arrow stream; empty for shards.
+        Rows of an ingest plan; None for shards.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Unit:
     uri: str = ""
     start: int = 0
     stop: int = 0
-    rows: bytes = b""
+    rows: packing.PlannedRows | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ class Source:
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, num_rows):
                 yield _shard_rows(table, unit.uri), num_bytes
             return
-        plan = ingest_plan.from_bytes(unit.rows)
+        plan = _planned(unit)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N, _, num_bytes = ingest_plan.read_rows(table, self.reader, self.info)
+            columns, source_N, reason_N, _, num_bytes = packing.read_rows(table, self.reader, self.info)
             columns = {name: columns[name] for name in wanted if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), num_bytes
 
@@ -96,7 +96,7 @@ class Source:
         """Return the identifiers of a unit's rows, as `read` gives them."""
         if self.reader is None:
             return shards.read_shard(unit.uri, ["object_id"], range(unit.start, unit.stop))["object_id"]
-        return _filled(ingest_plan.from_bytes(unit.rows)["object_id"])
+        return _filled(_planned(unit)["object_id"])
 
 
 def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
@@ -187,7 +187,7 @@ def open_source(
     cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
     try:
         plan, info = ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
-    except ingest_plan.NoFilesError:
+    except file_names.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
             f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "
@@ -199,7 +199,7 @@ def open_source(
     step = _unit_rows(unit_rows, len(plan))
     parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
     units = [
-        Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=ingest_plan.to_bytes(part)) for start, part in parts
+        Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.PlannedRows(part)) for start, part in parts
     ]
     return Source(info=info, reader=reader, conditions=conditions), units
 
@@ -229,6 +229,11 @@ def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> 
             units.append(Unit(name=name, uri=uri, start=start, stop=stop, num_rows=sum(group_rows[start:stop])))
             start = stop
     return units
+
+
+def _planned(unit: Unit) -> pa.Table:
+    assert unit.rows is not None
+    return unit.rows.table
 
 
 def _unit_rows(asked: int, total: int) -> int:

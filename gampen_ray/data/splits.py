@@ -32,7 +32,7 @@ def assign_splits(object_ids: np.ndarray, config: SplitConfig) -> np.ndarray:
     uniform = (hashed >> np.uint64(11)) * 2.0**-53
     # Where train + val = 1, rounding must not leave a test galaxy.
     edges = np.array([config.train, config.train + config.val + 1e-12])
-    return np.array(["train", "val", "test"])[np.searchsorted(edges, uniform, side="right")]
+    return np.array(["train", "val", "test"], dtype=object)[np.searchsorted(edges, uniform, side="right")]
 
 
 def _hash_text(ids: np.ndarray, seed: np.ndarray) -> np.ndarray:

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 
 __all__ = ["validate_dataset", "validate_rows"]
+
+pc: Any = pyarrow.compute
 
 
 def validate_rows(columns: Mapping[str, Any], targets: Sequence[str] = ()) -> np.ndarray:
@@ -92,15 +95,16 @@ def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
 
 
 def _null(values: pa.Array) -> np.ndarray:
+    null = values.is_null()
     if pa.types.is_string(values.type):
-        return values.fill_null("").to_numpy(zero_copy_only=False) == ""
-    return values.is_null().to_numpy(zero_copy_only=False)
+        null = pc.or_(null, pc.equal(values, "").fill_null(False))
+    return null.to_numpy(zero_copy_only=False)
 
 
 def _repeated(values: pa.Array) -> np.ndarray:
     # True for every row that repeats the value of an earlier row; nulls do not count.
-    codes = values.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    _, first = np.unique(codes, return_index=True)
-    repeated = np.ones(len(codes), dtype=bool)
-    repeated[first] = False
-    return repeated & ~_null(values)
+    encoded = values.dictionary_encode()
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+    first = np.full(len(encoded.dictionary) + 1, len(codes))
+    np.minimum.at(first, codes, np.arange(len(codes)))
+    return (np.arange(len(codes)) > first[codes]) & ~_null(values)

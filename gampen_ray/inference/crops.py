@@ -19,7 +19,7 @@ from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, overlap, without_blanks
-from gampen_ray.data.ingest_plan import raised
+from gampen_ray.data.image_reading import raised
 from gampen_ray.data.readers import chosen_readers, read_cutout
 from gampen_ray.data.wcs import mapped_header
 from gampen_ray.errors import UserError

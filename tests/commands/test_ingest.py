@@ -110,7 +110,9 @@ def test_nothing_usable_is_one_error_with_the_most_common_reason(tmp_path: Path)
     config = _config(tmp_path)
     for index in range(6):
         (tmp_path / "images" / f"f{index}.fits").write_text("x" * index)
-    with pytest.raises(UserError, match=r"none of the 6 rows can be used; .*\(5 rows\), here for .*fits: not a FITS file"):
+    with pytest.raises(
+        UserError, match=r"none of the 6 rows can be used; .*\(5 rows\), here for .*fits: not a file of a known format"
+    ):
         ingest(config)
     assert storage.list_files(config.output) == []
 

@@ -1,5 +1,6 @@
 """Input catalogues: CSV, FITS and Parquet give the same table, and identifiers survive exactly."""
 
+import bz2
 import gzip
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from astropy.table import MaskedColumn, Table
 from gampen_ray.data.catalogs import column_unit, numbers, read_catalog, require_columns, to_ids
 from gampen_ray.errors import UserError
 
+REAL = Path(__file__).parents[3] / "shared" / "data" / "real"
 # Neighbours that are one float64.
 SDSS_IDS = [587722984439545906, 587722984439545907, 587739130813546660]
 
@@ -107,7 +109,8 @@ def test_missing_columns_name_the_field_and_the_existing_columns(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("c.txt", "a\n1\n", "the name must end in .csv, .fits"),
+        ("c.doc", "a\n1\n", "the name must end in .csv, .tsv"),
+        ("c.txt", "a\n1 2\n3\n", "c.txt: cannot be read: the layout of its columns cannot be guessed"),
         ("c.csv", "", "c.csv: cannot be read: Empty CSV"),
         ("c.csv", "a,b\n", "c.csv: has no rows"),
         ("c.csv", "a,b\n1\n", "Expected 2 columns, got 1"),
@@ -130,3 +133,113 @@ def test_truncated_and_missing_catalogues(tmp_path: Path) -> None:
         read_catalog(str(path))
     with pytest.raises(UserError, match="no such file"):
         read_catalog(str(tmp_path / "absent.csv"))
+
+
+_TEXTS = {
+    "bom.csv": "\ufeffobjid,name,flux\n",
+    "semicolon.csv": "objid;name;flux\n",
+    "tab.tsv": "objid\tname\tflux\n",
+    "comments.csv": "# made by hand\n# twice\nobjid,name,flux\n",
+    "hsc.csv": "# objid,name,flux\n",
+    "index.csv": ",# objid,name,flux\n",
+    "spaces.txt": "# objid name flux\n",
+    "fixed.txt": "| objid | name | flux |\n",
+}
+
+
+def _rows_of(table: pa.Table) -> dict[str, list]:
+    return {
+        "objid": to_ids(table["objid"]).to_pylist(),
+        "name": table["name"].to_pylist(),
+        "flux": numbers(table["flux"])[0].tolist(),
+    }
+
+
+ROWS = {"objid": SDSS_IDS, "name": ["007", "008", "9"], "flux": [1.5, -2.5, 0.25]}
+
+
+@pytest.mark.parametrize("name", _TEXTS)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_dialects_of_text_tables_give_the_same(tmp_path: Path, name: str, newline: str) -> None:
+    header = _TEXTS[name]
+    delimiter = next(one for one in "|,;\t " if one in header.removeprefix("# made by hand").lstrip("# "))
+    rows = [list(map(str, row)) for row in zip(*ROWS.values(), strict=True)]
+    if name == "index.csv":
+        rows = [[str(index), *row] for index, row in enumerate(rows)]
+    lines = [f"| {' | '.join(row)} |" if delimiter == "|" else delimiter.join(row) for row in rows]
+    (tmp_path / name).write_bytes((header + "\n".join(lines) + "\n").replace("\n", newline).encode())
+    assert _rows_of(read_catalog(str(tmp_path / name), ("objid", "name"))) == ROWS
+
+
+def test_a_spreadsheet_with_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("id;flux\n1;1,5\n2;-2,25\n")
+    assert read_catalog(str(tmp_path / "c.csv"))["flux"].to_pylist() == [1.5, -2.25]
+    (tmp_path / "c.csv").write_bytes("id\tflux\n1\t1.5\n".encode("utf-16"))
+    assert read_catalog(str(tmp_path / "c.csv"))["flux"].to_pylist() == [1.5]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "format_"),
+    [
+        ("ecsv", "ascii.ecsv"),
+        ("csv", "ascii.ecsv"),
+        ("vot", "votable"),
+        ("xml", "votable"),
+        ("mrt", "ascii.mrt"),
+        ("dat", "ascii.cds"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_astropys_tables_keep_identifiers_and_units(tmp_path: Path, suffix: str, format_: str) -> None:
+    table = Table(ROWS)
+    table["flux"].unit = u.Jy
+    path = tmp_path / f"c.{suffix}"
+    if format_ == "ascii.cds":
+        table.write(tmp_path / "c.mrt", format="ascii.mrt")
+        # The table of a CDS file has no title.
+        text = (tmp_path / "c.mrt").read_text()
+        path.write_text(text[text.index("=====") :])
+    else:
+        table.write(path, format=format_)
+    read = read_catalog(str(path), ("objid", "name"))
+    assert _rows_of(read) == ROWS
+    assert column_unit(read, "flux") == "Jy"
+    path.with_name(f"d.{suffix}.bz2").write_bytes(bz2.compress(path.read_bytes()))
+    assert read_catalog(str(path.with_name(f"d.{suffix}.bz2")), ("objid", "name")).equals(read)
+
+
+def test_masked_texts_are_missing(tmp_path: Path) -> None:
+    Table({"id": MaskedColumn(["a", "b"], mask=[False, True]), "x": [1, 2]}).write(tmp_path / "c.vot", format="votable")
+    assert to_ids(read_catalog(str(tmp_path / "c.vot"))["id"]).to_pylist() == ["a", None]
+
+
+def test_a_folder_of_parquet_and_a_hats_catalogue(tmp_path: Path) -> None:
+    for folder, name in (("plain", "a.parquet"), ("hats", "dataset/Norder=1/Dir=0/Npix=4.parquet")):
+        first = tmp_path / folder / name
+        first.parent.mkdir(parents=True)
+        pq.write_table(pa.table({"id": [1, 2], "image": [[1.0], [2.0]]}), first)
+        pq.write_table(
+            pa.table({"id": [3], "image": [[1.0]]}), first.with_name(first.name.replace("a.", "b.").replace("4", "5"))
+        )
+    (tmp_path / "hats" / "dataset" / "_metadata").write_bytes(b"")
+    pq.write_table(pa.table({"id": [3]}), tmp_path / "hats" / "dataset" / "data_thumbnail.parquet")
+    (tmp_path / "hats" / "hats.properties").write_text("hats_nrows = 3\n")
+    (tmp_path / "collection.properties").write_text("#HATS\nhats_primary_table_url=hats\n")
+    for folder in ("plain", "hats", "."):
+        assert read_catalog(str(tmp_path / folder)).to_pydict() == {"id": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("value", ["3.90E+16", "3,90E+16", "587722984439545906.0", "4e16"])
+def test_identifiers_that_a_spreadsheet_rounded_are_refused(value: str) -> None:
+    with pytest.raises(UserError, match=r"id_column: the identifier '.*' has been rounded by a spreadsheet"):
+        to_ids(pa.chunked_array([pa.array(["1", value])]))
+    # A name in such a notation, with letters besides, is a name.
+    assert to_ids(pa.chunked_array([pa.array(["J1E+5", "1e-3"])])).type == pa.string()
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real files")
+def test_hsc_catalogues_as_downloaded() -> None:
+    for name in ("hyrax_star_cat.csv", "hyrax_star_cat.fits"):
+        table = read_catalog(str(REAL / name), ("object_id",))
+        assert table.column_names[:2] == ["object_id", "parent_id"]
+        assert to_ids(table["object_id"]).type == pa.int64()

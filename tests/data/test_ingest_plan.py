@@ -12,7 +12,8 @@ from gampen_ray import storage
 from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.config import ReaderConfig, SplitConfig, TargetConfig
 from gampen_ray.data import shards
-from gampen_ray.data.ingest_plan import pack, plan
+from gampen_ray.data.ingest_plan import plan
+from gampen_ray.data.packing import pack
 from gampen_ray.data.readers import READERS
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
@@ -88,7 +89,7 @@ def test_each_broken_file_lands_in_quarantine_with_its_reason(tmp_path: Path) ->
         "empty": "the file is empty (0 bytes)",
         "good": "duplicate object_id: an earlier row has it",
         "nan": f"all pixels are without a value: {NO_VALUE}",
-        "text": "not a FITS file: it begins with b'This is no FITS file'",
+        "text": "not a file of a known format (fits, numpy, picture): it begins with b'This is no FITS file'",
         "truncated": "the FITS file is truncated: 14,400 bytes of pixels declared, 3,120 found",
         "zero": "all pixels have the same value 0",
     }
@@ -391,5 +392,5 @@ def test_targets_out_of_their_domain_are_quarantined_by_row(tmp_path: Path) -> N
 
 def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, "object_id,file_name", ["3.90E+16,f0.fits", "3.90E+16,f1.fits"])
-    with pytest.raises(UserError, match=r"id_column: .* has 2 identifiers such as 3\.90E\+16: a spreadsheet has rounded"):
+    with pytest.raises(UserError, match=r"id_column: the identifier '3\.90E\+16' has been rounded by a spreadsheet"):
         plan(_config(tmp_path, catalog=catalog))

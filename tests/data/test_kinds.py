@@ -10,7 +10,7 @@ from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CutoutError
-from gampen_ray.data.ingest_plan import matching_files
+from gampen_ray.data.file_names import matching_files
 from gampen_ray.data.kinds import kind_of, without_siblings
 from gampen_ray.data.readers import read_cutout
 

@@ -125,7 +125,7 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
     [
         (["g.fits"], "test", "split: test, but .* holds cutouts without splits"),
         (
-            ["part-0.parquet"],
+            ["part-0.parquet", "run.json"],
             "",
             r"holds neither a finished dataset \(dataset\.json\) nor files that match the pattern '\*\.fits\*'",
         ),
@@ -144,7 +144,7 @@ def test_the_reader_applies_to_folders_of_fits_files_only(tmp_path: Path) -> Non
     reader = ReaderConfig(zero_point_mag=27.0, pixel_scale_arcsec=0.2, nan_policy="zero")
     source, _ = open_source(str(tmp_path / "cutouts"), split="", reader=reader, bands=("r",), size=SIZE)
     assert (source.info.zero_point_mag, source.info.pixel_scale_arcsec, source.info.bands) == (27.0, 0.2, ("r",))
-    with pytest.raises(UserError, match=r"reader\.format: 'tiff' is unknown; give one of fits"):
+    with pytest.raises(UserError, match=r"reader\.format: 'tiff' is unknown; give one of auto, picture, numpy, fits, hdf5"):
         open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(format="tiff"), bands=("r",), size=SIZE)
     shards.write_dataset_info(str(tmp_path), shards.DatasetInfo(bands=("r",), cutout_size=SIZE))
     with pytest.raises(

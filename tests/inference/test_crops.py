@@ -211,7 +211,7 @@ def test_bad_files_have_a_reason_and_the_others_a_crop() -> None:
     for result, reason in zip(
         results[1:],
         [
-            "not a FITS file",
+            "not a file of a known format",
             "truncated",
             "1 of 400 pixels are without a value: NaN",
             "1 of 400 pixels are without a value: NaN",

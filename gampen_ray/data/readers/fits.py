@@ -16,10 +16,12 @@ from astropy.io import fits
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
-from gampen_ray.data.kinds import Kind, kind_of
+from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
+from gampen_ray.data.readers.fits_bands import band_hdus, stacked
 
 __all__ = ["FitsReader"]
 
+_BITPIX = (8, 16, 32, 64, -32, -64)
 _MAX_HDUS, _MAX_COUNT, _CARD = 1000, 999, 80
 _COUNTS = re.compile(rb"(Z?NAXIS|TFIELDS) *= *([+-]?\d+)")
 # Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
@@ -27,7 +29,7 @@ _PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
 
 class FitsReader:
-    """The image of one HDU: two-dimensional, or for several bands a cube with these on its first axis.
+    """The image of one HDU: two-dimensional, or for several bands a cube with these on its first axis, or an HDU a band.
 
     Leading axes of length one are dropped. Without an index, HDUs that are no image of a galaxy by their name (EXTNAME, or
     IMAGETYP) are passed over, those named SCI or IMAGE are preferred, and an image of one value is passed over if another
@@ -46,14 +48,11 @@ class FitsReader:
             hdus: Any
             with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True, uint=False) as hdus:
                 file = _File(hdus, data, caught)
-                place = file.choose(config.hdu, config.bands)
-                header = hdus[place].header.copy(strip=True)
-                image_CHW = _to_bands(linear_pixels(file.pixels(place), header), len(config.bands))
-                shape = image_CHW.shape[1:]
-                if (unexposed_HW := file.unexposed(place, shape, config.mask_planes)) is not None:
-                    image_CHW[:, unexposed_HW] = np.nan
-                facts = header_facts(hdus[place].header, hdus[0].header, shape, position_only=config.headers == "ignore")
-        return Cutout(image_CHW, header=header, **facts)
+                places = file.band_places(config)
+                cutouts = [file.cutout(place, 1, config) for place in places]
+                if not places:
+                    return file.cutout(file.choose(config.hdu, config.bands), len(config.bands), config)
+        return stacked(config.bands, cutouts)
 
 
 class _File:
@@ -84,11 +83,11 @@ class _File:
         images = [place for place, hdu in enumerate(hdus) if _holds_image(hdu)]
         if not images:
             raise CutoutError("no HDU holds an image")
-        kinds = {place: _kind(hdus[place]) for place in images}
+        kinds = {place: hdu_kind(hdus[place]) for place in images}
         # A file that holds a PSF alone was asked for as one.
         wanted = [place for place in images if kinds[place] in ("", "science") or (kinds[place] == "psf" and len(images) == 1)]
         if not wanted:
-            names = ", ".join(_name(hdus[place]) for place in images)
+            names = ", ".join(hdu_name(hdus[place]) for place in images)
             raise CutoutError(f"no HDU holds the image of a galaxy, by their names {names}; reader.hdu takes one all the same")
         science = [place for place in wanted if kinds[place] == "science"]
         # A preview in colours has other axes.
@@ -99,6 +98,25 @@ class _File:
             if not _constant(self.pixels(place)):
                 return place
         return (fitting or science or wanted)[-1 if fitting else 0]
+
+    def band_places(self, config: ReaderConfig) -> list[int]:
+        """Return the place of each band's HDU; none where one HDU holds all bands."""
+        images = [place for place, hdu in enumerate(self._hdus) if _holds_image(hdu) and hdu.header["NAXIS"] >= 2]
+        if len(config.bands) == 1 or config.hdu is not None or len(images) < 2 or self._hdus[images[0]].header["NAXIS"] > 2:
+            return []
+        found = band_hdus([self._hdus[place] for place in images], config.bands)
+        return [images[index] for index in found]
+
+    def cutout(self, place: int, num_bands: int, config: ReaderConfig) -> Cutout:
+        """Return the image of an HDU with what its header says."""
+        hdu = self._hdus[place]
+        header = hdu.header.copy(strip=True)
+        image_CHW = _to_bands(linear_pixels(self.pixels(place), header), num_bands)
+        shape = image_CHW.shape[1:]
+        if (unexposed_HW := self.unexposed(place, shape, config.mask_planes)) is not None:
+            image_CHW[:, unexposed_HW] = np.nan
+        facts = header_facts(hdu.header, self._hdus[0].header, shape, position_only=config.headers == "ignore")
+        return Cutout(image_CHW, header=header, **facts)
 
     def pixels(self, place: int) -> Any:
         """Return the pixels of an image HDU; astropy keeps them."""
@@ -117,7 +135,7 @@ class _File:
             hdu = self._hdus[follower]
             if not _holds_image(hdu):
                 continue
-            kind = _kind(hdu)
+            kind = hdu_kind(hdu)
             if kind in ("", "science"):
                 break
             if kind in ("variance", "error", "weight", "mask") and _shape(hdu)[-2:] == shape:
@@ -135,15 +153,6 @@ def _check_counts(data: bytes) -> None:
 
 def _holds_image(hdu: Any) -> bool:
     return bool(hdu.is_image and hdu.header.get("NAXIS", 0))
-
-
-def _name(hdu: Any) -> str:
-    # The Legacy Surveys' cutouts have IMAGETYP.
-    return str(hdu.header.get("EXTNAME") or hdu.header.get("IMAGETYP") or "")
-
-
-def _kind(hdu: Any) -> Kind:
-    return kind_of(_name(hdu))
 
 
 def _shape(hdu: Any) -> tuple[int, ...]:
@@ -178,6 +187,8 @@ def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
 
 def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
     # Called before pixels are read, because reading allocates the size in the header.
+    if (bitpix := hdu.header["BITPIX"]) not in _BITPIX:
+        raise CutoutError(f"BITPIX is {bitpix}: FITS has no such pixel type; write the pixels as float32 (BITPIX -32)")
     shape = _shape(hdu)
     pixels = math.prod(shape)
     if min(shape) < 1:
@@ -202,7 +213,7 @@ def _check_compression(header: Any, shape: tuple[int, ...]) -> None:
     known = {"BYTEPIX": (1, 2, 4, 8), "BLOCKSIZE": (16, 32)}
     wrong = [f"{name} {names[name]}" for name, values in known.items() if name in names and names[name] not in values]
     wrong += [f"ZTILE{axis} {size}" for axis, size in enumerate(tile, 1) if not 0 < size <= shape[-axis]]
-    if header["ZBITPIX"] not in (8, 16, 32, 64, -32, -64):
+    if header["ZBITPIX"] not in _BITPIX:
         wrong.append(f"ZBITPIX {header['ZBITPIX']}")
     if wrong:
         raise CutoutError(f"damaged FITS file: the compressed image has {', '.join(wrong)}")

@@ -1,0 +1,393 @@
+"""What a folder or file holds, what of it cannot be used, and the config of an ingest that fits; some images are read."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from astropy.io import fits
+
+from gampen_ray import storage
+from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.base import replace
+from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, packing, shards
+from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.gampen_folder import is_gampen_folder
+from gampen_ray.data.quarantine import reason_kinds
+from gampen_ray.data.readers.fits_bands import band_names
+from gampen_ray.errors import UserError
+
+__all__ = ["Inspection", "inspect_images"]
+
+_MOST_PLANNED = 100_000
+_TABLES = (".csv", ".ecsv", ".vot", ".votable", ".csv.gz")
+_IDS = ("object_id", "objid", "objectid", "source_id", "sourceid", "id", "name", "galaxy", "#id")
+_KNOWN_BANDS = ("u", "g", "r", "i", "z", "y", "j", "h", "k", "ks", "vis", "nir-y", "nir-j", "nir-h")
+_FILE = re.compile(r"\.(fits?|npy)(\.(gz|fz|bz2))?$", re.IGNORECASE)
+_CARDS = ("BUNIT", "MAGZERO", "MAGZPT", "FLUXMAG0", "PHOTFLAM", "PHOTPLAM", "PIXAR_SR", "FILTER", "BAND", "EXPTIME", "GAIN")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Parameters
+    ----------
+    facts
+        Descriptions by label, in order.
+    reasons
+        Numbers of rows that would be quarantined, by kind of reason.
+    num_read
+        Images that were read.
+    config
+        The ingest that fits; None where there is nothing to ingest.
+    """
+
+    facts: dict[str, str]
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
+    num_read: int = 0
+    config: CutoutsConfig | None = None
+
+
+def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True) -> Inspection:
+    """Look at a folder or file.
+
+    Parameters
+    ----------
+    config
+        With absolute URIs; what it leaves out is guessed.
+    num_images
+        Most images that are read, evenly spaced.
+    guess
+        Whether a catalogue is looked for beside the images.
+
+    Raises
+    ------
+    UserError
+        If there is nothing, or images and catalogue do not fit each other.
+    """
+    path = config.images
+    if not storage.exists(path):
+        raise UserError(f"path: there is no file or folder {path}")
+    if storage.exists(storage.join(path, shards.DATASET_JSON)):
+        return Inspection(_dataset(path))
+    if (table := _as_catalog(path)) is not None:
+        return Inspection({"format": "a catalogue, without images", **_catalog_facts(table)})
+    facts: dict[str, str] = {}
+    listing = [path]
+    if storage.size(path) is None and containers.container_format(path, config.reader) != "zarr":
+        listing = file_names.listed_files(path)
+        facts["files"] = _endings(listing)
+    images_catalog = config.catalog
+    if not config.catalog and guess and not is_gampen_folder(path):
+        config = _with_catalog(config, listing)
+    asked, config = config, _with_files(config, listing)
+    if guess and config.catalog != images_catalog and not _is_linked(config):
+        facts["catalogue"] = f"{config.catalog} is left out: no column names the files; give file_column or file_template"
+        config = _with_files(replace(asked, catalog=""), listing)
+    config = _with_bands(config, listing, facts)
+    located = image_rows.locate(config)
+    sample = _sample(located, num_images)
+    config = _with_images(config, sample, facts)
+    everything = len(located.table) <= _MOST_PLANNED
+    try:
+        rows, info = ingest_plan.plan(config, located=located if everything else sample)
+    except UserError as error:
+        return Inspection(facts | {"refused": str(error)})
+    facts |= _common_facts(info)
+    reasons = _planned_reasons(rows)
+    usable = np.flatnonzero(reasons == "")
+    chosen = usable[np.linspace(0, len(usable) - 1, min(num_images, len(usable)), dtype=int)] if len(usable) else usable
+    read = packing.read_rows(rows.take(pa.array(chosen)), config.reader, info)
+    facts["galaxies"] = f"{len(located.table):,}"
+    facts |= _catalog_facts(located.table) if config.catalog else {}
+    facts["identifiers"] = _identifiers(rows)
+    if misplaced := read.remarks["misplaced"]:
+        facts["positions"] = f"{misplaced:,} of {len(chosen):,} images are not centred on the catalogue's position"
+    found = [*reasons[reasons != ""], *read.reasons[read.reasons != ""]]
+    return Inspection(facts, dict(reason_kinds(found).most_common()), len(chosen), config)
+
+
+def _dataset(path: str) -> dict[str, str]:
+    info = shards.read_dataset_info(path)
+    counts = ", ".join(f"{split} {count:,}" for split, count in info.num_rows.items())
+    return {
+        "format": "a dataset of cutout shards: `train` and `infer` read it as it is",
+        "galaxies": f"{counts}; {info.num_quarantined:,} in quarantine",
+        "bands": ", ".join(info.bands),
+        "size": f"{info.cutout_size} pixels",
+        "pixel scale": _or_unknown(info.pixel_scale_arcsec, "arcsec"),
+        "zero point": _or_unknown(info.zero_point_mag, "mag"),
+        "targets": ", ".join(f"{name} [{unit}]" if unit else name for name, unit in info.target_units.items()) or "none",
+    }
+
+
+def _common_facts(info: shards.DatasetInfo) -> dict[str, str]:
+    """Return what all images have in common, as `ingest` takes it."""
+    return {
+        "bands": ", ".join(info.bands),
+        "cutout size": f"{info.cutout_size} pixels",
+        "pixel scale": _or_unknown(info.pixel_scale_arcsec, "arcsec", ": give reader.pixel_scale_arcsec"),
+        "zero point": _or_unknown(info.zero_point_mag, "mag", ": give reader.zero_point_mag"),
+    }
+
+
+def _or_unknown(value: float | None, unit: str, remedy: str = "") -> str:
+    return f"unknown{remedy}" if value is None else f"{value:.6g} {unit}"
+
+
+def _as_catalog(path: str) -> pa.Table | None:
+    """Return the table of a file that is a catalogue; None for images."""
+    if storage.size(path) is None:
+        return None
+    lower = re.sub(r"\.(gz|bz2)$", "", path.lower())
+    if lower.endswith((".fits", ".fit")):
+        hdus = _hdus(path)
+        return None if hdus is None or any(image for image, _ in hdus) else catalogs.read_catalog(path)
+    try:
+        format_ = catalogs.format_of(path)
+    except UserError:
+        return None
+    if format_ != "parquet":
+        return catalogs.read_catalog(path, _IDS)
+    try:
+        with containers.open_container(path, ReaderConfig()):
+            return None
+    except UserError:
+        return catalogs.read_catalog(path)
+
+
+def _catalog_facts(table: pa.Table) -> dict[str, str]:
+    units = {name: catalogs.column_unit(table, name) for name in table.column_names}
+    columns = [f"{name} [{unit}]" if unit else name for name, unit in units.items()]
+    more = f" and {len(columns) - 30:,} more" if len(columns) > 30 else ""
+    return {"rows": f"{len(table):,}", "columns": ", ".join(columns[:30]) + more}
+
+
+def _endings(listing: Sequence[str]) -> str:
+    """Return how many files have which names, digits left out."""
+    kinds = Counter(re.sub(r"\d+", "#", uri.rpartition("/")[2]) for uri in listing)
+    if len(kinds) > max(8, len(listing) // 4):
+        kinds = Counter("*" + "".join(re.findall(r"\.[A-Za-z]\w*", uri.rpartition("/")[2])) for uri in listing)
+    shown = ", ".join(f"{kind} ({count:,})" for kind, count in kinds.most_common(8))
+    return f"{len(listing):,}: {shown}{', ...' if len(kinds) > 8 else ''}"
+
+
+def _with_catalog(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
+    """Return the config with the only table in the folder or beside it."""
+    folder = storage.join(storage.absolute(config.images), "")
+    inside = [uri for uri in listing if "/" not in uri.removeprefix(folder) and uri.lower().endswith(_TABLES)]
+    return replace(config, catalog=inside[0]) if len(inside) == 1 and inside[0] != config.images else config
+
+
+def _with_files(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
+    """Return the config with identifier and file columns, or a template that gives each row its file."""
+    if is_gampen_folder(config.images) or len(listing) == 1:
+        return config
+    root = storage.join(storage.absolute(config.images), "")
+    names = [uri.removeprefix(root) for uri in listing if _FILE.search(uri)]
+    if not config.catalog:
+        template = config.file_template or _band_template(names)[0]
+        return replace(config, file_template=template) if template else config
+    table = catalogs.read_catalog(config.catalog, (*_IDS, config.id_column, config.file_column))
+    lower = {name.lower(): name for name in reversed(table.column_names)}
+    if config.id_column not in table.column_names and (there := next((lower[name] for name in _IDS if name in lower), None)):
+        config = replace(config, id_column=there)
+    if (
+        config.file_column in table.column_names
+        or config.file_template
+        or config.id_column not in table.column_names
+        or not names
+    ):
+        return config
+    known = {*names, *(name.rpartition("/")[2] for name in names)}
+    head = table.slice(0, 50)
+    for name in table.column_names:
+        values = {str(value).strip() for value in head.column(name).to_pylist()}
+        if values & known:
+            return replace(config, file_column=name)
+    ids = [str(value).strip() for value in catalogs.to_ids(head.column(config.id_column)).to_pylist() if value is not None]
+    template = _id_template(ids, names, config.id_column)
+    return replace(config, file_template=template) if template else config
+
+
+def _is_linked(config: CutoutsConfig) -> bool:
+    """Return whether a catalogue names its rows' images, by a column, a template or as the columns of a file of many."""
+    if config.file_template or config.reader.format != "auto":
+        return True
+    table = catalogs.read_catalog(config.catalog, _IDS)
+    return config.file_column in table.column_names and config.id_column in table.column_names
+
+
+def _id_template(ids: Iterable[str], names: Sequence[str], column: str) -> str:
+    """Return the template that names one file for most identifiers, with wildcards where the names differ; empty: none."""
+    found: list[tuple[str, str]] = []
+    for text in ids:
+        whole = re.compile(rf"(.*?)(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])(.*)")
+        good = [match for name in names if (match := whole.fullmatch(name))]
+        if len(good) == 1:
+            found.append((good[0][1], good[0][2]))
+    if not found:
+        return ""
+    parts = [sorted({pair[side] for pair in found}) for side in (0, 1)]
+    before, after = (texts[0] if len(texts) == 1 else _common(texts) for texts in parts)
+    return f"{before}{{{column}}}{after}"
+
+
+def _common(texts: Sequence[str]) -> str:
+    first, last = texts[0], texts[-1]
+    start = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    ends = [text[start:][::-1] for text in texts]
+    end = 0
+    while all(len(text) > end and text[end] == ends[0][end] for text in ends):
+        end += 1
+    return first[:start] + "*" + (first[len(first) - end :] if end else "")
+
+
+def _band_template(names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the template of files that come in several bands, ID_BAND.fits or BAND/ID.fits, and the bands; empty: none."""
+    bands: dict[str, set[str]] = {}
+    for name in names:
+        match = re.fullmatch(r"(.+)([_-])([A-Za-z-]+)(\.\w+)", name)
+        if match and match[3].lower() in _KNOWN_BANDS:
+            bands.setdefault(f"{{object_id}}{match[2]}{{band}}{match[4]}", set()).add(match[3])
+    if len(bands) != 1:
+        return "", []
+    ((template, there),) = bands.items()
+    order = sorted(there, key=lambda band: _KNOWN_BANDS.index(band.lower()))
+    return (template, order) if len(order) > 1 else ("", [])
+
+
+def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, str]) -> CutoutsConfig:
+    """Return the config with the bands that the files name, or numbered ones where these only have several."""
+    images = [uri for uri in listing if _FILE.search(uri)]
+    root = storage.join(storage.absolute(config.images), "")
+    if "{band}" in config.file_template:
+        facts["format"] = f"a file a band, {config.file_template}"
+        return _banded(config, _band_template([uri.removeprefix(root) for uri in images])[1])
+    if many := image_rows.container_files(config, listing):
+        facts["format"] = f"{containers.container_format(many[0], config.reader)}, files of many galaxies ({len(many):,})"
+        with containers.open_container(many[0], config.reader) as container:
+            return _banded(config, container.bands)
+    first = next((uri for uri in images if file_names.matches_default(uri)), None) or (images[0] if images else "")
+    if first and not first.lower().endswith(".npy"):
+        hdus = _hdus(first)
+        facts["format"] = "FITS, a file a galaxy" if hdus is not None else "files that are not FITS, a file a galaxy"
+        if hdus:
+            facts["HDUs"] = f"{'; '.join(text for _, text in hdus)} (of {first.rpartition('/')[2]})"
+            return _banded(config, _hdu_bands(first))
+        return config
+    return config
+
+
+def _banded(config: CutoutsConfig, bands: Sequence[str]) -> CutoutsConfig:
+    given = config.reader.bands != type(config.reader)().bands
+    return config if given or not bands else replace(config, **{"reader.bands": tuple(bands)})
+
+
+def _opened(uri: str) -> Any:
+    import bz2
+    import gzip
+    import io
+
+    data = image_reading.raised(image_reading.file_content(uri))
+    if data.startswith(b"\x1f\x8b"):
+        data = gzip.decompress(data)
+    elif data.startswith(b"BZh"):
+        data = bz2.decompress(data)
+    return fits.open(io.BytesIO(data), memmap=False)
+
+
+def _hdus(uri: str) -> list[tuple[bool, str]] | None:
+    """Return whether each HDU holds an image, and its description; None for a file that is not FITS."""
+    try:
+        with _opened(uri) as hdus:
+            return [_described(index, hdu) for index, hdu in enumerate(hdus)]
+    except Exception:
+        # Said by its reader when it is read.
+        return None
+
+
+def _described(index: int, hdu: Any) -> tuple[bool, str]:
+    name = f"{index} {hdu.name}".strip()
+    if not hdu.is_image:
+        return False, f"{name} table of {hdu.header.get('NAXIS2', 0):,} rows"
+    shape = " x ".join(str(size) for size in hdu.shape)
+    return bool(shape), f"{name} {shape} BITPIX {hdu.header['BITPIX']}" if shape else f"{name} empty"
+
+
+def _hdu_bands(uri: str) -> list[str]:
+    """Return the names of a file's bands: of its HDUs, of its only image, or numbers for the planes of a cube."""
+    try:
+        with _opened(uri) as hdus:
+            images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2]
+            named = band_names(images)
+            if len(named) > 1:
+                return named
+            shape = images[0].shape if images else ()
+            planes = [size for size in shape[:-2] if size > 1]
+            if len(planes) == 1 and planes[0] <= 32:
+                return [f"band{number}" for number in range(1, planes[0] + 1)]
+            return named
+    except Exception:
+        # Said by its reader when it is read.
+        return []
+
+
+def _sample(located: image_rows.Located, count: int) -> image_rows.Located:
+    rows = np.linspace(0, len(located.table) - 1, min(count, len(located.table)), dtype=int)
+    return located.take(pa.array(np.unique(rows)))
+
+
+def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[str, str]) -> CutoutsConfig:
+    """Return the config with numbered bands where the images of a sample have several; describe them."""
+    table = pa.table(sample.bookkeeping)
+    good = np.flatnonzero(sample.source.is_valid().to_numpy())
+    sizes: Counter[tuple[int, ...]] = Counter()
+    cards: dict[str, Counter[Any]] = {name: Counter() for name in _CARDS}
+    failed: CutoutError | None = None
+    with image_reading.Images(table, config.reader) as images:
+        for start in range(0, len(good), 32):
+            for found, _ in images.read(good[start : start + 32]):
+                try:
+                    cutout = images.cutout(found)
+                except CutoutError as error:
+                    failed = error
+                    continue
+                sizes[cutout.image_CHW.shape[1:]] += 1
+                for name in _CARDS:
+                    if isinstance(value := cutout.header.get(name), str | int | float) and value != "":
+                        cards[name][value] += 1
+    if not sizes:
+        if failed and (count := re.search(r"has shape \((\d+), \d+, (\d+)\)", str(failed))) and not _given(config):
+            # An array with several bands, on the first or the last axis.
+            planes = min(map(int, count.groups()))
+            if 1 < planes <= 32:
+                several = tuple(f"band{number}" for number in range(1, planes + 1))
+                return _with_images(replace(config, **{"reader.bands": several}), sample, facts)
+        raise UserError(f"images: none of the {len(good):,} images of {config.images} that were read can be used: {failed}")
+    facts["size"] = ", ".join(f"{h} x {w} ({count:,})" for (h, w), count in sizes.most_common(4))
+    facts |= {name: _values(values) for name, values in cards.items() if values}
+    return config
+
+
+def _given(config: CutoutsConfig) -> bool:
+    return config.reader.bands != type(config.reader)().bands
+
+
+def _values(values: Counter[Any]) -> str:
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value, _ in values.most_common(4)]
+    return ", ".join(shown) + (f" and {len(values) - 4:,} more" if len(values) > 4 else "")
+
+
+def _planned_reasons(rows: pa.Table) -> np.ndarray:
+    return np.array(rows.column(packing.REASON).to_pylist(), dtype=object)
+
+
+def _identifiers(rows: pa.Table) -> str:
+    ids = rows.column("object_id")
+    some = ", ".join(map(str, ids.slice(0, 3).to_pylist()))
+    return f"{'integers' if pa.types.is_integer(ids.type) else 'texts'}, such as {some}"

@@ -1,0 +1,161 @@
+"""The work on some rows of an ingest's plan: their images are read, and written to shards or quarantine.
+
+Shape legend: N galaxies, C bands, H x W pixels.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from gampen_ray import storage
+from gampen_ray.config import ReaderConfig
+from gampen_ray.data import positions, shards
+from gampen_ray.data.agreement import agreed
+from gampen_ray.data.containers import INDEX
+from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, without_blanks
+from gampen_ray.data.image_reading import FILES, SOURCE, Images
+from gampen_ray.data.shards import DatasetInfo
+
+__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows"]
+
+SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
+"""Columns of the plan with the split of each row, and why it cannot be used."""
+_BOOKKEEPING = (SOURCE, INDEX, FILES, SPLIT, REASON)
+_READ_AHEAD = 32
+
+
+class Rows(NamedTuple):
+    """Rows of the plan with what their files hold.
+
+    Parameters
+    ----------
+    columns
+        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled`` (number of
+        pixels), ``side_pixels`` (shorter side of the file's image inside the cutout: less than the cutout's where that is
+        zero-padded), and numbers that come with the images.
+    sources
+        File of each row.
+    reasons
+        Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    remarks
+        Numbers of rows by what was done to them or seen in them: ``cropped`` (pixels of the file lie outside the cutout),
+        ``padded``, ``filled``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
+    num_bytes
+        Read from the files, as stored.
+    """
+
+    columns: dict[str, Any]
+    sources: np.ndarray
+    reasons: np.ndarray
+    remarks: Counter[str]
+    num_bytes: int
+
+
+class Packed(NamedTuple):
+    """Numbers of rows that were packed, by split (``"all"`` without targets) and in ``"quarantine"``; remarks as in `Rows`."""
+
+    counts: Counter[str]
+    remarks: Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRows:
+    """Some rows of a plan: a view of it here, an Arrow stream on the way to another process."""
+
+    table: pa.Table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+        return _received, (sink.getvalue().to_pybytes(),)
+
+
+def _received(data: bytes) -> PlannedRows:
+    with pa.ipc.open_stream(data) as reader:
+        return PlannedRows(reader.read_all())
+
+
+def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Packed:
+    """Read the files of some rows and write their shards and quarantine file, all numbered ``part``; repeatable.
+
+    Parameters
+    ----------
+    rows
+        Some rows of the plan.
+    part
+        Number of the files.
+    output
+        URI of the dataset.
+    reader, info
+        See `gampen_ray.data.ingest_plan.plan`.
+    """
+    columns, sources, reasons, remarks, _ = read_rows(rows, reader, info)
+    ids = rows.column("object_id").to_pylist()
+    counts: Counter[str] = Counter()
+    splits = np.array(rows.column(SPLIT).to_pylist(), dtype=object)
+    for split in shards.SPLITS if info.targets else (shards.ALL,):
+        chosen = np.flatnonzero((reasons == "") & (splits == split))
+        uri = shards.part_uri(output, split, part)
+        counts[split] = len(chosen)
+        if len(chosen):
+            taken = {
+                name: values.take(chosen) if isinstance(values, pa.ChunkedArray) else values[chosen]
+                for name, values in columns.items()
+            }
+            shards.write_shard(uri, taken, info)
+        else:
+            # An interrupted run may have left a shard of files that have since changed.
+            storage.delete(uri)
+    bad = np.flatnonzero(reasons != "")
+    counts[shards.QUARANTINE] = len(bad)
+    uri = shards.part_uri(output, shards.QUARANTINE, part)
+    if len(bad):
+        texts = ["" if ids[row] is None else str(ids[row]) for row in bad]
+        shards.write_quarantine(uri, object_id=texts, source=[sources[row] for row in bad], reason=reasons[bad])
+    else:
+        storage.delete(uri)
+    return Packed(counts, remarks)
+
+
+def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
+    """Read the files of some rows of the plan, with the config's reader and the plan's metadata."""
+    reasons = np.array(rows.column(REASON).to_pylist(), dtype=object)
+    columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in _BOOKKEEPING}
+    ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
+    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    filled, sides = np.zeros(len(rows), dtype=np.int32), np.full(len(rows), side, dtype=np.int32)
+    numbers: dict[str, np.ndarray] = {}
+    planned = np.flatnonzero(reasons == "")
+    with Images(rows, reader) as images:
+        for start in range(0, len(planned), _READ_AHEAD):
+            ahead = planned[start : start + _READ_AHEAD]
+            for row, (found, size) in zip(ahead, images.read(ahead), strict=True):
+                num_bytes += size
+                try:
+                    cutout = images.cutout(found)
+                    inside_CHW = without_blanks(central(agreed(cutout, reader, info), side))
+                    image_NCHW[row] = fit_to_size(inside_CHW, side, reader.nan_policy, info.bands)
+                except CutoutError as error:
+                    reasons[row] = str(error)
+                    continue
+                filled[row] = inside_CHW.size - np.isfinite(inside_CHW).sum()
+                sides[row] = min(inside_CHW.shape[1:])
+                offset = positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout)
+                remarks["padded"] += int(sides[row] < side)
+                remarks["cropped"] += int(max(cutout.image_CHW.shape[1:]) > side)
+                remarks["filled"] += int(filled[row] > 0)
+                remarks["misplaced"] += int(positions.misplaced(offset, cutout))
+                if not np.isfinite(ra[row] + dec[row]):
+                    ra[row], dec[row] = cutout.ra, cutout.dec
+                for name, value in cutout.numbers.items():
+                    if name not in numbers:
+                        numbers[name] = np.array(rows.column(name).to_numpy(), dtype=np.float64)
+                    numbers[name][row] = value
+    read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
+    sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
+    return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)
