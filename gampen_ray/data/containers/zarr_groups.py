@@ -27,7 +27,7 @@ class ZarrContainer(StackContainer):
         # s3fs reads the usual AWS_* variables, but by default accesses S3 without credentials.
         options = None if storage.is_local(uri) else {"anon": False}
         found: Any = zarr.open(uri, mode="r", storage_options=options)
-        arrays = {"images": found} if isinstance(found, zarr.Array) else dict(found.arrays())
+        arrays: Any = {"images": found} if isinstance(found, zarr.Array) else dict(found.arrays())
         self._metadata = storage.join(uri.rstrip("/").rpartition("/")[0] or ".", _METADATA)
         super().__init__(uri, arrays, config)
 
