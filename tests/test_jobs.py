@@ -44,7 +44,8 @@ def answer(cluster: dict[str, str], path: str, token: str | None) -> int:
 
 
 def test_every_verb_is_a_job_of_a_few_lines() -> None:
-    assert sorted(name.replace("-", "_") for name in load_verbs()) == JOBS
+    # jobs/inspect.py would hide Python's own module; the verb needs no cluster.
+    assert sorted(name.replace("-", "_") for name in load_verbs() if name != "inspect") == JOBS
     for name in JOBS:
         lines = (ROOT / "jobs" / f"{name}.py").read_text().splitlines()
         assert len(lines) < 8
