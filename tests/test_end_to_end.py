@@ -141,7 +141,7 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     words = {
         "twin": "duplicate object_id",
         "cut": "truncated: 22,400 bytes of pixels declared",
-        "nan": "all pixels are NaN",
+        "nan": "all pixels are without a value",
         "cube": "3-dimensional with shape (3, 70, 80)",
         "text": "not a file of a known format",
         "empty": "the file is empty (0 bytes)",
