@@ -192,7 +192,7 @@ def shifts(sky: Sky, bundle: Bundle) -> Iterator[Shift]:
             name=f"{low:g} to {high:g} mag",
             columns=lambda low=low, high=high: at_magnitudes(sky, none, low, high),
         )
-    for scale in (0.8, 1.25):
+    for scale in (0.5, 0.8, 1.25, 2.0):
         pixel = scale * survey.pixel_scale_arcsec
         yield Shift(
             name=f"pixels of {pixel:.3g} arcsec, resampled",

@@ -112,7 +112,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
     prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)))
-    image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
+    image_NCHW = resize(predictor.match(image_NCHW).image_NCHW, judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
