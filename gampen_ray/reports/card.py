@@ -27,7 +27,11 @@ def training_text(provenance: Mapping[str, Any]) -> str:
     if "imported" in provenance:
         return f"by GaMPEN, imported from {provenance['imported']['model']}"
     config = provenance["train"]
-    text = f"{config['optimizer']['epochs']} epochs, seed {config['seed']}"
+    optimizer = config["optimizer"]
+    # Bundles of earlier versions have no epochs on numbers.
+    numbers, epochs = optimizer.get("numbers_epochs", 0), optimizer["epochs"]
+    first = f"{numbers} {'epoch' if numbers == 1 else 'epochs'} on numbers, " if numbers else ""
+    text = f"{first}{epochs} {'epoch' if epochs == 1 else 'epochs'}{' on images' if numbers else ''}, seed {config['seed']}"
     return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
 
 
