@@ -7,8 +7,8 @@ Simulates galaxies that the bundle has not seen, the same ones under each shift 
 Prints JSON; a table goes to standard error. With a simulated dataset, its survey, scene and cutout size are taken.
 
 A shift *holds* if the coverage of 68.27 % is within 4 points of it for each target, is *flagged* if at least 95 % of its
-galaxies have a flag that warns of it, and *fails* otherwise. Numbers that the user states wrongly are *not visible*: measured and not
-judged: the image does not show them.
+galaxies have a flag that warns of it, and *fails* otherwise. Numbers that the user states wrongly are *not visible*: no image
+shows them.
 """
 
 import argparse

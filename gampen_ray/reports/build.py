@@ -156,7 +156,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
         "dataset fingerprint": manifest["inputs"]["dataset"],
         "bundle": f"{inference['bundle']} (made {judged.bundle.provenance['date']})",
-        "training": training_text(judged.bundle.provenance),
+        "training": training_text(judged.bundle.provenance, numbers=bool(judged.bundle.images.number_names)),
         "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
