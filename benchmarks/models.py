@@ -134,6 +134,7 @@ def card(recipe: Recipe, evaluation: Mapping[str, Any], limit: Mapping[str, Any]
                     "name": row["shift"],
                     "coverage": {name: target["coverage"]["68"] for name, target in row["targets"].items()},
                     "flagged": row["warned"],
+                    "stated": row["stated"],
                 }
                 for row in shifts.get("rows", [])
             ],

@@ -29,7 +29,7 @@ SMALL = dataclasses.replace(
 )
 """The compact network for cutouts of 32 pixels."""
 
-NO_WARNING = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.RESAMPLED | Flag.CROP_AT_BOUND
+NO_WARNING = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND
 """Flags that say what was done to an image; all others warn that a posterior may be wrong."""
 
 
@@ -109,11 +109,10 @@ def predicted(
 
 def resampled_sizes(bundle: Bundle, star_NHW: np.ndarray, pixel_scale_arcsec: float) -> dict[str, np.ndarray]:
     """Return the columns of the PSF's sizes, as measured on stars in the pixels to which the bundle resamples their images."""
-    matched_NCHW = bundle.images.match(
-        torch.from_numpy(star_NHW[:, None]).float(), zero_point_mag=None, pixel_scale_arcsec=pixel_scale_arcsec
-    )
+    star_N1HW = torch.from_numpy(star_NHW[:, None]).float()
+    star_N1HW = bundle.images.match(star_N1HW, zero_point_mag=None, pixel_scale_arcsec=pixel_scale_arcsec).image_NCHW
     zoom = bundle.images.zoom(pixel_scale_arcsec)
-    sizes = [dataclasses.asdict(measure_psf(star, pixel_scale_arcsec / zoom)) for star in matched_NCHW[:, 0].double().numpy()]
+    sizes = [dataclasses.asdict(measure_psf(star, pixel_scale_arcsec / zoom)) for star in star_N1HW[:, 0].double().numpy()]
     return {f"psf_{name}": np.array([size[name] for size in sizes]) for name in sizes[0]}
 
 

@@ -7,8 +7,8 @@ Simulates galaxies that the bundle has not seen, the same ones under each shift 
 Prints JSON; a table goes to standard error. With a simulated dataset, its survey, scene and cutout size are taken.
 
 A shift *holds* if the coverage of 68.27 % is within 4 points of it for each target, is *flagged* if at least 95 % of its
-galaxies have a flag that warns of it, and *fails* otherwise. Numbers that the user states wrongly (*told*) are measured and not
-judged: the image does not show them.
+galaxies have a flag that warns of it, and *fails* otherwise. Numbers that the user states wrongly are *not visible*: no image
+shows them.
 """
 
 import argparse
@@ -60,15 +60,15 @@ class Shift:
         What differs.
     columns
         Makes images, truths and conditions.
-    told
+    stated
         Why it is not judged; empty: it is.
     zero_point_mag, pixel_scale_arcsec
-        What the predictor is told of the cutouts; None: nothing.
+        What the predictor is given of the cutouts; None: nothing.
     """
 
     name: str
     columns: Callable[[], Columns]
-    told: str = ""
+    stated: str = ""
     zero_point_mag: float | None = None
     pixel_scale_arcsec: float | None = None
 
@@ -128,8 +128,8 @@ def main(arguments: argparse.Namespace) -> None:
             zero_point_mag=shift.zero_point_mag,
             pixel_scale_arcsec=shift.pixel_scale_arcsec,
         )
-        rows.append({"shift": shift.name, "told": shift.told, **measured(prediction, columns)})
-        rows[-1]["verdict"] = "told" if shift.told else verdict(rows[-1])
+        rows.append({"shift": shift.name, "stated": shift.stated, **measured(prediction, columns)})
+        rows[-1]["verdict"] = "not visible" if shift.stated else verdict(rows[-1])
         show(rows[-1])
     result = {"bundle": arguments.bundle, "survey": sky.survey.name, "num_galaxies": sky.count, "seed": sky.seed, "rows": rows}
     json.dump(result, sys.stdout, indent=2)
@@ -192,7 +192,7 @@ def shifts(sky: Sky, bundle: Bundle) -> Iterator[Shift]:
             name=f"{low:g} to {high:g} mag",
             columns=lambda low=low, high=high: at_magnitudes(sky, none, low, high),
         )
-    for scale in (0.8, 1.25):
+    for scale in (0.5, 0.8, 1.25, 2.0):
         pixel = scale * survey.pixel_scale_arcsec
         yield Shift(
             name=f"pixels of {pixel:.3g} arcsec, resampled",
@@ -203,7 +203,7 @@ def shifts(sky: Sky, bundle: Bundle) -> Iterator[Shift]:
         yield Shift(
             name=f"zero point {error:+g} mag",
             columns=lambda: none,
-            told="the zero point is stated wrongly, which no image shows",
+            stated="the zero point is stated wrongly, which no image shows",
             zero_point_mag=survey.zero_point_mag + error,
         )
 
@@ -224,7 +224,7 @@ def psf_shifts(sky: Sky, none: Columns) -> Iterator[Shift]:
         yield Shift(
             name=f"seeing {percent:+} %, stated as before",
             columns=lambda percent=percent: stated_wrongly(1 + percent / 100),
-            told="the PSF is stated wrongly, which an image without stars hardly shows",
+            stated="the PSF is stated wrongly, which an image without stars hardly shows",
         )
     for name, beta in (("steeper wings", (6.0, 10.0)), ("shallower wings", (1.5, 1.7))):
         yield Shift(name=f"PSF of {name}", columns=lambda beta=beta: sky.draw({"psf.beta": beta}))

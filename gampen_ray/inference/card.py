@@ -34,10 +34,17 @@ class Shift:
     """Share of the galaxies whose 68.27 % interval contains the truth, by target."""
     flagged: float = pydantic.Field(ge=0, le=1)
     """Share of the galaxies with a flag that warns of it."""
+    stated: str = ""
+    """Why no flag can see it, such as a zero point that the user states wrongly; empty: one could."""
 
     @property
-    def verdict(self) -> Literal["survived", "flagged", "fails"]:
-        """survived: the coverage of each target is within 4 points of 68.27 %; flagged: 95 % of galaxies are; else fails."""
+    def verdict(self) -> Literal["survived", "flagged", "fails", "not visible"]:
+        """survived: the coverage of each target is within 4 points of 68.27 %; flagged: 95 % of galaxies are; else fails.
+
+        A number that is stated wrongly is not visible in the images.
+        """
+        if self.stated:
+            return "not visible"
         if all(abs(share - LEVELS["68"]) <= _SURVIVES for share in self.coverage.values()):
             return "survived"
         return "flagged" if self.flagged >= _FLAGS else "fails"

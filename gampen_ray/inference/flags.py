@@ -48,9 +48,9 @@ class Flag(enum.IntFlag):
         32,
         "the Mahalanobis distance of the image's features from the training images exceeds that of 99.9 % of held-out images",
     )
-    RESAMPLED = (
+    COARSE_PIXELS = (
         64,
-        "the cutout was resampled to the pixel scale of the training cutouts, and its posterior may be too narrow",
+        "the cutout's pixels are more than 1.4 times as large as the training's: detail that was there in training is missing",
     )
     CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the mean of the training galaxies was taken"
     CONDITION_OUT_OF_RANGE = (
@@ -92,6 +92,7 @@ _RANGE_FLAGS = dict(
     )
 )
 _FARTHEST_PIXELS = 4.0
+_COARSEST = 1.4
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -110,7 +111,7 @@ def image_flags(
     features_NF: np.ndarray,
     novelty: OutOfDistribution | None,
     *,
-    resampled: bool,
+    zoom: float,
     centre_offset_N: np.ndarray,
 ) -> np.ndarray:
     """Return the flags of the images, N int64.
@@ -123,8 +124,8 @@ def image_flags(
         `gampen_ray.inference.out_of_distribution.features` of the images; unused without ``novelty``.
     novelty
         Detector of the bundle; None: no image is unusual.
-    resampled
-        Whether these cutouts were resampled; see `gampen_ray.model.images.ImagePreprocessing.zoom`.
+    zoom
+        Side of the cutouts' pixels over that of the training's; see `gampen_ray.model.images.ImagePreprocessing.zoom`.
     centre_offset_N
         `gampen_ray.model.measure.centre_offset` of the images, pixels.
     """
@@ -132,7 +133,7 @@ def image_flags(
     if novelty is not None:
         flags_N |= np.where(novelty.unusual(features_NF), Flag.UNUSUAL_IMAGE.value, 0)
     flags_N |= np.where(centre_offset_N > _FARTHEST_PIXELS, Flag.OFF_CENTRE.value, 0)
-    return flags_N | (Flag.RESAMPLED.value if resampled else 0)
+    return flags_N | (Flag.COARSE_PIXELS.value if zoom > _COARSEST else 0)
 
 
 def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -> np.ndarray:

@@ -14,6 +14,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
+from gampen_ray.model.images import Matched
 from gampen_ray.model.measure import centre_offset
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
@@ -124,7 +125,7 @@ class Predictor:
         budget = torch.cuda.mem_get_info(self._device)[0] // 2 if gpu else _CPU_BYTES
         self.batch_size = batch_size or int(np.clip(budget // num_bytes, 1, _MAX_BATCH))
 
-    def match(self, images_NCHW: np.ndarray) -> torch.Tensor:
+    def match(self, images_NCHW: np.ndarray) -> Matched:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
@@ -171,10 +172,11 @@ class Predictor:
         return Prediction.concatenate(parts)
 
     def _batch(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray) -> Prediction:
-        matched_NCHW, images = self.match(images_NCHW), self._bundle.images
+        matched, images = self.match(images_NCHW), self._bundle.images
+        matched_NCHW = matched.image_NCHW
         mean_J = np.array([condition.mean for condition in images.conditions])
         filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
-        passes = self._thinned(images.stretched(matched_NCHW), images.numbers(matched_NCHW, filled_NJ))
+        passes = self._thinned(images.stretched(matched_NCHW), images.numbers(matched, filled_NJ))
         mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
@@ -186,12 +188,12 @@ class Predictor:
             affine_N23,
             features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
             novelty,
-            resampled=images.zoom(self._units["pixel_scale_arcsec"]) != 1,
+            zoom=images.zoom(self._units["pixel_scale_arcsec"]),
             centre_offset_N=centre_offset_N,
         )
         flags_N |= condition_flags(condition_NJ, images.conditions)
         if self._bundle.ranges:
-            flags_N |= range_flags(images.plain_numbers(matched_NCHW).cpu().numpy(), self._bundle.ranges)
+            flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
         padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),

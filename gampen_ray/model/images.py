@@ -4,6 +4,7 @@ Shape legend: N galaxies, C bands or channels, H x W pixels, J conditions, M num
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ from scipy import ndimage
 
 from gampen_ray.config import ImagesConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.measure import local_sky, measure, number_names, plain_numbers
+from gampen_ray.model.measure import BorderNoise, border_noise, local_sky, measure, number_names, plain_numbers
 from gampen_ray.model.spatial_transformer import crop_images
 
 # Relative difference of pixel scales below which a cutout is not resampled.
 _SAME_PIXEL_SCALE = 0.005
+_LANCZOS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,22 @@ class Condition:
             bad_N = ~np.isfinite(value_N.astype(np.float32))
         if bad_N.any():
             raise UserError(f"conditions: {name} is not finite for {bad_N.sum()} galaxies; fill or remove them")
+
+
+class Matched(NamedTuple):
+    """Cutouts in the flux units and pixel scale of the training cutouts.
+
+    Parameters
+    ----------
+    image_NCHW
+        Flux units.
+    noise
+        Of the pixels before they were resampled, scaled to the pixels of the training: a sum over many pixels has this noise
+        still, while that of the resampled pixels is smoothed. None: they were not resampled.
+    """
+
+    image_NCHW: torch.Tensor
+    noise: BorderNoise | None = None
 
 
 class Inputs(NamedTuple):
@@ -191,52 +209,53 @@ class ImagePreprocessing:
             images_NCHW = images_NCHW - local_sky(images_NCHW)[0][..., None, None]
         return torch.asinh(resize(images_NCHW, self.size) / self.softening).contiguous(memory_format=torch.channels_last)
 
-    def numbers(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
+    def numbers(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return the numbers of cutouts in flux units, N x M in the order of `number_names`; None: the network takes none.
 
         Parameters
         ----------
-        images_NCHW
-            As for `stretched`.
+        cutouts
+            As `match` gives them, or images (N x C x H x W) that need no match.
         condition_NJ
             Values of the conditions; left out where there are none.
         """
+        images_NCHW, noise = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
         parts = []
         if self.measure:
             images_NCHW = images_NCHW.float()
-            sky_NC, noise_NC = local_sky(images_NCHW)
+            sky_NC, sigma_NC = local_sky(images_NCHW)
             images_NCHW = resize(images_NCHW - sky_NC[..., None, None], self.size)
-            parts.append(measure(images_NCHW, noise_NC, unit=self.softening))
+            parts.append(measure(images_NCHW, noise or sigma_NC, unit=self.softening))
         if self.conditions:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(images_NCHW.device))
         return torch.cat(parts, dim=1) if parts else None
 
-    def plain_numbers(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts in flux units, without padding."""
-        return plain_numbers(resize(images_NCHW, min(self.size, *images_NCHW.shape[-2:])), self.softening)
+    def plain_numbers(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
+        """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts, as for `numbers`, without padding."""
+        images_NCHW, noise = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
+        side = min(self.size, *images_NCHW.shape[-2:])
+        return plain_numbers(resize(images_NCHW, side), self.softening, noise)
 
-    def inputs(self, images_NCHW: torch.Tensor, condition_NJ: torch.Tensor | None = None) -> Inputs:
-        """Return what the network is given of cutouts in flux units."""
-        return Inputs(self(images_NCHW), self.numbers(images_NCHW, condition_NJ))
+    def inputs(self, cutouts: "Matched", condition_NJ: torch.Tensor | None = None) -> Inputs:
+        """Return what the network is given of cutouts as `match` gives them."""
+        return Inputs(self(cutouts.image_NCHW), self.numbers(cutouts, condition_NJ))
 
-    def match(
-        self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None
-    ) -> torch.Tensor:
+    def match(self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> Matched:
         """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.
 
-        Fluxes are multiplied and pixels resampled (bilinear, flux conserved); what is unknown on either side stays.
+        Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays.
         """
         factor = 1.0
         if self.zero_point_mag is not None and zero_point_mag is not None:
             factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
         zoom = self.zoom(pixel_scale_arcsec)
-        if zoom != 1.0:
-            height, width = images_NCHW.shape[-2:]
-            sides = max(1, round(height * zoom)), max(1, round(width * zoom))
-            factor *= height * width / (sides[0] * sides[1])
-            images_NCHW = F.interpolate(images_NCHW.float(), sides, mode="bilinear", antialias=True)
-        return images_NCHW if factor == 1.0 else images_NCHW * factor
+        if zoom == 1.0:
+            return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor)
+        images_NCHW = factor * images_NCHW.float()
+        # The light of a pixel falls with its area, its independent noise with its side.
+        sigma_NC, correlation_NC = border_noise(images_NCHW)
+        return Matched(resample(images_NCHW, zoom) / zoom**2, BorderNoise(sigma_NC / zoom, correlation_NC))
 
     def zoom(self, pixel_scale_arcsec: float | None) -> float:
         """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""
@@ -276,6 +295,27 @@ def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:
     top, left = _low_pad(height, size), _low_pad(width, size)
     # negative padding crops
     return F.pad(images_NCHW, (left, size - width - left, top, size - height - top))
+
+
+def resample(images_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
+    """Return images on pixels of 1 / ``zoom`` the size about the same centre, by a windowed sinc function; values stay.
+
+    It keeps a band-limited image, whose PSF is sampled, and changes neither its PSF nor the noise of a sum over pixels (Lanczos
+    kernel of order 5, widened to the larger of the two pixels; Duchon 1979, J. Appl. Meteor. 18, 1016).
+    """
+    height, width = images_NCHW.shape[-2:]
+    y_HH, x_WW = (_lanczos(side, zoom).to(images_NCHW) for side in (height, width))
+    return y_HH @ images_NCHW @ x_WW.T
+
+
+@functools.lru_cache(maxsize=64)
+def _lanczos(side: int, zoom: float) -> torch.Tensor:
+    """Return the weights of the pixels of a line in each pixel of the resampled line, whose rows add up to 1."""
+    count, step = max(1, round(side * zoom)), 1 / zoom
+    place = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * step + (side - 1) / 2
+    distance = (place[:, None] - torch.arange(side, dtype=torch.float64)) / max(1.0, step)
+    weight = torch.sinc(distance) * torch.sinc(distance / _LANCZOS) * (distance.abs() < _LANCZOS)
+    return weight / weight.sum(1, keepdim=True)
 
 
 def sky_sigma(images_NCHW: np.ndarray) -> float:

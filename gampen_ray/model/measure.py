@@ -8,11 +8,22 @@ Shape legend: N galaxies, C bands, H x W pixels, B pixels of the border, S windo
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["PLAIN_NUMBERS", "centre_offset", "local_sky", "measure", "number_names", "plain_numbers", "window_widths"]
+__all__ = [
+    "PLAIN_NUMBERS",
+    "BorderNoise",
+    "border_noise",
+    "centre_offset",
+    "local_sky",
+    "measure",
+    "number_names",
+    "plain_numbers",
+    "window_widths",
+]
 
 _SMALLEST_WINDOW, _LARGEST_WINDOW = 1.0, 0.2
 """Widths (sigma) of the smallest window, pixels, and of the largest, sides of the image."""
@@ -58,6 +69,20 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
 
 
+class BorderNoise(NamedTuple):
+    """Noise of the pixels of images, N x C: standard deviation, flux units, and correlation of neighbours."""
+
+    sigma_NC: torch.Tensor
+    correlation_NC: torch.Tensor
+
+
+def border_noise(images_NCHW: torch.Tensor) -> BorderNoise:
+    """Return the noise in the border of images in flux units with their sky."""
+    sky_NC, sigma_NC = local_sky(images_NCHW)
+    tiny = torch.finfo(torch.float32).tiny
+    return BorderNoise(sigma_NC, _correlation(_over(images_NCHW - sky_NC[..., None, None], sigma_NC.clamp(min=tiny))))
+
+
 def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the strips of the border: top, bottom, and between them left and right."""
     b = _border_width(images_NCHW)
@@ -84,21 +109,24 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     return names
 
 
-def measure(images_NCHW: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
+def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
     """Measure the galaxies at the centres of images, and return N x M numbers in the order of `number_names`.
 
     Parameters
     ----------
     images_NCHW
         Flux units, finite, without the sky.
-    noise_NC
-        The noise of a pixel: that of `local_sky` of the whole cutouts. The sky is no number: an answer does not depend on it.
+    noise
+        Of a pixel (N x C): that of `local_sky` of the whole cutouts, or that before they were resampled, with its correlation.
+        The sky is no number: an answer does not depend on it.
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
     height, width = images_NCHW.shape[-2:]
-    noise_NC = noise_NC.clamp(min=_LEAST * unit)
-    signal_NCHW = _over(images_NCHW.float(), noise_NC)
+    sigma_NC, correlation_NC = noise if isinstance(noise, BorderNoise) else (noise, None)
+    sigma_NC = sigma_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = _over(images_NCHW.float(), sigma_NC)
+    correlation_NC = _correlation(signal_NCHW) if correlation_NC is None else correlation_NC
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]
@@ -121,10 +149,10 @@ def measure(images_NCHW: torch.Tensor, noise_NC: torch.Tensor, *, unit: float = 
     # Position angles are relative to that of all windows together: numbers do not change when the image is turned or mirrored.
     phase_NC1 = torch.exp(-1j * torch.angle((second_NCS / size_NCS).sum(-1, keepdim=True)))
     second_NCS, fourth_NCS = second_NCS * phase_NC1 / size_NCS, fourth_NCS * phase_NC1**2 / size_NCS
-    log_noise_NC = torch.log(noise_NC / unit)
+    log_noise_NC = torch.log(sigma_NC / unit)
     numbers = [
         log_noise_NC[..., None],
-        _correlation(signal_NCHW)[..., None],
+        correlation_NC[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -167,7 +195,7 @@ def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> t
     return torch.where(foreign, opposite(signal_NCHW), signal_NCHW)
 
 
-def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
+def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoise | None = None) -> torch.Tensor:
     """Return what a person would look at to see whether images are like others, N x Q x C in the order of `PLAIN_NUMBERS`.
 
     * ``sky``: level of the border over the noise of a pixel, asinh; ``noise``: that noise, log
@@ -183,10 +211,12 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
         Flux units, finite, with their sky.
     unit
         As for `measure`.
+    noise
+        That before the images were resampled; None: they were not.
     """
     images_NCHW = images_NCHW.float()
     sky_NC, noise_NC = local_sky(images_NCHW)
-    noise_NC = noise_NC.clamp(min=_LEAST * unit)
+    noise_NC = (noise.sigma_NC if noise else noise_NC).clamp(min=_LEAST * unit)
     signal_NCHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC)
     widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
@@ -209,7 +239,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0) -> torch.Tensor:
         torch.log((light_NC / unit).clamp(min=_LEAST)),
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
-        _correlation(signal_NCHW),
+        noise.correlation_NC if noise else _correlation(signal_NCHW),
         torch.log1p(stray_NC),
     ]
     return torch.stack(numbers, dim=1)

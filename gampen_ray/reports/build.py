@@ -112,7 +112,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
     prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)))
-    image_NCHW = resize(predictor.match(image_NCHW), judged.bundle.images.size).cpu().numpy()
+    image_NCHW = resize(predictor.match(image_NCHW).image_NCHW, judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
@@ -156,7 +156,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
         "dataset fingerprint": manifest["inputs"]["dataset"],
         "bundle": f"{inference['bundle']} (made {judged.bundle.provenance['date']})",
-        "training": training_text(judged.bundle.provenance),
+        "training": training_text(judged.bundle.provenance, numbers=bool(judged.bundle.images.number_names)),
         "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",

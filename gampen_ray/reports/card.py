@@ -22,13 +22,19 @@ def card_text(described: Mapping[str, Any]) -> str:
     return "\n\n".join(sections)
 
 
-def training_text(provenance: Mapping[str, Any]) -> str:
-    """Return in a few words how a bundle was trained."""
+def training_text(provenance: Mapping[str, Any], *, numbers: bool) -> str:
+    """Return in a few words how a bundle was trained, whose network is given numbers beside the image or not."""
     if "imported" in provenance:
         return f"by GaMPEN, imported from {provenance['imported']['model']}"
     config = provenance["train"]
-    text = f"{config['optimizer']['epochs']} epochs, seed {config['seed']}"
+    optimizer = config["optimizer"]
+    first = f"{_epochs(optimizer['numbers_epochs'])} on numbers, " if numbers else ""
+    text = f"{first}{_epochs(optimizer['epochs'])}{' on images' if numbers else ''}, seed {config['seed']}"
     return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 def _facts(described: Mapping[str, Any]) -> str:
@@ -46,7 +52,7 @@ def _facts(described: Mapping[str, Any]) -> str:
         "network": f"{network['parameters']:,} parameters, {network['bytes'] / 1e6:.3g} MB, {network['flops'] / 1e9:.3g} "
         "GFLOP a galaxy",
         "dropout": f"rate {network['dropout_rate']:g}, {network['num_passes']} passes",
-        "training": training_text(provenance),
+        "training": training_text(provenance, numbers=bool(images["numbers"])),
         "training galaxies": ", ".join(f"{count:,} {split}" for split, count in dataset.get("num_rows", {}).items()),
         "made with": ", ".join(f"{key} {shown}" for key, shown in _flat(dataset.get("made_by", {}))),
         "bundle made": f"{provenance.get('date', '')} by gampen_ray {provenance.get('gampen_ray', '')}, revision "

@@ -251,11 +251,11 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
     numbers, targets, count = [], [], 0
     with monitor or contextlib.nullcontext():
         for batch in one_sweep(worker, "val"):
-            matched_NCHW = run.images.match(batch.cutout_NCHW, **run.cutout_units)
-            numbers.append(run.images.plain_numbers(matched_NCHW).cpu().numpy())
+            matched = run.images.match(batch.cutout_NCHW, **run.cutout_units)
+            numbers.append(run.images.plain_numbers(matched).cpu().numpy())
             targets.append(batch.target_ND.double().cpu().numpy())
             if monitor:
-                network.crop(*run.images.inputs(matched_NCHW, batch.condition_NJ))
+                network.crop(*run.images.inputs(matched, batch.condition_NJ))
             count += len(numbers[-1])
             if count >= _NOVELTY_IMAGES:
                 break

@@ -35,7 +35,7 @@ def test_the_card_of_a_trained_bundle(trained: Path, capsys: pytest.CaptureFixtu
     text = printed(capsys, str(trained))
     found = describe(str(trained))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "training 1 epochs, seed 0" in lines
+    assert "training 1 epoch, seed 0" in lines
     assert "training galaxies 64 train, 32 val" in lines
     assert "dropout rate 0.05, 4 passes" in lines
     low, high = (found["targets"][0][key] for key in ("low", "high"))

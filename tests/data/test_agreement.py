@@ -150,7 +150,7 @@ def test_inference_converts_by_the_headers(cards: dict[str, Any], flux: float, s
     )
     ((rows, _),) = source.read(units[0], 8)
     given = {name: getattr(source.info, name) for name in ("zero_point_mag", "pixel_scale_arcsec")}
-    matched_HW = IMAGES.match(torch.from_numpy(rows["image"]), **given)[0, 0].numpy()
+    matched_HW = IMAGES.match(torch.from_numpy(rows["image"]), **given).image_NCHW[0, 0].numpy()
     # Enough pixels were read to fill the network's input.
     assert matched_HW.shape == (64, 64)
     assert matched_HW.sum() == pytest.approx(25_119, rel=2e-3)

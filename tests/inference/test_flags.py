@@ -37,7 +37,7 @@ def affine(scale=1.0, angle=0.0, shift=(0.0, 0.0)):
 def test_crop_at_bound(map_N23, beyond):
     assert crop_at_bound(map_N23).tolist() == [beyond]
     expected = Flag.CROP_AT_BOUND if beyond else 0
-    assert image_flags(map_N23, np.zeros((1, 0)), None, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [expected]
+    assert image_flags(map_N23, np.zeros((1, 0)), None, zoom=1.0, centre_offset_N=np.zeros(1)).tolist() == [expected]
 
 
 def test_the_table_of_the_readme_gives_every_meaning():
@@ -47,15 +47,15 @@ def test_the_table_of_the_readme_gives_every_meaning():
     assert table[1].splitlines() == [f"| `{flag.name}` | {flag.value} | {flag.meaning} |" for flag in Flag]
 
 
-def test_unusual_and_resampled_images():
+def test_unusual_images_and_coarse_pixels():
     training = np.random.default_rng(0).normal(size=(1000, 3))
     novelty = OutOfDistribution.fit(training, training)
     maps, images = np.repeat(affine(0.5), 2, axis=0), np.array([[0.0, 0.0, 0.0], [0.0, 9.0, 0.0]])
-    assert image_flags(maps, images, novelty, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [0, Flag.UNUSUAL_IMAGE]
-    assert image_flags(maps, images, None, resampled=False, centre_offset_N=np.zeros(1)).tolist() == [0, 0]
-    both = Flag.UNUSUAL_IMAGE | Flag.RESAMPLED
-    assert image_flags(maps, images, novelty, resampled=True, centre_offset_N=np.array([0.0, 5.0])).tolist() == [
-        Flag.RESAMPLED,
+    assert image_flags(maps, images, novelty, zoom=1.0, centre_offset_N=np.zeros(1)).tolist() == [0, Flag.UNUSUAL_IMAGE]
+    assert image_flags(maps, images, None, zoom=1.0, centre_offset_N=np.zeros(1)).tolist() == [0, 0]
+    both = Flag.UNUSUAL_IMAGE | Flag.COARSE_PIXELS
+    assert image_flags(maps, images, novelty, zoom=1.5, centre_offset_N=np.array([0.0, 5.0])).tolist() == [
+        Flag.COARSE_PIXELS,
         both | Flag.OFF_CENTRE,
     ]
 
@@ -88,8 +88,8 @@ def test_one_pass_has_no_epistemic_part():
 
 def test_catalogue_holds_the_flags_of_image_and_posterior():
     m = gaussian([0.95], [[0.01]], "identity")
-    table = catalog_table(pa.table({"object_id": [1]}), m, np.ones(1), np.array([Flag.RESAMPLED]), store_mixture=False)
-    assert table["flags"].to_pylist() == [Flag.RESAMPLED | Flag.NEAR_TRAINING_EDGE]
+    table = catalog_table(pa.table({"object_id": [1]}), m, np.ones(1), np.array([Flag.COARSE_PIXELS]), store_mixture=False)
+    assert table["flags"].to_pylist() == [Flag.COARSE_PIXELS | Flag.NEAR_TRAINING_EDGE]
 
 
 def test_bits_are_distinct_powers_of_two():

@@ -26,12 +26,12 @@ def test_a_cutout_smaller_than_the_input_is_flagged(size: int) -> None:
     assert (flags_N & Flag.INPUT_PADDED != 0).tolist() == [size < SIZE] * 2
 
 
-@pytest.mark.parametrize(("scale", "resampled"), [(None, False), (0.2, False), (0.4, True)])
-def test_a_cutout_of_another_pixel_scale_is_flagged(scale: float | None, resampled: bool) -> None:
+@pytest.mark.parametrize(("scale", "coarse"), [(None, False), (0.2, False), (0.1, False), (0.25, False), (0.4, True)])
+def test_a_cutout_of_coarse_pixels_is_flagged(scale: float | None, coarse: bool) -> None:
     model = bundle()
     model = dataclasses.replace(model, images=dataclasses.replace(model.images, pixel_scale_arcsec=0.2))
     predict = Predictor(model, num_passes=1, seed=0, pixel_scale_arcsec=scale)
-    assert (predict(galaxies(1)["image"]).flags_N & Flag.RESAMPLED != 0).tolist() == [resampled]
+    assert (predict(galaxies(1)["image"]).flags_N & Flag.COARSE_PIXELS != 0).tolist() == [coarse]
 
 
 class MemoryFor(nn.Module):

@@ -167,7 +167,7 @@ def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     y, x = np.mgrid[:48, :48] - 23.5
     galaxy = torch.tensor(np.exp(-(x**2 + y**2) / 2 / 5.0**2)[None, None])
-    out = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3)
+    out, _ = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3)
     assert out.shape == (1, 1, 72, 72)
     # 2.5 mag are a factor of ten, and resampling keeps the flux and the width on the sky.
     assert float(out.sum()) == pytest.approx(10 * float(galaxy.sum()), rel=1e-3)
@@ -182,7 +182,41 @@ def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
 def test_cutouts_in_training_units_stay_as_they_are(zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> None:
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     x = torch.from_numpy(noise(2))
-    assert images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec) is x
+    matched, noise_before = images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec)
+    assert matched is x and noise_before is None
+
+
+@pytest.mark.parametrize("pixel", [0.11, 0.16, 0.27])
+def test_numbers_do_not_depend_on_the_pixels(pixel: float) -> None:
+    """A Gaussian galaxy in white noise of the same depth gives the same numbers on pixels of any size that sample it."""
+    images = ImagePreprocessing(
+        bands=("r",), size=64, softening=1.0, channels=1, pixel_scale_arcsec=0.2, sky="border", measure=True
+    )
+
+    def cutouts(pixel: float, seed: int) -> torch.Tensor:
+        side = round(64 * 0.2 / pixel)
+        y, x = (np.indices((side, side)) - (side - 1) / 2) * pixel
+        light = 2e4 * pixel**2 / (2 * np.pi * 0.6**2) * np.exp(-((x - 0.1) ** 2 + (y / 0.8) ** 2) / (2 * 0.6**2)) / 0.8
+        sky = np.random.default_rng(seed).normal(5, pixel / 0.2, (400, 1, side, side))
+        return torch.from_numpy(light + sky).float()
+
+    def found(pixel: float, seed: int) -> np.ndarray:
+        matched = images.match(cutouts(pixel, seed), zero_point_mag=None, pixel_scale_arcsec=pixel)
+        numbers = images.numbers(matched)
+        assert numbers is not None
+        plain = images.plain_numbers(matched)[:, [1, 2, 3, 5], 0]
+        return torch.cat([numbers, plain], dim=1).numpy()
+
+    own, other = found(0.2, 1), found(pixel, 2)
+    error = np.sqrt((own.var(axis=0) + other.var(axis=0)) / 400)
+    names = [*images.number_names, "noise", "brightness", "size", "correlation"]
+    # The correlation of neighbours is that of the original pixels: zero. A dipole or twist without noise is near zero.
+    differences = dict(zip(names, np.abs(own.mean(axis=0) - other.mean(axis=0)) / (error + 0.01), strict=True))
+    assert {name: value for name, value in differences.items() if value > 4} == {}
+    # Fluxes scatter alike: the logarithm of one over its noise is in the numbers, and so that of the noise is added.
+    fluxes = [index for index, name in enumerate(names) if name.startswith(("blended_flux", "flux"))]
+    scatter = [(found[:, fluxes] + found[:, [names.index("noise_r")]]).std(axis=0) for found in (own, other)]
+    np.testing.assert_allclose(*scatter, rtol=0.2)
 
 
 def test_conversions_are_told_and_what_is_unknown_too() -> None:
@@ -223,5 +257,5 @@ def test_crop_stretch_and_repeat_are_those_of_gampen(size: int) -> None:
 def test_zoom_tells_whether_cutouts_are_resampled(trained: float | None, given: float | None, zoom: float) -> None:
     preprocessing = ImagePreprocessing(bands=("r",), size=20, softening=1.0, channels=1, pixel_scale_arcsec=trained)
     assert preprocessing.zoom(given) == pytest.approx(zoom, rel=1e-12)
-    side = preprocessing.match(torch.ones(1, 1, 20, 20), zero_point_mag=None, pixel_scale_arcsec=given).shape[-1]
+    side = preprocessing.match(torch.ones(1, 1, 20, 20), zero_point_mag=None, pixel_scale_arcsec=given).image_NCHW.shape[-1]
     assert side == round(20 * zoom)
