@@ -61,3 +61,9 @@ def ray_local(storage_environment: dict[str, str]) -> Iterator[None]:
     with ray_session():
         assert ray.is_initialized()
         yield
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return a folder for output, on the local disk and on S3."""
+    return str(tmp_path / "o") if request.param == "local" else request.getfixturevalue("s3_folder")

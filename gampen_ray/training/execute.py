@@ -85,37 +85,46 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     ranges, crop = validation_cutouts(worker, run, bundle.network)
     if worker.rank != 0:
         return None
-    fitted, metrics = calibrate(mixture, truths_ND)
-    calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
-    agreement = seed_agreement(*map(calibration, seeds)).to_dict(run.network.backbone.dropout_rate)
     # An early validation loss may be infinite, which JSON cannot hold.
     finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
-    covered = metrics["coverage"]["calibrated" if config.calibration.enabled else "uncalibrated"]
-    verdicts = {
-        "training": training_verdict(finite, len(run.targets)),
-        **({"crop": crop_verdict(crop)} if crop else {}),
-        "coverage": coverage_verdict(covered),
-        "seeds": seed_verdict(agreement),
-    }
+    calibration, metrics = judged(run, mixture, truths_ND, seeds, finite, crop)
+    metrics["val_without_posterior"] = {"count": len(unusable), "object_id": unusable[:_NAMED]}
     bundle = dataclasses.replace(
-        bundle,
-        network=bundle.network.cpu(),
-        calibration=calibration,
-        metrics={
-            "val_loss": min(row["val_loss"] for row in history),
-            "val_without_posterior": {"count": len(unusable), "object_id": unusable[:_NAMED]},
-            "fitted_calibration": fitted.to_dict(),
-            "seeds": agreement,
-            "crop": crop.to_dict() if crop else None,
-            "verdicts": {name: verdict.to_dict() for name, verdict in verdicts.items()},
-            **metrics,
-        },
-        novelty=novelty,
-        ranges=ranges,
+        bundle, network=bundle.network.cpu(), calibration=calibration, metrics=metrics, novelty=novelty, ranges=ranges
     )
     storage.write_json(storage.join(config.output, HISTORY), finite)
     bundle.save(storage.join(config.output, BUNDLE))
     return bundle
+
+
+def judged(
+    run: Run,
+    mixture: Mixture,
+    truths_ND: np.ndarray,
+    seeds: list[Mixture],
+    history: list[dict[str, Any]],
+    crop: CropStatistics | None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Return the calibration of a training, and its results on the validation split with the verdicts on them."""
+    config = run.config
+    fitted, metrics = calibrate(mixture, truths_ND)
+    calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
+    agreement = seed_agreement(*map(calibration, seeds)).to_dict(run.network.backbone.dropout_rate)
+    covered = metrics["coverage"]["calibrated" if config.calibration.enabled else "uncalibrated"]
+    verdicts = {
+        "training": training_verdict(history, len(run.targets)),
+        **({"crop": crop_verdict(crop)} if crop else {}),
+        "coverage": coverage_verdict(covered),
+        "seeds": seed_verdict(agreement),
+    }
+    return calibration, {
+        "val_loss": min(row["val_loss"] for row in history if row["val_loss"] is not None),
+        "fitted_calibration": fitted.to_dict(),
+        "seeds": agreement,
+        "crop": crop.to_dict() if crop else None,
+        "verdicts": {name: verdict.to_dict() for name, verdict in verdicts.items()},
+        **metrics,
+    }
 
 
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
