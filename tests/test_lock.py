@@ -224,9 +224,9 @@ def test_without_conditional_requests_a_holder_waits_and_looks_again(
         assert not folder.lost
     assert not storage.exists(storage.join(s3_folder, lock.LOCK_FILE))
 
-    # Another that wrote last has it.
+    # Another that wrote last, while this one waited, has it.
     monkeypatch.setattr(lock, "_is_alive", lambda _: True)
-    threading.Timer(0.15, write_lock, (s3_folder,)).start()
+    monkeypatch.setattr(lock.time, "sleep", lambda _: write_lock(s3_folder))
     with pytest.raises(UserError, match="in use by process 7"), opened(s3_folder):
         pass
 
