@@ -21,8 +21,8 @@ __all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior
 class Flag(enum.IntFlag):
     """Bits of the catalogue's ``flags``, each with its meaning.
 
-    From SKY_OUT_OF_RANGE to STRAY_LIGHT_OUT_OF_RANGE: a number measured in the cutout lies outside the range of 99.8 % of
-    held-out galaxies.
+    From SKY_OUT_OF_RANGE to STRAY_LIGHT_OUT_OF_RANGE, and PIXELS_ZERO: a number measured in the cutout lies outside the range
+    of 99.8 % of held-out galaxies.
     """
 
     meaning: str
@@ -38,7 +38,8 @@ class Flag(enum.IntFlag):
     CROP_AT_BOUND = 4, "the learned crop extends beyond the cutout: the galaxy may be larger, or the transformer missed it"
     NEAR_TRAINING_EDGE = (
         8,
-        "the 68 % interval of a target leaves the range of the training values: the network extrapolates there",
+        "a target's mean is within 1.3 standard deviations of an end of the training values (the 68 % interval of a fraction "
+        "leaves them), or beyond: the network extrapolates there",
     )
     EPISTEMIC_DOMINATES = (
         16,
@@ -74,6 +75,7 @@ class Flag(enum.IntFlag):
         65536,
         "the galaxy's peak is more than 4 pixels of the network's input from the middle (centre_offset), or nothing is there",
     )
+    PIXELS_ZERO = 131072, "share of pixels that are exactly zero, as masked ones often are"
 
 
 _RANGE_FLAGS = dict(
@@ -87,12 +89,14 @@ _RANGE_FLAGS = dict(
             Flag.PIXELS_CONSTANT,
             Flag.NOISE_CORRELATION_OUT_OF_RANGE,
             Flag.STRAY_LIGHT_OUT_OF_RANGE,
+            Flag.PIXELS_ZERO,
         ),
         strict=True,
     )
 )
 _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4
+_EDGE_SIGMA = 1.3
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -147,7 +151,8 @@ def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -
 
 def range_flags(numbers_NQC: np.ndarray, ranges: Ranges) -> np.ndarray:
     """Return the flags of plain numbers (`gampen_ray.model.measure.plain_numbers`) outside their ranges, N int64."""
-    return ranges.outside(numbers_NQC) @ np.array([flag.value for flag in _RANGE_FLAGS.values()])
+    outside_NQ = ranges.outside(numbers_NQC)
+    return outside_NQ @ np.array([flag.value for flag in _RANGE_FLAGS.values()][: outside_NQ.shape[1]])
 
 
 def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) -> np.ndarray:
@@ -163,6 +168,11 @@ def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) ->
     edge_N, epistemic_N = np.zeros((2, len(summary[f"{targets.names[0]}_mean"])), bool)
     for target in targets:
         name = target.name
-        edge_N |= (summary[f"{name}_lo68"] < target.low) | (summary[f"{name}_hi68"] > target.high)
+        low_N, high_N = summary[f"{name}_lo68"], summary[f"{name}_hi68"]
+        if target.transform != "logit":
+            # Fractions are often near 0 or 1. By fluxes, this sees 98 % of galaxies up to 1.5 mag too faint.
+            reach_N = _EDGE_SIGMA * summary[f"{name}_std"]
+            low_N, high_N = summary[f"{name}_mean"] - reach_N, summary[f"{name}_mean"] + reach_N
+        edge_N |= (low_N < target.low) | (high_N > target.high)
         epistemic_N |= summary[f"{name}_std_epistemic"] > summary[f"{name}_std_aleatoric"]
     return np.where(edge_N, Flag.NEAR_TRAINING_EDGE.value, 0) | np.where(epistemic_N, Flag.EPISTEMIC_DOMINATES.value, 0)

@@ -36,7 +36,11 @@ class Ranges:
         return cls(low_QC=low_QC, high_QC=high_QC)
 
     def outside(self, numbers_NQC: np.ndarray) -> np.ndarray:
-        """Return which numbers leave their range in any band, N x Q bool; one that is not finite does."""
+        """Return which numbers leave their range in any band, N x Q bool; one that is not finite does.
+
+        A bundle of an earlier version has no ranges of the last ones.
+        """
+        numbers_NQC = numbers_NQC[:, : len(self.low_QC)]
         low_QC, high_QC = (end - sign * _ROUNDING * (1 + abs(end)) for end, sign in ((self.low_QC, 1), (self.high_QC, -1)))
         inside_NQC = (numbers_NQC >= low_QC) & (numbers_NQC <= high_QC)
         return np.logical_not(inside_NQC.all(axis=2))

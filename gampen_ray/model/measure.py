@@ -45,7 +45,7 @@ _LEAST = 1e-6
 _PEAK_WINDOW, _PEAK_SIGMA, _PEAK_SHARE, _NO_PEAK_SIGMA = 2.0, 10.0, 0.7, 3.0
 """Width (sigma, pixels) over which images are averaged to find the source at the centre; a peak elsewhere counts above so many
 sigma and where the centre has less than this share of it; and below so many sigma nothing is at the centre."""
-PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light")
+PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light", "zeros")
 """Names of `plain_numbers`, in order."""
 
 
@@ -204,6 +204,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     * ``constant``: share of pixels exactly equal to their right neighbour, or upper one if that is more
     * ``correlation``: of neighbouring pixels of the border, without those beyond 3 sigma
     * ``stray_light``: sum of the border's pixels above 3 sigma, over the noise of that sum, log(1 + x)
+    * ``zeros``: share of pixels that are exactly zero
 
     Parameters
     ----------
@@ -241,6 +242,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
         noise.correlation_NC if noise else _correlation(signal_NCHW),
         torch.log1p(stray_NC),
+        (images_NCHW == 0).float().mean((2, 3)),
     ]
     return torch.stack(numbers, dim=1)
 

@@ -29,6 +29,11 @@ def test_one_band_out_of_range_suffices() -> None:
     assert ranges.outside(np.array([[[0.5, 10.5]], [[0.5, 0.5]]])).tolist() == [[False], [True]]
 
 
+def test_a_bundle_without_ranges_of_the_last_numbers_has_none_of_their_flags() -> None:
+    ranges = Ranges(low_QC=np.zeros((2, 1)), high_QC=np.ones((2, 1)))
+    assert range_flags(np.full((1, len(PLAIN_NUMBERS), 1), 2.0), ranges) == Flag.SKY_OUT_OF_RANGE | Flag.NOISE_OUT_OF_RANGE
+
+
 def test_each_plain_number_has_a_flag_of_its_own() -> None:
     count = len(PLAIN_NUMBERS)
     ranges = Ranges(low_QC=np.zeros((count, 1)), high_QC=np.ones((count, 1)))
@@ -42,6 +47,7 @@ def test_each_plain_number_has_a_flag_of_its_own() -> None:
         "PIXELS_CONSTANT",
         "NOISE_CORRELATION_OUT_OF_RANGE",
         "STRAY_LIGHT_OUT_OF_RANGE",
+        "PIXELS_ZERO",
     ]
 
 

@@ -44,6 +44,11 @@ def test_share_of_constant_pixels() -> None:
     image[:16] = 7.0
     assert math.isclose(numbers(image)["constant"], 0.25, abs_tol=0.02)
     assert numbers(np.zeros((SIDE, SIDE)))["constant"] == 1
+    # Single pixels of zero, such as masked cosmic rays, have no equal neighbour.
+    image = sky()
+    image[::8, ::8] = 0
+    assert numbers(image)["constant"] == 0
+    assert numbers(image)["zeros"] == 1 / 64
 
 
 def test_correlation_of_neighbouring_pixels() -> None:
