@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
 from gampen_ray.config.base import sections, shown, upgraded
-from gampen_ray.errors import StorageError, UserError
+from gampen_ray.errors import StartError, StorageError, UserError
 
 _PROGRAM = "gampen-ray"
 _VERBOSE: dict[str, Any] = {"action": "store_true", "help": "also show Ray's own log and progress"}
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verb, config = parse(sys.argv[1:] if arguments is None else arguments)
         verb.run(config)
-    except (UserError, StorageError) as error:
+    except (UserError, StorageError, StartError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
