@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from gampen_ray import s3
 from gampen_ray.errors import AGAIN, StorageError, UserError
+from gampen_ray.messages import redacted
 
 __all__ = [
     "BUNDLES",
@@ -217,8 +218,8 @@ def open_output(uri: str) -> Iterator[Any]:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as JSON, atomically; NaN and infinity are a ValueError."""
-    write_bytes_atomic(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write a value as JSON, atomically, without the credentials of URIs; NaN and infinity are a ValueError."""
+    write_bytes_atomic(uri, (redacted(json.dumps(value, indent=2, allow_nan=False)) + "\n").encode())
 
 
 def copy(source: str, destination: str) -> None:
