@@ -7,11 +7,14 @@ python cluster/local.py down
 """
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -52,7 +55,7 @@ def main() -> int:
         if options.action == "up":
             cluster.up(options.workers, options.cpus, grow=options.grow)
         if options.action != "down":
-            sys.stdout.write("".join(f"export {name}={value}\n" for name, value in cluster.environment().items()))
+            sys.stdout.write("".join(f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment().items()))
         else:
             cluster.down()
     except ClusterError as error:
@@ -72,15 +75,19 @@ class Cluster:
         folder = folder.absolute()
         self._folder, self._state, self._token = folder, folder / "cluster.json", folder / "token"
 
+    def _check_owner(self) -> None:
+        """Refuse a folder in which another user may have put what is run here: addresses, variables, links."""
+        there = self._folder.lstat()
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+            raise ClusterError(f"{self._folder} must be a folder of yours, closed to others (mode 0700); give another --folder")
+
     def up(self, num_workers: int, cpus: int, *, grow: bool = False) -> None:
         """Start the head, then the others, and wait until all are there; with ``grow`` they come and go by themselves."""
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700, parents=True)
+        self._check_owner()
         if self._state.exists():
             raise ClusterError(f"{self._folder} holds a cluster; `down` first, or another --folder")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._folder.chmod(0o700)
-        except PermissionError:
-            raise ClusterError(f"{self._folder} belongs to another user; give another --folder") from None
         self._token.unlink(missing_ok=True)
         self._token.touch(mode=0o600)
         self._token.write_text(secrets.token_hex(32))
@@ -173,6 +180,8 @@ class Cluster:
         )
 
     def _read(self) -> dict:
+        if os.path.lexists(self._folder):
+            self._check_owner()
         if not self._state.exists():
             raise ClusterError(f"{self._folder} holds no cluster; `up` starts one")
         return json.loads(self._state.read_text())
