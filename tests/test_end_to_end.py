@@ -25,8 +25,8 @@ from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare
-from tests.networks import dataset, train_config
 from tests.clusters import wait_until
+from tests.networks import dataset, train_config
 from tests.processes import assert_none_left, driver, listening, marked, variables, wait_for
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -166,7 +166,8 @@ def ray_folder(mark: str) -> Path:
 # A client that knows where Ray is, with another token than Ray's or with none.
 STRANGER = """
 import os, sys
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64} if sys.argv[2] == "wrong" else {"RAY_AUTH_MODE": "disabled"}
+wrong = sys.argv[2] == "wrong"
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64} if wrong else {"RAY_AUTH_MODE": "disabled"}
 from ray._raylet import GcsClient
 print(GcsClient(sys.argv[1]).get_all_node_info(timeout=5))
 """

@@ -62,12 +62,72 @@ def test_a_job_is_its_verb(verb: str) -> None:
     assert wrong.stderr.startswith("gampen-ray: error: ")
 
 
-SECRETS = """.env .env.local prod.env .envrc id_rsa id_ed25519 id_ecdsa known_hosts deploy_key key.pem server.key cert.p12 store.jks
-    store.pfx login.kdbx .netrc _netrc .pypirc .npmrc pip.conf .condarc .git-credentials .gitconfig .pgpass .my.cnf .htpasswd .vault_pass
-    secrets.yaml secrets.yml secrets.json secrets.toml secret.txt passwords.txt aws-credentials.json credentials credentials.csv
-    service-account.json gcp-key.json client_secret.json kubeconfig terraform.tfstate terraform.tfvars token auth_token token.txt
-    rclone.conf s3.json s3cfg .s3cfg .boto settings.local .bash_history .python_history dump.sql""".split()
-FOLDERS = [".aws/config", ".ray/auth_token", ".ssh/id_rsa", ".kube/config", ".docker/config.json", ".gnupg/private.gpg", ".git/config"]
+SECRETS = [
+    ".env",
+    ".env.local",
+    "prod.env",
+    ".envrc",
+    "id_rsa",
+    "id_ed25519",
+    "id_ecdsa",
+    "known_hosts",
+    "deploy_key",
+    "key.pem",
+    "server.key",
+    "cert.p12",
+    "store.jks",
+    "store.pfx",
+    "login.kdbx",
+    ".netrc",
+    "_netrc",
+    ".pypirc",
+    ".npmrc",
+    "pip.conf",
+    ".condarc",
+    ".git-credentials",
+    ".gitconfig",
+    ".pgpass",
+    ".my.cnf",
+    ".htpasswd",
+    ".vault_pass",
+    "secrets.yaml",
+    "secrets.yml",
+    "secrets.json",
+    "secrets.toml",
+    "secret.txt",
+    "passwords.txt",
+    "aws-",
+    "credentials.json",
+    "credentials",
+    "credentials.csv",
+    "service-account.json",
+    "gcp-key.json",
+    "client_secret.json",
+    "kubeconfig",
+    "terraform.tfstate",
+    "terraform.tfvars",
+    "token",
+    "auth_token",
+    "token.txt",
+    "rclone.conf",
+    "s3.json",
+    "s3cfg",
+    ".s3cfg",
+    ".boto",
+    "settings.local",
+    ".bash_history",
+    ".python_history",
+    "dump.sql",
+]
+FOLDERS = [
+    ".aws/config",
+    ".ray/auth_token",
+    ".ssh/id_rsa",
+    ".kube/config",
+    ".docker/config.json",
+    ".gnupg/x.gpg",
+    ".git/config",
+]
 DATA = ["data/split=train/part-0.parquet", "demo/run.json", "cutouts/1.fits", "model.safetensors", ".venv/bin/python"]
 
 

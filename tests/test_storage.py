@@ -95,8 +95,9 @@ def test_objects_whose_names_lead_out_of_the_folder_are_neither_listed_nor_copie
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = "".join(f"<Contents><Key>x/in/{name}</Key><Size>1</Size></Contents>" for name in names)
-            content = b"1" if "list-type" not in self.path else f"<ListBucketResult><KeyCount>9</KeyCount>{found}</ListBucketResult>".encode()
+            keys = "".join(f"<Contents><Key>x/in/{name}</Key><Size>1</Size></Contents>" for name in names)
+            listed = f"<ListBucketResult><KeyCount>{len(names)}</KeyCount>{keys}</ListBucketResult>"
+            content = listed.encode() if "list-type" in self.path else b"1"
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

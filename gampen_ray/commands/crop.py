@@ -96,7 +96,9 @@ def crop(config: CropConfig) -> dict[str, Any]:
         pair = f"{twice[0]} and {crop_name(twice[0])}"
         raise UserError(f"images: {pair} would have the same crop; rename one, or give a pattern for one of them")
     if storage.is_local(config.output) and (both := _files_and_folders({crop_name(name) for name in names})):
-        raise UserError(f"output: {both[0]} would be a file and a folder there; give a pattern for one of them, or a folder on S3")
+        raise UserError(
+            f"output: {both[0]} would be a file and a folder there; give a pattern for one of them, or a folder on S3"
+        )
     inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(uris)}, sorted(names))}
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:

@@ -80,8 +80,8 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     Returns
     -------
     tuple
-        NaN, NaN and None where the header has no usable celestial coordinates, equatorial or galactic; only the scale None where
-        it is no galaxy's.
+        NaN, NaN and None where the header has no usable coordinates, equatorial or galactic; only the scale None where it is no
+        galaxy's.
     """
     nowhere = math.nan, math.nan, None
     if "CTYPE1" not in header:

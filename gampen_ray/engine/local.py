@@ -16,7 +16,7 @@ from typing import Any
 
 from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from gampen_ray.engine import death_watch
 

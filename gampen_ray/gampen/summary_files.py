@@ -143,7 +143,9 @@ def _objects(rows: pa.Table) -> dict[str, Any]:
     if not pa.types.is_integer(ids.type):
         formula = pc.and_(pc.match_substring_regex(ids, _FORMULA), pc.invert(pc.match_substring_regex(ids, _NUMBER)))
         ids = pc.if_else(formula, pc.binary_join_element_wise("'", ids, ""), ids)
-    return {"object_id": ids.to_pandas()} | {name: rows[name].to_pandas() for name in ("ra", "dec") if name in rows.column_names}
+    return {"object_id": ids.to_pandas()} | {
+        name: rows[name].to_pandas() for name in ("ra", "dec") if name in rows.column_names
+    }
 
 
 def _magnitudes(mixture: Mixture, zero_point_mag: float | None, gampen: bool) -> list[Mixture]:

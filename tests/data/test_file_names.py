@@ -17,7 +17,18 @@ INSIDE = {
     "a\\..\\b": "a\\..\\b",
     "é" * 127: "é" * 127,
 }
-OUTSIDE = ["../x.fits", "..", ".", "", "a/../../x", "/etc/passwd", "//etc/passwd", "../images-2/x", "s3://other/a", "s3://bucket/x"]
+OUTSIDE = [
+    "../x.fits",
+    "..",
+    ".",
+    "",
+    "a/../../x",
+    "/etc/passwd",
+    "//etc/passwd",
+    "../images-2/x",
+    "s3://other/a",
+    "s3://bucket/x",
+]
 OUTSIDE += ["a\n/../../x", "s3://bucket/images/../x", "/data/images/../x", "s3://bucket/images/..", "..\0", "a\0b", "a/.."]
 OUTSIDE += ["x" * 256, "é" * 128, "a/" + "y" * 256, "a/" * 600 + "b"]
 

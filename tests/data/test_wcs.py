@@ -162,10 +162,10 @@ def test_no_header_and_no_table_opens_the_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(time_core, "_LEAP_SECONDS_CHECK", time_core._LeapSecondsCheck.NOT_STARTED)
     monkeypatch.setattr(iers.LeapSeconds, "_today", classmethod(lambda cls: Time("2060-01-01", scale="tai", format="iso")))
     dated = {"DATE-OBS": "2060-01-01T00:00:00", "MJD-OBS": 73459.0}
-    for kind, systems in {"TLON": [{}], "RA--": [{}, {"RADESYS": "FK4", "EQUINOX": 2060.0}], "ELON": [{}], "GLON": [{}]}.items():
+    fk4 = {"RADESYS": "FK4", "EQUINOX": 2060.0}
+    for kind, system in (("TLON", {}), ("RA--", {}), ("RA--", fk4), ("ELON", {}), ("GLON", {})):
         axes = {"CTYPE1": f"{kind}-TAN", "CTYPE2": f"{kind.replace('LON', 'LAT').replace('RA--', 'DEC-')}-TAN"}
-        for system in systems:
-            centre_and_scale(_header(axes | SKY | CDELT | dated | system), (32, 32))
+        centre_and_scale(_header(axes | SKY | CDELT | dated | system), (32, 32))
     table = Table({"object_id": [1, 2], "t": Time(["2060-01-01", "2060-01-02"], scale="tai")})
     lines = io.StringIO()
     table.write(lines, format="ascii.ecsv")
@@ -176,7 +176,7 @@ def test_no_header_and_no_table_opens_the_network(monkeypatch: pytest.MonkeyPatc
     # The same does ask without this package.
     monkeypatch.setattr(time_core, "_LEAP_SECONDS_CHECK", time_core._LeapSecondsCheck.NOT_STARTED)
     with contextlib.suppress(Exception):
-        Time("2060-01-01", scale="utc").tai.iso
+        str(Time("2060-01-01", scale="utc").tai)
     assert asked
 
 
