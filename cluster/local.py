@@ -29,6 +29,18 @@ _START_SECONDS, _STOP_SECONDS = 60, 20
 _OBJECT_STORE_BYTES = 200 << 20
 _IDLE_MINUTES = 0.2
 
+# Ray itself puts the machine's address in the place of the loopback's, but where clusters are switched off, and there no node
+# can join: nodes start with clusters on, and whatever they start, and clients, have them off.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_RAY = f"""
+import os
+from ray._private import services
+services.resolve_ip_for_localhost = lambda host: host
+os.environ["{_CLUSTERS}"] = "0"
+from ray.scripts.scripts import main
+main()
+"""
+
 # The head's autoscaler looks every second; by this name it knows the head.
 _HEAD_ID = "f" * 51 + "00000"
 _AUTOSCALER = {
@@ -119,6 +131,7 @@ class Cluster:
             "RAY_API_SERVER_ADDRESS": state["dashboard"],
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
+            _CLUSTERS: "0",
         }
 
     def down(self) -> None:
@@ -142,11 +155,11 @@ class Cluster:
 
     def _start(self, name: str, options: list[str], variables: dict[str, str]) -> None:
         agent, metrics, environments = _free_ports(3)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+        command = [sys.executable, "-c", _RAY, "start", "--block", "--disable-usage-stats", *options]
         command += [f"--temp-dir={self._folder / name}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--runtime-env-agent-port={environments}"]
-        environment = os.environ | self.environment() | variables
+        environment = os.environ | self.environment() | variables | {_CLUSTERS: "1"}
         del environment["RAY_ADDRESS"]
         # A job's `python` is this one.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

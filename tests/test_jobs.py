@@ -20,6 +20,7 @@ from gampen_ray.commands.registry import load_verbs
 from gampen_ray.config.base import to_toml
 from tests.clusters import RAY, ROOT, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, galaxies, train_config
+from tests.processes import listening, marked
 
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 
@@ -198,6 +199,9 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
 def test_nobody_comes_in_without_the_token(cluster: dict[str, str]) -> None:
     token = Path(cluster["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o077 == 0
+    addresses = listening(marked(str(token)))
+    assert len(addresses) >= 5
+    assert all(address.is_loopback for address, _ in addresses), addresses
     assert answer(cluster, "/api/jobs/", token.read_text()) == 200
     assert answer(cluster, "/api/jobs/", None) == 401
     assert answer(cluster, "/api/jobs/", "wrong") == 403
