@@ -13,14 +13,15 @@ import sys
 import time
 from pathlib import Path
 
-_PAUSE_S = 0.1
+_PAUSE_S, _LONGEST_S = 0.1, 30
 
 
 def main(folder: str) -> None:
     """Wait for the end of the driver, and leave nothing of the folder behind."""
     os.read(0, 1)
-    # A process may have started another in the meantime.
-    while found := _processes(folder):
+    end = time.monotonic() + _LONGEST_S
+    # A process may have started another in the meantime; one that waits for a disk cannot be killed.
+    while (found := _processes(folder)) and time.monotonic() < end:
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -109,7 +109,7 @@ def known_cause(error: BaseException) -> UserError | StorageError | None:
 def _started(verbose: bool) -> Iterator[None]:
     for name, value in (_ENVIRONMENT if verbose else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     with local_ray() if address == "local" else contextlib.nullcontext({}) as options:
         options |= {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
         # The workers of a submitted job inherit the variables of the job.
