@@ -7,11 +7,14 @@ python cluster/local.py down
 """
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -25,6 +28,18 @@ _FOLDER = Path(tempfile.gettempdir()) / f"gampen-ray-{os.getuid()}"
 _START_SECONDS, _STOP_SECONDS = 60, 20
 _OBJECT_STORE_BYTES = 200 << 20
 _IDLE_MINUTES = 0.2
+
+# Ray itself puts the machine's address in the place of the loopback's, but where clusters are switched off, and there no node
+# can join: nodes start with clusters on, and whatever they start, and clients, have them off.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_RAY = f"""
+import os
+from ray._private import services
+services.resolve_ip_for_localhost = lambda host: host
+os.environ["{_CLUSTERS}"] = "0"
+from ray.scripts.scripts import main
+main()
+"""
 
 # The head's autoscaler looks every second; by this name it knows the head.
 _HEAD_ID = "f" * 51 + "00000"
@@ -52,7 +67,7 @@ def main() -> int:
         if options.action == "up":
             cluster.up(options.workers, options.cpus, grow=options.grow)
         if options.action != "down":
-            sys.stdout.write("".join(f"export {name}={value}\n" for name, value in cluster.environment().items()))
+            sys.stdout.write("".join(f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment().items()))
         else:
             cluster.down()
     except ClusterError as error:
@@ -72,15 +87,19 @@ class Cluster:
         folder = folder.absolute()
         self._folder, self._state, self._token = folder, folder / "cluster.json", folder / "token"
 
+    def _check_owner(self) -> None:
+        """Refuse a folder in which another user may have put what is run here: addresses, variables, links."""
+        there = self._folder.lstat()
+        if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & 0o077:
+            raise ClusterError(f"{self._folder} must be a folder of yours, closed to others (mode 0700); give another --folder")
+
     def up(self, num_workers: int, cpus: int, *, grow: bool = False) -> None:
         """Start the head, then the others, and wait until all are there; with ``grow`` they come and go by themselves."""
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700, parents=True)
+        self._check_owner()
         if self._state.exists():
             raise ClusterError(f"{self._folder} holds a cluster; `down` first, or another --folder")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self._folder.chmod(0o700)
-        except PermissionError:
-            raise ClusterError(f"{self._folder} belongs to another user; give another --folder") from None
         self._token.unlink(missing_ok=True)
         self._token.touch(mode=0o600)
         self._token.write_text(secrets.token_hex(32))
@@ -112,6 +131,7 @@ class Cluster:
             "RAY_API_SERVER_ADDRESS": state["dashboard"],
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token),
+            _CLUSTERS: "0",
         }
 
     def down(self) -> None:
@@ -135,11 +155,11 @@ class Cluster:
 
     def _start(self, name: str, options: list[str], variables: dict[str, str]) -> None:
         agent, metrics, environments = _free_ports(3)
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *options]
+        command = [sys.executable, "-c", _RAY, "start", "--block", "--disable-usage-stats", *options]
         command += [f"--temp-dir={self._folder / name}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command += [f"--runtime-env-agent-port={environments}"]
-        environment = os.environ | self.environment() | variables
+        environment = os.environ | self.environment() | variables | {_CLUSTERS: "1"}
         del environment["RAY_ADDRESS"]
         # A job's `python` is this one.
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -173,6 +193,8 @@ class Cluster:
         )
 
     def _read(self) -> dict:
+        if os.path.lexists(self._folder):
+            self._check_owner()
         if not self._state.exists():
             raise ClusterError(f"{self._folder} holds no cluster; `up` starts one")
         return json.loads(self._state.read_text())

@@ -17,7 +17,8 @@ from pydantic_core import PydanticUndefined
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
 from gampen_ray.config.base import sections, shown, upgraded
-from gampen_ray.errors import StorageError, UserError
+from gampen_ray.errors import StartError, StorageError, UserError
+from gampen_ray.messages import printable
 
 _PROGRAM = "gampen-ray"
 _VERBOSE: dict[str, Any] = {"action": "store_true", "help": "also show Ray's own log and progress"}
@@ -36,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verb, config = parse(sys.argv[1:] if arguments is None else arguments)
         verb.run(config)
-    except (UserError, StorageError) as error:
-        sys.stderr.write(f"{_PROGRAM}: error: {error}\n")
+    except (UserError, StorageError, StartError) as error:
+        sys.stderr.write(f"{_PROGRAM}: error: {printable(str(error))}\n")
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         sys.stderr.write(f"{_PROGRAM}: interrupted; run the same command again to resume\n")
         return 1
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc(), lines=True))
         return 1
     return 0
 
@@ -190,9 +191,14 @@ def _value(text: str, annotation: Any) -> Any:
         return text.split(",") if typing.get_origin(annotation) is tuple else text
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), lines=True)
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     logger = logging.getLogger("gampen_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -1,4 +1,4 @@
-"""Errors that end a job with one line: mistakes of the user and storage failures."""
+"""Errors that end a job with one line: mistakes of the user, storage failures, and a Ray that does not start."""
 
 AGAIN = "run the same command again: finished work is kept"
 """Remedy of a storage failure, at the end of its message."""
@@ -16,4 +16,11 @@ class StorageError(RuntimeError):
 
     No row is at fault: the job stops, and the same command resumes it once the storage works again. The command line prints
     the error on standard error and exits with 1.
+    """
+
+
+class StartError(RuntimeError):
+    """Ray does not start, on a machine that is too busy for instance, or its cluster does not answer: one line with the cause.
+
+    The command line prints it on standard error and exits with 1.
     """

@@ -4,6 +4,8 @@ import logging
 import sys
 import time
 
+from gampen_ray.messages import printable
+
 logger = logging.getLogger(__name__)
 
 _LOG_INTERVAL_S = 10.0
@@ -71,7 +73,7 @@ class Progress:
             text += "" if self._total is None else f", {max(self._total - self._done, 0) / rate:,.0f} s left"
         text += f" | {note}" if note else ""
         if self._terminal:
-            sys.stderr.write("\r\x1b[K" + text)
+            sys.stderr.write("\r\x1b[K" + printable(text))
             sys.stderr.flush()
         else:
             logger.info(text)

@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 
 from gampen_ray import s3
 from gampen_ray.errors import AGAIN, StorageError, UserError
+from gampen_ray.messages import redacted
 
 __all__ = [
     "BUNDLES",
@@ -120,7 +121,8 @@ def size(uri: str) -> int | None:
 def list_files(uri: str, suffix: str = "", *, listed: Callable[[int], None] | None = None) -> list[str]:
     """Return the absolute URIs of all files below a folder whose names end in ``suffix``, sorted.
 
-    Hidden files and folders are skipped. A missing folder has no files, and folders may appear and disappear meanwhile.
+    Hidden files and folders are skipped, and with them objects of S3 whose names would lead out of the folder, as ``a/../../b``
+    does. A missing folder has no files, and folders may appear and disappear meanwhile.
     ``listed`` is called with the number of further files, for progress.
     """
     fs, path = filesystem(uri)
@@ -217,8 +219,8 @@ def open_output(uri: str) -> Iterator[Any]:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as JSON, atomically; NaN and infinity are a ValueError."""
-    write_bytes_atomic(uri, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write a value as JSON, atomically, without the credentials of URIs; NaN and infinity are a ValueError."""
+    write_bytes_atomic(uri, (redacted(json.dumps(value, indent=2, allow_nan=False)) + "\n").encode())
 
 
 def copy(source: str, destination: str) -> None:
@@ -317,7 +319,8 @@ def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -
 def _replaced_local(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, as a rename is atomic within one file system only; hidden, so that no reader lists it.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # Without the file's name, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             yield file

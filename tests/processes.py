@@ -1,12 +1,13 @@
 """Drivers as processes of their own: started, watched, killed, and looked for when they should be gone."""
 
 import contextlib
+import ipaddress
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -37,21 +38,47 @@ def wait_for(process: subprocess.Popen[str], what: str) -> None:
     raise AssertionError(f"the job ended with {process.wait()} before it wrote {what!r}:\n{''.join(lines)}")
 
 
-def assert_none_left(mark: str, kind: str = "") -> None:
-    """Wait a minute for the end of all processes, or of those of a kind."""
-    deadline = time.monotonic() + 60
-    while (left := [name for name in marked(mark) if kind in name]) and time.monotonic() < deadline:
-        time.sleep(0.5)
+def assert_none_left(mark: str, seconds: float = 60) -> None:
+    """Wait for the end of all processes."""
+    deadline = time.monotonic() + seconds
+    while (left := list(marked(mark).values())) and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert left == []
 
 
-def marked(mark: str) -> list[str]:
-    """Return the command lines of the processes that inherited the mark from a driver."""
-    found = []
+def marked(mark: str) -> dict[int, str]:
+    """Return ids and command lines of the processes that inherited the mark from a driver."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (process / "environ").read_bytes() and int(process.name) != os.getpid():
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue  # it ended meanwhile
+    return found
+
+
+def variables(pid: int) -> dict[str, str]:
+    """Return the variables with which a process was started."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+
+def listening(pids: Iterable[int]) -> set[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
+    """Return addresses and ports at which processes wait for connections."""
+    own = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                own.add(str(file.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in own:
+                address, port = local.split(":")
+                # Words of four bytes in the order of this machine, which is little-endian.
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                one = ipaddress.ip_address(b"".join(words))
+                found.add((getattr(one, "ipv4_mapped", None) or one, int(port, 16)))
     return found

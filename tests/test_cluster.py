@@ -1,9 +1,12 @@
 """The templates in cluster/: Ray's and KubeRay's schemas, and rules of our own."""
 
 import copy
+import json
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -282,6 +285,50 @@ def test_image_is_pinned_and_installs_what_constraints_say() -> None:
     assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
     assert f"gampen-ray:{VERSION} " in text
     assert all("-c constraints.txt" in line for line in text.splitlines() if "pip install" in line)
+
+
+def local(action: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, CLUSTER / "local.py", action, "--folder", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("how", ["open to others", "of another user", "a link", "a dangling link", "a file"])
+def test_a_local_cluster_is_neither_read_from_nor_started_in_what_others_could_have_made(how: str, tmp_path: Path) -> None:
+    planted = json.dumps({"gcs": "$(touch pwned)", "dashboard": "http://127.0.0.1:1", "grows": False, "nodes": {}})
+    folder = there = tmp_path / "cluster"
+    if "link" in how:
+        there = tmp_path / "elsewhere"
+        folder.symlink_to(there)
+    if how == "a file":
+        folder.touch(mode=0o700)
+    elif how != "a dangling link":
+        there.mkdir(mode=0o700)
+        (there / "cluster.json").write_text(planted)
+    if how == "open to others":
+        folder.chmod(0o755)
+    elif how == "of another user":
+        if os.getuid():
+            pytest.skip("only root can make a folder of another user")
+        os.chown(folder, 65534, 65534)
+    for action in ("env", "up", "down"):
+        done = local(action, folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        expected = f"local.py: error: {folder} must be a folder of yours, closed to others (mode 0700); give another --folder\n"
+        assert done.stderr == expected
+    if how not in ("a file", "a dangling link"):
+        assert [path.name for path in there.iterdir()] == ["cluster.json"]
+
+
+def test_what_a_local_cluster_prints_is_evaluated_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / "$(touch pwned); x 'y'"
+    folder.mkdir(mode=0o700)
+    gcs = "1; touch pwned `touch pwned`"
+    (folder / "cluster.json").write_text(json.dumps({"gcs": gcs, "dashboard": "", "grows": False, "nodes": {}}))
+    told = local("env", folder)
+    script = r'eval "$1"; printf "%s\n" "$RAY_ADDRESS" "$RAY_AUTH_TOKEN_PATH"'
+    shown = subprocess.run(["bash", "-c", script, "-", told.stdout], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert shown.stdout.splitlines() == [gcs, str(folder / "token")]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_slurm_script_is_bash_and_lets_nobody_else_in() -> None:

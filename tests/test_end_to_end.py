@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,9 @@ from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare
+from tests.clusters import wait_until
 from tests.networks import dataset, train_config
-from tests.processes import assert_none_left, driver, marked, wait_for
+from tests.processes import assert_none_left, driver, listening, marked, variables, wait_for
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -154,6 +157,44 @@ def test_broken_files_are_quarantined_and_the_rest_predicted(demo_folder: Path, 
     assert pq.read_table(tmp_path / "o" / "catalog")["object_id"].to_pylist() == [1]
 
 
+def ray_folder(mark: str) -> Path:
+    """Return the folder of a driver's Ray."""
+    (raylet,) = (pid for pid, command in marked(mark).items() if "/raylet/raylet" in command)
+    return Path(variables(raylet)["RAY_AUTH_TOKEN_PATH"]).parent
+
+
+# A client that knows where Ray is, with another token than Ray's or with none.
+STRANGER = """
+import os, sys
+wrong = sys.argv[2] == "wrong"
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64} if wrong else {"RAY_AUTH_MODE": "disabled"}
+from ray._raylet import GcsClient
+print(GcsClient(sys.argv[1]).get_all_node_info(timeout=5))
+"""
+
+
+def assert_closed_to_others(mark: str) -> Path:
+    """Check that only this user, on this machine and with the token, reaches a driver's Ray; return its folder."""
+    folder = ray_folder(mark)
+    assert (folder.stat().st_mode & 0o777, (folder / "token").stat().st_mode & 0o777) == (0o700, 0o600)
+    processes = marked(mark)
+    addresses = listening(processes)
+    assert len(addresses) >= 4
+    assert all(address.is_loopback for address, _ in addresses), addresses
+    assert (folder / "token").read_text() not in " ".join(processes.values())
+    (gcs,) = (port for _, port in listening(pid for pid, command in processes.items() if "/gcs/gcs_server" in command))
+    for token in ("none", "wrong"):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        command = [sys.executable, "-c", STRANGER, f"127.0.0.1:{gcs}", token]
+        refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 1
+        assert "Unauthenticated" in refused.stderr or "authentication token" in refused.stderr, refused.stderr
+    if os.getuid() == 0:
+        read = subprocess.run(["cat", folder / "token"], user=65534, capture_output=True, text=True, check=False)
+        assert (read.stdout, "Permission denied" in read.stderr) == ("", True)
+    return folder
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.kill)])
@@ -161,6 +202,7 @@ def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, sto
     with driver("simulate", f"--output={tmp_path}/d", "--num-galaxies=100000", "--galaxies-per-shard=50") as (process, mark):
         wait_for(process, "0 galaxies, ")
         assert len(marked(mark)) > 3
+        folder = assert_closed_to_others(mark)
         process.send_signal(stop)
         assert process.stderr is not None
         rest = process.stderr.read()
@@ -168,6 +210,7 @@ def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, sto
     assert "interrupted; run the same command again to resume" in rest
     assert "Traceback" not in rest
     assert_none_left(mark)
+    assert not folder.exists()
     assert not (tmp_path / "d" / "dataset.json").exists()
 
 
@@ -182,9 +225,11 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     (tmp_path / "train.toml").write_text(to_toml(config))
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):
         wait_for(process, "epoch 2/40, loss")
+        folder = ray_folder(mark)
         process.kill()
-    # Ray's own agents may take longer than a minute to notice: they are waited for at the end.
-    assert_none_left(mark, "ray::RayTrainWorker")
+    # On a busy machine; on a quiet one it takes less than a second.
+    assert_none_left(mark, seconds=20)
+    assert wait_until(lambda: not folder.exists(), seconds=20)
     assert not (tmp_path / "run" / "bundle").exists()
     states = (tmp_path / "run").glob("checkpoints/*/state.pt")
     before = max(len(torch.load(state, weights_only=True)["history"]) for state in states)
@@ -203,4 +248,3 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     assert [row["epoch"] for row in histories[0]] == list(range(1, 41))
     for name in ("train_loss", "val_loss"):
         assert [row[name] for row in histories[0]] == [row[name] for row in histories[1]]
-    assert_none_left(mark)

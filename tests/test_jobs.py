@@ -20,6 +20,7 @@ from gampen_ray.commands.registry import load_verbs
 from gampen_ray.config.base import to_toml
 from tests.clusters import RAY, ROOT, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, galaxies, train_config
+from tests.processes import listening, marked
 
 JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
 
@@ -63,17 +64,89 @@ def test_a_job_is_its_verb(verb: str) -> None:
     assert wrong.stderr.startswith("gampen-ray: error: ")
 
 
-def test_what_is_shipped_holds_no_secret_and_no_data(tmp_path: Path) -> None:
+SECRETS = [
+    ".env",
+    ".env.local",
+    "prod.env",
+    ".envrc",
+    "id_rsa",
+    "id_ed25519",
+    "id_ecdsa",
+    "known_hosts",
+    "deploy_key",
+    "key.pem",
+    "server.key",
+    "cert.p12",
+    "store.jks",
+    "store.pfx",
+    "login.kdbx",
+    ".netrc",
+    "_netrc",
+    ".pypirc",
+    ".npmrc",
+    "pip.conf",
+    ".condarc",
+    ".git-credentials",
+    ".gitconfig",
+    ".pgpass",
+    ".my.cnf",
+    ".htpasswd",
+    ".vault_pass",
+    "secrets.yaml",
+    "secrets.yml",
+    "secrets.json",
+    "secrets.toml",
+    "secret.txt",
+    "passwords.txt",
+    "aws-",
+    "credentials.json",
+    "credentials",
+    "credentials.csv",
+    "service-account.json",
+    "gcp-key.json",
+    "client_secret.json",
+    "kubeconfig",
+    "terraform.tfstate",
+    "terraform.tfvars",
+    "token",
+    "auth_token",
+    "token.txt",
+    "rclone.conf",
+    "s3.json",
+    "s3cfg",
+    ".s3cfg",
+    ".boto",
+    "settings.local",
+    ".bash_history",
+    ".python_history",
+    "dump.sql",
+]
+FOLDERS = [
+    ".aws/config",
+    ".ray/auth_token",
+    ".ssh/id_rsa",
+    ".kube/config",
+    ".docker/config.json",
+    ".gnupg/x.gpg",
+    ".git/config",
+]
+DATA = ["data/split=train/part-0.parquet", "demo/run.json", "cutouts/1.fits", "model.safetensors", ".venv/bin/python"]
+
+
+def test_what_is_shipped_is_the_package_and_nothing_that_lies_beside_it(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    needed = {name for name in tracked if name.startswith(("gampen_ray/", "jobs/")) or name == "pyproject.toml"}
+    for name in filter(None, tracked):
         if (ROOT / name).exists():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
-    outside = [".env", ".env.local", "key.pem", "aws-credentials.json", ".aws/config", ".ray/auth_token", ".venv/bin/python"]
-    outside += ["data/split=train/part-0.parquet", "demo/run.json", "cutouts/1.fits", "model.safetensors", ".git/config"]
-    weights = "gampen_ray/bundles/some/weights.safetensors"
-    for name in (*outside, weights):
+    # Where somebody would leave them, and where the package is; those of its own kinds would have to be named like its files.
+    kinds = ("gampen_ray", "gampen_ray/data", "gampen_ray/reports", "gampen_ray/bundles", "gampen_ray/bundles/kids-r", "jobs")
+    planted = [*SECRETS, *FOLDERS, *DATA]
+    planted += [f"{folder}/{name}" for folder in kinds for name in (*SECRETS, *FOLDERS)]
+    planted += [f"jobs/configs/{name}" for name in SECRETS if not name.endswith(".toml")]
+    for name in planted:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("SECRET")
     create_package(str(tree), tmp_path / "package.zip", True, excludes=get_runtime_env_default_excludes())
@@ -81,9 +154,7 @@ def test_what_is_shipped_holds_no_secret_and_no_data(tmp_path: Path) -> None:
         shipped = {name for name in package.namelist() if not name.endswith("/")}
         code = [one for one in package.infolist() if not one.filename.startswith("gampen_ray/bundles/")]
         assert sum(one.file_size for one in code) < 4 << 20
-    assert shipped.isdisjoint(outside)
-    assert {"jobs/train.py", "jobs/configs/tune.toml", "gampen_ray/cli.py", "pyproject.toml", weights} <= shipped
-    assert not [name for name in shipped if name.startswith(("tests/", "benchmarks/"))]
+    assert shipped == needed
 
 
 @pytest.mark.cluster
@@ -129,6 +200,9 @@ def test_every_job_runs_on_the_cluster_and_its_log_is_read(cluster: dict[str, st
 def test_nobody_comes_in_without_the_token(cluster: dict[str, str]) -> None:
     token = Path(cluster["RAY_AUTH_TOKEN_PATH"])
     assert token.stat().st_mode & 0o077 == 0
+    addresses = listening(marked(str(token)))
+    assert len(addresses) >= 5
+    assert all(address.is_loopback for address, _ in addresses), addresses
     assert answer(cluster, "/api/jobs/", token.read_text()) == 200
     assert answer(cluster, "/api/jobs/", None) == 401
     assert answer(cluster, "/api/jobs/", "wrong") == 403

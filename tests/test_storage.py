@@ -1,8 +1,10 @@
 """Local files, and the same on an S3-compatible server."""
 
 import gc
+import http.server
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -83,6 +85,49 @@ def test_a_link_to_a_folder_is_followed_and_a_broken_one_left_out(tmp_path: Path
     assert storage.list_files(str(tmp_path / "data")) == [str(tmp_path / "data" / "link" / "a.txt")]
     with pytest.raises(UserError, match=r"Not a directory"):
         storage.list_files(str(tmp_path / "real" / "a.txt"))
+
+
+def test_objects_whose_names_lead_out_of_the_folder_are_neither_listed_nor_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server of the tests refuses such names; Amazon's takes them.
+    names = ["a.npy", "b/c.npy", "../e.npy", "b/../../e.npy", "./e.npy", "b/./e.npy", "b/..", "..", ".hidden"]
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            keys = "".join(f"<Contents><Key>x/in/{name}</Key><Size>1</Size></Contents>" for name in names)
+            listed = f"<ListBucketResult><KeyCount>{len(names)}</KeyCount>{keys}</ListBucketResult>"
+            content = listed.encode() if "list-type" in self.path else b"1"
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_HEAD(self) -> None:
+            folder = self.path.rstrip("/").endswith("/in")
+            self.send_response(404 if folder else 200)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(name, "us-east-1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        assert storage.list_files("s3://bucket/x/in") == [f"s3://bucket/x/in/{name}" for name in ("a.npy", "b/c.npy")]
+        storage.copy("s3://bucket/x/in", str(tmp_path / "deep" / "out"))
+        server.shutdown()
+    there = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(there) == ["deep/out/a.npy", "deep/out/b/c.npy"]
+
+
+def test_a_name_may_be_as_long_as_a_file_system_allows(tmp_path: Path) -> None:
+    name = "x" * 255
+    storage.write_bytes_atomic(str(tmp_path / name), b"1")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_stamps_change_with_content_of_the_same_size(root: str) -> None:

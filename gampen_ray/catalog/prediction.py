@@ -48,15 +48,14 @@ class PredictedUnit:
     rows
         ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``centre_offset``,
         ``mean`` and ``scale_tril``; None if the time limit left none.
-    bytes_read, start, stop, device_seconds
+    bytes_read, seconds, device_seconds
         See `gampen_ray.inference.rates.UnitReceipt`.
     """
 
     name: str
     rows: pa.Table | None
     bytes_read: int
-    start: float
-    stop: float
+    seconds: float
     device_seconds: float
 
 
@@ -95,7 +94,7 @@ class UnitPredictor:
 
     def __call__(self, unit: Unit) -> PredictedUnit:
         """Return the posteriors of a unit's rows."""
-        start, device_seconds, bytes_read = time.time(), 0.0, 0
+        start, device_seconds, bytes_read = time.monotonic(), 0.0, 0
         parts = []
         for rows, num_bytes in () if self._is_over() else self._source.read(unit, self._predict.batch_size):
             with self._device:
@@ -113,8 +112,7 @@ class UnitPredictor:
             name=unit.name,
             rows=pa.concat_tables(parts) if parts else None,
             bytes_read=bytes_read,
-            start=start,
-            stop=time.time(),
+            seconds=time.monotonic() - start,
             device_seconds=device_seconds,
         )
 
@@ -172,6 +170,7 @@ def write_unit(
     write_summary
         Called with the unit's name, the catalogue's rows and their posteriors, to write another summary.
     """
+    began = time.monotonic()
     counts = {"num_rows": 0, "num_quarantined": 0, "id_sum": 0, "bytes_written": 0}
     if unit.rows is not None:
         reason_N = unit.rows["reason"].to_numpy()
@@ -207,8 +206,8 @@ def write_unit(
                 uri = storage.join(output, QUARANTINE, unit.name)
                 shards.write_quarantine(uri, **wrong, reason=reason_N[reason_N != ""])
             storage.write_bytes_atomic(storage.join(output, CATALOG, unit.name), content)
-    times = {name: getattr(unit, name) for name in ("bytes_read", "start", "stop", "device_seconds")}
-    return UnitReceipt(**counts, **times)
+    seconds = unit.seconds + time.monotonic() - began
+    return UnitReceipt(**counts, bytes_read=unit.bytes_read, seconds=seconds, device_seconds=unit.device_seconds)
 
 
 def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_passes: int, seed: int) -> None:

@@ -95,6 +95,10 @@ def crop(config: CropConfig) -> dict[str, Any]:
     if twice := [name for name in sorted(names) if crop_name(name) in names - {name}]:
         pair = f"{twice[0]} and {crop_name(twice[0])}"
         raise UserError(f"images: {pair} would have the same crop; rename one, or give a pattern for one of them")
+    if storage.is_local(config.output) and (both := _files_and_folders({crop_name(name) for name in names})):
+        raise UserError(
+            f"output: {both[0]} would be a file and a folder there; give a pattern for one of them, or a folder on S3"
+        )
     inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(uris)}, sorted(names))}
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:
@@ -174,6 +178,7 @@ class _Crop:
         from gampen_ray import storage
         from gampen_ray.data import shards
         from gampen_ray.data.cutouts import CutoutError, stem
+        from gampen_ray.data.file_names import is_file_name
         from gampen_ray.data.image_reading import file_content
         from gampen_ray.inference.crops import crop_name
 
@@ -186,12 +191,20 @@ class _Crop:
         for name, uri, result in zip(batch.files, uris, crops, strict=True):
             if isinstance(result, CutoutError):
                 bad[uri] = str(result)
+            elif not is_file_name(crop_name(name)):
+                bad[uri] = "its crop has no valid name: a part of more than 255 bytes, more than 1,024 in all, or a NUL"
             else:
                 storage.write_bytes_atomic(storage.join(self._config.output, crop_name(name)), result)
         if bad:
             quarantine = storage.join(self._config.output, shards.QUARANTINE, batch.name)
             shards.write_quarantine(quarantine, object_id=map(stem, bad), source=bad, reason=bad.values())
         return len(bad)
+
+
+def _files_and_folders(names: set[str]) -> list[str]:
+    """Return the names that are the folder of others too, as S3 allows."""
+    parents = {name[:at] for name in names for at, character in enumerate(name) if character == "/"}
+    return sorted(names & parents)
 
 
 def _cropper(config: CropConfig, bundle: "Bundle", digest: str, device: str = "cpu") -> "Cropper":

@@ -29,9 +29,10 @@ def describe(config: DescribeConfig) -> dict[str, Any]:
     import json
 
     from gampen_ray.inference import card
+    from gampen_ray.messages import printable
     from gampen_ray.reports.card import card_text
 
     described = card.describe(config.bundle)
     text = card_text(described) if config.format == "text" else json.dumps(described, indent=2)
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text, lines=True)}\n")
     return described

@@ -17,6 +17,7 @@ import pydantic
 import tomli_w
 
 from gampen_ray.errors import UserError
+from gampen_ray.messages import redacted
 
 T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -109,9 +110,13 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     Raises
     ------
     UserError
-        For an unknown key, a missing field, an invalid value or one without effect, naming field, value and remedy.
+        For an unknown key, a missing field, an invalid value or one without effect, naming field, value and remedy; for a URI
+        with credentials, as every config is recorded.
     """
     table = upgraded(cls, plain(values), refuse=not recorded)
+    if recorded:
+        table = json.loads(redacted(json.dumps(table)))
+    _refuse_credentials(table)
     config = _validated(cls, table)
     names = given(config)
     for path, (need, other, value) in _without_effect(config).items():
@@ -123,6 +128,18 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
             own = f" {shown(_at(config, path))}" if name in names else ""
             raise UserError(f"{name}:{own} has no effect {need.remedy(other, value)}")
     return config
+
+
+def _refuse_credentials(value: Any, name: str = "") -> None:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_credentials(inner, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, str) and (public := redacted(value)) != value:
+        raise UserError(
+            f"{name}: {public} holds credentials, which would be recorded; leave them out of it, and give them by environment "
+            "variables, such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
 
 
 def upgraded(cls: type, values: dict[str, Any], *, refuse: bool = False, prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from astropy.io.ascii import InconsistentTableError
 from astropy.table import Table
 
 from gampen_ray import storage
+from gampen_ray.data.offline import offline
 from gampen_ray.errors import UserError
 
 __all__ = ["NULL_TEXTS", "format_of", "parquet_files", "read_format", "scalar_table"]
@@ -65,7 +66,9 @@ def read_format(format_: str, data: bytes, text_columns: tuple[str, ...]) -> pa.
     )
     if data.removeprefix(b"\xef\xbb\xbf").startswith(b"# %ECSV"):
         reader = _ascii
-    return reader(data, text_columns)
+    # An ECSV table may hold times.
+    with offline():
+        return reader(data, text_columns)
 
 
 def parquet_files(uri: str) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "TEMPLATE_FIELD",
     "NoFilesError",
     "file_uris",
+    "is_file_name",
     "listed_files",
     "matches_default",
     "matching",
@@ -38,7 +39,7 @@ pc: Any = pyarrow.compute
 logger = logging.getLogger(__name__)
 TEMPLATE_FIELD = re.compile(r"\{(\w+)\}")
 """A column in a template."""
-_MAX_NAME_BYTES = 255
+_MAX_PART_BYTES, _MAX_NAME_BYTES = 255, 1024
 _WILDCARDS = re.compile(r"[*?]")
 _STEM = r"(?i)(\.[a-z][\p{L}\p{N}_]*)?(\.(gz|fz|bz2))?$"
 _OTHERS = ("*.fit", "*.npy", "*.jpg", "*.jpeg", "*.png")
@@ -203,7 +204,7 @@ def file_uris(folder: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
     whole = pc.match_substring_regex(texts, "^(/|s3://)")
     uris = pc.if_else(whole, texts, pc.binary_join_element_wise(pa.scalar(root), texts, ""))
     odd = pc.or_(
-        pc.match_substring_regex(texts, r"(^|/)\.{1,2}(/|$)|\x00|/$"), pc.greater(pc.binary_length(texts), _MAX_NAME_BYTES)
+        pc.match_substring_regex(texts, r"(^|/)\.{1,2}(/|$)|\x00|/$"), pc.greater(pc.binary_length(texts), _MAX_PART_BYTES)
     )
     if pc.any(odd).as_py():
         fixed = pa.array([_file_uri(folder, name) for name in texts.filter(odd).to_pylist()], pa.string())
@@ -212,10 +213,19 @@ def file_uris(folder: str, names: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(inside, uris, pa.scalar(None, pa.string()))
 
 
+def is_file_name(name: str) -> bool:
+    """Return whether a name can be that of a file below a folder, on disk and on S3; where ``..`` leads is not checked."""
+    return "\0" not in name and _num_bytes(name) <= _MAX_NAME_BYTES and max(map(_num_bytes, name.split("/"))) <= _MAX_PART_BYTES
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode())
+
+
 def _file_uri(folder: str, name: str) -> str:
     # Empty if the name is not a valid file name.
     parts = name.split("/")
-    if "\0" in name or max(len(part.encode()) for part in parts) > _MAX_NAME_BYTES:
+    if not is_file_name(name):
         return ""
     uri = name if name.startswith(("/", "s3://")) else storage.join(folder, name)
     if not {".", ".."}.isdisjoint(parts):

@@ -13,6 +13,8 @@ from astropy import log
 from astropy.io import fits
 from astropy.wcs import WCS
 
+from gampen_ray.data.offline import offline
+
 __all__ = ["celestial_wcs", "centre_and_scale", "mapped_header"]
 
 _CELESTIAL = re.compile(
@@ -78,17 +80,22 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     Returns
     -------
     tuple
-        NaN, NaN and None where the header has no usable celestial coordinates; only the scale None where it is no galaxy's.
+        NaN, NaN and None where the header has no usable coordinates, equatorial or galactic; only the scale None where it is no
+        galaxy's.
     """
     nowhere = math.nan, math.nan, None
     if "CTYPE1" not in header:
         return nowhere
     try:
         celestial: Any = celestial_wcs(header).celestial
-        if celestial.naxis != 2:
+        # astropy would read the coordinates of other systems by RADESYS as equatorial, or those of the Earth by its rotation.
+        if celestial.naxis != 2 or celestial.wcs.lngtyp not in ("RA", "GLON"):
             return nowhere
+        if celestial.wcs.lngtyp == "GLON":
+            celestial.wcs.radesys = ""
         x, y = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        sky = celestial.pixel_to_world([x, x + 1, x], [y, y, y + 1]).icrs
+        with offline():
+            sky = celestial.pixel_to_world([x, x + 1, x], [y, y, y + 1]).icrs
         origin_3, right_3, up_3 = sky.cartesian.xyz.value.T
         area = np.linalg.norm(np.cross(right_3 - origin_3, up_3 - origin_3))
         scale = math.degrees(math.sqrt(area)) * 3600

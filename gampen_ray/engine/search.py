@@ -185,7 +185,7 @@ class Search(OptunaSearch):
         )
         self._names, self._ledger = names, ledger
         used = sum(one.trial.seconds for one in ended) / at_a_time
-        self._end = time.time() + 3600 * config.hours - used if config.hours else math.inf
+        self._end = time.monotonic() + 3600 * config.hours - used if config.hours else math.inf
         known = {one.trial.number: one.trial for one in ended}
         assert self._ot_study is not None
         if not begun and (start := space.start):
@@ -199,7 +199,7 @@ class Search(OptunaSearch):
 
     def suggest(self, trial_id: str) -> Any:
         """Return number and values of a new trial, or of one that was started before and is unfinished."""
-        if time.time() > self._end:
+        if time.monotonic() > self._end:
             return Searcher.FINISHED
         values = super().suggest(trial_id)
         assert values is not None

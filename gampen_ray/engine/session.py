@@ -13,7 +13,8 @@ import ray.data
 import ray.exceptions
 import ray.train
 
-from gampen_ray.errors import AGAIN, StorageError, UserError
+from gampen_ray.engine.local import local_ray
+from gampen_ray.errors import AGAIN, StartError, StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
@@ -45,7 +46,6 @@ _QUIET = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
-_LOCAL_OBJECT_STORE_BYTES = 1 << 30
 _interrupted = threading.Event()
 
 
@@ -54,7 +54,8 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
     """Connect to Ray, and leave nothing behind.
 
     An existing connection is used and kept. Inside a job or with ``RAY_ADDRESS`` set, that cluster is used. Otherwise a local
-    Ray is started, and stopped at the end, also after an error, Ctrl-C, or SIGTERM, by which clusters end a job.
+    Ray is started that nobody else can reach (`local_ray`), and stopped at the end, also after an error, Ctrl-C, or SIGTERM, by
+    which clusters end a job.
 
     Parameters
     ----------
@@ -65,13 +66,14 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
     ------
     UserError, StorageError
         If a task or worker raised one.
+    StartError
+        If Ray does not start, or the cluster does not answer.
     """
-    started = not ray.is_initialized()
     _interrupted.clear()
     try:
-        with _interrupts():
-            if started:
-                _start(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose)
+        with _interrupts(), contextlib.ExitStack() as stack:
+            if not ray.is_initialized():
+                stack.enter_context(_started(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose))
                 raise_if_interrupted()
             # What a function of ours raises inside Ray Data arrives as it is, not as text.
             ray.data.DataContext.get_current().raise_original_map_exception = True
@@ -82,9 +84,6 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
         if known := known_cause(error):
             raise known from None
         raise
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def known_cause(error: BaseException) -> UserError | StorageError | None:
@@ -106,29 +105,38 @@ def known_cause(error: BaseException) -> UserError | StorageError | None:
     return next((known for known in found if known), None)
 
 
-def _start(verbose: bool) -> None:
+@contextlib.contextmanager
+def _started(verbose: bool) -> Iterator[None]:
     for name, value in (_ENVIRONMENT if verbose else _ENVIRONMENT | _QUIET).items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {
-            "address": "local",
-            # At least two logical CPUs: reading and computing must be able to run side by side.
-            "num_cpus": max(2, os.cpu_count() or 1),
-            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
-            "include_dashboard": False,
-        }
-    # The workers of a submitted job inherit the variables of the job.
-    if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
-    with contextlib.nullcontext() if verbose else _no_stderr():
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    with local_ray() if address == "local" else contextlib.nullcontext({}) as options:
+        options |= {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+        # The workers of a submitted job inherit the variables of the job.
+        if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
         try:
-            ray.init(**options)
-        except SystemExit:
-            # Ray's handler of SIGTERM, in a start that is not finished.
-            raise KeyboardInterrupt from None
-    if verbose:
-        return
+            with contextlib.nullcontext() if verbose else _no_stderr():
+                _init(address, options)
+            if not verbose:
+                _silence()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _init(address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(**options)
+    except SystemExit:
+        # Ray's handler of SIGTERM, in a start that is not finished.
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        what = "Ray did not start" if address == "local" else f"RAY_ADDRESS: no Ray to be used at {address}"
+        raise StartError(f"{what}: {str(error).strip().partition(chr(10))[0]}; {AGAIN}") from error
+
+
+def _silence() -> None:
     # Errors arrive as exceptions; Ray Data and Ray Tune would log each of them as well.
     for name in ("ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -9,10 +9,12 @@ Shape legend: N galaxies, K passes, D targets.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import torch
 
 from gampen_ray import storage
@@ -29,6 +31,8 @@ FOLDER, SUMMARY = "gampen", "summary.csv"
 PARTS = f"{FOLDER}/parts"
 """Folder of the parts of the summary, until they are joined."""
 
+pc: Any = pyarrow.compute
+_FORMULA, _NUMBER = r"^[=+\-@\t\r]", r"^[+-]?[0-9.]+([eE][+-]?[0-9]+)?$"
 # Files open at a time: the whole catalogue is read once for each such group of passes.
 _OPEN_FILES = 64
 _INTERVALS = {"sig_ci": "68", "twosig_ci": "95", "threesig_ci": "997"}
@@ -55,7 +59,7 @@ def gampen_summary(
     gampen_magnitudes
         Magnitudes as GaMPEN defines them; see `gampen_ray.data.gampen_labels.magnitude`.
     """
-    table = {name: objects[name].to_pandas() for name in ("object_id", "ra", "dec") if name in objects.column_names}
+    table = _objects(objects)
     for part in (mixture, *_magnitudes(mixture, zero_point_mag, gampen_magnitudes)):
         columns = summarise(part, mode_centred=True)
         for target in part.targets:
@@ -127,10 +131,21 @@ def write_draws(
 def _draws(part: pa.Table, mixture: Mixture, k: int, generator: np.random.Generator) -> pd.DataFrame:
     noise_ND1 = generator.standard_normal((len(mixture), len(mixture.targets), 1))
     z_ND = mixture.mean_NKD[:, k].numpy() + (mixture.scale_tril_NKDD[:, k].numpy() @ noise_ND1)[..., 0]
-    table = {name: part[name].to_pandas() for name in ("object_id", "ra", "dec")}
+    table = _objects(part)
     for d, target in enumerate(mixture.targets):
         table[f"preds_{label_of(target.name, target.transform).column}"] = target.location + target.scale * z_ND[:, d]
     return pd.DataFrame(table)
+
+
+def _objects(rows: pa.Table) -> dict[str, Any]:
+    """Return the columns that name the galaxies; spreadsheets would compute some texts, which get an apostrophe in front."""
+    ids = rows["object_id"]
+    if not pa.types.is_integer(ids.type):
+        formula = pc.and_(pc.match_substring_regex(ids, _FORMULA), pc.invert(pc.match_substring_regex(ids, _NUMBER)))
+        ids = pc.if_else(formula, pc.binary_join_element_wise("'", ids, ""), ids)
+    return {"object_id": ids.to_pandas()} | {
+        name: rows[name].to_pandas() for name in ("ra", "dec") if name in rows.column_names
+    }
 
 
 def _magnitudes(mixture: Mixture, zero_point_mag: float | None, gampen: bool) -> list[Mixture]:

@@ -17,10 +17,8 @@ class UnitReceipt:
         `gampen_ray.catalog.completeness.id_sum` of all rows.
     bytes_read, bytes_written
         Stored size of the input, and size of the catalogue file.
-    start, stop
-        Unix time, s.
-    device_seconds
-        Time on the device.
+    seconds, device_seconds
+        Time from the first read to the last write, and on the device.
     """
 
     num_rows: int
@@ -28,8 +26,7 @@ class UnitReceipt:
     id_sum: int
     bytes_read: int
     bytes_written: int
-    start: float
-    stop: float
+    seconds: float
     device_seconds: float
 
 
@@ -45,7 +42,9 @@ class Rates:
     """
 
     def __init__(self, num_passes: int, began: float) -> None:
-        self._num_passes, self._began = num_passes, began
+        self._num_passes = num_passes
+        # The time of day may be set while the job runs, and that of a worker may be another.
+        self._began = time.monotonic() - max(time.time() - began, 0.0)
         self._start = self._stop = 0.0
         self._galaxies, self._bytes_read, self._bytes_written, self._device_seconds = 0, 0, 0, 0.0
         self._workers, self._gpus_per_worker = 1, 0.0
@@ -53,8 +52,9 @@ class Rates:
     def add(self, receipt: UnitReceipt, *, workers: int, gpus_per_worker: float) -> None:
         """Count a finished unit of a pool of ``workers`` workers."""
         self._workers, self._gpus_per_worker = workers, gpus_per_worker
-        self._start = min(self._start or receipt.start, receipt.start)
-        self._stop = time.time()
+        self._stop = time.monotonic()
+        start = max(self._stop - receipt.seconds, self._began)
+        self._start = min(self._start or start, start)
         self._galaxies += receipt.num_rows
         self._bytes_read += receipt.bytes_read
         self._bytes_written += receipt.bytes_written

@@ -39,7 +39,7 @@ def predicted(mean_ND: np.ndarray, sigma_N: np.ndarray, **columns: object) -> Pr
         **columns,
         **{name: pa.FixedShapeTensorArray.from_numpy_ndarray(values) for name, values in tensors.items()},
     }
-    return PredictedUnit(name="part-0.parquet", rows=pa.table(rows), bytes_read=0, start=0.0, stop=1.0, device_seconds=0.5)
+    return PredictedUnit(name="part-0.parquet", rows=pa.table(rows), bytes_read=0, seconds=1.0, device_seconds=0.5)
 
 
 def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:

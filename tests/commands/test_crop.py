@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from gampen_ray.commands import crop as crop_verb
 from gampen_ray.commands.crop import CropConfig, crop
 from gampen_ray.config import ReaderConfig
 from gampen_ray.engine import units
@@ -115,6 +116,23 @@ def test_mistakes_are_refused_before_anything_is_written(config: CropConfig) -> 
         with pytest.raises(UserError, match=message):
             crop(dataclasses.replace(config, **changes))
     assert not Path(config.output).exists()
+
+
+def test_a_crop_without_a_valid_name_is_in_quarantine(config: CropConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for name in ("g", "x" * 251):
+        np.save(folder / f"{name}.npy", galaxies(1)["image"][0])
+    manifest = crop(dataclasses.replace(config, images=str(folder), pattern="*.npy"))
+    assert (manifest["num_crops"], manifest["num_quarantined"]) == (1, 1)
+    (row,) = pq.read_table(f"{config.output}/quarantine").to_pylist()
+    assert row["object_id"] == "x" * 251
+    assert row["reason"] == "its crop has no valid name: a part of more than 255 bytes, more than 1,024 in all, or a NUL"
+
+
+def test_no_crop_is_the_folder_of_others() -> None:
+    names = {"a.fits", "b/c.fits", "a.fits/d.fits", "b/c.fits/x/e.fits", "bb/c.fits"}
+    assert crop_verb._files_and_folders(names) == ["a.fits", "b/c.fits"]
 
 
 def test_nothing_usable_is_one_error_and_leaves_nothing(config: CropConfig) -> None:

@@ -1,12 +1,21 @@
 """Headers of resampled images, against astropy's own reading of both headers."""
 
+import contextlib
+import io
+import socket
+
 import numpy as np
 import pytest
 from astropy.coordinates import angular_separation
 from astropy.io import fits
+from astropy.table import Table
+from astropy.time import Time
+from astropy.time import core as time_core
+from astropy.utils import iers
 from astropy.wcs import WCS
 
-from gampen_ray.data.wcs import mapped_header
+from gampen_ray.data.catalog_formats import read_format
+from gampen_ray.data.wcs import centre_and_scale, mapped_header
 
 MAPS = {
     "scale": ([[0.7, 0.0], [0.0, 0.7]], [4.3, -2.1]),
@@ -143,3 +152,40 @@ def test_an_unsupported_wcs_is_dropped_with_a_history_card(cards: dict[str, obje
     assert set(mapped) == {"HISTORY"}
     assert str(mapped["HISTORY"]).replace("\n", "").startswith("WCS left out: ")
     assert reason in str(mapped["HISTORY"]).replace("\n", "")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_header_and_no_table_opens_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_: asked.append(host))
+    # The first time of a process, on a day when all tables have expired.
+    monkeypatch.setattr(time_core, "_LEAP_SECONDS_CHECK", time_core._LeapSecondsCheck.NOT_STARTED)
+    monkeypatch.setattr(iers.LeapSeconds, "_today", classmethod(lambda cls: Time("2060-01-01", scale="tai", format="iso")))
+    dated = {"DATE-OBS": "2060-01-01T00:00:00", "MJD-OBS": 73459.0}
+    fk4 = {"RADESYS": "FK4", "EQUINOX": 2060.0}
+    for kind, system in (("TLON", {}), ("RA--", {}), ("RA--", fk4), ("ELON", {}), ("GLON", {})):
+        axes = {"CTYPE1": f"{kind}-TAN", "CTYPE2": f"{kind.replace('LON', 'LAT').replace('RA--', 'DEC-')}-TAN"}
+        centre_and_scale(_header(axes | SKY | CDELT | dated | system), (32, 32))
+    table = Table({"object_id": [1, 2], "t": Time(["2060-01-01", "2060-01-02"], scale="tai")})
+    lines = io.StringIO()
+    table.write(lines, format="ascii.ecsv")
+    monkeypatch.setattr(time_core, "_LEAP_SECONDS_CHECK", time_core._LeapSecondsCheck.NOT_STARTED)
+    assert read_format("ecsv", lines.getvalue().encode(), ())["object_id"].to_pylist() == [1, 2]
+    assert asked == []
+    assert iers.conf.auto_download
+    # The same does ask without this package.
+    monkeypatch.setattr(time_core, "_LEAP_SECONDS_CHECK", time_core._LeapSecondsCheck.NOT_STARTED)
+    with contextlib.suppress(Exception):
+        str(Time("2060-01-01", scale="utc").tai)
+    assert asked
+
+
+def test_only_equatorial_and_galactic_coordinates_are_positions() -> None:
+    galactic = HEADERS["galactic CAR"]
+    plain = centre_and_scale(_header(galactic), (32, 32))
+    assert plain[2] == pytest.approx(4.65e-5 * 3600, rel=0.01)
+    # astropy alone takes these for right ascension and declination.
+    assert centre_and_scale(_header(galactic | {"RADESYS": "ICRS"}), (32, 32)) == plain
+    for system in ("ELON", "TLON", "HPLN"):
+        axes = {"CTYPE1": f"{system}-TAN", "CTYPE2": f"{system.replace('LON', 'LAT').replace('LN', 'LT')}-TAN"}
+        assert np.isnan(centre_and_scale(_header(TAN | SKY | CD | axes | {"RADESYS": "ICRS"}), (32, 32))[0])

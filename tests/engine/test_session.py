@@ -2,8 +2,11 @@
 
 import contextlib
 import logging
+import os
+import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +20,7 @@ from gampen_ray.engine import session
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause, ray_session
 from gampen_ray.engine.units import stream_units
-from gampen_ray.errors import StorageError, UserError
+from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.simulation.dataset import dataset_parts
 
 MISTAKE = UserError("seed: -1; give 0 or more")
@@ -116,3 +119,60 @@ def test_ray_speaks_if_asked(
         assert ("RAY_BACKEND_LOG_LEVEL" in session.os.environ) is not verbose
         assert (logging.getLogger("ray.data").level == logging.INFO) is verbose
         assert ray.data.DataContext.get_current().enable_progress_bars is verbose
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "line"),
+    [
+        (
+            "",
+            Exception("The current node timed out during startup. This could happen\nbecause"),
+            r"^Ray did not start: The current node timed out during startup\. This could happen; run the same command again: ",
+        ),
+        (
+            "10.0.0.1:6379",
+            ConnectionError("\n  Ray is not there"),
+            r"^RAY_ADDRESS: no Ray to be used at 10\.0\.0\.1:6379: Ray is not",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_line_and_leaves_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, address: str, error: Exception, line: str
+) -> None:
+    def init(**given: Any) -> None:
+        options.update(given)
+        raise error
+
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "init", init)
+    before = dict(os.environ)
+    with pytest.raises(StartError, match=line) as raised, ray_session():
+        pass
+    assert "\n" not in str(raised.value)
+    assert ("_temp_dir" in options) is not bool(address)
+    if not address:
+        assert not Path(options["_temp_dir"]).parent.exists()
+        assert {name: value for name, value in os.environ.items() if "AUTH" in name or "SOCKET" in name} == {
+            name: value for name, value in before.items() if "AUTH" in name or "SOCKET" in name
+        }
+
+
+def test_a_local_ray_has_a_token_of_its_own_even_if_the_user_has_another(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "0" * 64, "RAY_AUTH_TOKEN_PATH": "/none"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    tokens = []
+    for _ in range(2):
+        with ray_session():
+            assert (os.environ["RAY_AUTH_MODE"], "RAY_AUTH_TOKEN" in os.environ) == ("token", False)
+            token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+            assert (token.stat().st_mode & 0o777, token.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+            assert Path(options["_temp_dir"]).parent == token.parent
+            tokens.append(token.read_text())
+        assert not token.parent.exists()
+        assert {name: os.environ[name] for name in own} == own
+    assert len(set(tokens)) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{64}", token) for token in tokens)

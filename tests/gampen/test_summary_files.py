@@ -37,6 +37,14 @@ def test_the_summary_has_the_columns_of_the_result_aggregator() -> None:
     assert summary["object_id"].tolist() == [2**60 + i for i in range(12)]
 
 
+def test_an_id_is_no_formula_in_a_spreadsheet() -> None:
+    harmless = ["J0123-0456", "-12.5", "+3e5", "a=b", "", "'x"]
+    ids = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "-", *harmless]
+    named = objects(12).set_column(0, "object_id", pa.array(ids))
+    written = gampen_summary(named, posterior(), zero_point_mag=None)["object_id"].tolist()
+    assert written == [f"'{i}" for i in ids[:6]] + harmless
+
+
 def test_the_summary_is_that_of_the_mixture() -> None:
     made = posterior(low=0.2, high=0.8)
     summary = gampen_summary(objects(12), made, zero_point_mag=None)

@@ -5,17 +5,19 @@ import pytest
 from gampen_ray.inference.rates import Rates, UnitReceipt, extrapolate
 
 
-def receipt(start: float, **values: int) -> UnitReceipt:
+def receipt(seconds: float, **values: int) -> UnitReceipt:
     defaults = {"num_rows": 100, "num_quarantined": 0, "id_sum": 0, "bytes_read": 1000, "bytes_written": 200}
-    return UnitReceipt(**defaults | values, start=start, stop=start + 1, device_seconds=0.5)
+    return UnitReceipt(**defaults | values, seconds=seconds, device_seconds=0.5)
 
 
-def test_rates_exclude_the_start_up() -> None:
+@pytest.mark.parametrize("jump", [0.0, -1.8e9, 3600.0])
+def test_rates_exclude_the_start_up_whatever_happens_to_the_clock(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     rates = Rates(num_passes=4, began=now - 30)
     assert rates.to_dict() == {}
-    rates.add(receipt(now - 9), workers=2, gpus_per_worker=1)
-    rates.add(receipt(now - 10), workers=2, gpus_per_worker=1)
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    rates.add(receipt(9), workers=2, gpus_per_worker=1)
+    rates.add(receipt(10), workers=2, gpus_per_worker=1)
     measured = rates.to_dict()
     assert measured["startup_seconds"] == pytest.approx(20, abs=0.01)
     assert measured["galaxies_per_second"] == pytest.approx(20, rel=0.02)
@@ -40,3 +42,10 @@ def test_an_estimate_is_arithmetic(workers: int, gpus: int) -> None:
     assert result["hours"] == pytest.approx(hours)
     assert result["gpu_hours"] == pytest.approx(hours * workers * gpus)
     assert (result["input_bytes"], result["output_bytes"]) == (4 * 10**9, 10**9)
+
+
+def test_the_start_up_is_never_negative() -> None:
+    # The clock was set back between the start of the job and that of its first unit.
+    rates = Rates(num_passes=1, began=time.time() + 1.8e9)
+    rates.add(receipt(10), workers=1, gpus_per_worker=0)
+    assert rates.to_dict()["startup_seconds"] == 0

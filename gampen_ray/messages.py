@@ -1,0 +1,31 @@
+"""Text from outside, made fit for a terminal, a log or a record: without control characters, without credentials."""
+
+import re
+
+__all__ = ["printable", "redacted"]
+
+# The part of a URI before the host, and the value of a parameter that is named like a secret.
+_USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'\\]+@", re.IGNORECASE)
+_PARAMETER = re.compile(
+    r"([?&;][\w.-]*(?:password|passwd|pwd|secret|token|access_?key|api_?key|credential|signature|\bsig)[\w.-]*=)[^\s&;#\"'\\]+",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """Return a text in which the credentials of URIs are replaced: ``https://***@host/?token=***``."""
+    if "://" not in text:
+        return text
+    return _PARAMETER.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def printable(text: str, lines: bool = False) -> str:
+    """Return a redacted text that a terminal shows as it is.
+
+    Control characters, such as those of escape sequences, and invisible ones, such as those that change the direction of
+    writing, are written as Python writes them: ``\\x1b``. ``lines``: line breaks stay.
+    """
+    text = redacted(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode() for c in text)

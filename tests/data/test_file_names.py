@@ -1,0 +1,45 @@
+"""Names of files from catalogues: none leads out of its folder, and none that no file can have stops a job."""
+
+import pyarrow as pa
+import pytest
+
+from gampen_ray.data.file_names import file_uris, is_file_name
+
+INSIDE = {
+    "a.fits": "a.fits",
+    "sub/../a.fits": "a.fits",
+    "./a": "a",
+    "a/../../images/b.fits": "b.fits",
+    "~root/x": "~root/x",
+    "http://x/y": "http://x/y",
+    "builtin:kids-r": "builtin:kids-r",
+    "%2e%2e/x": "%2e%2e/x",
+    "a\\..\\b": "a\\..\\b",
+    "é" * 127: "é" * 127,
+}
+OUTSIDE = [
+    "../x.fits",
+    "..",
+    ".",
+    "",
+    "a/../../x",
+    "/etc/passwd",
+    "//etc/passwd",
+    "../images-2/x",
+    "s3://other/a",
+    "s3://bucket/x",
+]
+OUTSIDE += ["a\n/../../x", "s3://bucket/images/../x", "/data/images/../x", "s3://bucket/images/..", "..\0", "a\0b", "a/.."]
+OUTSIDE += ["x" * 256, "é" * 128, "a/" + "y" * 256, "a/" * 600 + "b"]
+
+
+@pytest.mark.parametrize("folder", ["/data/images", "s3://bucket/images"])
+def test_a_name_stays_in_its_folder(folder: str) -> None:
+    found = file_uris(folder, pa.chunked_array([[*INSIDE, *OUTSIDE]])).to_pylist()
+    assert found == [*(f"{folder}/{name}" for name in INSIDE.values()), *([None] * len(OUTSIDE))]
+
+
+def test_names_that_no_file_can_have() -> None:
+    good = ["a", "a/b", "é" * 127, "/".join(["x" * 255] * 4)]
+    assert all(map(is_file_name, good))
+    assert not any(map(is_file_name, ["a\0", "x" * 256, "é" * 128, "a/" + "x" * 256, "/".join(["x" * 255] * 5)]))
