@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data import containers, readers
+from gampen_ray.data import containers, reader_process
 from gampen_ray.data.containers import INDEX
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.errors import UserError
 
 __all__ = ["FILES", "SOURCE", "Images", "file_content", "raised"]
@@ -23,14 +23,14 @@ SOURCE, FILES = "gampen_ray:source", "gampen_ray:files"
 _READ_THREADS = 8
 
 
-def file_content(uri: str) -> bytes | CutoutError:
+def file_content(uri: str, reader: ReaderConfig) -> bytes | CutoutError:
     """Return the content of a file, or the error: files are read ahead of their use, so it is raised later (`raised`)."""
     size = storage.size(uri)
     if size is None:
         there = "it is a folder" if storage.exists(uri) else "there is no such file"
         return CutoutError(there)
-    if size > MAX_FILE_BYTES:
-        return CutoutError(f"the file has {size >> 20:,} MiB: too large for a cutout")
+    if size > reader.max_mebibytes << 20:
+        return too_large(size, reader)
     try:
         return storage.read_bytes(uri)
     except UserError as error:
@@ -87,7 +87,7 @@ class Images:
                     yield found, found.image_CHW.nbytes
             return
         names = [self._files[row] if self._files else [self._sources[row]] for row in rows]
-        contents = self._pool.map(file_content, itertools.chain.from_iterable(names))
+        contents = self._pool.map(lambda uri: file_content(uri, self._reader), itertools.chain.from_iterable(names))
         for some in names:
             files = [next(contents) for _ in some]
             yield (some, files), sum(len(content) for content in files if isinstance(content, bytes))
@@ -100,8 +100,8 @@ class Images:
             return found
         names, files = found
         if len(names) == 1:
-            return readers.read_cutout(raised(files[0]), names[0], self._reader)
-        return readers.read_bands(files, names, self._reader)
+            return reader_process.read_file(raised(files[0]), names[0], self._reader)
+        return reader_process.read_bands(files, names, self._reader)
 
     def _container(self, uri: str) -> containers.Container:
         if self._open[0] != uri:
