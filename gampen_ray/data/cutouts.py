@@ -39,9 +39,9 @@ class CutoutError(UserError):
     """A cutout that cannot be used; the message is the reason."""
 
 
-def too_large(num_bytes: int, config: ReaderConfig) -> CutoutError:
-    """Return the error for a file or an image of more than `ReaderConfig.max_mebibytes`."""
-    return CutoutError(f"it has {num_bytes / 2**20:,.1f} MiB, more than {config.max_mebibytes:,} (reader.max_mebibytes)")
+def too_large(what: str, num_bytes: int, config: ReaderConfig) -> CutoutError:
+    """Return the error for what has more than `ReaderConfig.max_mebibytes`."""
+    return CutoutError(f"{what} has {num_bytes / 2**20:,.1f} MiB, more than {config.max_mebibytes:,} (reader.max_mebibytes)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -308,11 +308,11 @@ def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[
     sizes: Counter[tuple[int, ...]] = Counter()
     cards: dict[str, Counter[Any]] = {name: Counter() for name in _CARDS}
     failed: CutoutError | None = None
-    with image_reading.Images(table, config.reader) as images:
+    with image_reading.Images(table, config.reader, headers=True) as images:
         for start in range(0, len(good), 32):
             for found, _ in images.read(good[start : start + 32]):
                 try:
-                    cutout = images.cutout(found)
+                    cutout = image_reading.raised(found)
                 except CutoutError as error:
                     failed = error
                     continue

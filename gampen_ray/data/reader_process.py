@@ -6,6 +6,7 @@ space. It answers with JSON and pixels, nothing that its parent would execute; f
 """
 
 import atexit
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -20,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -31,13 +33,12 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.data import readers
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
-from gampen_ray.data.readers.fits_bands import stacked
 from gampen_ray.data.readers.fits_listing import FitsListing, listing
 from gampen_ray.data.wcs import mapped_header
 from gampen_ray.errors import UserError
 from gampen_ray.plugins import VARIABLE, load_plugins, plugin_modules
 
-__all__ = ["list_hdus", "map_header", "read_bands", "read_content", "read_file"]
+__all__ = ["File", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
 
 # For files of up to so many MiB; in proportion for larger ones (`ReaderConfig.max_mebibytes`).
 _SECONDS, _BYTES, _MEBIBYTES = 2.0, 1_500_000_000, 64
@@ -45,20 +46,55 @@ _SECONDS, _BYTES, _MEBIBYTES = 2.0, 1_500_000_000, 64
 _WALL_SECONDS = 60
 # Headers of drizzled images have thousands.
 _MAX_CARDS = 36_000
+# Files that wait for the child, so that it need not wait.
+_AHEAD = 2
 _LINUX = sys.platform == "linux"
 _FACTS = tuple(field.name for field in dataclasses.fields(Cutout) if field.name not in ("image_CHW", "header"))
 
 
-def read_file(data: bytes, name: str, config: ReaderConfig) -> Cutout:
-    """Read the image of a file as `gampen_ray.data.readers.read_cutout` does, in the child.
+class File(NamedTuple):
+    """Content of a file or why there is none, its name, and how it is read."""
 
-    Raises
-    ------
-    CutoutError
-        Also if the file takes too much time or memory, or ends the process that reads it.
+    content: bytes | CutoutError
+    name: str
+    config: ReaderConfig
+
+
+def read_files(files: Iterable[File], *, headers: bool = False) -> list[Cutout | CutoutError]:
+    """Read images of files as `gampen_ray.data.readers.read_cutout` does, in the child.
+
+    Parameters
+    ----------
+    files
+        Taken one after the other while the child reads those before.
+    headers
+        Whether the cutouts have their headers, which cost time.
+
+    Returns
+    -------
+    list
+        For each file its image, or why there is none: also if it takes too much time or memory, or ends the child.
     """
-    answer, image_CHW = _READER.ask({"verb": "read", "name": name}, data, config)
-    return Cutout(image_CHW, **(answer | {"header": fits.Header.fromstring(answer["header"])}))
+    results: list[Cutout | CutoutError | None] = []
+
+    def requests() -> Iterator[_Request]:
+        for content, name, config in files:
+            if isinstance(content, bytes) and len(content) > config.max_mebibytes << 20:
+                content = too_large("the file", len(content), config)
+            results.append(content if isinstance(content, CutoutError) else None)
+            if isinstance(content, bytes):
+                yield _Request({"verb": "read", "name": name, "headers": headers}, content, config)
+
+    answers = iter(_READER.ask(requests()))
+    return [_cutout(next(answers)) if result is None else result for result in results]
+
+
+def read_file(data: bytes, name: str, config: ReaderConfig) -> Cutout:
+    """Read the image of a file with its header, or raise the CutoutError; see `read_files`."""
+    (found,) = read_files([File(data, name, config)], headers=True)
+    if isinstance(found, CutoutError):
+        raise found
+    return found
 
 
 def read_content(data: bytes, name: str, config: ReaderConfig) -> Cutout:
@@ -66,36 +102,32 @@ def read_content(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     return read_file(data, name, dataclasses.replace(config, format="auto"))
 
 
-def read_bands(files: Sequence[bytes | CutoutError], names: Sequence[str], config: ReaderConfig) -> Cutout:
-    """Read an image from a file a band, or why it cannot be read, in the order of the bands.
-
-    See `gampen_ray.data.readers.fits_bands.stacked`.
-
-    Raises
-    ------
-    CutoutError
-        As `read_file`, naming the band, or if the files contradict each other.
-    """
-    cutouts = []
-    for band, data, name in zip(config.bands, files, names, strict=True):
-        try:
-            if isinstance(data, CutoutError):
-                raise data
-            cutouts.append(read_file(data, name, dataclasses.replace(config, bands=(band,))))
-        except CutoutError as error:
-            raise CutoutError(f"band {band}: {error}") from None
-    return stacked(config.bands, cutouts)
-
-
 def list_hdus(data: bytes, config: ReaderConfig) -> FitsListing:
     """Return what the HDUs of a FITS file hold; see `gampen_ray.data.readers.fits_listing.listing`."""
-    return FitsListing(**_READER.ask({"verb": "list"}, data, config)[0])
+    (answer,) = _READER.ask([_Request({"verb": "list"}, data, config)])
+    return FitsListing(**_good(answer)[0])
 
 
 def map_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:
     """Return the header of a resampled image; see `gampen_ray.data.wcs.mapped_header`."""
-    request: dict[str, Any] = {"verb": "map", "matrix": matrix_22.tolist(), "offset": offset_2.tolist()}
-    return fits.Header.fromstring(_READER.ask(request, _text(header).encode(), ReaderConfig())[0]["header"])
+    fields: dict[str, Any] = {"verb": "map", "matrix": matrix_22.tolist(), "offset": offset_2.tolist()}
+    (answer,) = _READER.ask([_Request(fields, _text(header).encode(), ReaderConfig())])
+    return _header(_good(answer)[0]["header"])
+
+
+def close() -> None:
+    """End the child; the next file starts another."""
+    _READER.end(patience_s=5)
+
+
+class _Request(NamedTuple):
+    fields: dict[str, Any]
+    data: bytes
+    config: ReaderConfig
+
+
+_Answer = tuple[dict[str, Any], np.ndarray] | CutoutError
+"""Facts of a file with the pixels of its image (C x H x W), or why there are none."""
 
 
 class _Reader:
@@ -104,76 +136,96 @@ class _Reader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._mebibytes = 0
+        self._mebibytes = self._num_sent = self._num_answered = 0
+        self._plugins = ""
         self._socket: Any = None
         self._lines: Any = None
         self._memory: Any = None
 
-    def ask(self, request: dict[str, Any], data: bytes, config: ReaderConfig) -> tuple[dict[str, Any], np.ndarray]:
-        """Return the child's answer to a request about a file, and the pixels of an image (C x H x W); or raise its error."""
-        if len(data) > config.max_mebibytes << 20:
-            raise too_large(len(data), config)
-        message = json.dumps(request | {"config": _encoded(config), "size": len(data)}).encode()
+    def ask(self, requests: Iterable[_Request]) -> list[_Answer]:
+        """Return the child's answers; a UserError if it says that the settings of the reader are wrong."""
+        answers: list[_Answer] = []
+        # Sent, or to be sent again.
+        waiting: collections.deque[_Request] = collections.deque()
+        coming = iter(requests)
         with self._lock:
-            answer, image_CHW = self._answer(message, data, max(config.max_mebibytes, _MEBIBYTES))
-        if "error" in answer:
-            raise (CutoutError if answer["of_file"] else UserError)(answer["error"])
-        return answer, image_CHW
+            try:
+                while True:
+                    while len(waiting) < _AHEAD and (request := next(coming, None)):
+                        waiting.append(request)
+                        self._send(request)
+                    if not waiting:
+                        return answers
+                    answers += self._received(waiting)
+            except BaseException:
+                # Answers may yet come, and be taken for those to other requests.
+                self.end()
+                raise
 
-    def _answer(self, message: bytes, data: bytes, mebibytes: int) -> tuple[dict[str, Any], np.ndarray]:
-        if self._mebibytes != mebibytes:
+    def _send(self, request: _Request) -> None:
+        fields, data, config = request
+        mebibytes = max(config.max_mebibytes, _MEBIBYTES)
+        if self._child is None or (self._mebibytes, self._plugins) != (mebibytes, plugin_modules()):
             self.end()
-        fresh = self._child is None
-        if fresh:
             self._start(mebibytes)
+        start = self._num_sent % _AHEAD * (mebibytes << 20)
+        self._num_sent += 1
+        self._memory[start : start + len(data)] = data
+        place = {"config": _encoded(config), "start": start, "size": len(data)}
+        with contextlib.suppress(ConnectionError):
+            # A child that has ended is found when its answer is read.
+            self._socket.sendall(json.dumps(fields | place).encode() + b"\n")
+
+    def _received(self, waiting: collections.deque[_Request]) -> list[_Answer]:
+        """Return the answer to the first request, which is removed; nothing if that is sent again, with those after it."""
+        fresh = self._num_answered == 0
+        answer: dict[str, Any]
         try:
-            answer, image_CHW = self._exchange(message, data)
-        except (EOFError, ConnectionError):
-            answer = _fault(self.end(patience_s=5), mebibytes)
+            line = self._lines.readline()
+            answer = json.loads(line) if line.endswith(b"\n") else self._fault()
+        except ConnectionError:
+            answer = self._fault()
         except TimeoutError:
-            answer = {"fault": f"reading it took longer than {_WALL_SECONDS} s", "again": False}
-        except BaseException:
-            # The answer may yet come, and be taken for the next one.
-            self.end()
-            raise
+            answer = {"fault": f"reading it took longer than {self._socket.gettimeout():g} s", "again": False}
+        if "error" in answer and not answer["of_file"]:
+            raise UserError(answer["error"])
         if "fault" not in answer:
-            return answer, image_CHW
+            waiting.popleft()
+            if "error" in answer:
+                result: _Answer = CutoutError(answer["error"])
+            else:
+                shape = answer.pop("shape", (0,))
+                start = self._num_answered % _AHEAD * (self._mebibytes << 20)
+                # A copy: another image takes its place.
+                pixels = np.frombuffer(self._memory, np.float32, math.prod(shape), start).reshape(shape).copy()
+                result = answer, pixels
+            self._num_answered += 1
+            return [result]
         self.end()
-        if fresh or not answer["again"]:
-            raise CutoutError(answer["fault"])
         # An earlier file may have damaged or filled the child's memory.
-        return self._answer(message, data, mebibytes)
+        again = answer["again"] and not fresh
+        if not again:
+            waiting.popleft()
+        for request in waiting:
+            self._send(request)
+        return [] if again else [CutoutError(answer["fault"])]
 
     def _start(self, mebibytes: int) -> None:
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: plugin_modules()}
+        self._mebibytes, self._plugins, self._num_sent, self._num_answered = mebibytes, plugin_modules(), 0, 0
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: self._plugins}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         # A file without a name; in memory where the system has such.
         with theirs, os.fdopen(os.memfd_create("file"), "w+b") if _LINUX else tempfile.TemporaryFile() as file:
-            file.truncate(mebibytes << 20)
-            self._memory, self._mebibytes = mmap.mmap(file.fileno(), mebibytes << 20), mebibytes
+            file.truncate(_AHEAD * mebibytes << 20)
+            self._memory = mmap.mmap(file.fileno(), 0)
             ends = theirs.fileno(), file.fileno()
             command = [sys.executable, "-P", "-m", __name__, *map(str, ends)]
             self._child = subprocess.Popen(command, pass_fds=ends, env=environment, stdin=subprocess.DEVNULL)
-        try:
-            if not self._lines.readline():
-                raise RuntimeError(f"the process that reads files did not start: exit {self._child.wait()}")
-        except BaseException:
-            self.end()
-            raise
+        if not self._lines.readline():
+            raise RuntimeError(f"the process that reads files did not start: exit {self._child.wait()}")
         self._socket.settimeout(_WALL_SECONDS * mebibytes / _MEBIBYTES)
-
-    def _exchange(self, message: bytes, data: bytes) -> tuple[dict[str, Any], np.ndarray]:
-        self._memory[: len(data)] = data
-        self._socket.sendall(message + b"\n")
-        line = self._lines.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        answer = json.loads(line)
-        shape = answer.pop("shape", (0,))
-        # A copy: the next image takes its place.
-        return answer, np.frombuffer(self._memory, np.float32, math.prod(shape)).reshape(shape).copy()
 
     def end(self, patience_s: float = 0) -> int:
         """End the child, if there is one, and return its exit status; one that ends by itself has some time to."""
@@ -189,13 +241,26 @@ class _Reader:
             child.kill()
             return child.wait()
 
+    def _fault(self) -> dict[str, Any]:
+        seconds, status = _SECONDS * self._mebibytes / _MEBIBYTES, self.end(patience_s=5)
+        if status == -signal.SIGPROF:
+            return {"fault": f"reading it took longer than {seconds:g} s of processor time", "again": False}
+        how = f"signal {-status}" if status < 0 else f"exit {status}"
+        return {"fault": f"reading it ended the process that read it ({how})", "again": True}
 
-def _fault(status: int, mebibytes: int) -> dict[str, Any]:
-    if status == -signal.SIGPROF:
-        seconds = _SECONDS * mebibytes / _MEBIBYTES
-        return {"fault": f"reading it took longer than {seconds:g} s of processor time", "again": False}
-    how = f"signal {-status}" if status < 0 else f"exit {status}"
-    return {"fault": f"reading it ended the process that read it ({how})", "again": True}
+
+def _good(answer: _Answer) -> tuple[dict[str, Any], np.ndarray]:
+    if isinstance(answer, CutoutError):
+        raise answer
+    return answer
+
+
+def _cutout(answer: _Answer) -> Cutout | CutoutError:
+    if isinstance(answer, CutoutError):
+        return answer
+    facts, image_CHW = answer
+    header = _header(facts.pop("header"))
+    return Cutout(image_CHW, header=header, **facts)
 
 
 @functools.lru_cache(8)
@@ -209,7 +274,19 @@ def _decoded(text: str) -> ReaderConfig:
 
 
 def _text(header: fits.Header) -> str:
-    return header.tostring(sep="", endcard=False, padding=False)
+    cards = []
+    for card in header.cards:
+        # Cards with characters that no header may have are left out.
+        with contextlib.suppress(ValueError):
+            cards.append(str(card))
+    return "".join(cards)
+
+
+def _header(text: str) -> fits.Header:
+    with warnings.catch_warnings():
+        # Non-standard headers are common and harmless.
+        warnings.simplefilter("ignore")
+        return fits.Header.fromstring(text)
 
 
 def _serve(requests: socket.socket, memory: mmap.mmap) -> None:
@@ -220,7 +297,7 @@ def _serve(requests: socket.socket, memory: mmap.mmap) -> None:
     with contextlib.suppress(UserError):
         # Said when a reader is asked for.
         load_plugins()
-    scale = len(memory) / (_MEBIBYTES << 20)
+    scale = len(memory) / (_AHEAD * _MEBIBYTES << 20)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if _LINUX:
         at_start = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -243,27 +320,28 @@ def _serve(requests: socket.socket, memory: mmap.mmap) -> None:
 
 def _reply(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
     """Return the answer to a request, and write pixels into the memory."""
-    data, config = memory[: request["size"]], _decoded(request["config"])
+    start, config = request["start"], _decoded(request["config"])
+    data = memory[start : start + request["size"]]
     if request["verb"] == "list":
         return dataclasses.asdict(listing(data, config))
     if request["verb"] == "map":
-        header = fits.Header.fromstring(data.decode())
+        header = _header(data.decode())
         return {"header": _text(mapped_header(header, np.array(request["matrix"]), np.array(request["offset"])))}
     cutout = readers.read_cutout(data, request["name"], config)
     image_CHW = np.ascontiguousarray(cutout.image_CHW, np.float32)
-    if image_CHW.nbytes > len(memory):
-        raise too_large(image_CHW.nbytes, config)
+    if image_CHW.nbytes > len(memory) // _AHEAD:
+        raise too_large("the image", image_CHW.nbytes, config)
     if len(cutout.header) > _MAX_CARDS:
         raise CutoutError(f"the header has {len(cutout.header):,} cards, more than {_MAX_CARDS:,}")
-    np.frombuffer(memory, np.float32, image_CHW.size)[:] = image_CHW.ravel()
+    np.frombuffer(memory, np.float32, image_CHW.size, start)[:] = image_CHW.ravel()
     facts = {name: getattr(cutout, name) for name in _FACTS}
-    return facts | {"header": _text(cutout.header), "shape": image_CHW.shape}
+    return facts | {"header": _text(cutout.header) if request["headers"] else "", "shape": image_CHW.shape}
 
 
 if __name__ == "__main__":
     _serve(socket.socket(fileno=int(sys.argv[1])), mmap.mmap(int(sys.argv[2]), 0))
 else:
     _READER = _Reader()
-    atexit.register(_READER.end)
+    atexit.register(close)
     # The child belongs to the process that started it.
     os.register_at_fork(after_in_child=_READER.__init__)

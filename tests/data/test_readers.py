@@ -115,14 +115,14 @@ BROKEN = {
     "one-dimensional": (_fits(IMAGE[0]), r"1-dimensional with shape \(50,\)"),
     "huge": (
         _with_card(_fits(IMAGE), "NAXIS1", 999_999_999),
-        r"declares an image of shape \(40, 999999999\): too large for a cutout",
+        r"the image of shape \(40, 999999999\) has 152,587.9 MiB, more than 64",
     ),
-    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "too large for a cutout"),
+    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "more than 64 .reader.max_mebibytes"),
     "negative": (_with_card(_fits(IMAGE), "NAXIS1", -50), "damaged FITS file|no pixels"),
     "no such axis": (_with_card(_fits(IMAGE), "NAXIS", 900), "damaged FITS file"),
     # Without a check, astropy reads without end, or its decoder ends the process.
     "countless axes": (_with_card(_fits(IMAGE), "NAXIS", 999_999_999), "damaged FITS file: NAXIS is 999999999"),
-    "HDUs in a circle": (_with_card(COMPRESSED, "PCOUNT", -8640), "damaged FITS file: HDU 2 begins inside an earlier one"),
+    "HDUs in a circle": (_with_card(COMPRESSED, "PCOUNT", -8640), "PCOUNT is -8640"),
     "no pixel of bytes": (_with_card(COMPRESSED, "ZVAL2", -1), "the compressed image has BYTEPIX -1"),
     "blocks of nothing": (_with_card(COMPRESSED, "ZVAL1", 0), "the compressed image has BLOCKSIZE 0"),
     "tiles of nothing": (_with_card(COMPRESSED, "ZTILE1", 0), "the compressed image has ZTILE1 0"),

@@ -63,7 +63,7 @@ class WebDatasetContainer:
                 with tarfile.open(fileobj=self._file, mode="r:") as archive:
                     member: Any = archive.next()
                     if member.size > self._config.max_mebibytes << 20:
-                        raise too_large(member.size, self._config)
+                        raise too_large("the file", member.size, self._config)
                     content: Any = archive.extractfile(member)
                     yield read_content(content.read(), member.name, self._config)
             except CutoutError as error:

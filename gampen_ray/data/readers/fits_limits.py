@@ -33,7 +33,8 @@ def check_headers(data: bytes) -> None:
     """
     num_cards = len(data) // _CARD
     keys: np.ndarray = np.ndarray(num_cards, np.uint64, data, strides=(_CARD,))
-    for card in np.flatnonzero(np.isin(keys, _KEYS)) * _CARD:
+    for number in np.flatnonzero(np.isin(keys, _KEYS)).tolist():
+        card = number * _CARD
         name = data[card : card + 8].decode().strip()
         if (match := _VALUE.match(data, card + 8)) and not 0 <= int(match[1]) <= _COUNTS[name]:
             raise CutoutError(f"damaged FITS file: {name} is {int(match[1])}")
@@ -65,7 +66,7 @@ def check_size(hdu: Any, file_bytes: int, config: ReaderConfig, *, truncated: bo
     if min(shape) < 1:
         raise CutoutError(f"the image has no pixels: its shape is {shape}")
     if pixels * 4 > config.max_mebibytes << 20:
-        raise too_large(pixels * 4, config)
+        raise too_large(f"the image of shape {shape}", pixels * 4, config)
     if isinstance(hdu, fits.CompImageHDU):
         if truncated:
             raise CutoutError("the FITS file is truncated: it is shorter than its header says")
@@ -121,7 +122,7 @@ def _streams(table: Any, column: str, shape: tuple[int, ...], tile: list[int], d
         raise CutoutError(f"damaged FITS file: the column {column} is of {table.columns[column].format}, not of bytes")
     header, start = table.header, table.fileinfo()["datLoc"]
     heap = start + int(header.get("THEAP", header["NAXIS1"] * header["NAXIS2"]))
-    rows = np.frombuffer(data, table.columns.dtype.newbyteorder(">"), header["NAXIS2"], start)
+    rows: Any = np.frombuffer(data, table.columns.dtype.newbyteorder(">"), header["NAXIS2"], start)
     # Tiles lie in the order of pixels; those at the far edges are smaller.
     axes = zip(shape, reversed(tile), strict=True)
     sides = [[min(length, side - low) for low in range(0, side, length)] for side, length in axes]

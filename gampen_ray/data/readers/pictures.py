@@ -27,7 +27,7 @@ class PictureReader:
 
         with Image.open(io.BytesIO(data)) as picture:
             if (num_bytes := picture.width * picture.height * 4) > config.max_mebibytes << 20:
-                raise too_large(num_bytes, config)
+                raise too_large("the picture", num_bytes, config)
             pixels = np.asarray(picture.convert("RGB") if len(config.bands) == 3 else picture)
         if len(config.bands) == 1 and pixels.ndim == 3:
             pixels = pixels[..., :3].mean(axis=2)
