@@ -142,8 +142,8 @@ def _edit(data: bytearray, rng: np.random.Generator) -> None:
         del data[place : place + int(rng.choice([1, 2, _CARD, _BLOCK]))]
     elif cards and kind == "card":
         at = int(rng.choice(cards))
-        name = str(rng.choice(_NAMES)) if rng.random() < 0.4 else bytes(data[at : at + 8]).decode()
-        data[at : at + _CARD] = f"{name:8}= {rng.choice(_VALUES):>20}".ljust(_CARD).encode()
+        name = str(rng.choice(_NAMES)) if rng.random() < 0.4 else bytes(data[at : at + 8]).decode("latin1")
+        data[at : at + _CARD] = f"{name:8}= {rng.choice(_VALUES):>20}".ljust(_CARD).encode("latin1")
     elif cards:
         first, second = (int(at) for at in rng.choice(cards, 2))
         data[first : first + 8], data[second : second + 8] = data[second : second + 8], data[first : first + 8]
