@@ -49,6 +49,7 @@ _MAX_CARDS = 36_000
 # Files that wait for the child, so that it need not wait.
 _AHEAD = 2
 _LINUX = sys.platform == "linux"
+_JSON = json.JSONEncoder(default=float)
 _FACTS = tuple(field.name for field in dataclasses.fields(Cutout) if field.name not in ("image_CHW", "header"))
 
 
@@ -259,8 +260,9 @@ def _cutout(answer: _Answer) -> Cutout | CutoutError:
     if isinstance(answer, CutoutError):
         return answer
     facts, image_CHW = answer
-    header = _header(facts.pop("header"))
-    return Cutout(image_CHW, header=header, **facts)
+    if "header" in facts:
+        facts["header"] = _header(facts["header"])
+    return Cutout(image_CHW, **facts)
 
 
 @functools.lru_cache(8)
@@ -309,7 +311,7 @@ def _serve(requests: socket.socket, memory: mmap.mmap) -> None:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, _SECONDS * scale)
         try:
-            answer = json.dumps(_reply(request, memory), default=float)
+            answer = _JSON.encode(_reply(request, memory))
         except MemoryError:
             answer = json.dumps({"fault": f"reading it took more than {_BYTES * scale / 1e9:g} GB of memory", "again": True})
         except UserError as error:
@@ -335,7 +337,9 @@ def _reply(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
         raise CutoutError(f"the header has {len(cutout.header):,} cards, more than {_MAX_CARDS:,}")
     np.frombuffer(memory, np.float32, image_CHW.size, start)[:] = image_CHW.ravel()
     facts = {name: getattr(cutout, name) for name in _FACTS}
-    return facts | {"header": _text(cutout.header) if request["headers"] else "", "shape": image_CHW.shape}
+    if request["headers"]:
+        facts["header"] = _text(cutout.header)
+    return facts | {"shape": image_CHW.shape}
 
 
 if __name__ == "__main__":
