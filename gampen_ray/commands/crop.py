@@ -184,7 +184,7 @@ class _Crop:
 
         uris = [storage.join(self._config.images, name) for name in batch.files]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            contents = list(pool.map(file_content, uris))
+            contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
         with self._lock:
             crops = self._crop(batch.files, contents)
         bad: dict[str, str] = {}

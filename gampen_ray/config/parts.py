@@ -346,6 +346,9 @@ class ReaderConfig:
     nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
     """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
     the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
+    max_mebibytes: int = pydantic.Field(default=64, ge=1)
+    """Largest file, decompressed, and largest image that is read, MiB. A file may take 2 s of processor time and 1.5 GB of
+    memory; a larger size than 64 extends both in proportion."""
     zero_point_mag: float | None = None
     """AB magnitude of one unit of flux; left out: by the headers, to whose median all files are converted, or unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)

@@ -20,6 +20,7 @@ from astropy.table import Table
 
 from gampen_ray import storage
 from gampen_ray.data.offline import offline
+from gampen_ray.data.readers.fits_limits import check_headers
 from gampen_ray.errors import UserError
 
 __all__ = ["NULL_TEXTS", "format_of", "parquet_files", "read_format", "scalar_table"]
@@ -199,6 +200,7 @@ def _fits(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
         # Unknown units and non-standard headers are common and do not affect the values.
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*truncated.*")
+        check_headers(data)
         with fits.open(io.BytesIO(data), memmap=False) as hdus:
             hdu = next((hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
             if hdu is None:

@@ -1,8 +1,5 @@
 """Input catalogues: tables of any format read as Arrow tables, with units in the field metadata under ``unit``."""
 
-import bz2
-import gzip
-import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +9,8 @@ import pyarrow.parquet as pq
 
 from gampen_ray import storage
 from gampen_ray.data.catalog_formats import NULL_TEXTS, format_of, parquet_files, plain_name, read_format, scalar_table
+from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.decompression import decompressed
 from gampen_ray.errors import UserError
 
 __all__ = ["column_unit", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
@@ -20,6 +19,8 @@ pc: Any = pyarrow.compute
 # Its functions are made when it is imported, unseen by a type checker.
 _ROUNDED = r"^\s*[-+]?\d+([.,]\d*)?[eE]\+?\d+\s*$|^\s*\d{16,}[.,]0*\s*$"
 """Integers that a spreadsheet or a table of floating-point numbers has rounded."""
+_DECOMPRESSED_BYTES, _RATIO = 1 << 28, 100
+"""A compressed catalogue has no more than this, or than this multiple of its size, decompressed: text has some ten times."""
 
 
 def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
@@ -40,10 +41,9 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
     """
     format_ = format_of(uri)
     try:
-        if format_ == "parquet":
-            table = _read_parquet(uri)
-        else:
-            table = read_format(format_, _decompressed(storage.read_bytes(uri)), text_columns)
+        table = _read_parquet(uri) if format_ == "parquet" else read_format(format_, _content(uri), text_columns)
+    except CutoutError as error:
+        raise UserError(f"catalog {uri}: {error}") from None
     except UserError:
         raise
     except Exception as error:
@@ -134,10 +134,9 @@ def numbers(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return floats, reasons
 
 
-def _decompressed(data: bytes) -> bytes:
-    if data.startswith(b"\x1f\x8b"):
-        return gzip.decompress(data)
-    return bz2.decompress(data) if re.match(rb"BZh[1-9]", data) else data
+def _content(uri: str) -> bytes:
+    data = storage.read_bytes(uri)
+    return decompressed(data, max(_DECOMPRESSED_BYTES, _RATIO * len(data)), f"and {_RATIO} times its size")
 
 
 def _read_parquet(uri: str) -> pa.Table:

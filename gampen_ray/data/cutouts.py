@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from astropy.io import fits
 
+from gampen_ray.config import ReaderConfig
 from gampen_ray.errors import UserError
 
 __all__ = [
-    "MAX_FILE_BYTES",
     "Cutout",
     "CutoutError",
     "central",
@@ -23,11 +23,9 @@ __all__ = [
     "overlap",
     "sentinels",
     "stem",
+    "too_large",
     "without_blanks",
 ]
-
-MAX_FILE_BYTES = 1 << 30
-"""Largest file, and largest decompressed image, read as a cutout; bounds the memory that a file can take."""
 
 # Fills of masked pixels by IRAF, SExtractor, HSC and others; 1e20 is stored as a slightly smaller or larger float32.
 _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
@@ -39,6 +37,11 @@ NanPolicy = Literal["quarantine", "zero", "median"]
 
 class CutoutError(UserError):
     """A cutout that cannot be used; the message is the reason."""
+
+
+def too_large(what: str, num_bytes: int, config: ReaderConfig) -> CutoutError:
+    """Return the error for what has more than `ReaderConfig.max_mebibytes`."""
+    return CutoutError(f"{what} has {num_bytes / 2**20:,.1f} MiB, more than {config.max_mebibytes:,} (reader.max_mebibytes)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,34 +3,37 @@
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data import containers, readers
+from gampen_ray.data import containers
 from gampen_ray.data.containers import INDEX
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
+from gampen_ray.data.reader_process import File, read_files
+from gampen_ray.data.readers.fits_bands import stacked
 from gampen_ray.errors import UserError
 
 __all__ = ["FILES", "SOURCE", "Images", "file_content", "raised"]
 
+T = TypeVar("T")
 SOURCE, FILES = "gampen_ray:source", "gampen_ray:files"
 """Columns with the URI of a galaxy's file, and where there is a file a band, with all of them in the order of the bands."""
 _READ_THREADS = 8
 
 
-def file_content(uri: str) -> bytes | CutoutError:
+def file_content(uri: str, reader: ReaderConfig) -> bytes | CutoutError:
     """Return the content of a file, or the error: files are read ahead of their use, so it is raised later (`raised`)."""
     size = storage.size(uri)
     if size is None:
         there = "it is a folder" if storage.exists(uri) else "there is no such file"
         return CutoutError(there)
-    if size > MAX_FILE_BYTES:
-        return CutoutError(f"the file has {size >> 20:,} MiB: too large for a cutout")
+    if size > reader.max_mebibytes << 20:
+        return too_large("the file", size, reader)
     try:
         return storage.read_bytes(uri)
     except UserError as error:
@@ -40,11 +43,11 @@ def file_content(uri: str) -> bytes | CutoutError:
         return CutoutError(f"the file cannot be read: {error}")
 
 
-def raised(content: bytes | CutoutError) -> bytes:
-    """Return the result of `file_content`, or raise it if it is an error."""
-    if isinstance(content, CutoutError):
-        raise content
-    return content
+def raised(found: T | CutoutError) -> T:
+    """Return what was found in a file, or raise it if it is an error."""
+    if isinstance(found, CutoutError):
+        raise found
+    return found
 
 
 class Images:
@@ -56,10 +59,12 @@ class Images:
         Rows of the plan.
     reader
         How files are read.
+    headers
+        Whether cutouts have the headers of files of their own, which cost time.
     """
 
-    def __init__(self, rows: pa.Table, reader: ReaderConfig) -> None:
-        self._reader, self._stack = reader, contextlib.ExitStack()
+    def __init__(self, rows: pa.Table, reader: ReaderConfig, *, headers: bool = False) -> None:
+        self._reader, self._headers, self._stack = reader, headers, contextlib.ExitStack()
         self._sources = rows.column(SOURCE).to_pylist()
         self._index = rows.column(INDEX).to_pylist() if INDEX in rows.column_names else None
         self._files = rows.column(FILES).to_pylist() if FILES in rows.column_names else None
@@ -73,8 +78,11 @@ class Images:
         self._close()
         self._stack.close()
 
-    def read(self, rows: Iterable[int]) -> Iterator[tuple[Any, int]]:
-        """Yield for each row what `cutout` takes, and the number of bytes read."""
+    def read(self, rows: Iterable[int]) -> Iterator[tuple[Cutout | CutoutError, int]]:
+        """Yield for each row its image, or why there is none, and the number of bytes read.
+
+        Files of their own are all read before the first is yielded: give some tens of rows at a time.
+        """
         if self._index is not None:
             for source, some in itertools.groupby(rows, key=lambda row: self._sources[row]):
                 container = self._container(source)
@@ -86,22 +94,33 @@ class Images:
                         found = dataclasses.replace(found, pixel_scale_arcsec=container.pixel_scale_arcsec)
                     yield found, found.image_CHW.nbytes
             return
-        names = [self._files[row] if self._files else [self._sources[row]] for row in rows]
-        contents = self._pool.map(file_content, itertools.chain.from_iterable(names))
-        for some in names:
-            files = [next(contents) for _ in some]
-            yield (some, files), sum(len(content) for content in files if isinstance(content, bytes))
+        uris = [uri for row in rows for uri in (self._files[row] if self._files else (self._sources[row],))]
+        configs = [self._reader]
+        if self._files:
+            configs = [dataclasses.replace(self._reader, bands=(band,)) for band in self._reader.bands]
+        sizes = []
 
-    def cutout(self, found: Any) -> Cutout:
-        """Return the image that `read` has found; a `CutoutError` if it cannot be used."""
-        if isinstance(found, CutoutError):
-            raise found
-        if isinstance(found, Cutout):
-            return found
-        names, files = found
-        if len(names) == 1:
-            return readers.read_cutout(raised(files[0]), names[0], self._reader)
-        return readers.read_bands(files, names, self._reader)
+        def files() -> Iterator[File]:
+            contents = self._pool.map(lambda uri: file_content(uri, self._reader), uris)
+            for uri, content, config in zip(uris, contents, itertools.cycle(configs), strict=False):
+                sizes.append(len(content) if isinstance(content, bytes) else 0)
+                yield File(content, uri, config)
+
+        found, step = read_files(files(), headers=self._headers), len(configs)
+        for start in range(0, len(found), step):
+            yield self._stacked(found[start : start + step]), sum(sizes[start : start + step])
+
+    def _stacked(self, planes: Sequence[Cutout | CutoutError]) -> Cutout | CutoutError:
+        if len(planes) == 1:
+            return planes[0]
+        bands = self._reader.bands
+        for band, plane in zip(bands, planes, strict=True):
+            if isinstance(plane, CutoutError):
+                return CutoutError(f"band {band}: {plane}")
+        try:
+            return stacked(bands, [plane for plane in planes if isinstance(plane, Cutout)])
+        except CutoutError as error:
+            return error
 
     def _container(self, uri: str) -> containers.Container:
         if self._open[0] != uri:

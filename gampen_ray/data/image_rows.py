@@ -21,9 +21,9 @@ from gampen_ray.config.parts import FITS_FILES
 from gampen_ray.data import catalogs, containers, gampen_folder, readers
 from gampen_ray.data.catalog_formats import parquet_files
 from gampen_ray.data.containers import INDEX
-from gampen_ray.data.containers.numpy_files import npy_header
 from gampen_ray.data.file_names import TEMPLATE_FIELD, NoFilesError, file_uris, listed_files, matching, stems, templated_files
 from gampen_ray.data.image_reading import FILES, SOURCE
+from gampen_ray.data.readers.arrays import npy_header
 from gampen_ray.data.shards import DATASET_JSON
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress

@@ -19,7 +19,7 @@ from gampen_ray.config.base import fields, to_dict
 from gampen_ray.data import catalogs, image_rows, positions, shards, validation
 from gampen_ray.data.agreement import settle
 from gampen_ray.data.cutouts import Cutout, CutoutError
-from gampen_ray.data.image_reading import Images
+from gampen_ray.data.image_reading import Images, raised
 from gampen_ray.data.packing import REASON, SPLIT
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -187,7 +187,7 @@ def _sample(located: image_rows.Located, reasons: np.ndarray, reader: ReaderConf
     with Images(pa.table(located.take(pa.array(rows, pa.int64())).bookkeeping), reader) as images:
         for row, (found, _) in zip(rows, images.read(range(len(rows))), strict=True):
             try:
-                cutout = images.cutout(found)
+                cutout = raised(found)
             except CutoutError:
                 continue
             sample[row] = dataclasses.replace(cutout, image_CHW=np.broadcast_to(np.float32(0), cutout.image_CHW.shape))

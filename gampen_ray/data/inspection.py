@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from astropy.io import fits
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
@@ -17,12 +16,13 @@ from gampen_ray.data import catalogs, containers, file_names, image_reading, ima
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.gampen_folder import is_gampen_folder
 from gampen_ray.data.quarantine import reason_kinds
-from gampen_ray.data.readers.fits_bands import band_names
+from gampen_ray.data.reader_process import list_hdus
+from gampen_ray.data.readers.fits_listing import FitsListing
 from gampen_ray.errors import UserError
 
 __all__ = ["Inspection", "inspect_images"]
 
-_MOST_PLANNED = 100_000
+_MOST_PLANNED, _MOST_MEBIBYTES = 100_000, 1024
 _TABLES = (".csv", ".ecsv", ".vot", ".votable", ".csv.gz")
 _IDS = ("object_id", "objid", "objectid", "source_id", "sourceid", "id", "name", "galaxy", "#id")
 _KNOWN_BANDS = ("u", "g", "r", "i", "z", "y", "j", "h", "k", "ks", "vis", "nir-y", "nir-j", "nir-h")
@@ -145,8 +145,8 @@ def _as_catalog(path: str) -> pa.Table | None:
         return None
     lower = re.sub(r"\.(gz|bz2)$", "", path.lower())
     if lower.endswith((".fits", ".fit")):
-        hdus = _hdus(path)
-        return None if hdus is None or any(image for image, _ in hdus) else catalogs.read_catalog(path)
+        images = _listing(path, ReaderConfig(max_mebibytes=_MOST_MEBIBYTES)).images
+        return None if images is None or any(images) else catalogs.read_catalog(path)
     try:
         format_ = catalogs.format_of(path)
     except UserError:
@@ -274,11 +274,11 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
             return _banded(config, container.bands)
     first = next((uri for uri in images if file_names.matches_default(uri)), None) or (images[0] if images else "")
     if first and not first.lower().endswith(".npy"):
-        hdus = _hdus(first)
-        facts["format"] = "FITS, a file a galaxy" if hdus is not None else "files that are not FITS, a file a galaxy"
-        if hdus:
-            facts["HDUs"] = f"{'; '.join(text for _, text in hdus)} (of {first.rpartition('/')[2]})"
-            return _banded(config, _hdu_bands(first))
+        found = _listing(first, config.reader)
+        facts["format"] = "FITS, a file a galaxy" if found.images is not None else "files that are not FITS, a file a galaxy"
+        if found.images:
+            facts["HDUs"] = f"{'; '.join(found.texts)} (of {first.rpartition('/')[2]})"
+            return _banded(config, found.bands)
         return config
     return config
 
@@ -288,53 +288,12 @@ def _banded(config: CutoutsConfig, bands: Sequence[str]) -> CutoutsConfig:
     return config if given or not bands else replace(config, **{"reader.bands": tuple(bands)})
 
 
-def _opened(uri: str) -> Any:
-    import bz2
-    import gzip
-    import io
-
-    data = image_reading.raised(image_reading.file_content(uri))
-    if data.startswith(b"\x1f\x8b"):
-        data = gzip.decompress(data)
-    elif data.startswith(b"BZh"):
-        data = bz2.decompress(data)
-    return fits.open(io.BytesIO(data), memmap=False)
-
-
-def _hdus(uri: str) -> list[tuple[bool, str]] | None:
-    """Return whether each HDU holds an image, and its description; None for a file that is not FITS."""
+def _listing(uri: str, reader: ReaderConfig) -> FitsListing:
     try:
-        with _opened(uri) as hdus:
-            return [_described(index, hdu) for index, hdu in enumerate(hdus)]
-    except Exception:
+        return list_hdus(image_reading.raised(image_reading.file_content(uri, reader)), reader)
+    except CutoutError:
         # Said by its reader when it is read.
-        return None
-
-
-def _described(index: int, hdu: Any) -> tuple[bool, str]:
-    name = f"{index} {hdu.name}".strip()
-    if not hdu.is_image:
-        return False, f"{name} table of {hdu.header.get('NAXIS2', 0):,} rows"
-    shape = " x ".join(str(size) for size in hdu.shape)
-    return bool(shape), f"{name} {shape} BITPIX {hdu.header['BITPIX']}" if shape else f"{name} empty"
-
-
-def _hdu_bands(uri: str) -> list[str]:
-    """Return the names of a file's bands: of its HDUs, of its only image, or numbers for the planes of a cube."""
-    try:
-        with _opened(uri) as hdus:
-            images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2]
-            named = band_names(images)
-            if len(named) > 1:
-                return named
-            shape = images[0].shape if images else ()
-            planes = [size for size in shape[:-2] if size > 1]
-            if len(planes) == 1 and planes[0] <= 32:
-                return [f"band{number}" for number in range(1, planes[0] + 1)]
-            return named
-    except Exception:
-        # Said by its reader when it is read.
-        return []
+        return FitsListing()
 
 
 def _sample(located: image_rows.Located, count: int) -> image_rows.Located:
@@ -349,11 +308,11 @@ def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[
     sizes: Counter[tuple[int, ...]] = Counter()
     cards: dict[str, Counter[Any]] = {name: Counter() for name in _CARDS}
     failed: CutoutError | None = None
-    with image_reading.Images(table, config.reader) as images:
+    with image_reading.Images(table, config.reader, headers=True) as images:
         for start in range(0, len(good), 32):
             for found, _ in images.read(good[start : start + 32]):
                 try:
-                    cutout = images.cutout(found)
+                    cutout = image_reading.raised(found)
                 except CutoutError as error:
                     failed = error
                     continue

@@ -16,7 +16,7 @@ from gampen_ray.data import positions, shards
 from gampen_ray.data.agreement import agreed
 from gampen_ray.data.containers import INDEX
 from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, without_blanks
-from gampen_ray.data.image_reading import FILES, SOURCE, Images
+from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
 __all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows"]
@@ -137,7 +137,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
             for row, (found, size) in zip(ahead, images.read(ahead), strict=True):
                 num_bytes += size
                 try:
-                    cutout = images.cutout(found)
+                    cutout = raised(found)
                     inside_CHW = without_blanks(central(agreed(cutout, reader, info), side))
                     image_NCHW[row] = fit_to_size(inside_CHW, side, reader.nan_policy, info.bands)
                 except CutoutError as error:

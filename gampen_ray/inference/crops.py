@@ -20,8 +20,8 @@ from astropy.io import fits
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, overlap, without_blanks
 from gampen_ray.data.image_reading import raised
-from gampen_ray.data.readers import chosen_readers, read_cutout
-from gampen_ray.data.wcs import mapped_header
+from gampen_ray.data.reader_process import map_header, read_file
+from gampen_ray.data.readers import chosen_readers
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import Matched
@@ -114,7 +114,7 @@ class Cropper:
 
     def _read(self, name: str, content: bytes | CutoutError) -> "_Input | CutoutError":
         try:
-            cutout = read_cutout(raised(content), name, self._reader)
+            cutout = read_file(raised(content), name, self._reader)
             inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
             image_CHW = fit_to_size(inside_CHW, self._images.size, self._reader.nan_policy, self._images.bands)
         except CutoutError as error:
@@ -140,7 +140,10 @@ class Cropper:
         with warnings.catch_warnings():
             # Non-standard headers are common and harmless.
             warnings.simplefilter("ignore")
-            header = mapped_header(item.header, matrix_22, offset_2)
+            try:
+                header = map_header(item.header, matrix_22, offset_2)
+            except CutoutError as error:
+                return error
             header.update(self._cards(theta_23, matrix_22, offset_2))
             for line in _HISTORY:
                 header.add_history(line)

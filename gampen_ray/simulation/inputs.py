@@ -116,7 +116,7 @@ def _images(field: str, folder: str) -> list[tuple[str, np.ndarray]]:
     for uri in uris:
         try:
             data = storage.read_bytes(uri)
-            reader = ReaderConfig(headers="ignore")
+            reader = ReaderConfig(headers="ignore", max_mebibytes=1024)
             image = np.load(io.BytesIO(data)) if uri.endswith(".npy") else read_cutout(data, uri, reader).image_CHW
         except (CutoutError, ValueError, OSError) as error:
             raise UserError(f"{field}: {uri}: {error}") from None

@@ -192,7 +192,7 @@ def test_a_few_hundred_of_many_files_are_read(tmp_path: Path, monkeypatch: pytes
 
     read: list[str] = []
     content = image_reading.file_content
-    monkeypatch.setattr(image_reading, "file_content", lambda uri: read.append(uri) or content(uri))
+    monkeypatch.setattr(image_reading, "file_content", lambda uri, reader: read.append(uri) or content(uri, reader))
     assert cli.main(["inspect", str(tmp_path), "--num-images", "5"]) == 0
     assert len(set(read)) < 45
 

@@ -208,6 +208,11 @@ def test_galaxies_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 
 def test_files_of_a_users_format_are_ingested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(READERS, "npy", NpyReader)
+    # The process that reads files imports it by its name.
+    imports = "from gampen_ray.data.readers import READERS\nfrom tests.data.test_ingest_plan import NpyReader\n"
+    (tmp_path / "npy_plugin.py").write_text(f"{imports}READERS['npy'] = NpyReader")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GAMPEN_RAY_PLUGINS", "npy_plugin")
     pixels = np.random.default_rng(0).normal(size=(2, 1, SIZE, SIZE)).astype(np.float32)
     (tmp_path / "images").mkdir()
     np.save(tmp_path / "images" / "a.npy", pixels[0])

@@ -115,14 +115,14 @@ BROKEN = {
     "one-dimensional": (_fits(IMAGE[0]), r"1-dimensional with shape \(50,\)"),
     "huge": (
         _with_card(_fits(IMAGE), "NAXIS1", 999_999_999),
-        r"declares an image of shape \(40, 999999999\): too large for a cutout",
+        r"the image of shape \(40, 999999999\) has 152,587.9 MiB, more than 64",
     ),
-    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "too large for a cutout"),
+    "huge compressed": (_with_card(COMPRESSED, "ZNAXIS1", 999_999_999), "more than 64 .reader.max_mebibytes"),
     "negative": (_with_card(_fits(IMAGE), "NAXIS1", -50), "damaged FITS file|no pixels"),
     "no such axis": (_with_card(_fits(IMAGE), "NAXIS", 900), "damaged FITS file"),
     # Without a check, astropy reads without end, or its decoder ends the process.
     "countless axes": (_with_card(_fits(IMAGE), "NAXIS", 999_999_999), "damaged FITS file: NAXIS is 999999999"),
-    "HDUs in a circle": (_with_card(COMPRESSED, "PCOUNT", -8640), "damaged FITS file: HDU 2 begins inside an earlier one"),
+    "HDUs in a circle": (_with_card(COMPRESSED, "PCOUNT", -8640), "PCOUNT is -8640"),
     "no pixel of bytes": (_with_card(COMPRESSED, "ZVAL2", -1), "the compressed image has BYTEPIX -1"),
     "blocks of nothing": (_with_card(COMPRESSED, "ZVAL1", 0), "the compressed image has BLOCKSIZE 0"),
     "tiles of nothing": (_with_card(COMPRESSED, "ZTILE1", 0), "the compressed image has ZTILE1 0"),
@@ -177,11 +177,10 @@ def test_later_members_of_a_gzip_file_are_checked(data: bytes, reason: str) -> N
         _read(data, "a.fits.gz")
 
 
-def test_all_members_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gampen_ray.data.readers.MAX_FILE_BYTES", 1 << 20)
+def test_all_members_together_are_bounded() -> None:
     member = gzip.compress(bytes(600 << 10))
-    with pytest.raises(CutoutError, match="decompresses to more than 1 MiB: too large for a cutout"):
-        _read(2 * member, "a.fits.gz")
+    with pytest.raises(CutoutError, match=r"decompresses to more than 1 MiB \(reader.max_mebibytes\)"):
+        _read(2 * member, "a.fits.gz", max_mebibytes=1)
     with pytest.raises(CutoutError, match=r"not a file of a known format .*: it begins with b'\\x00"):
         _read(member, "a.fits.gz")
 

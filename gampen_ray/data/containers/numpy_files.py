@@ -9,18 +9,13 @@ import numpy as np
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.containers.stacks import StackContainer
-from gampen_ray.data.cutouts import MAX_FILE_BYTES
+from gampen_ray.data.readers.arrays import npy_header
 from gampen_ray.errors import UserError
 
-__all__ = ["NumpyContainer", "npy_header"]
+__all__ = ["NumpyContainer"]
 
+_MOST_BYTES = 1 << 30
 _BANDS = ("filters", "bands", "band", "image_band")
-
-
-def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, whether in Fortran's order, and type of the array in a ``.npy`` file, which is read up to the pixels."""
-    version = np.lib.format.read_magic(file)
-    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
 
 
 class NumpyContainer(StackContainer):
@@ -69,7 +64,7 @@ class _NpyArray:
     def __getitem__(self, key: Any) -> np.ndarray:
         if self._fortran or not self.shape:
             # Rows are not contiguous.
-            if math.prod(self.shape) * self.dtype.itemsize > MAX_FILE_BYTES:
+            if math.prod(self.shape) * self.dtype.itemsize > _MOST_BYTES:
                 raise UserError("the array is stored in Fortran's order, whose rows cannot be read alone; save it in C's order")
             self._file.seek(self._start)
             flat = np.frombuffer(self._file.read(math.prod(self.shape) * self.dtype.itemsize), self.dtype)

@@ -12,7 +12,7 @@ from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.catalog_formats import scalar_table
 from gampen_ray.data.cutouts import Cutout, CutoutError
-from gampen_ray.data.readers import read_content
+from gampen_ray.data.reader_process import read_content
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
 

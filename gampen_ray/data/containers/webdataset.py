@@ -11,8 +11,8 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.containers.stacks import INDEX
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
-from gampen_ray.data.readers import read_content
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
+from gampen_ray.data.reader_process import read_content
 from gampen_ray.errors import UserError
 
 __all__ = ["WebDatasetContainer"]
@@ -62,8 +62,8 @@ class WebDatasetContainer:
                 self._file.seek(offset)
                 with tarfile.open(fileobj=self._file, mode="r:") as archive:
                     member: Any = archive.next()
-                    if member.size > MAX_FILE_BYTES:
-                        raise CutoutError(f"the file has {member.size >> 20:,} MiB: too large for a cutout")
+                    if member.size > self._config.max_mebibytes << 20:
+                        raise too_large("the file", member.size, self._config)
                     content: Any = archive.extractfile(member)
                     yield read_content(content.read(), member.name, self._config)
             except CutoutError as error:

@@ -3,26 +3,20 @@
 A reader is a class of this folder, or of a module of your own (`gampen_ray.plugins`), registered in `READERS`.
 """
 
-import bz2
-import dataclasses
-import gzip
-import io
-import zlib
-from collections.abc import Sequence
+import re
 from typing import Protocol
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.decompression import decompressed
 from gampen_ray.data.readers.arrays import NumpyReader
 from gampen_ray.data.readers.fits import FitsReader
-from gampen_ray.data.readers.fits_bands import stacked
 from gampen_ray.data.readers.pictures import PictureReader
 from gampen_ray.plugins import Registry
 
-__all__ = ["READERS", "CutoutReader", "chosen_readers", "read_bands", "read_content", "read_cutout"]
+__all__ = ["READERS", "CutoutReader", "chosen_readers", "read_cutout"]
 
 _HEAD_BYTES = 1024
-_CHUNK_BYTES = 1 << 20
 
 
 class CutoutReader(Protocol):
@@ -54,7 +48,8 @@ def chosen_readers(config: ReaderConfig) -> dict[str, CutoutReader]:
 
 
 def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
-    """Read the image of a file, compressed by gzip or bzip2 or not.
+    """Read the image of a file, compressed by gzip or bzip2 or not, in this process; files that others wrote are read by
+    `gampen_ray.data.reader_process`.
 
     Parameters
     ----------
@@ -63,7 +58,7 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     name
         Its name or URI.
     config
-        Format, HDU and bands.
+        Format, HDU, bands and the largest size.
 
     Raises
     ------
@@ -72,10 +67,9 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     """
     if not data:
         raise CutoutError("the file is empty (0 bytes)")
-    if data.startswith(b"\x1f\x8b"):
-        data, name = _decompressed(data, "gzip"), name.removesuffix(".gz")
-    elif data.startswith(b"BZh") and data[4:10] == b"1AY&SY":
-        data, name = _decompressed(data, "bzip2"), name.removesuffix(".bz2")
+    content = decompressed(data, config.max_mebibytes << 20, "reader.max_mebibytes")
+    if content is not data:
+        data, name = content, re.sub(r"\.(gz|bz2)$", "", name)
     chosen = chosen_readers(config)
     for format_, reader in chosen.items():
         if reader.reads(name, data[:_HEAD_BYTES]):
@@ -84,36 +78,10 @@ def read_cutout(data: bytes, name: str, config: ReaderConfig) -> Cutout:
     raise CutoutError(f"not a {known}: it begins with {data[:20]!r}")
 
 
-def read_content(data: bytes, name: str, config: ReaderConfig) -> Cutout:
-    """Read a file that lies in a container: its own format is found by its content; see `read_cutout`."""
-    return read_cutout(data, name, dataclasses.replace(config, format="auto"))
-
-
-def read_bands(files: Sequence[bytes | CutoutError], names: Sequence[str], config: ReaderConfig) -> Cutout:
-    """Read an image from a file a band, or why it cannot be read, in the order of the bands.
-
-    See `gampen_ray.data.readers.fits_bands.stacked`.
-
-    Raises
-    ------
-    CutoutError
-        As `read_cutout`, naming the band, or if the files contradict each other.
-    """
-    cutouts = []
-    for band, data, name in zip(config.bands, files, names, strict=True):
-        try:
-            if isinstance(data, CutoutError):
-                raise data
-            cutouts.append(read_cutout(data, name, dataclasses.replace(config, bands=(band,))))
-        except CutoutError as error:
-            raise CutoutError(f"band {band}: {error}") from None
-    return stacked(config.bands, cutouts)
-
-
 def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig) -> Cutout:
     try:
         cutout = reader.read(data, config)
-    except CutoutError:
+    except (CutoutError, MemoryError):
         raise
     except Exception as error:
         # Any exception may come out of a damaged file, and each concerns that file alone.
@@ -122,19 +90,3 @@ def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig)
     if len(shape) != 3 or shape[0] != num_bands:
         raise CutoutError(f"the {format_} file's image has shape {shape}, not (bands, height, width) with {num_bands} bands")
     return cutout
-
-
-def _decompressed(data: bytes, kind: str) -> bytes:
-    # Reads in chunks: one large read would allocate its full size first.
-    content = bytearray()
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) if kind == "gzip" else bz2.BZ2File(io.BytesIO(data)) as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                content += chunk
-                if len(content) > MAX_FILE_BYTES:
-                    raise CutoutError(f"decompresses to more than {MAX_FILE_BYTES >> 20} MiB: too large for a cutout")
-    except EOFError:
-        raise CutoutError(f"the {kind} file is truncated") from None
-    except (OSError, zlib.error) as error:
-        raise CutoutError(f"damaged {kind} file: {error}") from None
-    return bytes(content)

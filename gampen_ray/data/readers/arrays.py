@@ -4,15 +4,17 @@ Shape legend: C bands, H x W pixels.
 """
 
 import io
+import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import Cutout, CutoutError
 
-__all__ = ["NOT_LINEAR", "NumpyReader", "band_order", "from_planes", "to_bands"]
+__all__ = ["NOT_LINEAR", "NumpyReader", "band_order", "from_planes", "npy_header", "to_bands"]
 
 NOT_LINEAR = (
     "8-bit pixels of a picture are stretched for display, not linear in flux, so that no flux or radius can be measured; take "
@@ -27,7 +29,19 @@ class NumpyReader:
         return head.startswith(b"\x93NUMPY")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        return Cutout(to_bands(np.load(io.BytesIO(data), allow_pickle=False), config))
+        shape, _, dtype = npy_header(file := io.BytesIO(data))
+        # NumPy allocates what the header says.
+        declared, found = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+        if declared > found:
+            raise CutoutError(f"the file is truncated: {declared:,} bytes of pixels declared, {found:,} found")
+        file.seek(0)
+        return Cutout(to_bands(np.load(file, allow_pickle=False), config))
+
+
+def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, whether in Fortran's order, and type of the array in a ``.npy`` file, which is read up to the pixels."""
+    version = np.lib.format.read_magic(file)
+    return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
 
 
 def to_bands(pixels: np.ndarray, config: ReaderConfig) -> np.ndarray:

@@ -4,8 +4,6 @@ Shape legend: C bands, H x W pixels.
 """
 
 import io
-import math
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +12,14 @@ import numpy as np
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
 from gampen_ray.data.readers.fits_bands import band_hdus, stacked
+from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers, check_size, image_shape
 
 __all__ = ["FitsReader"]
 
-_BITPIX = (8, 16, 32, 64, -32, -64)
-_MAX_HDUS, _MAX_COUNT, _CARD = 1000, 999, 80
-_COUNTS = re.compile(rb"(Z?NAXIS|TFIELDS) *= *([+-]?\d+)")
 # Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
 _PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
@@ -40,14 +36,14 @@ class FitsReader:
         return head.startswith(b"SIMPLE")
 
     def read(self, data: bytes, config: ReaderConfig) -> Cutout:
-        _check_counts(data)
+        check_headers(data)
         # Headers that break the standard's letter are common and harmless; a truncated file, too, is only a warning.
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             # Without uint=False, BLANK pixels of unsigned integers stay numbers.
             hdus: Any
             with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True, uint=False) as hdus:
-                file = _File(hdus, data, caught)
+                file = _File(hdus, data, caught, config)
                 places = file.band_places(config)
                 cutouts = [file.cutout(place, 1, config) for place in places]
                 if not places:
@@ -58,13 +54,13 @@ class FitsReader:
 class _File:
     """The HDUs of an open file."""
 
-    def __init__(self, hdus: Any, data: bytes, caught: Sequence[warnings.WarningMessage]) -> None:
+    def __init__(self, hdus: Any, data: bytes, caught: Sequence[warnings.WarningMessage], config: ReaderConfig) -> None:
         self._hdus: list[Any] = []
-        self._data, self._caught = data, caught
+        self._data, self._caught, self._config = data, caught, config
         start = -1
         for hdu in hdus:
             # A damaged size may lead back to an earlier HDU, without end.
-            if hdu.fileinfo()["hdrLoc"] <= start or len(self._hdus) == _MAX_HDUS:
+            if hdu.fileinfo()["hdrLoc"] <= start or len(self._hdus) == MAX_HDUS:
                 raise CutoutError(
                     f"damaged FITS file: HDU {len(self._hdus)} begins inside an earlier one, or there is no last one"
                 )
@@ -91,7 +87,7 @@ class _File:
             raise CutoutError(f"no HDU holds the image of a galaxy, by their names {names}; reader.hdu takes one all the same")
         science = [place for place in wanted if kinds[place] == "science"]
         # A preview in colours has other axes.
-        fitting = [place for place in science or wanted if _fits_bands(_shape(hdus[place]), len(bands))]
+        fitting = [place for place in science or wanted if _fits_bands(image_shape(hdus[place]), len(bands))]
         if len(bands) == 1 and (band := canonical_band(bands[0])):
             fitting = [place for place in fitting if header_band(hdus[place].header) == band] or fitting
         for place in fitting[:-1]:
@@ -110,22 +106,24 @@ class _File:
     def cutout(self, place: int, num_bands: int, config: ReaderConfig) -> Cutout:
         """Return the image of an HDU with what its header says."""
         hdu = self._hdus[place]
+        pixels, shape = self.pixels(place), image_shape(hdu)[-2:]
+        facts = header_facts(hdu.header, self._hdus[0].header, shape, position_only=config.headers == "ignore")
+        # Once its cards have been read, which takes as long for every copy.
         header = hdu.header.copy(strip=True)
-        image_CHW = _to_bands(linear_pixels(self.pixels(place), header), num_bands)
-        shape = image_CHW.shape[1:]
+        image_CHW = _to_bands(linear_pixels(pixels, header), num_bands)
         if (unexposed_HW := self.unexposed(place, shape, config.mask_planes)) is not None:
             image_CHW[:, unexposed_HW] = np.nan
-        facts = header_facts(hdu.header, self._hdus[0].header, shape, position_only=config.headers == "ignore")
         return Cutout(image_CHW, header=header, **facts)
 
     def pixels(self, place: int) -> Any:
         """Return the pixels of an image HDU; astropy keeps them."""
         hdu = self._hdus[place]
-        _check_size(hdu, len(self._data), any("truncated" in str(warning.message) for warning in self._caught))
+        truncated = any("truncated" in str(warning.message) for warning in self._caught)
+        check_size(hdu, len(self._data), self._config, truncated=truncated)
         if isinstance(hdu, fits.CompImageHDU):
             tables: Any
             with fits.open(io.BytesIO(self._data), memmap=False, disable_image_compression=True) as tables:
-                _check_compression(tables[place].header, _shape(hdu))
+                check_compression(tables[place], image_shape(hdu), self._data)
         return hdu.data
 
     def unexposed(self, place: int, shape: tuple[int, ...], planes: tuple[str, ...]) -> np.ndarray | None:
@@ -138,25 +136,14 @@ class _File:
             kind = hdu_kind(hdu)
             if kind in ("", "science"):
                 break
-            if kind in ("variance", "error", "weight", "mask") and _shape(hdu)[-2:] == shape:
+            if kind in ("variance", "error", "weight", "mask") and image_shape(hdu)[-2:] == shape:
                 marked_HW = np.any(_marked(self.pixels(follower).reshape(-1, *shape), kind, hdu.header, planes), axis=0)
                 bad_HW = marked_HW if bad_HW is None else bad_HW | marked_HW
         return bad_HW
 
 
-def _check_counts(data: bytes) -> None:
-    # astropy reads as many cards as these say, and so without end; the standard ends at 999.
-    for match in _COUNTS.finditer(data):
-        if match.start() % _CARD == 0 and abs(int(match[2])) > _MAX_COUNT:
-            raise CutoutError(f"damaged FITS file: {match[1].decode()} is {int(match[2])}")
-
-
 def _holds_image(hdu: Any) -> bool:
     return bool(hdu.is_image and hdu.header.get("NAXIS", 0))
-
-
-def _shape(hdu: Any) -> tuple[int, ...]:
-    return tuple(int(hdu.header[f"NAXIS{axis}"]) for axis in range(hdu.header["NAXIS"], 0, -1))
 
 
 def _fits_bands(shape: tuple[int, ...], num_bands: int) -> bool:
@@ -183,40 +170,6 @@ def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
     bits |= {str(header[name]): int(name[len(_NAMED_PLANE) :]) for name in header if name.startswith(_NAMED_PLANE)}
     chosen = (int(bits[name]) for name in planes if name in bits)
     return -1 if "any" in planes else sum(1 << bit for bit in set(chosen) if 0 <= bit < 63)
-
-
-def _check_size(hdu: Any, file_bytes: int, truncated: bool) -> None:
-    # Called before pixels are read, because reading allocates the size in the header.
-    if (bitpix := hdu.header["BITPIX"]) not in _BITPIX:
-        raise CutoutError(f"BITPIX is {bitpix}: FITS has no such pixel type; write the pixels as float32 (BITPIX -32)")
-    shape = _shape(hdu)
-    pixels = math.prod(shape)
-    if min(shape) < 1:
-        raise CutoutError(f"the image has no pixels: its shape is {shape}")
-    if pixels * 4 > MAX_FILE_BYTES:
-        raise CutoutError(f"the header declares an image of shape {shape}: too large for a cutout")
-    if isinstance(hdu, fits.CompImageHDU):
-        if truncated:
-            raise CutoutError("the FITS file is truncated: it is shorter than its header says")
-        return
-    # Missing padding after the last pixel is harmless.
-    declared = pixels * abs(int(hdu.header["BITPIX"])) // 8
-    found = file_bytes - hdu.fileinfo()["datLoc"]
-    if found < declared:
-        raise CutoutError(f"the FITS file is truncated: {declared:,} bytes of pixels declared, {max(found, 0):,} found")
-
-
-def _check_compression(header: Any, shape: tuple[int, ...]) -> None:
-    # What the decoders in C take on trust: with other values they end the process.
-    tile = [int(header.get(f"ZTILE{axis}", side if axis == 1 else 1)) for axis, side in enumerate(reversed(shape), 1)]
-    names = {str(header[key]).upper(): header[f"ZVAL{key[5:]}"] for key in header if re.fullmatch(r"ZNAME\d+", key)}
-    known = {"BYTEPIX": (1, 2, 4, 8), "BLOCKSIZE": (16, 32)}
-    wrong = [f"{name} {names[name]}" for name, values in known.items() if name in names and names[name] not in values]
-    wrong += [f"ZTILE{axis} {size}" for axis, size in enumerate(tile, 1) if not 0 < size <= shape[-axis]]
-    if header["ZBITPIX"] not in _BITPIX:
-        wrong.append(f"ZBITPIX {header['ZBITPIX']}")
-    if wrong:
-        raise CutoutError(f"damaged FITS file: the compressed image has {', '.join(wrong)}")
 
 
 def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:

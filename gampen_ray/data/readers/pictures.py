@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import MAX_FILE_BYTES, Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.readers.arrays import NOT_LINEAR, to_bands
 
 __all__ = ["PictureReader"]
@@ -26,8 +26,8 @@ class PictureReader:
         from PIL import Image
 
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height * 4 > MAX_FILE_BYTES:
-                raise CutoutError(f"the picture has {picture.width} x {picture.height} pixels: too large for a cutout")
+            if (num_bytes := picture.width * picture.height * 4) > config.max_mebibytes << 20:
+                raise too_large("the picture", num_bytes, config)
             pixels = np.asarray(picture.convert("RGB") if len(config.bands) == 3 else picture)
         if len(config.bands) == 1 and pixels.ndim == 3:
             pixels = pixels[..., :3].mean(axis=2)
