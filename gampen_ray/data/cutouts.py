@@ -70,6 +70,13 @@ class Cutout:
     band: str = ""
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
+    def scaled(self, factor: float) -> "Cutout":
+        """Return the cutout in another unit of flux, of which ``factor`` make one: its pixels and its noise."""
+        if factor == 1:
+            return self
+        numbers = {name: value * factor if name.startswith("noise_") else value for name, value in self.numbers.items()}
+        return dataclasses.replace(self, image_CHW=self.image_CHW * np.float32(factor), numbers=numbers)
+
 
 def stem(name: str) -> str:
     """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""

@@ -16,8 +16,9 @@ from gampen_ray.config.base import replace
 from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, packing, shards
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.gampen_folder import is_gampen_folder
+from gampen_ray.data.headers import canonical_band
 from gampen_ray.data.quarantine import reason_kinds
-from gampen_ray.data.readers.fits_bands import band_names
+from gampen_ray.data.readers.fits_bands import band_names, plane_names
 from gampen_ray.errors import UserError
 
 __all__ = ["Inspection", "inspect_images"]
@@ -330,8 +331,9 @@ def _hdu_bands(uri: str) -> list[str]:
             shape = images[0].shape if images else ()
             planes = [size for size in shape[:-2] if size > 1]
             if len(planes) == 1 and planes[0] <= 32:
-                return [f"band{number}" for number in range(1, planes[0] + 1)]
-            return named
+                numbered = [f"band{number}" for number in range(1, planes[0] + 1)]
+                return plane_names(images[0].header, planes[0]) or numbered
+            return [canonical_band(name) or name for name in named]
     except Exception:
         # Said by its reader when it is read.
         return []
