@@ -108,9 +108,7 @@ def plan(
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=_fingerprint(
-            config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *(columns[name] for name in target_units)
-        ),
+        fingerprint=_fingerprint(config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *columns.values()),
         source=to_dict(config),
     )
     texts = {SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}

@@ -9,7 +9,7 @@ import torch
 
 from gampen_ray.catalog.completeness import catalog_contents, id_sum
 from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
-from gampen_ray.config import ImagesConfig, ReaderConfig
+from gampen_ray.config import ImagesConfig
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.inference.bundle import Bundle
@@ -99,7 +99,7 @@ def test_nothing_is_written_without_an_output() -> None:
 def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Path, seconds: float | None) -> None:
     model = bundle()
     data = dataset(str(tmp_path / "data"), {"all": 70})
-    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(data, split="", bands=("r",), size=SIZE)
     counted = []
     predict = Predictor(model, num_passes=2, seed=0, device="cpu", batch_size=32)
     work = UnitPredictor(predict, source, seconds=seconds, count=lambda **amounts: counted.append(amounts["galaxies"]))
@@ -136,7 +136,7 @@ def test_no_row_of_extreme_cutouts_holds_a_number_that_is_not_finite(measure: bo
     data = str(tmp_path / "data")
     shards.write_shard(shards.part_uri(data, "all", 0), columns, info)
     shards.write_dataset_info(data, info)
-    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(data, split="", bands=("r",), size=SIZE)
     model = measured_bundle() if measure else bundle()
     usual = model.images.plain_numbers(torch.from_numpy(galaxies(200, seed=1)["image"])).numpy()
     model = dataclasses.replace(model, ranges=Ranges.fit(usual))
