@@ -343,9 +343,10 @@ class ReaderConfig:
     """Names of the bands, in the order of the image's axis of bands; an image of one band is two-dimensional. Where files name
     their bands (several HDUs, a file a band, Multimodal Universe), those are taken in this order. Left out: one band, by the
     headers."""
-    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    nan_policy: Literal["quarantine", "zero", "median", "interpolate"] = "quarantine"
     """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
-    the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
+    the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them (interpolate; a hole of
+    more than 8 pixels across is quarantined). A band without any value is always quarantined."""
     zero_point_mag: float | None = None
     """AB magnitude of one unit of flux; left out: by the headers, to whose median all files are converted, or unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)

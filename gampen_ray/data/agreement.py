@@ -70,7 +70,7 @@ def settle(reader: ReaderConfig, cutouts: Mapping[str, Cutout], *, origin: str =
     return replace(reader, **changes)
 
 
-def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> Cutout:
+def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo, *, origin: str = "other files") -> Cutout:
     """Return a cutout in the flux unit of the dataset.
 
     Parameters
@@ -81,6 +81,8 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> Cutout:
         As given: zero points that differ are converted where it leaves the zero point out.
     info
         With what was settled for all files.
+    origin
+        Where that comes from, for the message.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> Cutout:
         if settled is None:
             raise CutoutError(f"the header gives a {what}, {value:.6g}, unlike those of other files; state reader.{field}")
         if _contradict(field, value, settled) and (stated is not None or field == "pixel_scale_arcsec"):
-            by = f"reader.{field}" if stated is not None else "other files"
+            by = f"reader.{field}" if stated is not None else origin
             raise CutoutError(f"the header gives the {what} {value:.6g}, but {by} {settled:.6g}; {_IGNORE}")
     if cutout.band and len(info.bands) == 1 and canonical_band(info.bands[0]) not in ("", cutout.band):
         raise CutoutError(f"the header gives the band {cutout.band}, not {info.bands[0]}; {_IGNORE}")
