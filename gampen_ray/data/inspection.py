@@ -17,7 +17,7 @@ from gampen_ray.data import catalogs, containers, file_names, image_reading, ima
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.gampen_folder import is_gampen_folder
 from gampen_ray.data.headers import canonical_band
-from gampen_ray.data.quarantine import reason_kinds
+from gampen_ray.data.quarantine import reason_examples
 from gampen_ray.data.readers.fits_bands import band_names, plane_names
 from gampen_ray.errors import UserError
 
@@ -40,11 +40,11 @@ class Inspection:
     facts
         Descriptions by label, in order.
     reasons
-        Numbers of rows that would be quarantined, by kind of reason.
+        Numbers of rows that would be quarantined, by one reason of each kind.
     num_read
         Images that were read.
     config
-        The ingest that fits; None where there is nothing to ingest.
+        The ingest that fits; None where nothing can be ingested.
     """
 
     facts: dict[str, str]
@@ -108,8 +108,10 @@ def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True
     facts["identifiers"] = _identifiers(rows)
     if misplaced := read.remarks["misplaced"]:
         facts["positions"] = f"{misplaced:,} of {len(chosen):,} images are not centred on the catalogue's position"
-    found = [*reasons[reasons != ""], *read.reasons[read.reasons != ""]]
-    return Inspection(facts, dict(reason_kinds(found).most_common()), len(chosen), config)
+    sources = np.array(rows.column(image_reading.SOURCE).to_pylist(), dtype=object)
+    found = [*zip(sources, reasons, strict=True), *zip(sources[chosen], read.reasons, strict=True)]
+    bad = reason_examples([(source, reason) for source, reason in found if reason])
+    return Inspection(facts, bad, len(chosen), config if (read.reasons == "").any() else None)
 
 
 def _dataset(path: str) -> dict[str, str]:

@@ -58,7 +58,8 @@ def test_missing_pixels_are_interpolated_from_those_around_them() -> None:
     image = plane.copy()
     image[0, 20, 20] = image[0, :, 30] = image[1, 9:12, 15:18] = np.nan
     filled = fit_to_size(image, 40, "interpolate")
-    assert np.abs(filled - plane[:, :, 5:45]).max() < 1
+    # Less than the step from pixel to pixel, also in a hole and at the edge.
+    assert np.abs(filled - plane[:, :, 5:45]).max() < 7
     # Of a linear image, the mean around a pixel is its value.
     assert filled[0, 20, 15] == pytest.approx(plane[0, 20, 20])
     known = np.isfinite(image[:, :, 5:45])
