@@ -352,6 +352,10 @@ class ReaderConfig:
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
     """Pixel scale, arcsec; left out: by the headers, or unknown."""
 
+    def __post_init__(self) -> None:
+        if not all(self.bands) or len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"bands is {', '.join(map(repr, self.bands))}; give each band once, by its name")
+
     def refuse(self, *names: str) -> None:
         """Raise a ValueError if one of these fields, which the bundle determines, is given."""
         for name in names:

@@ -39,6 +39,8 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
         If the file is missing, of another type, damaged, or has no rows.
     """
     format_ = format_of(uri)
+    if not storage.exists(uri):
+        raise UserError(f"catalog {uri}: no such file or folder")
     try:
         if format_ == "parquet":
             table = _read_parquet(uri)

@@ -100,9 +100,16 @@ def plan(
     target_units = convert_targets(config, table, columns, reasons, reader.zero_point_mag)
     ids = columns["object_id"].combine_chunks()
     splits = _find_splits(config, table, ids, reasons)
+    failed = failed or next(filter(None, reasons), "")
     info = DatasetInfo(
         bands=reader.bands,
-        cutout_size=_size(config.cutout_size, reader.pixel_scale_arcsec, scale_arcsec, list(sample.values()), failed),
+        cutout_size=_size(
+            config.cutout_size,
+            reader.pixel_scale_arcsec,
+            scale_arcsec,
+            list(sample.values()),
+            failed or next(filter(None, reasons), ""),
+        ),
         pixel_scale_arcsec=reader.pixel_scale_arcsec,
         zero_point_mag=reader.zero_point_mag,
         flux_unit=config.flux_unit,
@@ -201,7 +208,7 @@ def _size(asked: int, own_scale: float | None, scale: float | None, cutouts: lis
     if asked:
         return math.ceil(asked * scale / own_scale - 1e-6) if own_scale and scale else asked
     if not cutouts:
-        raise UserError(f"images: none of the files looked at can be read; {failed or 'each row has another reason'}")
+        raise UserError(f"images: none of the files looked at can be read; {failed}")
     shorter = sorted(min(cutout.image_CHW.shape[1:]) for cutout in cutouts)
     longest = max(max(cutout.image_CHW.shape[1:]) for cutout in cutouts)
     size = shorter[len(shorter) // 2]
