@@ -37,12 +37,12 @@ def content_fingerprint(settings: Mapping[str, Any], *columns: np.ndarray | Sequ
     settings
         JSON values.
     *columns
-        Numbers or strings, such as the ids; Arrow's integers and strings too, whose nulls are empty texts.
+        Numbers or strings, such as the ids; Arrow's scalars too. Nulls are NaN, or empty texts.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     for column in columns:
         arrow: Any = column if isinstance(column, pa.Array | pa.ChunkedArray) else None
-        if arrow is not None and not pa.types.is_integer(arrow.type):
+        if arrow is not None and not (pa.types.is_integer(arrow.type) or pa.types.is_floating(arrow.type)):
             for start in range(0, len(arrow), _PIECE):
                 texts = arrow.slice(start, _PIECE).cast(pa.string()).fill_null("").to_pylist()
                 digest.update(("\0" if start else "").encode() + "\0".join(texts).encode())

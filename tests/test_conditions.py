@@ -12,7 +12,7 @@ from astropy.io import fits
 from gampen_ray.catalog.prediction import UnitPredictor
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.train import train
-from gampen_ray.config import ActorResources, FineTuneConfig, ReaderConfig, TargetConfig, TrainConfig, TrainResources
+from gampen_ray.config import ActorResources, FineTuneConfig, TargetConfig, TrainConfig, TrainResources
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
@@ -102,7 +102,6 @@ def test_a_missing_column_is_refused_by_name_or_its_mean_is_taken(root: Path, bu
         source, (unit, *_) = open_source(
             str(root / dataset),
             split="",
-            reader=ReaderConfig(),
             bands=("r",),
             size=SIZE,
             conditions=(NAME,),
@@ -167,7 +166,6 @@ def test_a_column_of_text_is_refused_by_name(tmp_path: Path) -> None:
                 open_source(
                     str(tmp_path / dataset),
                     split="",
-                    reader=ReaderConfig(),
                     bands=("r",),
                     size=SIZE,
                     conditions=("seeing",),

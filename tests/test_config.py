@@ -215,3 +215,9 @@ def test_what_the_bundle_determines_is_refused_of_the_reader(cls: type, field: s
     required = {"bundle": "b", "output": "o", "dataset" if cls is InferConfig else "images": "i"}
     with pytest.raises(UserError, match=rf"^reader\.{field} is .*, but it comes from the bundle; leave it out$"):
         build(cls, required | {"reader": {field: value}})
+
+
+@pytest.mark.parametrize("bands", [["r", "r"], [""], ["g", ""]])
+def test_bands_have_names_of_their_own(bands: list[str]) -> None:
+    with pytest.raises(UserError, match=r"bands is .*; give each band once, by its name"):
+        build(IngestConfig, {"images": "i", "output": "o", "reader": {"bands": bands}})

@@ -41,7 +41,7 @@ class CropConfig:
     """Model bundle (or the run folder that holds it) with a spatial transformer: a folder, s3:// URI or builtin:NAME."""
     images: str
     """Folder or s3:// prefix of cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
-    scale and flux unit."""
+    scale; the crops keep the files' flux unit."""
     output: str
     """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), quarantine/
     and manifest.json."""

@@ -16,7 +16,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE, NUM_PASSES, ActorResources, ReaderConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources, CatalogConfig
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -39,22 +39,19 @@ _COUNTERS = {
 
 
 @config_class
-class InferConfig:
+class InferConfig(CatalogConfig):
     """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
 
     bundle: str
     """Model bundle (or the run folder that holds it): a folder, s3:// URI or builtin:NAME."""
     dataset: str
-    """What to predict: a dataset of cutout shards, a folder of cutouts, or a GaMPEN data folder; local or s3:// URI."""
+    """What to predict: a dataset of cutout shards, or images as `ingest` takes them, such as a folder of cutouts; local or s3://
+    URI. For images, a catalogue gives identifiers, positions and conditions."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
-    reader: ReaderConfig = default(ReaderConfig)
-    """How the files of a folder of cutouts are read."""
     missing_conditions: Literal["refuse", "mean"] = "refuse"
     """If the bundle takes conditions, such as the PSF's width, and the dataset lacks one: refuse the dataset, or a galaxy by
     quarantine, or take the mean of the training galaxies and flag the galaxy."""
-    pattern: str = FITS_FILES
-    """Which files of a folder of cutouts without a table are taken."""
     split: Literal["", "train", "val", "test"] = ""
     """Split to predict; empty: all rows."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
@@ -118,6 +115,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
+    uris["catalog"] = storage.absolute(config.catalog) if config.catalog else ""
     config = replace(config, **uris)
     bundle = load_bundle(config.bundle)
     source, units = _input(config, bundle)
@@ -169,8 +167,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     source, units = open_source(
         config.dataset,
         split=config.split,
-        reader=config.reader,
-        pattern=config.pattern,
+        catalog=config,
         bands=bundle.images.bands,
         size=bundle.images.size,
         pixel_scale_arcsec=bundle.images.pixel_scale_arcsec,

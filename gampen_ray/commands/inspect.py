@@ -60,18 +60,20 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
         return result
     lines = [f"{label:<12}  {text}" for label, text in found.facts.items()]
-    if found.config:
-        read = f"{found.num_read:,} images were read"
-        bad = (
-            f"{sum(found.reasons.values()):,} galaxies would be quarantined"
-            if found.reasons
-            else "no galaxy would be quarantined"
-        )
-        lines += ["", f"{read}; {bad}"]
+    if found.num_read or found.reasons:
+        bad = sum(found.reasons.values())
+        lines += ["", f"{_counted(found.num_read, 'image')} read; {_counted(bad, 'galaxy', 'galaxies')} would be quarantined"]
         lines += [f"  {count:,}  {reason}" for reason, count in found.reasons.items()]
+    if found.config:
         lines += ["", "To ingest (add --targets for training):", command]
+    elif found.reasons:
+        lines += ["", "Nothing can be ingested as it is."]
     sys.stdout.write("\n".join(lines) + "\n")
     return result
+
+
+def _counted(count: int, noun: str, plural: str = "") -> str:
+    return f"{count or 'no'} {noun}" if count in (0, 1) else f"{count:,} {plural or noun + 's'}"
 
 
 def _command(config: CutoutsConfig) -> str:

@@ -343,9 +343,10 @@ class ReaderConfig:
     """Names of the bands, in the order of the image's axis of bands; an image of one band is two-dimensional. Where files name
     their bands (several HDUs, a file a band, Multimodal Universe), those are taken in this order. Left out: one band, by the
     headers."""
-    nan_policy: Literal["quarantine", "zero", "median"] = "quarantine"
+    nan_policy: Literal["quarantine", "zero", "median", "interpolate"] = "quarantine"
     """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
-    the cutout, or replace them with zero or the median of the band. A band without any value is always quarantined."""
+    the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them (interpolate; a hole of
+    more than 8 pixels across is quarantined). A band without any value is always quarantined."""
     max_mebibytes: int = pydantic.Field(default=64, ge=1)
     """Largest file, decompressed, and largest image that is read, MiB. A file may take 2 s of processor time and 1.5 GB of
     memory; a larger size than 64 extends both in proportion."""
@@ -353,6 +354,10 @@ class ReaderConfig:
     """AB magnitude of one unit of flux; left out: by the headers, to whose median all files are converted, or unknown."""
     pixel_scale_arcsec: float | None = pydantic.Field(default=None, gt=0)
     """Pixel scale, arcsec; left out: by the headers, or unknown."""
+
+    def __post_init__(self) -> None:
+        if not all(self.bands) or len(set(self.bands)) < len(self.bands):
+            raise ValueError(f"bands is {', '.join(map(repr, self.bands))}; give each band once, by its name")
 
     def refuse(self, *names: str) -> None:
         """Raise a ValueError if one of these fields, which the bundle determines, is given."""
@@ -362,25 +367,22 @@ class ReaderConfig:
 
 
 @config_class
-class CutoutsConfig:
-    """Cutouts and their catalogue."""
+class CatalogConfig:
+    """Which image each galaxy has, where on the sky it is, and how images are read."""
 
-    images: str
-    """Folder or s3:// prefix of cutouts, a file of one or of many (HDF5, Zarr, NumPy, Parquet, HATS, WebDataset) or a folder of
-    these, or a GaMPEN data folder (info.csv and cutouts/)."""
     catalog: str = ""
     """Table with one row per cutout: CSV, ECSV, VOTable, ASCII, FITS, Parquet or a folder of it; empty: GaMPEN's info.csv if
     there, else the files alone, or the columns beside the images of a file of many."""
     id_column: str = "object_id"
     """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
-    """Catalogue column with the file's name below `images`. With several bands in a file each: columns file_BAND."""
+    """Catalogue column with the file's name in the folder of images. With several bands in a file each: columns file_BAND."""
     file_template: str = ""
-    """Name of each row's file below `images`, from catalogue columns in braces and wildcards that one file matches:
+    """Name of each row's file in the folder of images, from catalogue columns in braces and wildcards that one file matches:
     "{object_id}-cutout-*.fits"; with {band}, a file a band: "{object_id}_{band}.fits", which needs no catalogue."""
     pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
-    """Without a catalogue: glob pattern of the files below `images`. Masks, weights, PSFs and the like beside a galaxy's image,
-    by words of their names, are left out."""
+    """Without a catalogue: glob pattern of the files in the folder of images. Masks, weights, PSFs and the like beside a
+    galaxy's image, by words of their names, are left out."""
     ra_column: str = ""
     """Catalogue column of right ascensions; empty: by usual names (ra, RAJ2000, ALPHA_J2000, coord_ra, ...)."""
     dec_column: str = ""
@@ -393,6 +395,15 @@ class CutoutsConfig:
     those looked at before the work; if more are, nothing is read."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
+
+
+@config_class
+class CutoutsConfig(CatalogConfig):
+    """Cutouts and their catalogue."""
+
+    images: str
+    """Folder or s3:// prefix of cutouts, a file of one or of many (HDF5, Zarr, NumPy, Parquet, HATS, WebDataset) or a folder of
+    these, or a GaMPEN data folder (info.csv and cutouts/)."""
     targets: tuple[str, ...] = ()
     """Catalogue columns of the targets in physical units; with targets, the dataset is split into train, val and test. GaMPEN's
     labels are converted: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
-import numpy as np
-
 from gampen_ray.config import ReaderConfig
 from gampen_ray.config.base import replace
 from gampen_ray.data.cutouts import Cutout, CutoutError
@@ -72,8 +70,8 @@ def settle(reader: ReaderConfig, cutouts: Mapping[str, Cutout], *, origin: str =
     return replace(reader, **changes)
 
 
-def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> np.ndarray:
-    """Return the pixels of a cutout in the flux unit of the dataset, C x H x W.
+def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo, *, origin: str = "other files") -> Cutout:
+    """Return a cutout in the flux unit of the dataset.
 
     Parameters
     ----------
@@ -83,6 +81,8 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> np.ndarra
         As given: zero points that differ are converted where it leaves the zero point out.
     info
         With what was settled for all files.
+    origin
+        Where that comes from, for the message.
 
     Raises
     ------
@@ -103,18 +103,14 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo) -> np.ndarra
         if settled is None:
             raise CutoutError(f"the header gives a {what}, {value:.6g}, unlike those of other files; state reader.{field}")
         if _contradict(field, value, settled) and (stated is not None or field == "pixel_scale_arcsec"):
-            by = f"reader.{field}" if stated is not None else "other files"
+            by = f"reader.{field}" if stated is not None else origin
             raise CutoutError(f"the header gives the {what} {value:.6g}, but {by} {settled:.6g}; {_IGNORE}")
     if cutout.band and len(info.bands) == 1 and canonical_band(info.bands[0]) not in ("", cutout.band):
         raise CutoutError(f"the header gives the band {cutout.band}, not {info.bands[0]}; {_IGNORE}")
     if reader.zero_point_mag is not None or cutout.zero_point_mag is None or info.zero_point_mag is None:
-        return cutout.image_CHW
+        return cutout
     difference = info.zero_point_mag - cutout.zero_point_mag
-    return (
-        cutout.image_CHW
-        if math.isclose(difference, 0, abs_tol=1e-9)
-        else cutout.image_CHW * np.float32(10 ** (0.4 * difference))
-    )
+    return cutout if math.isclose(difference, 0, abs_tol=1e-9) else cutout.scaled(10 ** (0.4 * difference))
 
 
 def _contradict(field: _Field, value: float, stated: float) -> bool:

@@ -127,7 +127,7 @@ def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
     names, values = ([text.strip() for text in next(csv.reader([line], delimiter=delimiter), [])] for line in (header, first))
     decimal = "," if delimiter == ";" and any(re.fullmatch(r"[-+]?\d+,\d+", value) for value in values) else "."
     # A name may be that of the column after a comment sign.
-    as_text = [name for name in names if plain_name(name) in text_columns]
+    as_text = [name for name in names if plain_name(name).lower() in {column.lower() for column in text_columns}]
     return pacsv.read_csv(
         io.BytesIO(data),
         read_options=pacsv.ReadOptions(skip_rows=num_skipped, column_names=names),

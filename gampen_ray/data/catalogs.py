@@ -40,6 +40,8 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
         If the file is missing, of another type, damaged, or has no rows.
     """
     format_ = format_of(uri)
+    if not storage.exists(uri):
+        raise UserError(f"catalog {uri}: no such file or folder")
     try:
         table = _read_parquet(uri) if format_ == "parquet" else read_format(format_, _content(uri), text_columns)
     except CutoutError as error:

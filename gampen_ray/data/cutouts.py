@@ -6,6 +6,7 @@ Shape legend: C bands, H x W pixels.
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -32,7 +33,9 @@ _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
 _COMMON = 0.1
 _NO_VALUE = "NaN, infinite, masked, a sentinel such as -999, or a border of one value"
 
-NanPolicy = Literal["quarantine", "zero", "median"]
+NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
+# A Gaussian of this standard deviation, pixels, weighs the neighbours of a pixel that is interpolated.
+_KERNEL_PIXELS = 1.0
 
 
 class CutoutError(UserError):
@@ -72,6 +75,13 @@ class Cutout:
     pixel_scale_arcsec: float | None = None
     band: str = ""
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def scaled(self, factor: float) -> "Cutout":
+        """Return the cutout in another unit of flux, of which ``factor`` make one: its pixels and its noise."""
+        if factor == 1:
+            return self
+        numbers = {name: value * factor if name.startswith("noise_") else value for name, value in self.numbers.items()}
+        return dataclasses.replace(self, image_CHW=self.image_CHW * np.float32(factor), numbers=numbers)
 
 
 def stem(name: str) -> str:
@@ -141,7 +151,8 @@ def fit_to_size(
     size
         Side of the result, pixels.
     nan_policy
-        Whether non-finite pixels make the image unusable, become zero, or become the median of their band's finite ones.
+        Whether non-finite pixels make the image unusable, become zero, become the median of their band's finite ones, or the
+        mean of the finite ones around them, weighted by a Gaussian of 1 pixel (astropy's ``interpolate_replace_nans``).
     bands
         Names of the bands, for the reasons.
 
@@ -153,7 +164,8 @@ def fit_to_size(
     Raises
     ------
     CutoutError
-        If a pixel is not finite and the policy is ``"quarantine"``, or in a band no pixel is finite or all have the same value.
+        If a pixel is not finite and the policy is ``"quarantine"``, or ``"interpolate"`` and it is in a hole wider than the
+        Gaussian; or if in a band no pixel is finite or all have the same value.
     """
     _, height, width = image_CHW.shape
     (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
@@ -167,19 +179,37 @@ def fit_to_size(
     if num_bad and nan_policy == "quarantine":
         named = " and".join(name for finite_HW, name in zip(finite, which, strict=True) if not finite_HW.all())
         raise CutoutError(
-            f"{num_bad:,} of {finite.size:,} pixels{named} are without a value: {_NO_VALUE}; nan_policy zero or median fills "
-            "them"
+            f"{num_bad:,} of {finite.size:,} pixels{named} are without a value: {_NO_VALUE}; nan_policy zero, median or "
+            "interpolate fills them"
         )
     if num_bad:
         inside_CHW = inside_CHW.copy()
-        for band_HW, finite_HW in zip(inside_CHW, finite, strict=True):
-            band_HW[~finite_HW] = 0.0 if nan_policy == "zero" else np.median(band_HW[finite_HW])
+        for band_HW, finite_HW, name in zip(inside_CHW, finite, which, strict=True):
+            if nan_policy != "interpolate":
+                band_HW[~finite_HW] = 0.0 if nan_policy == "zero" else np.median(band_HW[finite_HW])
+            elif not finite_HW.all():
+                band_HW[:] = _interpolated(band_HW, finite_HW, name)
     for band_HW, name in zip(inside_CHW, which, strict=True):
         if band_HW.min() == band_HW.max():
             raise CutoutError(f"all pixels{name} have the same value {band_HW.flat[0]:g}")
     result = np.zeros((len(image_CHW), size, size), dtype=np.float32)
     result[:, target_rows, target_columns] = inside_CHW
     return result
+
+
+def _interpolated(band_HW: np.ndarray, finite_HW: np.ndarray, name: str) -> np.ndarray:
+    # Its import takes half a second.
+    from astropy.convolution import Gaussian2DKernel, interpolate_replace_nans
+
+    with warnings.catch_warnings():
+        # What is left is counted here.
+        warnings.simplefilter("ignore")
+        known_HW, kernel = np.where(finite_HW, band_HW, np.nan), Gaussian2DKernel(_KERNEL_PIXELS)
+        # By default, zeros outside the image would count.
+        filled_HW = interpolate_replace_nans(known_HW, kernel, boundary="extend")
+    if left := np.count_nonzero(np.isnan(filled_HW)):
+        raise CutoutError(f"{left:,} pixels{name} without a value are too far from others to be interpolated")
+    return filled_HW
 
 
 def overlap(length: int, size: int) -> tuple[slice, slice]:

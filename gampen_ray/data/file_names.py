@@ -89,7 +89,8 @@ def matching(images: str, pattern: str, uris: Sequence[str]) -> list[str]:
         matches = re.compile(fnmatch.translate(one)).match
         if found := [uri for uri, name in zip(uris, names, strict=True) if matches(name)]:
             return _of_galaxies(found)
-    raise NoFilesError(f"images: none of the {len(uris):,} files below {images} matches the pattern {pattern!r}")
+    there = f", such as {names[0].rpartition('/')[2]}," if names else ""
+    raise NoFilesError(f"images: none of the {len(uris):,} files below {images}{there} matches the pattern {pattern!r}")
 
 
 def _of_galaxies(uris: list[str]) -> list[str]:

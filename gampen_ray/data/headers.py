@@ -22,13 +22,18 @@ _AB_JANSKY = 2.5 * math.log10(3631)
 _ARCSEC2_PER_SR = math.degrees(1) ** 2 * 3600**2
 # Zero points in AB magnitudes of a unit of the pixels, as SWarp, SCAMP, GALFIT, Euclid, DES and MegaPipe write them.
 _ZERO_POINTS = ("MAGZERO", "MAGZPT", "MAGZP", "MAGZEROP", "MAG_ZP", "MAG0", "ABMAGZP", "ZPAB", "PHOTZP", "ZP", "ZPT", "ZEROPNT")
-# Missions whose zero points of that name are Vega magnitudes.
+# Missions whose zero points of that name are Vega magnitudes, and what headers say of such.
 _VEGA = re.compile(r"WISE|2MASS|UKIRT|VISTA", re.IGNORECASE)
-_BANDS = ("FILTER", "FILTER1", "FILTER2", "FILTNAM", "BAND")
+_SYSTEMS = ("MAGSYS", "MAGSYST", "PHOTSYS", "ZPSYS")
+# JWST has narrow filters in the wheel of the pupil, beside a wide one of the other wheel or CLEAR.
+_BANDS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM", "BAND", "FPA.FILTERID", "BANDS")
+_LEGACY_SURVEYS = re.compile(r"LegacySurvey|DECaLS|BASS|MzLS", re.IGNORECASE)
 _SCALES = ("PIXSCALE", "PIXELSCL", "SECPIX")
 _PREFIX = {"": 1.0, "n": 1e-9, "nano": 1e-9, "u": 1e-6, "micro": 1e-6, "m": 1e-3, "milli": 1e-3, "M": 1e6, "mega": 1e6}
 _SURVEY = r"(?:sdss|hsc|des|decam|ps1?|lsst|kids|omegacam|megacam|subaru|cfht|vst)?"
 _SAME_MAG = 0.01
+# Nanomaggies, the unit of SDSS and the Legacy Surveys.
+_NANOMAGGY = 22.5
 # Pan-STARRS: 2.5 log10(e), and the zero point of a count per second.
 _ASINH = 2.5 * math.log10(math.e)
 _PS1_ZERO_POINT = 25.0
@@ -114,21 +119,21 @@ def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | Non
     unit
         As in BUNIT: ``nJy``, ``1e-12 mgy``, ``MJy/sr``.
     pixel_sr, scale
-        Area of a pixel, sr, or its side, arcsec: one of them is needed for units per steradian.
+        Area of a pixel, sr, or its side, arcsec: one of them is needed for units per steradian or square arcsecond.
     """
     text = re.sub(r"[\s*]|(/|\.?)pix(el)?(-1|\^-1)?$", "", unit)
-    steradian = re.search(r"(/sr|\.?sr\^?-1)$", text, re.IGNORECASE)
-    text = text[: steradian.start()] if steradian else text
+    area = re.search(r"(/sr|\.?sr\^?-1|/arcsec\^?2|\.?arcsec\^?-2)$", text, re.IGNORECASE)
+    text = text[: area.start()] if area else text
     pattern = r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)?((?-i:[mM])|n|u|nano|micro|milli|mega)?(janskys?|jy|magg(?:y|ies)|mgys?)"
     match = re.fullmatch(pattern, text, re.IGNORECASE)
     if not match:
         return None
     factor = float(match[1] or 1) * _PREFIX[match[2] if match[2] in ("M", "m") else (match[2] or "").lower()]
-    if steradian:
-        area = pixel_sr or (scale and scale**2 / _ARCSEC2_PER_SR)
-        if not area or area <= 0:
+    if area:
+        steradians = pixel_sr or (scale and scale**2 / _ARCSEC2_PER_SR)
+        if not steradians or steradians <= 0:
             return None
-        factor *= area
+        factor *= steradians * (1 if "sr" in area[0].lower() else _ARCSEC2_PER_SR)
     if not 0 < factor < math.inf:
         return None
     return (_AB_JANSKY if match[3].lower().startswith("j") else 0.0) - 2.5 * math.log10(factor)
@@ -136,12 +141,16 @@ def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | Non
 
 def _zero_point(header: Header, scale: float | None) -> float | None:
     unit = _text(header, "BUNIT")
+    if re.match(r"mag(nitudes?|$|[^a-z])", unit, re.IGNORECASE):
+        raise CutoutError(f"the pixels are magnitudes by BUNIT {unit}, not linear in flux; take the image of fluxes")
     found = {f"BUNIT {unit}": unit_zero_point(unit, _number(header, "PIXAR_SR"), scale)}
-    if not _VEGA.search(_text(header, "TELESCOP") + _text(header, "INSTRUME")):
+    vega = any("vega" in _text(header, name).lower() for name in _SYSTEMS)
+    if not vega and not _VEGA.search(_text(header, "TELESCOP") + _text(header, "INSTRUME")):
         for name in _ZERO_POINTS:
             value = _number(header, name)
             # 0 is what programs write where there is none. CASU's MAGZPT, beside MAGZRR, is one of Vega and of a second.
-            if value is not None and 5 < value < 60 and not (name == "MAGZPT" and "MAGZRR" in header):
+            second = name == "MAGZPT" and "MAGZRR" in header
+            if value is not None and 5 < value < 60 and not second and "vega" not in _comment(header, name):
                 found[name] = value
     if (counts := _number(header, "FLUXMAG0")) and counts > 0:
         found["FLUXMAG0"] = 2.5 * math.log10(counts)
@@ -149,14 +158,19 @@ def _zero_point(header: Header, scale: float | None) -> float | None:
     if known and max(known.values()) - min(known.values()) > _SAME_MAG:
         told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
         raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
-    return next(iter(known.values()), None) if known else _of_counts(header, unit)
+    return next(iter(known.values()), None) if known else _of_survey(header, unit)
 
 
-def _of_counts(header: Header, unit: str) -> float | None:
-    # Pan-STARRS's compressed stacks (STScI, PS1 stack images); HST's PHOTFLAM and PHOTPLAM (ACS data handbook, sec. 5.1).
+def _of_survey(header: Header, unit: str) -> float | None:
+    # SDSS's frames (data model, "frame") and the Legacy Surveys' cutouts (their cutout service) need not have a unit.
+    if not unit and ("NMGY" in header or _LEGACY_SURVEYS.match(_text(header, "SURVEY"))):
+        return _NANOMAGGY
+    # Pan-STARRS's stacks (STScI, PS1 stack images); HST's PHOTFLAM and PHOTPLAM (ACS data handbook, sec. 5.1).
     seconds = _number(header, "EXPTIME")
-    if _number(header, "BSOFTEN") is not None:
-        return _PS1_ZERO_POINT + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+    per_second = _number(header, "FPA.ZP")
+    if per_second is not None or _number(header, "BSOFTEN") is not None:
+        zero_point = _PS1_ZERO_POINT if per_second is None else per_second
+        return zero_point + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
     photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
     if not (photflam and photplam and photflam > 0 and photplam > 0):
         return None
@@ -165,6 +179,15 @@ def _of_counts(header: Header, unit: str) -> float | None:
         # The pixels hold counts, PHOTFLAM is that of counts per second.
         return zero_point + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
     return zero_point
+
+
+def _comment(header: Any, name: str) -> str:
+    # Of the first of the headers that has the card; in lower case.
+    owner = next((one for one in getattr(header, "maps", [header]) if name in one), None)
+    try:
+        return str(owner.comments[name]).lower() if isinstance(owner, fits.Header) else ""
+    except Exception:
+        return ""
 
 
 def _text(header: Header, name: str) -> str:

@@ -89,25 +89,33 @@ def plan(
     columns: dict[str, Any] = {name: table.column(name) for name in table.column_names if name.lower() not in ("ra", "dec")}
     columns |= {"ra": pa.array(sky.ra_N), "dec": pa.array(sky.dec_N)}
     reasons = _reasons(config, located, table, sky)
-    sample = _sample(located, reasons, config.reader)
+    sample, failed = _sample(located, reasons, config.reader)
     sources = located.source.take(pa.array(list(sample), pa.int64())).to_pylist()
     named = dict(zip(sources, sample.values(), strict=True))
     reader = settle(config.reader, named, origin=origin)
     _check_positions(config, sky, sample, dict(zip(sample, sources, strict=True)))
+    for name in sorted({name for cutout in sample.values() for name in cutout.numbers} - columns.keys()):
+        # Known only when the images are read.
+        columns[name] = pa.array(np.full(len(table), np.nan))
     target_units = convert_targets(config, table, columns, reasons, reader.zero_point_mag)
     ids = columns["object_id"].combine_chunks()
     splits = _find_splits(config, table, ids, reasons)
+    failed = failed or next(filter(None, reasons), "")
     info = DatasetInfo(
         bands=reader.bands,
-        cutout_size=_size(config.cutout_size, reader.pixel_scale_arcsec, scale_arcsec, list(sample.values())),
+        cutout_size=_size(
+            config.cutout_size,
+            reader.pixel_scale_arcsec,
+            scale_arcsec,
+            list(sample.values()),
+            failed or next(filter(None, reasons), ""),
+        ),
         pixel_scale_arcsec=reader.pixel_scale_arcsec,
         zero_point_mag=reader.zero_point_mag,
         flux_unit=config.flux_unit,
         survey=config.survey,
         target_units=target_units,
-        fingerprint=_fingerprint(
-            config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *(columns[name] for name in target_units)
-        ),
+        fingerprint=_fingerprint(config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *columns.values()),
         source=to_dict(config),
     )
     texts = {SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}
@@ -174,8 +182,8 @@ def _checked(config: CutoutsConfig, located: image_rows.Located) -> pa.Table:
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields))
 
 
-def _sample(located: image_rows.Located, reasons: np.ndarray, reader: ReaderConfig) -> dict[int, Cutout]:
-    # Some usable rows with their images, of whose pixels only the shape is kept; those that cannot be read are left out.
+def _sample(located: image_rows.Located, reasons: np.ndarray, reader: ReaderConfig) -> tuple[dict[int, Cutout], str]:
+    # Some usable rows with their images, of whose pixels only the shape is kept; why one of the others cannot be read.
     usable = np.flatnonzero(reasons == "")
     if located.index is None:
         places = np.unique(np.linspace(0, len(usable) - 1, min(_SAMPLE, len(usable))).round().astype(int))
@@ -183,23 +191,24 @@ def _sample(located: image_rows.Located, reasons: np.ndarray, reader: ReaderConf
         # Files of many are read from their start.
         places = np.arange(min(_SAMPLE, len(usable)))
     rows = usable[places].tolist()
-    sample = {}
+    sample, failed = {}, ""
     with Images(pa.table(located.take(pa.array(rows, pa.int64())).bookkeeping), reader) as images:
         for row, (found, _) in zip(rows, images.read(range(len(rows))), strict=True):
             try:
                 cutout = raised(found)
-            except CutoutError:
+            except CutoutError as error:
+                failed = failed or f"{located.source[row].as_py()}: {error}"
                 continue
             sample[row] = dataclasses.replace(cutout, image_CHW=np.broadcast_to(np.float32(0), cutout.image_CHW.shape))
-    return sample
+    return sample, failed
 
 
-def _size(asked: int, own_scale: float | None, scale: float | None, cutouts: list[Cutout]) -> int:
+def _size(asked: int, own_scale: float | None, scale: float | None, cutouts: list[Cutout], failed: str) -> int:
     # The side of the cutouts; asked for at another pixel scale, they cover the same part of the sky.
     if asked:
         return math.ceil(asked * scale / own_scale - 1e-6) if own_scale and scale else asked
     if not cutouts:
-        raise UserError("cutout_size: none of the files looked at can be read; give the side of the cutouts, pixels")
+        raise UserError(f"images: none of the files looked at can be read; {failed}")
     shorter = sorted(min(cutout.image_CHW.shape[1:]) for cutout in cutouts)
     longest = max(max(cutout.image_CHW.shape[1:]) for cutout in cutouts)
     size = shorter[len(shorter) // 2]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import replace
 from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, packing, shards
-from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.cutouts import CutoutError, stem
 from gampen_ray.data.gampen_folder import is_gampen_folder
-from gampen_ray.data.quarantine import reason_kinds
+from gampen_ray.data.kinds import without_siblings
+from gampen_ray.data.name_templates import band_template, id_template
+from gampen_ray.data.quarantine import reason_examples
 from gampen_ray.data.reader_process import list_hdus
 from gampen_ray.data.readers.fits_listing import FitsListing
 from gampen_ray.errors import UserError
@@ -23,9 +25,10 @@ from gampen_ray.errors import UserError
 __all__ = ["Inspection", "inspect_images"]
 
 _MOST_PLANNED, _MOST_MEBIBYTES = 100_000, 1024
+_MOST_ODD = 5
+_ODD_TABLE = re.compile(r"\.(fits?|parquet)(\.gz)?$", re.IGNORECASE)
 _TABLES = (".csv", ".ecsv", ".vot", ".votable", ".csv.gz")
 _IDS = ("object_id", "objid", "objectid", "source_id", "sourceid", "id", "name", "galaxy", "#id")
-_KNOWN_BANDS = ("u", "g", "r", "i", "z", "y", "j", "h", "k", "ks", "vis", "nir-y", "nir-j", "nir-h")
 _FILE = re.compile(r"\.(fits?|npy)(\.(gz|fz|bz2))?$", re.IGNORECASE)
 _CARDS = ("BUNIT", "MAGZERO", "MAGZPT", "FLUXMAG0", "PHOTFLAM", "PHOTPLAM", "PIXAR_SR", "FILTER", "BAND", "EXPTIME", "GAIN")
 
@@ -39,11 +42,11 @@ class Inspection:
     facts
         Descriptions by label, in order.
     reasons
-        Numbers of rows that would be quarantined, by kind of reason.
+        Numbers of rows that would be quarantined, by one reason of each kind.
     num_read
         Images that were read.
     config
-        The ingest that fits; None where there is nothing to ingest.
+        The ingest that fits; None where nothing can be ingested.
     """
 
     facts: dict[str, str]
@@ -107,8 +110,10 @@ def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True
     facts["identifiers"] = _identifiers(rows)
     if misplaced := read.remarks["misplaced"]:
         facts["positions"] = f"{misplaced:,} of {len(chosen):,} images are not centred on the catalogue's position"
-    found = [*reasons[reasons != ""], *read.reasons[read.reasons != ""]]
-    return Inspection(facts, dict(reason_kinds(found).most_common()), len(chosen), config)
+    sources = np.array(rows.column(image_reading.SOURCE).to_pylist(), dtype=object)
+    found = [*zip(sources, reasons, strict=True), *zip(sources[chosen], read.reasons, strict=True)]
+    bad = reason_examples([(source, reason) for source, reason in found if reason])
+    return Inspection(facts, bad, len(chosen), config if (read.reasons == "").any() else None)
 
 
 def _dataset(path: str) -> dict[str, str]:
@@ -177,10 +182,15 @@ def _endings(listing: Sequence[str]) -> str:
 
 
 def _with_catalog(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
-    """Return the config with the only table in the folder or beside it."""
+    """Return the config with the only table in the folder, which may be a FITS file of a name unlike all others."""
     folder = storage.join(storage.absolute(config.images), "")
-    inside = [uri for uri in listing if "/" not in uri.removeprefix(folder) and uri.lower().endswith(_TABLES)]
-    return replace(config, catalog=inside[0]) if len(inside) == 1 and inside[0] != config.images else config
+    inside = [uri for uri in listing if "/" not in uri.removeprefix(folder) and uri != config.images]
+    found = [uri for uri in inside if uri.lower().endswith(_TABLES)]
+    if not found and any(_FILE.search(uri) for uri in listing):
+        kinds = Counter(re.sub(r"\d+", "#", uri) for uri in inside)
+        odd = [uri for uri in inside if kinds[re.sub(r"\d+", "#", uri)] == 1]
+        found = [uri for uri in odd[:_MOST_ODD] if _ODD_TABLE.search(uri) and _as_catalog(uri) is not None]
+    return replace(config, catalog=found[0]) if len(found) == 1 else config
 
 
 def _with_files(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
@@ -189,9 +199,10 @@ def _with_files(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
         return config
     root = storage.join(storage.absolute(config.images), "")
     names = [uri.removeprefix(root) for uri in listing if _FILE.search(uri)]
+    names = [names[row] for row in without_siblings([stem(name) for name in names])[0]]
+    template, bands = (config.file_template, []) if config.file_template else band_template(names)
     if not config.catalog:
-        template = config.file_template or _band_template(names)[0]
-        return replace(config, file_template=template) if template else config
+        return _banded(replace(config, file_template=template), bands) if template else config
     table = catalogs.read_catalog(config.catalog, (*_IDS, config.id_column, config.file_column))
     lower = {name.lower(): name for name in reversed(table.column_names)}
     if config.id_column not in table.column_names and (there := next((lower[name] for name in _IDS if name in lower), None)):
@@ -205,12 +216,16 @@ def _with_files(config: CutoutsConfig, listing: Sequence[str]) -> CutoutsConfig:
         return config
     known = {*names, *(name.rpartition("/")[2] for name in names)}
     head = table.slice(0, 50)
-    for name in table.column_names:
-        values = {str(value).strip() for value in head.column(name).to_pylist()}
-        if values & known:
-            return replace(config, file_column=name)
+    texts = {name: {str(value).strip() for value in head.column(name).to_pylist()} for name in table.column_names}
+    columns = [name for name in table.column_names if name.startswith("file_") and texts[name] & known]
+    if columns and not _given(config):
+        return _banded(config, [name.removeprefix("file_") for name in columns])
+    if column := next((name for name in table.column_names if texts[name] & known), None):
+        return replace(config, file_column=column)
     ids = [str(value).strip() for value in catalogs.to_ids(head.column(config.id_column)).to_pylist() if value is not None]
-    template = _id_template(ids, names, config.id_column)
+    if bands and any(template.replace("{object_id}", text).replace("{band}", bands[0]) in known for text in ids):
+        return _banded(replace(config, file_template=template.replace("{object_id}", f"{{{config.id_column}}}")), bands)
+    template = id_template(ids, names, config.id_column)
     return replace(config, file_template=template) if template else config
 
 
@@ -219,46 +234,8 @@ def _is_linked(config: CutoutsConfig) -> bool:
     if config.file_template or config.reader.format != "auto":
         return True
     table = catalogs.read_catalog(config.catalog, _IDS)
-    return config.file_column in table.column_names and config.id_column in table.column_names
-
-
-def _id_template(ids: Iterable[str], names: Sequence[str], column: str) -> str:
-    """Return the template that names one file for most identifiers, with wildcards where the names differ; empty: none."""
-    found: list[tuple[str, str]] = []
-    for text in ids:
-        whole = re.compile(rf"(.*?)(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])(.*)")
-        good = [match for name in names if (match := whole.fullmatch(name))]
-        if len(good) == 1:
-            found.append((good[0][1], good[0][2]))
-    if not found:
-        return ""
-    parts = [sorted({pair[side] for pair in found}) for side in (0, 1)]
-    before, after = (texts[0] if len(texts) == 1 else _common(texts) for texts in parts)
-    return f"{before}{{{column}}}{after}"
-
-
-def _common(texts: Sequence[str]) -> str:
-    first, last = texts[0], texts[-1]
-    start = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    ends = [text[start:][::-1] for text in texts]
-    end = 0
-    while all(len(text) > end and text[end] == ends[0][end] for text in ends):
-        end += 1
-    return first[:start] + "*" + (first[len(first) - end :] if end else "")
-
-
-def _band_template(names: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the template of files that come in several bands, ID_BAND.fits or BAND/ID.fits, and the bands; empty: none."""
-    bands: dict[str, set[str]] = {}
-    for name in names:
-        match = re.fullmatch(r"(.+)([_-])([A-Za-z-]+)(\.\w+)", name)
-        if match and match[3].lower() in _KNOWN_BANDS:
-            bands.setdefault(f"{{object_id}}{match[2]}{{band}}{match[4]}", set()).add(match[3])
-    if len(bands) != 1:
-        return "", []
-    ((template, there),) = bands.items()
-    order = sorted(there, key=lambda band: _KNOWN_BANDS.index(band.lower()))
-    return (template, order) if len(order) > 1 else ("", [])
+    columns = {config.file_column, *(f"file_{band}" for band in config.reader.bands)}
+    return not columns.isdisjoint(table.column_names) and config.id_column in table.column_names
 
 
 def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, str]) -> CutoutsConfig:
@@ -267,7 +244,7 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
     root = storage.join(storage.absolute(config.images), "")
     if "{band}" in config.file_template:
         facts["format"] = f"a file a band, {config.file_template}"
-        return _banded(config, _band_template([uri.removeprefix(root) for uri in images])[1])
+        return config if _given(config) else _banded(config, band_template([uri.removeprefix(root) for uri in images])[1])
     if many := image_rows.container_files(config, listing):
         facts["format"] = f"{containers.container_format(many[0], config.reader)}, files of many galaxies ({len(many):,})"
         with containers.open_container(many[0], config.reader) as container:

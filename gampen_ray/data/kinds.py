@@ -17,7 +17,7 @@ _WORDS: dict[str, Kind] = {
     **dict.fromkeys(("sci", "science", "image", "img", "data", "flux", "fitim"), "science"),
     **dict.fromkeys(("mask", "masks", "msk", "mskim", "maskbits", "dq", "flag", "flags", "badpix", "bpm"), "mask"),
     **dict.fromkeys(("var", "variance"), "variance"),
-    **dict.fromkeys(("wht", "weight", "weights", "wgt", "wei", "ivar", "invvar"), "weight"),
+    **dict.fromkeys(("wht", "weight", "weights", "wgt", "wei", "ivar", "invvar", "coverage"), "weight"),
     **dict.fromkeys(("err", "error", "errors", "rms", "sigma", "noise", "uncert", "unc", "stddev"), "error"),
     **dict.fromkeys(("psf", "psfs", "psfim", "psfsize", "psfex"), "psf"),
     **dict.fromkeys(("seg", "segim", "segm", "segmap", "segmentation", "nexp", "depth", "galdepth", "psfdepth"), "other"),
@@ -26,6 +26,7 @@ _WORDS: dict[str, Kind] = {
 }
 # In the name of a file these may as well be part of that of a galaxy, such as one with an exponential profile.
 _HDU_WORDS: dict[str, Kind] = dict.fromkeys(("con", "ctx", "exp", "sky"), "other")
+_NAMES = ("EXTNAME", "IMAGETYP", "IMTYPE", "EXTTYPE")
 
 
 def kind_of(name: str) -> Kind:
@@ -37,8 +38,10 @@ def kind_of(name: str) -> Kind:
 
 
 def hdu_name(hdu: Any) -> str:
-    """Return the name of an HDU; the Legacy Surveys' cutouts have IMAGETYP."""
-    return str(hdu.header.get("EXTNAME") or hdu.header.get("IMAGETYP") or "")
+    """Return the name of an HDU; some of the Legacy Surveys' and HSC's cutouts have other cards than EXTNAME."""
+    names = (str(hdu.header.get(card) or "") for card in _NAMES)
+    # fpack names every image so.
+    return next((name for name in names if name not in ("", "COMPRESSED_IMAGE")), "")
 
 
 def hdu_kind(hdu: Any) -> Kind:

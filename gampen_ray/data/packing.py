@@ -137,8 +137,8 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
             for row, (found, size) in zip(ahead, images.read(ahead), strict=True):
                 num_bytes += size
                 try:
-                    cutout = raised(found)
-                    inside_CHW = without_blanks(central(agreed(cutout, reader, info), side))
+                    cutout = agreed(raised(found), reader, info)
+                    inside_CHW = without_blanks(central(cutout.image_CHW, side))
                     image_NCHW[row] = fit_to_size(inside_CHW, side, reader.nan_policy, info.bands)
                 except CutoutError as error:
                     reasons[row] = str(error)
@@ -152,10 +152,10 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 remarks["misplaced"] += int(positions.misplaced(offset, cutout))
                 if not np.isfinite(ra[row] + dec[row]):
                     ra[row], dec[row] = cutout.ra, cutout.dec
-                for name, value in cutout.numbers.items():
+                for name in cutout.numbers.keys() & columns.keys():
                     if name not in numbers:
                         numbers[name] = np.array(rows.column(name).to_numpy(), dtype=np.float64)
-                    numbers[name][row] = value
+                    numbers[name][row] = cutout.numbers[name]
     read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
     sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
     return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)

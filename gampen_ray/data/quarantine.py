@@ -8,7 +8,7 @@ from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 
-__all__ = ["nothing_usable", "read_quarantine", "reason_kinds"]
+__all__ = ["nothing_usable", "read_quarantine", "reason_examples", "reason_kinds"]
 
 
 def read_quarantine(folder: str) -> list[tuple[str, str]]:
@@ -23,6 +23,14 @@ def read_quarantine(folder: str) -> list[tuple[str, str]]:
 def reason_kinds(reasons: Iterable[str]) -> Counter[str]:
     """Count reasons by kind: the text before a colon, with numbers replaced."""
     return Counter(map(_kind, reasons))
+
+
+def reason_examples(rows: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Count sources and reasons by kind of reason, most common first; each is named by the first reason and its file's name."""
+    first: dict[str, str] = {}
+    for source, reason in rows:
+        first.setdefault(_kind(reason), f"{reason} ({source.rpartition('/')[2]})")
+    return {first[kind]: count for kind, count in reason_kinds(reason for _, reason in rows).most_common()}
 
 
 def nothing_usable(claim: str, rows: Sequence[tuple[str, str]], noun: str) -> UserError:

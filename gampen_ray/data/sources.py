@@ -6,6 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.config import CutoutsConfig, ReaderConfig
-from gampen_ray.config.parts import FITS_FILES, GALAXIES_PER_FILE
+from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
+from gampen_ray.config.base import fields
+from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
@@ -120,11 +122,10 @@ def open_source(
     dataset: str,
     *,
     split: str,
-    reader: ReaderConfig,
     bands: tuple[str, ...],
     size: int,
+    catalog: CatalogConfig | None = None,
     pixel_scale_arcsec: float | None = None,
-    pattern: str = FITS_FILES,
     unit_rows: int = GALAXIES_PER_FILE,
     conditions: tuple[str, ...] = (),
     fill_conditions: bool = False,
@@ -137,14 +138,12 @@ def open_source(
         Dataset of cutout shards, folder of cutouts, or GaMPEN data folder.
     split
         Split of a dataset of shards; empty: all rows.
-    reader
-        How the files of a folder are read; its bands are not used.
     bands, size
         As the model takes them: the files of a folder are read with these.
+    catalog
+        Which files of a folder are taken and how they are read; its bands are not used. None: the defaults.
     pixel_scale_arcsec
         Of the model's images: of files with smaller pixels, more than ``size`` are read.
-    pattern
-        Which files of a folder are taken, if no table lists them.
     unit_rows
         Maximum rows of a unit; a larger row group is one unit.
     conditions
@@ -173,9 +172,11 @@ def open_source(
                     "convert it"
                 )
 
+    catalog, usual = catalog or CatalogConfig(), CatalogConfig()
+    how = {name: getattr(catalog, name) for name in fields(CatalogConfig)}
     if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
-        for name, given in {"reader": reader != ReaderConfig(), "pattern": pattern != FITS_FILES}.items():
-            if given:
+        for name, value in how.items():
+            if value != getattr(usual, name):
                 raise UserError(
                     f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
                 )
@@ -183,16 +184,19 @@ def open_source(
         if conditions:
             check(shards.columns(dataset, split, info))
         return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
-    reader = dataclasses.replace(reader, bands=bands)
-    cutouts = CutoutsConfig(images=dataset, cutout_size=size, reader=reader, pattern=pattern)
+    reader = dataclasses.replace(catalog.reader, bands=bands)
+    cutouts = CutoutsConfig(**how | {"images": dataset, "cutout_size": size, "reader": reader})
     try:
         plan, info = ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
     except file_names.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
-            f"pattern {pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts and "
-            "the pattern of their names"
+            f"pattern {catalog.pattern!r}; make one with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of "
+            "cutouts and the pattern of their names"
         ) from None
+    except UserError as error:
+        # Here, the folder of images is the dataset.
+        raise UserError(re.sub("^images:", "dataset:", str(error))) from None
     check(plan.schema)
     if split:
         raise UserError(f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first")

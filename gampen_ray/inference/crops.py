@@ -18,10 +18,12 @@ import torch.nn.functional as F
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, overlap, without_blanks
+from gampen_ray.data.agreement import agreed
+from gampen_ray.data.cutouts import Cutout, CutoutError, central, fit_to_size, overlap, without_blanks
 from gampen_ray.data.image_reading import raised
 from gampen_ray.data.reader_process import map_header, read_file
 from gampen_ray.data.readers import chosen_readers
+from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.images import Matched
@@ -106,7 +108,7 @@ class Cropper:
         """
         inputs = [self._read(name, content) for name, content in zip(names, contents, strict=True)]
         good = [item for item in inputs if isinstance(item, _Input)]
-        maps = iter(self._affine(np.stack([item.image_CHW for item in good])) if good else ())
+        maps = iter(self._affine(np.stack([item.image_CHW * np.float32(item.factor) for item in good])) if good else ())
         return [
             self._crop(name, item, next(maps)) if isinstance(item, _Input) else item
             for name, item in zip(names, inputs, strict=True)
@@ -117,9 +119,19 @@ class Cropper:
             cutout = read_file(raised(content), name, self._reader)
             inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
             image_CHW = fit_to_size(inside_CHW, self._images.size, self._reader.nan_policy, self._images.bands)
+            return _Input(image_CHW, self._factor(cutout), cutout.header, cutout.image_CHW.shape[1:])
         except CutoutError as error:
             return error
-        return _Input(image_CHW, cutout.header, cutout.image_CHW.shape[1:])
+
+    def _factor(self, cutout: Cutout) -> float:
+        # From the flux unit of a file to that of the network, where both are known; refuses another pixel scale or band.
+        fields = ("zero_point_mag", "pixel_scale_arcsec")
+        both = [name for name in fields if None not in (getattr(cutout, name), getattr(self._images, name))]
+        known: dict[str, Any] = {name: getattr(self._images, name) for name in both}
+        info = DatasetInfo(bands=self._images.bands, cutout_size=self._images.size, **known)
+        said: dict[str, Any] = {name: getattr(cutout, name) for name in both}
+        one = Cutout(np.ones((1, 1, 1)), band=cutout.band, **said)
+        return float(agreed(one, self._reader, info, origin="the bundle").image_CHW[0, 0, 0])
 
     @torch.inference_mode()
     def _affine(self, image_NCHW: np.ndarray) -> np.ndarray:
@@ -195,6 +207,7 @@ def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_s
 
 class _Input(NamedTuple):
     image_CHW: np.ndarray
+    factor: float
     header: fits.Header
     shape: tuple[int, int]
 

@@ -66,6 +66,11 @@ class Prediction:
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return Prediction(mixture=Mixture.concatenate([part.mixture for part in parts]), **arrays)
 
+    def take(self, index_N: np.ndarray) -> "Prediction":
+        """Return the predictions of some galaxies, in this order."""
+        names = (field.name for field in dataclasses.fields(self))
+        return Prediction(**{name: getattr(self, name)[index_N] for name in names})
+
 
 def settled_precision(precision: Precision, *, gpu: bool) -> Precision:
     """Return what a precision means on a GPU or on a CPU: float32 or bfloat16."""

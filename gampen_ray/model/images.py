@@ -271,7 +271,7 @@ class ImagePreprocessing:
             trained = getattr(self, name)
             if trained is not None and given is None:
                 lines.append(f"{name} of the cutouts is unknown; taken to be {trained:g}, as in training")
-            elif trained is not None and given != trained:
+            elif trained is not None and given is not None and not math.isclose(given, trained, rel_tol=1e-6):
                 lines.append(f"cutouts are converted from {name} {given:g} to {trained:g}, as in training")
         return lines
 

@@ -16,7 +16,6 @@ from gampen_ray import storage
 from gampen_ray.catalog import hats as hats_catalog
 from gampen_ray.catalog.hats import check_hats, write_hats
 from gampen_ray.catalog.parquet import catalog_parts, catalog_table, mixture_from_catalog, part_content
-from gampen_ray.config import ReaderConfig
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
@@ -138,7 +137,7 @@ def test_no_galaxy_has_a_position(tmp_path: Path, caplog) -> None:
 
 def test_dataset_without_positions_is_refused(tmp_path: Path) -> None:
     root = dataset(str(tmp_path / "data"), {shards.ALL: 5})
-    _, units = open_source(root, split="", reader=ReaderConfig(), bands=("r",), size=20)
+    _, units = open_source(root, split="", bands=("r",), size=20)
     with pytest.raises(
         UserError, match=r"catalog_format: hats needs positions, but .*/data lacks the columns ra, dec; add them"
     ):

@@ -6,10 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from astropy.io import fits
 
 from gampen_ray.catalog.completeness import catalog_contents, id_sum
 from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
-from gampen_ray.config import ImagesConfig, ReaderConfig
+from gampen_ray.config import ImagesConfig
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.inference.bundle import Bundle
@@ -99,7 +100,7 @@ def test_nothing_is_written_without_an_output() -> None:
 def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Path, seconds: float | None) -> None:
     model = bundle()
     data = dataset(str(tmp_path / "data"), {"all": 70})
-    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(data, split="", bands=("r",), size=SIZE)
     counted = []
     predict = Predictor(model, num_passes=2, seed=0, device="cpu", batch_size=32)
     work = UnitPredictor(predict, source, seconds=seconds, count=lambda **amounts: counted.append(amounts["galaxies"]))
@@ -107,6 +108,25 @@ def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Pat
     assert (unit.rows is None) == (seconds == 0.0)
     assert counted == ([] if seconds == 0.0 else [32, 32, 6])
     assert (unit.bytes_read > 0) == (seconds is None)
+
+
+def test_small_files_are_predicted_without_the_zeros_around_them(tmp_path: Path) -> None:
+    model, sides = measured_bundle(), [SIZE, SIZE - 4, SIZE, SIZE - 5, SIZE - 4]
+    pixels = galaxies(len(sides), seed=3)["image"][:, 0]
+    images = [image[:side, :side].copy() for image, side in zip(pixels, sides, strict=True)]
+    for number, image in enumerate(images):
+        fits.writeto(tmp_path / f"{number}.fits", image)
+    source, (unit,) = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    predict = Predictor(model, num_passes=2, seed=0, device="cpu")
+    rows = UnitPredictor(predict, source)(unit).rows
+    assert rows is not None
+    assert rows["object_id"].to_pylist() == list(range(5))
+    padded = (rows["flags"].to_numpy() & Flag.INPUT_PADDED.value) > 0
+    assert padded.tolist() == [side < SIZE for side in sides]
+    mean_NKD = rows["mean"].combine_chunks().to_numpy_ndarray()
+    for number, image in enumerate(images):
+        alone = predict(image[np.newaxis, np.newaxis]).mixture.mean_NKD.numpy()
+        np.testing.assert_allclose(mean_NKD[number], alone[0], rtol=1e-4, atol=1e-5)
 
 
 def test_sum_of_identifiers_needs_no_order_and_sees_one_other_galaxy() -> None:
@@ -136,7 +156,7 @@ def test_no_row_of_extreme_cutouts_holds_a_number_that_is_not_finite(measure: bo
     data = str(tmp_path / "data")
     shards.write_shard(shards.part_uri(data, "all", 0), columns, info)
     shards.write_dataset_info(data, info)
-    source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(data, split="", bands=("r",), size=SIZE)
     model = measured_bundle() if measure else bundle()
     usual = model.images.plain_numbers(torch.from_numpy(galaxies(200, seed=1)["image"])).numpy()
     model = dataclasses.replace(model, ranges=Ranges.fit(usual))

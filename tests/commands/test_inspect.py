@@ -142,7 +142,7 @@ def test_the_printed_command_ingests_every_pixel(
     layout(tmp_path / "data")
     assert cli.main(["inspect", str(tmp_path / "data")]) == 0
     printed = capsys.readouterr().out
-    assert f"{COUNT} images were read; no galaxy would be quarantined" in printed
+    assert f"{COUNT} images read; no galaxy would be quarantined" in printed
     _, config = cli.parse(shlex.split(printed.splitlines()[-1])[1:])
     rows, info = plan(config)
     columns, _, reasons, *_ = read_rows(rows, config.reader, info)
@@ -163,7 +163,18 @@ def test_facts_of_headers_and_what_would_be_quarantined(tmp_path: Path, capsys: 
     assert (facts["pixel scale"], facts["zero point"], facts["FILTER"], facts["BUNIT"]) == ("0.2 arcsec", "30 mag", "r", "adu")
     assert facts["size"] == "16 x 16 (9)"
     assert found["command"].endswith("--reader.bands r --output data/")
-    assert sum(found["reasons"].values()) == 2
+    first, second = found["reasons"]
+    assert first == "not a file of a known format (fits, numpy, picture): it begins with b'<html>404' (html.fits)"
+    assert second.startswith("all pixels are without a value: NaN, ") and second.endswith("(nan.fits)")
+    assert set(found["reasons"].values()) == {1}
+
+
+def test_no_command_where_nothing_can_be_ingested(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _cutout(tmp_path / "tile.fits", np.zeros((2001, 40), np.float32) + PIXELS[0, 0, 0, 0])
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 image read; 1 galaxy would be quarantined\n  1  the image has 2,001 x 40 pixels: a field of" in printed
+    assert "gampen-ray ingest" not in printed
 
 
 def test_what_holds_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +194,35 @@ def test_a_table_that_names_no_file_is_left_out(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "notes.csv is left out: no column names the files" in printed
     assert "--catalog" not in printed
+
+
+def test_catalogues_with_bands_and_in_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(root: Path) -> Any:
+        assert cli.main(["inspect", str(root)]) == 0
+        _, config = cli.parse(shlex.split(capsys.readouterr().out.splitlines()[-1])[1:])
+        rows, info = plan(config)
+        columns, _, reasons, *_ = read_rows(rows, config.reader, info)
+        assert set(reasons) == {""}
+        np.testing.assert_array_equal(columns["image"], PIXELS[:, : len(info.bands)])
+        assert rows["object_id"].to_pylist() == [f"{number:03d}" for number in range(COUNT)]
+        assert rows["mag"].to_pylist() == list(range(COUNT))
+        return config
+
+    for name, columns in (("template", ""), ("columns", ",file_g,file_r"), ("a folder", "")):
+        lines = [f"objectId,mag{columns}"]
+        for number, image in enumerate(PIXELS):
+            files = [f"{number:03d}_{band}.fits" for band in "gr"]
+            for file, plane in zip(files, image, strict=False):
+                _cutout(tmp_path / name / file, plane, None)
+            lines.append(f"{number:03d},{number}" + (f",{','.join(files)}" if columns else ""))
+        (tmp_path / name / "t.csv").write_text("\n".join(lines))
+        config = command(tmp_path / name)
+        assert config.reader.bands == ("g", "r")
+        assert config.file_template == ("" if columns else "{objectId}_{band}.fits")
+    for number, image in enumerate(PIXELS):
+        _cutout(tmp_path / "fits" / f"{number:03d}.fits", image[0], None)
+    Table({"ID": [f"{number:03d}" for number in range(COUNT)], "mag": np.arange(COUNT)}).write(tmp_path / "fits" / "t.fits")
+    assert command(tmp_path / "fits").id_column == "ID"
 
 
 def test_a_few_hundred_of_many_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

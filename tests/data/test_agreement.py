@@ -145,9 +145,7 @@ def test_inference_converts_by_the_headers(cards: dict[str, Any], flux: float, s
     pixels = flux * scale**2 / (2 * np.pi * sigma**2) * np.exp(-(x**2 + y**2) / (2 * sigma**2))
     pixels += np.random.default_rng(0).normal(0, 1e-6 * flux, pixels.shape)
     fits.PrimaryHDU(pixels.astype(np.float32), fits.Header(cards)).writeto(tmp_path / "a.fits")
-    source, units = open_source(
-        str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=IMAGES.size, pixel_scale_arcsec=0.2
-    )
+    source, units = open_source(str(tmp_path), split="", bands=("r",), size=IMAGES.size, pixel_scale_arcsec=0.2)
     ((rows, _),) = source.read(units[0], 8)
     given = {name: getattr(source.info, name) for name in ("zero_point_mag", "pixel_scale_arcsec")}
     matched_HW = IMAGES.match(torch.from_numpy(rows["image"]), **given).image_NCHW[0, 0].numpy()
@@ -162,7 +160,7 @@ def test_inference_converts_by_the_headers(cards: dict[str, Any], flux: float, s
 def test_inference_names_the_bundle_where_the_band_is_another(tmp_path: Path) -> None:
     _folder(tmp_path, {"FILTER": "HSC-G"})
     with pytest.raises(UserError, match=r"reader\.bands: r is that of the bundle, but the header of .*f0\.fits says g"):
-        open_source(str(tmp_path / "images"), split="", reader=ReaderConfig(), bands=("r",), size=SIDE)
+        open_source(str(tmp_path / "images"), split="", bands=("r",), size=SIDE)
 
 
 def _catalog(tmp_path: Path, header: str, rows: list[str], **changes: Any) -> Any:

@@ -60,6 +60,11 @@ def _wcs(scale_arcsec: float = 0.2, **cards: object) -> dict[str, Any]:
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS/S"}, 25.946),
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 100}, 30.946),
         ({"BSOFTEN": 12.0, "BOFFSET": 1.0, "EXPTIME": 1000.0}, 32.5),
+        # Pan-STARRS's cutouts are not compressed.
+        ({"HIERARCH FPA.ZP": 25.0, "EXPTIME": 1000.0}, 32.5),
+        ({"NMGY": 0.0048, "EXPTIME": "53.9"}, 22.5),
+        ({"SURVEY": "LegacySurvey"}, 22.5),
+        ({"BUNIT": "uJy/arcsec2"} | _wcs(0.2), 23.9 - 2.5 * math.log10(0.2**2)),
     ],
 )
 def test_zero_points(cards: dict[str, Any], zero_point: float) -> None:
@@ -78,6 +83,8 @@ def test_zero_points(cards: dict[str, Any], zero_point: float) -> None:
         {"MAGZERO": "unknown"},
         {"MAGZP": 20.5, "TELESCOP": "WISE"},
         {"MAGZPT": 23.9, "MAGZRR": 0.02},
+        {"MAGZPT": 23.9, "MAGSYS": "Vega"},
+        {"SURVEY": "LegacySurvey", "BUNIT": "electrons"},
         {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS"},
     ],
 )
@@ -85,11 +92,22 @@ def test_headers_without_a_zero_point_in_ab_magnitudes(cards: dict[str, Any]) ->
     assert _facts(cards)["zero_point_mag"] is None
 
 
+def test_a_zero_point_whose_comment_says_vega() -> None:
+    card = fits.Header([("MAGZPT", 23.9, "[mag] zero point, Vega"), ("EXPTIME", 10.0)])
+    assert header_facts(card, fits.Header(), SHAPE)["zero_point_mag"] is None
+    assert header_facts(fits.Header(), card, SHAPE)["zero_point_mag"] is None
+
+
 def test_a_header_that_contradicts_itself_has_a_reason() -> None:
     with pytest.raises(CutoutError, match=r"the zero point is 31\.400 by BUNIT nJy but 27\.000 by MAGZERO"):
         _facts({"BUNIT": "nJy", "MAGZERO": 27.0})
     hdu = fits.PrimaryHDU(IMAGE, fits.Header({"BUNIT": "nJy", "MAGZERO": 27.0}))
     assert _read([hdu], headers="ignore").zero_point_mag is None
+
+
+def test_pixels_in_magnitudes_are_refused() -> None:
+    with pytest.raises(CutoutError, match="the pixels are magnitudes by BUNIT mag/arcsec2, not linear in flux"):
+        _facts({"BUNIT": "mag/arcsec2"})
 
 
 def test_cards_of_the_first_hdu_count_where_the_image_has_none() -> None:
@@ -166,6 +184,9 @@ def test_names_of_bands(name: str, band: str) -> None:
 
 def test_the_wheel_that_is_not_clear_has_the_band() -> None:
     assert _facts({"FILTER1": "CLEAR1L", "FILTER2": "F814W"})["band"] == "F814W"
+    assert _facts({"FILTER": "F150W2", "PUPIL": "F162M"})["band"] == "F162M"
+    assert _facts({"FILTER": "F200W", "PUPIL": "CLEAR"})["band"] == "F200W"
+    assert _facts({"HIERARCH FPA.FILTERID": "r.00000"})["band"] == "r"
 
 
 def test_asinh_compressed_pixels_are_made_linear() -> None:
@@ -202,14 +223,15 @@ needs_data = pytest.mark.skipif(not REAL.exists(), reason="the real files (../sh
     [
         ("des_r.fits", 30.0, 0.263, "r", 456),
         ("hyrax_2-cutout-HSC-I-8279-pdr2_wide.fits", 27.0, 0.168, "i", 25),
-        ("legacy_grz_invvar.fits", None, 0.262, "g", 256),
+        ("legacy_grz_invvar.fits", 22.5, 0.262, "r", 256),
+        ("tractor_frame-r-001000-1-0100.fits.bz2", 22.5, 0.396, "r", 100),
         ("galfit_output.fits", None, 0.0642, "", 46),
         ("../sdss_cutouts/587722984439545906-g.fits", None, None, "", 167),
     ],
 )
 def test_real_files(name: str, zero_point: float | None, scale: float | None, band: str, side: int) -> None:
     path = REAL / "real" / name
-    cutout = read_cutout(path.read_bytes(), path.name, ReaderConfig())
+    cutout = read_cutout(path.read_bytes(), path.name, ReaderConfig(bands=(band or "unknown",)))
     assert cutout.zero_point_mag == (zero_point and pytest.approx(zero_point, abs=1e-4))
     assert cutout.pixel_scale_arcsec == (scale and pytest.approx(scale, rel=2e-3))
     assert (cutout.band, cutout.image_CHW.shape[1]) == (band, side)

@@ -95,6 +95,12 @@ def test_each_broken_file_lands_in_quarantine_with_its_reason(tmp_path: Path) ->
     }
 
 
+def test_the_reason_is_given_where_no_file_can_be_read(tmp_path: Path) -> None:
+    _cutout(tmp_path / "images" / "cube.fits", shape=(3, SIZE, SIZE))
+    with pytest.raises(UserError, match=r"none of the files looked at can be read; .*/cube\.fits: the image is 3-dimensional"):
+        plan(_config(tmp_path, cutout_size=0))
+
+
 def _catalog(tmp_path: Path, header: str, rows: list[str], num_files: int = 6) -> str:
     for index in range(num_files):
         _cutout(tmp_path / "images" / f"f{index}.fits", index)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from gampen_ray.config import ReaderConfig
+from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.file_names import matching_files
+from gampen_ray.data.ingest_plan import plan
 from gampen_ray.data.kinds import kind_of, without_siblings
+from gampen_ray.data.packing import read_rows
 from gampen_ray.data.readers import read_cutout
 
 RNG = np.random.default_rng(0)
@@ -40,6 +42,7 @@ def _hdu(pixels: np.ndarray, name: str = "", **cards: object) -> fits.ImageHDU:
         ("VAR_POISSON", "variance"),
         ("DQ", "mask"),
         ("invvar", "weight"),
+        ("coverage", "weight"),
         ("NGC1300", ""),
         ("", ""),
     ],
@@ -72,6 +75,33 @@ def test_the_image_of_the_stated_band() -> None:
     np.testing.assert_array_equal(_read(hdus, bands=("r",))[0], IMAGE)
 
 
+@pytest.mark.parametrize("names", [("FLUX_VIS", "FLUX_NIR_J"), ("g", "r")])
+def test_the_image_of_one_of_the_bands_that_names_give(names: tuple[str, str]) -> None:
+    hdus = [fits.PrimaryHDU(), _hdu(OTHER, names[0]), _hdu(IMAGE, names[1])]
+    np.testing.assert_array_equal(_read(hdus, bands=(names[1].rpartition("_")[2],))[0], IMAGE)
+    with pytest.raises(CutoutError, match="no HDU has the band K; the images are of"):
+        _read(hdus, bands=("K",))
+    with pytest.raises(CutoutError, match=r"the images have the bands .*, none of them unknown; give reader\.bands, such as"):
+        _read(hdus)
+    np.testing.assert_array_equal(_read(hdus, headers="ignore")[0], OTHER)
+
+
+def test_planes_of_a_cube_are_those_of_the_bands_asked_for() -> None:
+    hdus = [fits.PrimaryHDU(np.stack([OTHER, IMAGE]), fits.Header({"BANDS": "gr", "BAND0": "g", "BAND1": "r"}))]
+    np.testing.assert_array_equal(_read(hdus, bands=("r", "g")), [IMAGE, OTHER])
+    np.testing.assert_array_equal(_read(hdus, bands=("r", "g"), headers="ignore"), [OTHER, IMAGE])
+    np.testing.assert_array_equal(_read(hdus, bands=("r",)), [IMAGE])
+    with pytest.raises(CutoutError, match="the images have the bands g, r, none of them z"):
+        _read(hdus, bands=("g", "z"))
+
+
+def test_two_images_of_one_name_are_not_guessed_between() -> None:
+    hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "SCI", EXTVER=1), _hdu(OTHER, "SCI", EXTVER=2)]
+    with pytest.raises(CutoutError, match=r"the HDUs 1, 2 are all named SCI; reader\.hdu takes one of them"):
+        _read(hdus)
+    np.testing.assert_array_equal(_read(hdus, hdu=2)[0], OTHER)
+
+
 def test_a_file_without_a_galaxy_has_a_reason() -> None:
     with pytest.raises(CutoutError, match=r"no HDU holds the image of a galaxy, by their names MASK, VARIANCE; reader\.hdu"):
         _read([fits.PrimaryHDU(), _hdu(IMAGE, "MASK"), _hdu(IMAGE, "VARIANCE")])
@@ -91,6 +121,33 @@ def test_pixels_without_exposure_have_no_value(name: str, value: float) -> None:
         _hdu(np.full_like(IMAGE, value), name),
     ]
     assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("card", ["EXTNAME", "EXTTYPE", "IMAGETYP"])
+def test_the_name_of_an_hdu_may_be_another_card(card: str) -> None:
+    variance = np.full_like(IMAGE, 4.0)
+    variance[0] = np.inf
+    hdus = [fits.PrimaryHDU(), _hdu(IMAGE, **{card: "IMAGE"}), _hdu(variance, **{card: "VARIANCE"})]
+    assert np.isnan(_read(hdus)[0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "noise"),
+    [("VARIANCE", 4.0, 2.0), ("ERR", 3.0, 3.0), ("invvar", 0.25, 2.0), ("WHT", 9.0, None), ("VAR_POISSON", 9.0, None)],
+)
+def test_the_noise_of_a_file_is_a_number_of_its_galaxy(name: str, value: float, noise: float | None, tmp_path: Path) -> None:
+    for number, unit in enumerate((31.4, 28.9)):
+        hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "SCI", MAGZERO=unit, FILTER="r"), _hdu(np.full_like(IMAGE, value), name)]
+        fits.HDUList(hdus).writeto(tmp_path / f"{number}.fits")
+    fits.PrimaryHDU(IMAGE, fits.Header({"MAGZERO": 28.9})).writeto(tmp_path / "2.fits")
+    config = CutoutsConfig(images=str(tmp_path))
+    rows, info = plan(config)
+    columns = read_rows(rows, config.reader, info).columns
+    if noise is None:
+        assert "noise_r" not in columns
+    else:
+        # In the unit of the dataset, that of 28.9.
+        np.testing.assert_allclose(columns["noise_r"], [noise / 10, noise, np.nan], rtol=1e-6)
 
 
 def test_planes_of_a_mask_by_name() -> None:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from gampen_ray import storage
-from gampen_ray.config import ReaderConfig
 from gampen_ray.data import shards, validation
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.sources import open_source
@@ -158,7 +157,7 @@ def test_a_shard_of_another_schema_is_refused(changes: dict, match: str, tmp_pat
     with pytest.raises(UserError, match=match):
         validation.validate_dataset(dataset)
     with pytest.raises(UserError, match=match):
-        open_source(dataset, split="train", reader=ReaderConfig(), bands=INFO.bands, size=6)
+        open_source(dataset, split="train", bands=INFO.bands, size=6)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
-from gampen_ray.config import ReaderConfig
+from gampen_ray.config import CatalogConfig, ReaderConfig
 from gampen_ray.data import shards
 from gampen_ray.data.sources import layout_identity, open_source, shard_units
 from gampen_ray.errors import UserError
@@ -29,7 +29,7 @@ def test_shards_are_read_in_pieces_of_any_size(piece: int, tmp_path: Path) -> No
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, num_rows={shards.ALL: 600})
     shards.write_shard(shards.part_uri(str(tmp_path), shards.ALL, 0), columns | {"side_pixels": np.arange(600) % SIZE}, info)
     shards.write_dataset_info(str(tmp_path), info)
-    source, units = open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
     assert [unit.num_rows for unit in units] == [256, 256, 88]
     pieces = [rows for unit in units for rows, _ in source.read(unit, piece)]
     assert max(len(rows["object_id"]) for rows in pieces) == min(piece, 256)
@@ -53,7 +53,7 @@ def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
         uri = shards.part_uri(str(tmp_path / name), shards.ALL, 0)
         shards.write_shard(uri, galaxies(600) | extra, info)
         shards.write_dataset_info(str(tmp_path / name), info)
-        source, units = open_source(str(tmp_path / name), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+        source, units = open_source(str(tmp_path / name), split="", bands=("r",), size=SIZE)
         read.append(sum(count for unit in units for _, count in source.read(unit, 100)))
     assert read[0] == pytest.approx(read[1], rel=1e-3)
     metadata = pq.read_metadata(uri)
@@ -70,7 +70,7 @@ def test_identifiers_are_those_of_the_rows(tmp_path: Path) -> None:
     dataset(str(tmp_path / "data"), {shards.ALL: 130}, rows_per_shard=70)
     _folder(tmp_path / "cutouts")
     for folder in ("data", "cutouts"):
-        source, units = open_source(str(tmp_path / folder), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+        source, units = open_source(str(tmp_path / folder), split="", bands=("r",), size=SIZE)
         for unit in units:
             rows = [identifier for piece, _ in source.read(unit, 50) for identifier in piece["object_id"].tolist()]
             assert source.read_ids(unit).to_pylist() == rows
@@ -80,7 +80,7 @@ def test_layout_is_that_of_rows_in_files(tmp_path: Path) -> None:
     layouts = []
     for name, per_shard in (("a", 60), ("b", 50), ("c", 60)):
         data = dataset(str(tmp_path / name), {shards.ALL: 150}, rows_per_shard=per_shard)
-        source, units = open_source(data, split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+        source, units = open_source(data, split="", bands=("r",), size=SIZE)
         assert source.info.fingerprint == "f"
         layouts.append(layout_identity(data, units))
     assert layouts[0] == layouts[2] != layouts[1]
@@ -98,7 +98,7 @@ def _folder(root: Path, count: int = 5) -> np.ndarray:
 
 def test_fits_files_are_read_with_the_bands_and_size_of_the_model(tmp_path: Path) -> None:
     pixels = _folder(tmp_path / "cutouts")
-    source, units = open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path / "cutouts"), split="", bands=("r",), size=SIZE)
     assert [(unit.name, unit.num_rows) for unit in units] == [("part-000000000.parquet", 6)]
     ((rows, num_bytes),) = source.read(units[0], 100)
     assert num_bytes == sum(path.stat().st_size for path in (tmp_path / "cutouts").iterdir())
@@ -113,7 +113,7 @@ def test_a_gampen_folder_is_read_by_its_table(tmp_path: Path) -> None:
     _folder(tmp_path / "cutouts")
     rows = ["object_id,file_name,ra,dec", "7,g1.fits,10.5,0", ",g2.fits,11,0", "9,gone.fits,12,0"]
     (tmp_path / "info.csv").write_text("\n".join(rows) + "\n")
-    source, units = open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE)
+    source, units = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
     ((read, _),) = source.read(units[0], 100)
     assert read["object_id"].tolist() == [7, 0, 9]
     assert [text[:22] for text in read["reason"]] == ["", "object_id is missing", "there is no such file"]
@@ -136,29 +136,61 @@ def test_an_invalid_source_is_refused(tmp_path: Path, files: list[str], split: s
     for name in files:
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=match):
-        open_source(str(tmp_path), split=split, reader=ReaderConfig(), bands=("r",), size=SIZE)
+        open_source(str(tmp_path), split=split, bands=("r",), size=SIZE)
 
 
 def test_the_reader_applies_to_folders_of_fits_files_only(tmp_path: Path) -> None:
     _folder(tmp_path / "cutouts")
     reader = ReaderConfig(zero_point_mag=27.0, pixel_scale_arcsec=0.2, nan_policy="zero")
-    source, _ = open_source(str(tmp_path / "cutouts"), split="", reader=reader, bands=("r",), size=SIZE)
+    source, _ = open_source(str(tmp_path / "cutouts"), split="", catalog=CatalogConfig(reader=reader), bands=("r",), size=SIZE)
     assert (source.info.zero_point_mag, source.info.pixel_scale_arcsec, source.info.bands) == (27.0, 0.2, ("r",))
     with pytest.raises(UserError, match=r"reader\.format: 'tiff' is unknown; give one of auto, picture, numpy, fits, hdf5"):
-        open_source(str(tmp_path / "cutouts"), split="", reader=ReaderConfig(format="tiff"), bands=("r",), size=SIZE)
+        open_source(
+            str(tmp_path / "cutouts"),
+            split="",
+            catalog=CatalogConfig(reader=ReaderConfig(format="tiff")),
+            bands=("r",),
+            size=SIZE,
+        )
     shards.write_dataset_info(str(tmp_path), shards.DatasetInfo(bands=("r",), cutout_size=SIZE))
     with pytest.raises(
         UserError, match=r"reader: .* holds shards, whose images are read as `ingest` stored them; leave reader"
     ):
-        open_source(str(tmp_path), split="", reader=reader, bands=("r",), size=SIZE)
+        open_source(str(tmp_path), split="", catalog=CatalogConfig(reader=reader), bands=("r",), size=SIZE)
     with pytest.raises(UserError, match=r"pattern: .* holds shards, .* leave pattern out"):
-        open_source(str(tmp_path), split="", reader=ReaderConfig(), bands=("r",), size=SIZE, pattern="*.npy")
+        open_source(str(tmp_path), split="", bands=("r",), size=SIZE, catalog=CatalogConfig(pattern="*.npy"))
 
 
 def test_a_folder_with_a_replaced_file_is_another_input(tmp_path: Path) -> None:
     _folder(tmp_path / "cutouts")
-    shared = {"split": "", "reader": ReaderConfig(), "bands": ("r",), "size": SIZE}
+    shared = {"split": "", "bands": ("r",), "size": SIZE}
     before = open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint
     assert open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint == before
     (tmp_path / "cutouts" / "g1.fits").write_bytes((tmp_path / "cutouts" / "g2.fits").read_bytes())
     assert open_source(str(tmp_path / "cutouts"), **shared)[0].info.fingerprint != before
+
+
+def test_a_catalogue_gives_files_identifiers_positions_and_conditions(tmp_path: Path) -> None:
+    pixels = _folder(tmp_path / "cutouts")
+    catalog = CatalogConfig(
+        catalog=str(tmp_path / "c.csv"),
+        id_column="name",
+        file_template="cutouts/g{file}.fits",
+        ra_column="RAJ2000",
+        dec_column="d",
+    )
+    lines = ["name,file,RAJ2000,d,psf_fwhm_arcsec", *(f"{i:03d},{i},{i}:00:00,-{i}:30:00,{0.6 + i / 10}" for i in (2, 0, 4))]
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    opened = {"split": "", "bands": ("r",), "size": SIZE, "conditions": ("psf_fwhm_arcsec",)}
+    source, (unit,) = open_source(str(tmp_path), catalog=catalog, **opened)
+    ((read, _),) = source.read(unit, 100)
+    assert read["object_id"].tolist() == ["002", "000", "004"]
+    assert read["ra"].tolist() == pytest.approx([30, 0, 60])
+    assert read["dec"].tolist() == [-2.5, -0.5, -4.5]
+    assert read["psf_fwhm_arcsec"].tolist() == [0.8, 0.6, 1.0]
+    assert np.array_equal(read["image"][:, 0], pixels[[2, 0, 4], :SIZE, :SIZE])
+    # Another width of the PSF makes another job.
+    (tmp_path / "c.csv").write_text("\n".join(lines).replace("0.8", "0.9"))
+    assert open_source(str(tmp_path), catalog=catalog, **opened)[0].info.fingerprint != source.info.fingerprint
+    with pytest.raises(UserError, match=r"catalog: .* holds shards, .* leave catalog out"):
+        open_source(dataset(str(tmp_path / "d"), {shards.ALL: 5}, rows_per_shard=5), catalog=catalog, **opened)

@@ -168,9 +168,9 @@ def test_a_star_has_its_place_in_the_sky(theta: list[list[float]], shape: tuple[
 
 
 def test_cards_of_the_file_stay_and_the_map_is_recorded() -> None:
-    header = fits.Header({"BUNIT": "nJy", "FILTER": "HSC-G", "MAGZERO": 31.4})
+    header = fits.Header({"BUNIT": "nJy", "FILTER": "HSC-R", "MAGZERO": 31.4})
     _, cropped = _crop(_bundle(INSIDE["scale"]), RNG.normal(size=(22, 22)), header)
-    assert (cropped["BUNIT"], cropped["FILTER"], cropped["MAGZERO"]) == ("nJy", "HSC-G", 31.4)
+    assert (cropped["BUNIT"], cropped["FILTER"], cropped["MAGZERO"]) == ("nJy", "HSC-R", 31.4)
     assert (cropped["GRBUNDLE"], cropped["GRINPUT"]) == ("d" * 64, SIZE)
     assert cropped["GRSCALE"] == pytest.approx(0.7)
     assert "flux is conserved" in " ".join(cropped["HISTORY"])
@@ -255,3 +255,28 @@ def test_mistakes_are_refused() -> None:
         Cropper(dataclasses.replace(bundle(), network=network), "d")
     with pytest.raises(UserError, match="crop_size: a crop of 1 pixel a side has no scale; give 2 or more"):
         Cropper(bundle(), "d", crop_size=1)
+
+
+def test_files_are_held_against_the_bundle_and_converted_for_the_network() -> None:
+    model = _bundle(INSIDE["scale"], zero_point_mag=30.0, pixel_scale_arcsec=0.2)
+    wcs = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CDELT1": -0.2 / 3600, "CDELT2": 0.2 / 3600}
+    image = RNG.normal(100, 10, (SIZE, SIZE)).astype(np.float32)
+    cropper = Cropper(model, "digest")
+    seen = []
+    cropper._network.crop = lambda images, *rest: seen.append(images) or type(model.network).crop(model.network, images, *rest)
+
+    def crop(cropper: Cropper, **cards: Any) -> Any:
+        buffer = io.BytesIO()
+        fits.PrimaryHDU(image, fits.Header(cards)).writeto(buffer)
+        return cropper(["a.fits"], [buffer.getvalue()])[0]
+
+    pixels = [fits.getdata(io.BytesIO(crop(cropper, **cards))) for cards in (wcs, wcs | {"MAGZERO": 32.5})]
+    # The crop is in the file's unit, a tenth of the bundle's.
+    np.testing.assert_array_equal(*pixels)
+    assert seen[1].mean() < seen[0].mean()
+    for cards, message in (
+        (wcs | {"CDELT1": -0.3 / 3600, "CDELT2": 0.3 / 3600}, "the header gives the pixel scale 0.3, but the bundle 0.2"),
+        ({"FILTER": "g"}, "the header gives the band g, not r"),
+    ):
+        assert str(crop(cropper, **cards)).startswith(message)
+        assert isinstance(crop(Cropper(model, "digest", reader=ReaderConfig(headers="ignore")), **cards), bytes)

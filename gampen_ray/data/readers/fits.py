@@ -4,8 +4,10 @@ Shape legend: C bands, H x W pixels.
 """
 
 import io
+import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
-from gampen_ray.data.readers.fits_bands import band_hdus, stacked
+from gampen_ray.data.readers.arrays import band_order
+from gampen_ray.data.readers.fits_bands import band_hdus, band_names, plane_names, stacked
 from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers, check_size, image_shape
 
 __all__ = ["FitsReader"]
@@ -29,7 +32,9 @@ class FitsReader:
 
     Leading axes of length one are dropped. Without an index, HDUs that are no image of a galaxy by their name (EXTNAME, or
     IMAGETYP) are passed over, those named SCI or IMAGE are preferred, and an image of one value is passed over if another
-    follows. Pixels that the file's own variance, weight, error or mask image marks as unexposed become NaN, as do BLANK ones.
+    follows. Pixels that the file's own variance, weight, error or mask image marks as unexposed become NaN, as do BLANK ones;
+    the median of the noise in the first three becomes a number of the galaxy. Where headers name the bands of HDUs or of a
+    cube's planes, those asked for are taken, in the order asked for.
     """
 
     def reads(self, name: str, head: bytes) -> bool:
@@ -45,9 +50,11 @@ class FitsReader:
             with fits.open(io.BytesIO(data), memmap=False, lazy_load_hdus=True, uint=False) as hdus:
                 file = _File(hdus, data, caught, config)
                 places = file.band_places(config)
-                cutouts = [file.cutout(place, 1, config) for place in places]
+                cutouts = [
+                    file.cutout(place, (band,), config) for place, band in zip(places, config.bands, strict=bool(places))
+                ]
                 if not places:
-                    return file.cutout(file.choose(config.hdu, config.bands), len(config.bands), config)
+                    return file.cutout(file.choose(config), config.bands, config)
         return stacked(config.bands, cutouts)
 
 
@@ -67,9 +74,9 @@ class _File:
             start = hdu.fileinfo()["hdrLoc"]
             self._hdus.append(hdu)
 
-    def choose(self, index: int | None, bands: tuple[str, ...]) -> int:
+    def choose(self, config: ReaderConfig) -> int:
         """Return the place of the HDU whose image is read."""
-        hdus = self._hdus
+        hdus, index, num_bands = self._hdus, config.hdu, len(config.bands)
         if index is not None:
             if not 0 <= index < len(hdus):
                 raise CutoutError(f"no HDU {index}: the file has {len(hdus)}, counted from 0")
@@ -87,13 +94,30 @@ class _File:
             raise CutoutError(f"no HDU holds the image of a galaxy, by their names {names}; reader.hdu takes one all the same")
         science = [place for place in wanted if kinds[place] == "science"]
         # A preview in colours has other axes.
-        fitting = [place for place in science or wanted if _fits_bands(image_shape(hdus[place]), len(bands))]
-        if len(bands) == 1 and (band := canonical_band(bands[0])):
-            fitting = [place for place in fitting if header_band(hdus[place].header) == band] or fitting
-        for place in fitting[:-1]:
-            if not _constant(self.pixels(place)):
-                return place
-        return (fitting or science or wanted)[-1 if fitting else 0]
+        fitting = [place for place in science or wanted if _fits_bands(image_shape(hdus[place]), num_bands)]
+        if num_bands == 1 and config.headers != "ignore":
+            fitting = self._of_band(fitting, config)
+        if not fitting:
+            return (science or wanted)[0]
+        chosen = next((place for place in fitting[:-1] if not _constant(self.pixels(place))), fitting[-1])
+        name = hdu_name(hdus[chosen])
+        twins = [place for place in fitting if place >= chosen and name and hdu_name(hdus[place]) == name]
+        if len(twins) > 1:
+            raise CutoutError(f"the HDUs {', '.join(map(str, twins))} are all named {name}; reader.hdu takes one of them")
+        return chosen
+
+    def _of_band(self, places: list[int], config: ReaderConfig) -> list[int]:
+        # Those of some HDUs that show the only band asked for; all where they have no bands, or none has this one.
+        images = [self._hdus[place] for place in places]
+        names = band_names(images) if len(images) > 1 else []
+        if names and config.bands == ReaderConfig().bands:
+            # Refuses, and says which there are.
+            band_order(names, config)
+        band = canonical_band(config.bands[0])
+        own = [canonical_band(name) for name in names] or [header_band(image.header) for image in images]
+        if names and all(own) and band and band not in own:
+            raise CutoutError(f"no HDU has the band {config.bands[0]}; the images are of {', '.join(names)}")
+        return [place for place, one in zip(places, own, strict=True) if band and one == band] or places
 
     def band_places(self, config: ReaderConfig) -> list[int]:
         """Return the place of each band's HDU; none where one HDU holds all bands."""
@@ -103,17 +127,25 @@ class _File:
         found = band_hdus([self._hdus[place] for place in images], config.bands)
         return [images[index] for index in found]
 
-    def cutout(self, place: int, num_bands: int, config: ReaderConfig) -> Cutout:
-        """Return the image of an HDU with what its header says."""
-        hdu = self._hdus[place]
+    def cutout(self, place: int, bands: tuple[str, ...], config: ReaderConfig) -> Cutout:
+        """Return the image of an HDU with what its header says and with its noise."""
+        hdu, trusted = self._hdus[place], config.headers != "ignore"
         pixels, shape = self.pixels(place), image_shape(hdu)[-2:]
-        facts = header_facts(hdu.header, self._hdus[0].header, shape, position_only=config.headers == "ignore")
+        facts = header_facts(hdu.header, self._hdus[0].header, shape, position_only=not trusted)
         # Once its cards have been read, which takes as long for every copy.
         header = hdu.header.copy(strip=True)
-        image_CHW = _to_bands(linear_pixels(pixels, header), num_bands)
-        if (unexposed_HW := self.unexposed(place, shape, config.mask_planes)) is not None:
-            image_CHW[:, unexposed_HW] = np.nan
-        return Cutout(image_CHW, header=header, **facts)
+        order = _plane_order(header, image_shape(hdu), config) if trusted else None
+        image_CHW = _to_bands(linear_pixels(pixels, header), len(bands), order)
+        names = (facts["band"],) if bands == ReaderConfig().bands and facts.get("band") else bands
+        numbers: dict[str, float] = {}
+        for kind, companion in self._companions(place, shape):
+            # M planes: one, or as many as the image has.
+            pixels_MHW = self.pixels(companion).reshape(-1, *shape)
+            marked_MHW = _marked(pixels_MHW, kind, self._hdus[companion].header, config.mask_planes)
+            image_CHW[:, np.any(marked_MHW, axis=0)] = np.nan
+            if len(pixels_MHW) == len(bands) and order is None:
+                numbers = _noise(pixels_MHW, hdu_name(self._hdus[companion]), kind, names) | numbers
+        return Cutout(image_CHW, header=header, numbers=numbers, **facts)
 
     def pixels(self, place: int) -> Any:
         """Return the pixels of an image HDU; astropy keeps them."""
@@ -126,20 +158,17 @@ class _File:
                 check_compression(tables[place], image_shape(hdu), self._data)
         return hdu.data
 
-    def unexposed(self, place: int, shape: tuple[int, ...], planes: tuple[str, ...]) -> np.ndarray | None:
-        """Return which pixels have no value by the images between an image and the next one of a galaxy; None: unknown."""
-        bad_HW: np.ndarray | None = None
+    def _companions(self, place: int, shape: tuple[int, ...]) -> Iterator[tuple[Kind, int]]:
+        # The variance, error, weight and mask of the size of a galaxy's image, by kind and place: up to the next galaxy.
         for follower in range(place + 1, len(self._hdus)):
             hdu = self._hdus[follower]
             if not _holds_image(hdu):
                 continue
             kind = hdu_kind(hdu)
             if kind in ("", "science"):
-                break
+                return
             if kind in ("variance", "error", "weight", "mask") and image_shape(hdu)[-2:] == shape:
-                marked_HW = np.any(_marked(self.pixels(follower).reshape(-1, *shape), kind, hdu.header, planes), axis=0)
-                bad_HW = marked_HW if bad_HW is None else bad_HW | marked_HW
-        return bad_HW
+                yield kind, follower
 
 
 def _holds_image(hdu: Any) -> bool:
@@ -165,6 +194,19 @@ def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, 
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
 
 
+def _noise(pixels_MHW: np.ndarray, name: str, kind: Kind, bands: Sequence[str]) -> dict[str, float]:
+    """Return the median noise of each band by column; none from a mask, a weight of unknown unit, or a part of a variance."""
+    powers = {"error": 1.0, "variance": 0.5, "weight": -0.5}
+    whole = {"variance": r"var|variance", "weight": "ivar|invvar"}
+    if kind not in powers or (kind in whole and not re.fullmatch(whole[kind], name.strip(), re.IGNORECASE)):
+        return {}
+    noise = {}
+    for band, plane_HW in zip(bands, pixels_MHW, strict=True):
+        positive = plane_HW[np.isfinite(plane_HW) & (plane_HW > 0)]
+        noise[f"noise_{band}"] = float(np.median(positive)) ** powers[kind] if positive.size else math.nan
+    return noise
+
+
 def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
     bits = {name.removeprefix(_PLANE): header[name] for name in header if name.startswith(_PLANE)}
     bits |= {str(header[name]): int(name[len(_NAMED_PLANE) :]) for name in header if name.startswith(_NAMED_PLANE)}
@@ -172,8 +214,19 @@ def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
     return -1 if "any" in planes else sum(1 << bit for bit in set(chosen) if 0 <= bit < 63)
 
 
-def _to_bands(pixels: np.ndarray, num_bands: int) -> np.ndarray:
-    shape = pixels.shape
+def _plane_order(header: Any, shape: tuple[int, ...], config: ReaderConfig) -> list[int] | None:
+    # The planes of the bands asked for, where the header names those of a cube; None: as they are.
+    names = plane_names(header, shape[-3]) if len(shape) > 2 and math.prod(shape[:-3]) == 1 else []
+    if len(names) < 2:
+        return None
+    order = band_order(names, config)
+    return order if order != list(range(len(names))) else None
+
+
+def _to_bands(pixels: np.ndarray, num_bands: int, order: list[int] | None = None) -> np.ndarray:
+    if order is not None:
+        pixels = pixels.reshape(pixels.shape[-3:])[order]
+    shape = (1, *pixels.shape[-2:]) if order is not None and num_bands == 1 else pixels.shape
     if not _fits_bands(shape, num_bands):
         wanted = "a two-dimensional image" if num_bands == 1 else f"a cube of {num_bands} bands"
         raise CutoutError(f"the image is {len(shape)}-dimensional with shape {shape}, not {wanted}")

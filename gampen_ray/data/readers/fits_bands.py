@@ -11,7 +11,7 @@ from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band
 from gampen_ray.data.kinds import hdu_kind
 
-__all__ = ["band_hdus", "band_names", "stacked"]
+__all__ = ["band_hdus", "band_names", "plane_names", "stacked"]
 
 _CARDS = ("BAND", "FILTER", "FILTERS", "EXTNAME")
 
@@ -41,7 +41,8 @@ def band_hdus(images: Sequence[Any], bands: Sequence[str]) -> list[int]:
 
 
 def band_names(images: Sequence[Any]) -> list[str]:
-    """Return the bands of image HDUs by BAND or FILTER, or the ending of EXTNAME where every image has another; else none."""
+    """Return the bands of image HDUs by BAND or FILTER, or the ending of EXTNAME where every image has another that is a band's
+    name; else none."""
     images = [hdu for hdu in images if hdu_kind(hdu) in ("", "science")]
     for card in _CARDS:
         names = [str(hdu.header.get(card, "")).strip() for hdu in images]
@@ -51,9 +52,17 @@ def band_names(images: Sequence[Any]) -> list[str]:
             while first and not all(name.startswith(f"{first}_") for name in names):
                 first = first.rpartition("_")[0]
             names = [name[len(first) + bool(first) :] for name in names] if len(names) > 1 else []
-        if names and all(re.fullmatch(r"[\w.+-]+", name) for name in names) and len(set(names)) == len(names):
+            names = names if all(canonical_band(name) for name in names) else []
+        # GALEX has numbers.
+        if names and all(re.fullmatch(r"(?!\d+$)[\w.+-]+", name) for name in names) and len(set(names)) == len(names):
             return names
     return []
+
+
+def plane_names(header: Any, count: int) -> list[str]:
+    """Return the bands of the planes of a cube as the Legacy Surveys' cutouts name them, by BAND0, BAND1, ...; else none."""
+    names = [str(header.get(f"BAND{plane}", "")).strip() for plane in range(count)]
+    return names if all(names) and len(set(names)) == count else []
 
 
 def stacked(bands: Sequence[str], cutouts: Sequence[Cutout]) -> Cutout:
@@ -64,7 +73,7 @@ def stacked(bands: Sequence[str], cutouts: Sequence[Cutout]) -> Cutout:
     CutoutError
         If sizes, pixel scales or bands contradict each other, or one zero point is unknown and another known.
     """
-    first, planes = cutouts[0], []
+    first, planes, numbers = cutouts[0], [], {}
     if len({cutout.image_CHW.shape for cutout in cutouts}) > 1:
         sizes = ", ".join(
             f"{band} {c.image_CHW.shape[1]} x {c.image_CHW.shape[2]}" for band, c in zip(bands, cutouts, strict=True)
@@ -85,8 +94,10 @@ def stacked(bands: Sequence[str], cutouts: Sequence[Cutout]) -> Cutout:
                 f"band {band}: the header gives the zero point {own}, but that of {bands[0]} {first.zero_point_mag}"
             )
         factor = 1.0 if own is None or first.zero_point_mag is None else 10 ** (0.4 * (first.zero_point_mag - own))
-        planes.append(cutout.image_CHW if factor == 1 else cutout.image_CHW * np.float32(factor))
-    return dataclasses.replace(first, image_CHW=np.concatenate(planes), band="")
+        scaled = cutout.scaled(factor)
+        planes.append(scaled.image_CHW)
+        numbers |= scaled.numbers
+    return dataclasses.replace(first, image_CHW=np.concatenate(planes), band="", numbers=numbers)
 
 
 def _names(hdu: Any) -> set[str]:

@@ -8,7 +8,8 @@ from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.decompression import decompressed
-from gampen_ray.data.readers.fits_bands import band_names
+from gampen_ray.data.headers import canonical_band
+from gampen_ray.data.readers.fits_bands import band_names, plane_names
 from gampen_ray.data.readers.fits_limits import check_headers
 
 __all__ = ["FitsListing", "listing"]
@@ -63,5 +64,5 @@ def _bands(images: list[Any]) -> list[str]:
         return named
     planes = [size for size in (images[0].shape if images else ())[:-2] if size > 1]
     if len(planes) == 1 and planes[0] <= 32:
-        return [f"band{number}" for number in range(1, planes[0] + 1)]
-    return named
+        return plane_names(images[0].header, planes[0]) or [f"band{number}" for number in range(1, planes[0] + 1)]
+    return [canonical_band(name) or name for name in named]
