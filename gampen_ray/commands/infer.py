@@ -128,7 +128,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         "dataset": source.info.fingerprint,
         "dataset layout": layout_identity(config.dataset, units),
     }
-    began, precision = time.time(), _recorded_precision(config)
+    began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
         run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
         if precision == "auto" and RunFolder.check(config=config, **run) == "free":
@@ -310,7 +310,7 @@ def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "l
     from gampen_ray.errors import UserError
     from gampen_ray.inference.rates import Rates, extrapolate
 
-    rates = Rates(config.num_passes, time.time())
+    rates = Rates(config.num_passes, time.monotonic())
     with ray_session():
         workers = cluster_workers(config.resources)
         # Workers that wait for nodes would be measured as idle.

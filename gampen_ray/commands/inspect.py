@@ -10,6 +10,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config import CutoutsConfig
 from gampen_ray.config.base import config_class, default, to_dict
 from gampen_ray.config.parts import FITS_FILES, ReaderConfig
+from gampen_ray.messages import printable
 
 
 @config_class
@@ -68,7 +69,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         lines += ["", "To ingest (add --targets for training):", command]
     elif found.reasons:
         lines += ["", "Nothing can be ingested as it is."]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(printable("\n".join(lines), lines=True) + "\n")
     return result
 
 

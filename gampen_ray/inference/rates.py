@@ -38,13 +38,12 @@ class Rates:
     num_passes
         Monte Carlo passes per galaxy.
     began
-        Start of the run, Unix time, s.
+        Start of the run by the monotonic clock of this process, s: the time of day may be set while it runs.
     """
 
     def __init__(self, num_passes: int, began: float) -> None:
         self._num_passes = num_passes
-        # The time of day may be set while the job runs, and that of a worker may be another.
-        self._began = time.monotonic() - max(time.time() - began, 0.0)
+        self._began = began
         self._start = self._stop = 0.0
         self._galaxies, self._bytes_read, self._bytes_written, self._device_seconds = 0, 0, 0, 0.0
         self._workers, self._gpus_per_worker = 1, 0.0
