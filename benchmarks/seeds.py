@@ -19,7 +19,7 @@ from torch import nn
 from gampen_ray.data import shards
 from gampen_ray.inference import mc_dropout
 from gampen_ray.inference.bundle import Bundle, load_bundle
-from gampen_ray.model.images import Inputs, Matched
+from gampen_ray.model.images import Inputs
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 
@@ -69,8 +69,8 @@ def main() -> None:
     names = bundle.images.condition_names
     table = shards.read_shard(shards.shard_uris(args.dataset, "val")[0], ["image", *names])[: args.galaxies]
     conditions = [torch.from_numpy(table[name].to_numpy()) for name in names]
-    cutouts = Matched(torch.from_numpy(shards.images(table)))
-    inputs = bundle.images.inputs(cutouts, torch.stack(conditions, dim=1) if conditions else None)
+    image_NCHW = torch.from_numpy(shards.images(table))
+    inputs = bundle.images.inputs(image_NCHW, torch.stack(conditions, dim=1) if conditions else None)
     result = {"dealt": differences(bundle, inputs, args.passes)}
     with mock.patch.object(mc_dropout, "dealt_units", independent_units):
         result["independent"] = differences(bundle, inputs, args.passes)

@@ -40,7 +40,7 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.engine.train_workers import run_workers
 from gampen_ray.model.flops import inference_flops
-from gampen_ray.model.images import AUGMENTATIONS, Matched
+from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.training.execute import HISTORY
 from gampen_ray.training.loop import make_optimizer
 from gampen_ray.training.reading import read_unit
@@ -168,7 +168,7 @@ def bare_loop(run: Run, threads: int) -> float:
             wait()
             count, start = 0, time.perf_counter()
         rows_N = torch.randint(len(y_ND), (config.batch_size,), generator=order)
-        inputs = run.images.inputs(Matched(x_NCHW[rows_N]))
+        inputs = run.images.inputs(x_NCHW[rows_N])
         x = AUGMENTATIONS[config.augment](inputs.image_NCHW, torch.rand(3, len(rows_N)).to(DEVICE))
         with torch.autocast(DEVICE, torch.bfloat16, enabled=GPU):
             outputs = network(x, inputs.number_NM)

@@ -46,6 +46,7 @@ _QUIET = {
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
+_STARTS = 3
 _interrupted = threading.Event()
 
 
@@ -126,14 +127,21 @@ def _started(verbose: bool) -> Iterator[None]:
 
 
 def _init(address: str, options: dict[str, Any]) -> None:
-    try:
-        ray.init(**options)
-    except SystemExit:
-        # Ray's handler of SIGTERM, in a start that is not finished.
-        raise KeyboardInterrupt from None
-    except Exception as error:
-        what = "Ray did not start" if address == "local" else f"RAY_ADDRESS: no Ray to be used at {address}"
-        raise StartError(f"{what}: {str(error).strip().partition(chr(10))[0]}; {AGAIN}") from error
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except SystemExit:
+            # Ray's handler of SIGTERM, in a start that is not finished.
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            # A Ray of one's own has 30 s to start, which a busy machine may need for something else.
+            ray.shutdown()
+            raise_if_interrupted()
+            if address == "local" and attempt < _STARTS:
+                continue
+            what = "Ray did not start" if address == "local" else f"RAY_ADDRESS: no Ray to be used at {address}"
+            raise StartError(f"{what}: {str(error).strip().partition(chr(10))[0]}; {AGAIN}") from error
 
 
 def _silence() -> None:

@@ -26,7 +26,6 @@ from gampen_ray.data.readers import chosen_readers
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.model.images import Matched
 from gampen_ray.model.spatial_transformer import crop_images, crop_scale
 
 __all__ = ["Cropper", "crop_name", "pixel_map"]
@@ -138,7 +137,7 @@ class Cropper:
         cutout_NCHW = torch.from_numpy(image_NCHW).to(self._device)
         # Files have no conditions: those of the training galaxies in the mean.
         mean_J = torch.tensor([condition.mean for condition in self._images.conditions])
-        inputs = self._images.inputs(Matched(cutout_NCHW), mean_J.expand(len(cutout_NCHW), -1))
+        inputs = self._images.inputs(cutout_NCHW, mean_J.expand(len(cutout_NCHW), -1))
         return self._network.crop(*inputs)[1].double().cpu().numpy()
 
     def _crop(self, name: str, item: "_Input", theta_23: np.ndarray) -> bytes | CutoutError:

@@ -237,8 +237,9 @@ class ImagePreprocessing:
         side = min(self.size, *images_NCHW.shape[-2:])
         return plain_numbers(resize(images_NCHW, side), self.softening, noise)
 
-    def inputs(self, cutouts: "Matched", condition_NJ: torch.Tensor | None = None) -> Inputs:
-        """Return what the network is given of cutouts as `match` gives them."""
+    def inputs(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> Inputs:
+        """Return what the network is given of cutouts, as for `numbers`."""
+        cutouts = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
         return Inputs(self(cutouts.image_NCHW), self.numbers(cutouts, condition_NJ))
 
     def match(self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> Matched:

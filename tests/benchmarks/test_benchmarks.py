@@ -61,13 +61,13 @@ def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_shifts(bundle_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = ["none", "a neighbour of similar brightness", "pixels of 0.25 arcsec, resampled", "zero point -0.2 mag"]
+    chosen = ["none", "a neighbour of similar brightness", "pixels of 0.4 arcsec, resampled", "zero point -0.2 mag"]
     chosen.append("zero point +0.2 mag")
     shifts.main(shifts.parsed(["--bundle", bundle_uri, "--num-galaxies", "4", "--num-passes", "2", "--only", *chosen]))
     rows = {row["shift"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert {row["verdict"] for row in rows.values()} <= {"holds", "flagged", "fails", "not visible"}
     assert rows["zero point +0.2 mag"]["verdict"] == "not visible"
-    assert rows["pixels of 0.25 arcsec, resampled"]["flagged"]["RESAMPLED"] == 1
+    assert rows["pixels of 0.4 arcsec, resampled"]["flagged"]["COARSE_PIXELS"] == 1
     assert list(rows) == chosen
 
 
