@@ -220,8 +220,7 @@ def _in_containers(config: CutoutsConfig, uris: Sequence[str]) -> Located:
     tables, sources = [], []
     with Progress("images", None, "files") as progress:
         for uri in uris:
-            with containers.open_container(uri, config.reader) as container:
-                table = container.rows()
+            table = containers.container_rows(uri, config.reader)
             if INDEX not in table.column_names:
                 table = table.append_column(INDEX, pa.array(np.arange(len(table))))
             tables.append(table)
