@@ -156,10 +156,8 @@ def _zero_point(header: Header, scale: float | None) -> float | None:
         found["FLUXMAG0"] = 2.5 * math.log10(counts)
     known = {name: value for name, value in found.items() if value is not None}
     if known and max(known.values()) - min(known.values()) > _SAME_MAG:
-        values = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
-        raise CutoutError(
-            f"the header contradicts itself: the zero point is {found_mag}; state it, with reader.headers 'ignore'"
-        )
+        told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
+        raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
     return next(iter(known.values()), None) if known else _of_survey(header, unit)
 
 
