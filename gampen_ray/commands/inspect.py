@@ -1,4 +1,4 @@
-"""The `inspect` verb: says what a folder or file holds, and prints the `ingest` command that fits. It starts no Ray."""
+"""The `inspect` verb: prints what a folder or file holds, and the `ingest` command that fits. It starts no Ray."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ from gampen_ray.messages import printable
 
 @config_class
 class InspectConfig:
-    """Say what a folder or file of images holds, what of it would be quarantined and why, and the ingest command that fits."""
+    """Print what a folder or file of images holds, what would be quarantined and why, and the ingest command that fits."""
 
     path: str
     """Folder or file of images, catalogue or dataset; local or s3:// URI."""

@@ -118,10 +118,7 @@ def _is_scalar(kind: pa.DataType) -> bool:
 
 
 def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        # As spreadsheets export "Unicode text".
-        data = data.decode("utf-16").encode()
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = _utf8(data)
     header, first, num_skipped = _csv_header(data)
     delimiter = max(_DELIMITERS, key=header.count)
     names, values = ([text.strip() for text in next(csv.reader([line], delimiter=delimiter), [])] for line in (header, first))
@@ -141,6 +138,18 @@ def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
             decimal_point=decimal,
         ),
     )
+
+
+def _utf8(data: bytes) -> bytes:
+    # A text in UTF-8 without its mark, from the other encodings of spreadsheets: "Unicode text", and Western Europe's.
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16").encode()
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return data.decode("latin-1").encode()
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _csv_header(data: bytes) -> tuple[str, str, int]:

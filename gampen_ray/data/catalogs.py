@@ -15,10 +15,11 @@ from gampen_ray.errors import UserError
 
 __all__ = ["column_unit", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
 
-pc: Any = pyarrow.compute
 # Its functions are made when it is imported, unseen by a type checker.
+pc: Any = pyarrow.compute
 _ROUNDED = r"^\s*[-+]?\d+([.,]\d*)?[eE]\+?\d+\s*$|^\s*\d{16,}[.,]0*\s*$"
-"""Integers that a spreadsheet or a table of floating-point numbers has rounded."""
+_HEXADECIMAL = r"^\s*\d+e\d+\s*$"
+"""Integers that a spreadsheet or a table of floating-point numbers has rounded; 4e12 among names may be hexadecimal."""
 _DECOMPRESSED_BYTES, _RATIO = 1 << 28, 100
 """A compressed catalogue has no more than this, or than this multiple of its size, decompressed: text has some ten times."""
 
@@ -108,6 +109,8 @@ def to_ids(values: pa.ChunkedArray) -> pa.Array:
     texts = pc.utf8_trim_whitespace(array.cast(pa.string()))
     texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
     rounded = pc.fill_null(pc.match_substring_regex(texts, _ROUNDED), False)
+    if not pc.all(pc.or_(rounded, pc.match_substring_regex(texts, r"^[-+]?\d+$"))).as_py():
+        rounded = pc.and_not(rounded, pc.fill_null(pc.match_substring_regex(texts, _HEXADECIMAL, ignore_case=True), False))
     if pc.any(rounded).as_py():
         first = texts.filter(rounded)[0].as_py()
         raise UserError(

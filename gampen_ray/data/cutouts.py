@@ -77,7 +77,7 @@ class Cutout:
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def scaled(self, factor: float) -> "Cutout":
-        """Return the cutout in another unit of flux, of which ``factor`` make one: its pixels and its noise."""
+        """Return the cutout with its pixels and its noise multiplied by a factor, as in another unit of flux."""
         if factor == 1:
             return self
         numbers = {name: value * factor if name.startswith("noise_") else value for name, value in self.numbers.items()}

@@ -147,7 +147,9 @@ class _Listing:
         faults = np.full(len(table), "", dtype=object)
         for row, key in enumerate(_texts(_expanded(fixed, table))):
             if rests:
-                pattern = rest.format(**{name: next(texts) for name, texts in zip(inner, rests, strict=True)})
+                pattern = rest
+                for name, texts in zip(inner, rests, strict=True):
+                    pattern = pattern.replace(f"{{{name}}}", next(texts))
                 matches = _glob(pattern)
             start, good = key[::-1] if backwards else key, []
             for at in range(bisect_left(names, start), len(names)):

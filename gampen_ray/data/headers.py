@@ -1,4 +1,4 @@
-"""What a FITS header says of an image: zero point, pixel scale, band and position; asinh-compressed pixels made linear.
+"""What a FITS header states of an image: zero point, pixel scale, band and position; asinh-compressed pixels made linear.
 
 Headers are untrusted: a card that cannot be read counts as missing.
 """

@@ -34,7 +34,7 @@ __all__ = ["Located", "check_format", "container_files", "locate"]
 pc: Any = pyarrow.compute
 _INDEX_COLUMNS = ("idx_in_zarr", "index")
 _MOST_BANDS = 10
-"""Where it is not said, an array of NumPy with an axis of at most this length has bands on it."""
+"""Unless the config gives them, an array of NumPy has bands on an axis of at most this length."""
 _CUTANA_TABLE = "images_metadata.parquet"
 # Columns that hold nothing about the galaxy.
 _UNUSED = ("row", "_healpix_29", "Norder", "Dir", "Npix")
@@ -220,8 +220,7 @@ def _in_containers(config: CutoutsConfig, uris: Sequence[str]) -> Located:
     tables, sources = [], []
     with Progress("images", None, "files") as progress:
         for uri in uris:
-            with containers.open_container(uri, config.reader) as container:
-                table = container.rows()
+            table = containers.container_rows(uri, config.reader)
             if INDEX not in table.column_names:
                 table = table.append_column(INDEX, pa.array(np.arange(len(table))))
             tables.append(table)

@@ -256,20 +256,18 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
         if found.images:
             facts["HDUs"] = f"{'; '.join(found.texts)} (of {first.rpartition('/')[2]})"
             return _banded(config, found.bands)
-        return config
     return config
 
 
 def _banded(config: CutoutsConfig, bands: Sequence[str]) -> CutoutsConfig:
-    given = config.reader.bands != type(config.reader)().bands
-    return config if given or not bands else replace(config, **{"reader.bands": tuple(bands)})
+    return config if _given(config) or not bands else replace(config, **{"reader.bands": tuple(bands)})
 
 
 def _listing(uri: str, reader: ReaderConfig) -> FitsListing:
     try:
         return list_hdus(image_reading.raised(image_reading.file_content(uri, reader)), reader)
     except CutoutError:
-        # Said by its reader when it is read.
+        # Its reader gives the reason when the image is read.
         return FitsListing()
 
 
@@ -311,7 +309,7 @@ def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[
 
 
 def _given(config: CutoutsConfig) -> bool:
-    return config.reader.bands != type(config.reader)().bands
+    return config.reader.bands != ReaderConfig().bands
 
 
 def _values(values: Counter[Any]) -> str:

@@ -129,6 +129,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
     side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, sides = np.zeros(len(rows), dtype=np.int32), np.full(len(rows), side, dtype=np.int32)
+    numeric = {field.name for field in rows.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)}
     numbers: dict[str, np.ndarray] = {}
     planned = np.flatnonzero(reasons == "")
     with Images(rows, reader) as images:
@@ -152,10 +153,12 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 remarks["misplaced"] += int(positions.misplaced(offset, cutout))
                 if not np.isfinite(ra[row] + dec[row]):
                     ra[row], dec[row] = cutout.ra, cutout.dec
-                for name in cutout.numbers.keys() & columns.keys():
+                for name in cutout.numbers.keys() & numeric:
                     if name not in numbers:
                         numbers[name] = np.array(rows.column(name).to_numpy(), dtype=np.float64)
-                    numbers[name][row] = cutout.numbers[name]
+                    # What the catalogue states is kept.
+                    if np.isnan(numbers[name][row]):
+                        numbers[name][row] = cutout.numbers[name]
     read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
     sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
     return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)

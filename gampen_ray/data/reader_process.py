@@ -1,8 +1,8 @@
 """Untrusted files are read in a process of their own, so that one that crashes, hangs or swells its reader costs itself alone.
 
-Each process that reads has one such child, started at its first file: decoders in C may overwrite memory, or follow a header
-without end, and only a process can be ended. The child bounds its processor time by a timer of the kernel, and its address
-space. It answers with JSON and pixels, nothing that its parent would execute; files and pixels pass through shared memory.
+Each process that reads has one such child (`gampen_ray.data.reader_child`), started at its first file: decoders in C may
+overwrite memory, or follow a header without end, and only a process can be ended. The child answers with JSON and pixels,
+nothing that its parent would execute.
 """
 
 import atexit
@@ -14,43 +14,31 @@ import json
 import math
 import mmap
 import os
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.config.base import build, to_dict
-from gampen_ray.data import readers
+from gampen_ray.config.base import to_dict
+from gampen_ray.data import reader_child
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
-from gampen_ray.data.readers.fits_listing import FitsListing, listing
-from gampen_ray.data.wcs import mapped_header
+from gampen_ray.data.reader_child import AHEAD, LINUX, MEBIBYTES, SECONDS, header_of, text_of
+from gampen_ray.data.readers.fits_listing import FitsListing
 from gampen_ray.errors import UserError
-from gampen_ray.plugins import VARIABLE, load_plugins, plugin_modules
+from gampen_ray.plugins import VARIABLE, plugin_modules
 
 __all__ = ["File", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
 
-# For files of up to so many MiB; in proportion for larger ones (`ReaderConfig.max_mebibytes`).
-_SECONDS, _BYTES, _MEBIBYTES = 2.0, 1_500_000_000, 64
 # A busy machine may give a child no time for long.
 _WALL_SECONDS = 60
-# Headers of drizzled images have thousands.
-_MAX_CARDS = 36_000
-# Files that wait for the child, so that it need not wait.
-_AHEAD = 2
-_LINUX = sys.platform == "linux"
-_JSON = json.JSONEncoder(default=float)
-_FACTS = tuple(field.name for field in dataclasses.fields(Cutout) if field.name not in ("image_CHW", "header"))
 
 
 class File(NamedTuple):
@@ -112,8 +100,8 @@ def list_hdus(data: bytes, config: ReaderConfig) -> FitsListing:
 def map_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:
     """Return the header of a resampled image; see `gampen_ray.data.wcs.mapped_header`."""
     fields: dict[str, Any] = {"verb": "map", "matrix": matrix_22.tolist(), "offset": offset_2.tolist()}
-    (answer,) = _READER.ask([_Request(fields, _text(header).encode(), ReaderConfig())])
-    return _header(_good(answer)[0]["header"])
+    (answer,) = _READER.ask([_Request(fields, text_of(header).encode(), ReaderConfig())])
+    return header_of(_good(answer)[0]["header"])
 
 
 def close() -> None:
@@ -152,7 +140,7 @@ class _Reader:
         with self._lock:
             try:
                 while True:
-                    while len(waiting) < _AHEAD and (request := next(coming, None)):
+                    while len(waiting) < AHEAD and (request := next(coming, None)):
                         waiting.append(request)
                         self._send(request)
                     if not waiting:
@@ -165,11 +153,11 @@ class _Reader:
 
     def _send(self, request: _Request) -> None:
         fields, data, config = request
-        mebibytes = max(config.max_mebibytes, _MEBIBYTES)
+        mebibytes = max(config.max_mebibytes, MEBIBYTES)
         if self._child is None or (self._mebibytes, self._plugins) != (mebibytes, plugin_modules()):
             self.end()
             self._start(mebibytes)
-        start = self._num_sent % _AHEAD * (mebibytes << 20)
+        start = self._num_sent % AHEAD * (mebibytes << 20)
         self._num_sent += 1
         self._memory[start : start + len(data)] = data
         place = {"config": _encoded(config), "start": start, "size": len(data)}
@@ -196,7 +184,7 @@ class _Reader:
                 result: _Answer = CutoutError(answer["error"])
             else:
                 shape = answer.pop("shape", (0,))
-                start = self._num_answered % _AHEAD * (self._mebibytes << 20)
+                start = self._num_answered % AHEAD * (self._mebibytes << 20)
                 # A copy: another image takes its place.
                 pixels = np.frombuffer(self._memory, np.float32, math.prod(shape), start).reshape(shape).copy()
                 result = answer, pixels
@@ -218,15 +206,15 @@ class _Reader:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: self._plugins}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         # A file without a name; in memory where the system has such.
-        with theirs, os.fdopen(os.memfd_create("file"), "w+b") if _LINUX else tempfile.TemporaryFile() as file:
-            file.truncate(_AHEAD * mebibytes << 20)
+        with theirs, os.fdopen(os.memfd_create("file"), "w+b") if LINUX else tempfile.TemporaryFile() as file:
+            file.truncate(AHEAD * mebibytes << 20)
             self._memory = mmap.mmap(file.fileno(), 0)
             ends = theirs.fileno(), file.fileno()
-            command = [sys.executable, "-P", "-m", __name__, *map(str, ends)]
+            command = [sys.executable, "-P", "-m", reader_child.__name__, *map(str, ends)]
             self._child = subprocess.Popen(command, pass_fds=ends, env=environment, stdin=subprocess.DEVNULL)
         if not self._lines.readline():
             raise RuntimeError(f"the process that reads files did not start: exit {self._child.wait()}")
-        self._socket.settimeout(_WALL_SECONDS * mebibytes / _MEBIBYTES)
+        self._socket.settimeout(_WALL_SECONDS * mebibytes / MEBIBYTES)
 
     def end(self, patience_s: float = 0) -> int:
         """End the child, if there is one, and return its exit status; one that ends by itself has some time to."""
@@ -243,7 +231,7 @@ class _Reader:
             return child.wait()
 
     def _fault(self) -> dict[str, Any]:
-        seconds, status = _SECONDS * self._mebibytes / _MEBIBYTES, self.end(patience_s=5)
+        seconds, status = SECONDS * self._mebibytes / MEBIBYTES, self.end(patience_s=5)
         if status == -signal.SIGPROF:
             return {"fault": f"reading it took longer than {seconds:g} s of processor time", "again": False}
         how = f"signal {-status}" if status < 0 else f"exit {status}"
@@ -261,7 +249,7 @@ def _cutout(answer: _Answer) -> Cutout | CutoutError:
         return answer
     facts, image_CHW = answer
     if "header" in facts:
-        facts["header"] = _header(facts["header"])
+        facts["header"] = header_of(facts["header"])
     return Cutout(image_CHW, **facts)
 
 
@@ -270,82 +258,7 @@ def _encoded(config: ReaderConfig) -> str:
     return json.dumps(to_dict(config))
 
 
-@functools.lru_cache(8)
-def _decoded(text: str) -> ReaderConfig:
-    return build(ReaderConfig, json.loads(text))
-
-
-def _text(header: fits.Header) -> str:
-    cards = []
-    for card in header.cards:
-        # Cards with characters that no header may have are left out.
-        with contextlib.suppress(ValueError):
-            cards.append(str(card))
-    return "".join(cards)
-
-
-def _header(text: str) -> fits.Header:
-    with warnings.catch_warnings():
-        # Non-standard headers are common and harmless.
-        warnings.simplefilter("ignore")
-        return fits.Header.fromstring(text)
-
-
-def _serve(requests: socket.socket, memory: mmap.mmap) -> None:
-    """Answer requests until the parent is gone: the life of a child."""
-    # Ctrl-C in a terminal reaches it too; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    with contextlib.suppress(UserError):
-        # Said when a reader is asked for.
-        load_plugins()
-    scale = len(memory) / (_AHEAD * _MEBIBYTES << 20)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if _LINUX:
-        at_start = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (at_start + int(_BYTES * scale), resource.RLIM_INFINITY))
-    # Libraries in C remark on damaged files, and on their own end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    requests.sendall(b"ready\n")
-    for line in requests.makefile("rb"):
-        request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, _SECONDS * scale)
-        try:
-            answer = _JSON.encode(_reply(request, memory))
-        except MemoryError:
-            answer = json.dumps({"fault": f"reading it took more than {_BYTES * scale / 1e9:g} GB of memory", "again": True})
-        except UserError as error:
-            answer = json.dumps({"error": str(error), "of_file": isinstance(error, CutoutError)})
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        requests.sendall(answer.encode() + b"\n")
-
-
-def _reply(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
-    """Return the answer to a request, and write pixels into the memory."""
-    start, config = request["start"], _decoded(request["config"])
-    data = memory[start : start + request["size"]]
-    if request["verb"] == "list":
-        return dataclasses.asdict(listing(data, config))
-    if request["verb"] == "map":
-        header = _header(data.decode())
-        return {"header": _text(mapped_header(header, np.array(request["matrix"]), np.array(request["offset"])))}
-    cutout = readers.read_cutout(data, request["name"], config)
-    image_CHW = np.ascontiguousarray(cutout.image_CHW, np.float32)
-    if image_CHW.nbytes > len(memory) // _AHEAD:
-        raise too_large("the image", image_CHW.nbytes, config)
-    if len(cutout.header) > _MAX_CARDS:
-        raise CutoutError(f"the header has {len(cutout.header):,} cards, more than {_MAX_CARDS:,}")
-    np.frombuffer(memory, np.float32, image_CHW.size, start)[:] = image_CHW.ravel()
-    facts = {name: getattr(cutout, name) for name in _FACTS}
-    if request["headers"]:
-        facts["header"] = _text(cutout.header)
-    return facts | {"shape": image_CHW.shape}
-
-
-if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), mmap.mmap(int(sys.argv[2]), 0))
-else:
-    _READER = _Reader()
-    atexit.register(close)
-    # The child belongs to the process that started it.
-    os.register_at_fork(after_in_child=_READER.__init__)
+_READER = _Reader()
+atexit.register(close)
+# The child belongs to the process that started it.
+os.register_at_fork(after_in_child=_READER.__init__)

@@ -93,7 +93,8 @@ class Bundle:
         ----------
         images_NCHW
             Cutouts in the bands of the training data, of any byte order; cropped or zero-padded about the centre as needed.
-            Masked pixels of a masked array have no value; the unit of an astropy Quantity, such as nJy, gives the zero point.
+            Masked pixels of a masked array, of NumPy or astropy, have no value; the unit of an astropy Quantity, such as nJy,
+            gives the zero point.
         conditions
             Values (N) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is replaced by the mean
             of the training galaxies.
@@ -216,8 +217,9 @@ def _plain_pixels(
             )
         zero_point_mag = of_unit if zero_point_mag is None else zero_point_mag
         images_NCHW = images_NCHW.value
-    if isinstance(images_NCHW, np.ma.MaskedArray):
-        images_NCHW = np.ma.filled(images_NCHW.astype(np.float32), np.nan)
+    if hasattr(images_NCHW, "mask"):
+        # NumPy's masked arrays, or astropy's, which are none of NumPy's.
+        images_NCHW = images_NCHW.astype(np.float32).filled(np.nan)
     return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
 
 

@@ -237,6 +237,21 @@ def test_identifiers_that_a_spreadsheet_rounded_are_refused(value: str) -> None:
     assert to_ids(pa.chunked_array([pa.array(["J1E+5", "1e-3"])])).type == pa.string()
 
 
+def test_hexadecimal_identifiers_are_names() -> None:
+    values = pa.chunked_array([pa.array(["4e12", "00ff", "12345678", None])])
+    assert to_ids(values).to_pylist() == ["4e12", "00ff", "12345678", None]
+    with pytest.raises(UserError, match="rounded"):
+        to_ids(pa.chunked_array([pa.array(["3.90E+16", "NGC 1"])]))
+
+
+def test_a_table_in_latin_1(tmp_path: Path) -> None:
+    for ids in ("caf\xe9", "1"):
+        text = f"object_id,comment\n{ids},na\xefve\n"
+        (tmp_path / "a.csv").write_bytes(text.encode("latin-1"))
+        read = read_catalog(str(tmp_path / "a.csv"), ("object_id",))
+        assert read.to_pydict() == {"object_id": [ids], "comment": ["na\xefve"]}
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real files")
 def test_hsc_catalogues_as_downloaded() -> None:
     for name in ("hyrax_star_cat.csv", "hyrax_star_cat.fits"):

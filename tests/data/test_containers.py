@@ -1,7 +1,9 @@
 """Files of many galaxies: every format gives the pixels that were written, to the last bit, and the columns beside them."""
 
+import errno
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +17,11 @@ from astropy.io import fits
 
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.data.containers import open_container
+from gampen_ray.data.containers.faults import row_faults
+from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.ingest_plan import plan
 from gampen_ray.data.packing import read_rows
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 
 SIZE, COUNT = 12, 40
 BANDS = ("g", "r", "z")
@@ -327,3 +331,37 @@ def test_a_row_is_read_without_the_rest_of_the_file(tmp_path: Path, monkeypatch:
         cutouts = list(container.read([20, 21]))
     np.testing.assert_array_equal([cutout.image_CHW[0] for cutout in cutouts], ONE[20:22])  # type: ignore[union-attr]
     assert read == [2 * ONE[0].nbytes]
+
+
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [
+        ("image_mask", np.ones((COUNT, 5, 5), bool)),
+        ("image_ivar", np.ones((COUNT, 5, 5), np.float32)),
+        ("image_ivar", np.ones((COUNT - 1, SIZE, SIZE), np.float32)),
+    ],
+    ids=["mask-size", "ivar-size", "ivar-count"],
+)
+def test_a_plane_that_does_not_fit_its_images_is_a_reason(tmp_path: Path, name: str, plane: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", images=ONE, **{name: plane})
+    with open_container(str(tmp_path / "a.npz"), ReaderConfig()) as container:
+        *_, last = container.read([0, COUNT - 1])
+    assert isinstance(last, CutoutError)
+    assert re.match(rf"row {COUNT - 1} of the file is damaged: ", str(last))
+
+
+def test_columns_that_no_table_can_hold_are_left_out(tmp_path: Path) -> None:
+    columns = {"pairs": np.zeros(COUNT, [("a", "f4"), ("b", "i4")]), "waves": np.zeros(COUNT, complex)}
+    _hdf5(tmp_path / "a.h5", images=ONE, object_id=np.array([b"\xff%d" % row for row in range(COUNT)]), **columns)
+    read = _read(tmp_path / "a.h5")
+    assert read["object_id"][3] == r"\xff3"
+    assert read.keys().isdisjoint(columns)
+
+
+def test_a_failing_disk_quarantines_no_row() -> None:
+    with pytest.raises(StorageError, match=r"a\.h5: Input/output error"), row_faults("a.h5", 3):
+        raise OSError(errno.EIO, "Input/output error")
+    with pytest.raises(StorageError), row_faults("s3://bucket/a.h5", 3):
+        raise OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation: no answer")
+    with pytest.raises(CutoutError, match="row 3 of the file is damaged: filter returned failure"), row_faults("a.h5", 3):
+        raise OSError("filter returned failure")

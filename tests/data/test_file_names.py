@@ -1,9 +1,11 @@
 """Names of files from catalogues: none leads out of its folder, and none that no file can have stops a job."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
-from gampen_ray.data.file_names import file_uris, is_file_name
+from gampen_ray.data.file_names import file_uris, is_file_name, templated_files
 
 INSIDE = {
     "a.fits": "a.fits",
@@ -43,3 +45,11 @@ def test_names_that_no_file_can_have() -> None:
     good = ["a", "a/b", "é" * 127, "/".join(["x" * 255] * 4)]
     assert all(map(is_file_name, good))
     assert not any(map(is_file_name, ["a\0", "x" * 256, "é" * 128, "a/" + "x" * 256, "/".join(["x" * 255] * 5)]))
+
+
+def test_braces_that_name_no_column_are_letters(tmp_path: Path) -> None:
+    (tmp_path / "1-x-{a}{.fits").touch()
+    table = pa.table({"object_id": ["1", "2"], "tag": ["x", "x"]})
+    (files,), faults = templated_files("{object_id}-*{tag}-{a}{.fits".replace("{a}", "?a?"), ("r",), table, str(tmp_path))
+    assert files.to_pylist() == [str(tmp_path / "1-x-{a}{.fits"), None]
+    assert faults.tolist() == ["", "no file matches 2-*x-?a?{.fits"]

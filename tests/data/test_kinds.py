@@ -150,6 +150,18 @@ def test_the_noise_of_a_file_is_a_number_of_its_galaxy(name: str, value: float, 
         np.testing.assert_allclose(columns["noise_r"], [noise / 10, noise, np.nan], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("stated", "expected"), [(["7", ""], [7, 2]), (["low", "high"], ["low", "high"])])
+def test_the_noise_that_a_catalogue_states_is_kept(tmp_path: Path, stated: list[str], expected: list[Any]) -> None:
+    for number in range(2):
+        hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "SCI", FILTER="r"), _hdu(np.full_like(IMAGE, 4.0), "VARIANCE")]
+        fits.HDUList(hdus).writeto(tmp_path / f"{number}.fits")
+    lines = [f"{number},{number}.fits,{text}" for number, text in enumerate(stated)]
+    (tmp_path / "a.csv").write_text("\n".join(["object_id,file_name,noise_r", *lines]))
+    config = CutoutsConfig(images=str(tmp_path), catalog=str(tmp_path / "a.csv"))
+    rows, info = plan(config)
+    assert np.asarray(read_rows(rows, config.reader, info).columns["noise_r"]).tolist() == expected
+
+
 def test_planes_of_a_mask_by_name() -> None:
     flags = np.zeros(IMAGE.shape, np.int32)
     flags[0, 0], flags[1, 1], flags[2, 2] = 1 << 8, 1 << 5, 1 << 8 | 1 << 5

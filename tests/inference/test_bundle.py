@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from astropy import units as u
+from astropy.utils.masked import Masked
 
 import gampen_ray
 from gampen_ray.config import TrainConfig
@@ -190,8 +191,11 @@ def test_pixels_of_any_layout_mask_and_unit(saved: Path) -> None:
     np.testing.assert_array_equal(mean(images.astype(">f4")), expected)
     np.testing.assert_allclose(mean(images[..., ::-1].copy()), mean(images[..., ::-1]))
     np.testing.assert_array_equal(mean(np.ma.array(images, mask=False)), expected)
+    mask = np.arange(3)[:, None, None, None] + np.zeros(images.shape) == 1
     with pytest.raises(UserError, match="images: 1 have non-finite pixels, the first is number 1"):
-        mean(np.ma.array(images, mask=np.arange(3)[:, None, None, None] + np.zeros(images.shape) == 1))
+        mean(np.ma.array(images, mask=mask))
+    with pytest.raises(UserError, match="images: 1 have non-finite pixels, the first is number 1"):
+        mean(Masked(images * u.nJy, mask=mask))
     # 31.4, up to the definition of the AB system.
     np.testing.assert_allclose(mean(images * u.nJy), mean(images, zero_point_mag=31.4), rtol=2e-3)
     np.testing.assert_allclose(mean(images * u.nJy), mean(images / 1000 * u.uJy), rtol=1e-5)

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
+from gampen_ray.data.containers.faults import file_faults
 from gampen_ray.data.containers.hdf5 import Hdf5Container
 from gampen_ray.data.containers.numpy_files import NumpyContainer
 from gampen_ray.data.containers.parquet import ParquetContainer
@@ -23,7 +24,7 @@ from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.errors import UserError
 from gampen_ray.plugins import Registry
 
-__all__ = ["CONTAINERS", "INDEX", "Container", "container_format", "open_container"]
+__all__ = ["CONTAINERS", "INDEX", "Container", "container_format", "container_rows", "open_container"]
 
 
 class Container(Protocol):
@@ -82,16 +83,22 @@ def open_container(uri: str, config: ReaderConfig) -> Iterator[Container]:
     kind = CONTAINERS[container_format(uri, config)]
     if kind.package and not importlib.util.find_spec(kind.package):
         raise UserError(f'images: {uri} needs {kind.package}; pip install "gampen_ray[{kind.package}]"')
-    try:
+    with file_faults(uri, "opened"):
         container = kind(uri, config)
-    except UserError:
-        raise
-    except Exception as error:
-        # A damaged file can raise any exception.
-        text = " ".join(str(error).split())[:200]
-        raise UserError(f"images: {uri} cannot be opened: {type(error).__name__}: {text}") from None
     try:
         with storage.explained(uri):
             yield container
     finally:
         container.close()
+
+
+def container_rows(uri: str, config: ReaderConfig) -> pa.Table:
+    """Return the scalar columns of a container, a row per galaxy; see `Container.rows`.
+
+    Raises
+    ------
+    UserError
+        As for `open_container`, or if its columns are damaged or it has no images.
+    """
+    with open_container(uri, config) as container, file_faults(uri, "read"):
+        return container.rows()

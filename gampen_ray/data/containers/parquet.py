@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.catalog_formats import scalar_table
+from gampen_ray.data.containers.faults import row_faults
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.reader_process import read_content
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
@@ -90,12 +91,12 @@ class ParquetContainer:
     def read(self, indices: Sequence[int]) -> Iterator[Cutout | CutoutError]:
         for index in indices:
             try:
-                yield self._cutout(self._value(index))
+                with row_faults(self._uri, index):
+                    found: Cutout | CutoutError = self._cutout(self._value(index))
             except CutoutError as error:
-                yield error
-            except (pa.ArrowException, OSError, ValueError) as error:
-                self._group = -1
-                yield CutoutError(f"row {index} of the file is damaged: {' '.join(str(error).split())[:200]}")
+                # Its batch may be damaged.
+                self._group, found = -1, error
+            yield found
 
     def _value(self, index: int) -> Any:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray.config import ReaderConfig
+from gampen_ray.data.containers.faults import row_faults
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
@@ -20,6 +21,8 @@ INDEX = "gampen_ray:index"
 # The first is GaMPEN's own, the second Galaxy10's and Cutana's, the last Multimodal Universe's.
 _IMAGES = ("image", "images", "data", "image_array", "image_flux")
 _MAX_LABELS = 64
+# Structures and complex numbers.
+_NOT_SCALAR = "Vc"
 
 
 class _Array(Protocol):
@@ -105,6 +108,8 @@ class StackContainer:
         for name, array in self._arrays.items():
             if array is self._images or array.shape[:1] != (count,) or name.startswith("image_"):
                 continue
+            if np.dtype(array.dtype).kind in _NOT_SCALAR:
+                continue
             if len(array.shape) == 1:
                 columns[name] = _column(array[:])
             elif len(array.shape) == 2 and array.shape[1] <= _MAX_LABELS and np.dtype(array.dtype).kind in "fiub":
@@ -123,23 +128,22 @@ class StackContainer:
         """Yield the image of each row; those of a run are read at once, or singly where one is damaged."""
         for start, stop in in_runs(indices):
             try:
-                planes = [self._slice(array, start, stop) for array in (self._stack, self._good, self._ivar)]
-            except Exception as error:
+                with row_faults(self._uri, start):
+                    found = self._run(start, stop)
+            except CutoutError as error:
                 if stop - start > 1:
                     for index in range(start, stop):
                         yield from self.read([index])
-                else:
-                    yield CutoutError(f"row {start} of the file is damaged: {' '.join(str(error).split())[:200]}")
-                continue
-            for row in range(stop - start):
-                yield self._cutout(*(None if plane is None else plane[row] for plane in planes))
+                    continue
+                found = [error]
+            yield from found
 
-    @staticmethod
-    def _slice(array: _Array | None, start: int, stop: int) -> np.ndarray | None:
-        return None if array is None else np.asarray(array[start:stop])
+    def _run(self, start: int, stop: int) -> list[Cutout | CutoutError]:
+        planes = [None if array is None else np.asarray(array[start:stop]) for array in (self._stack, self._good, self._ivar)]
+        rows = [[None if plane is None else plane[row] for plane in planes] for row in range(stop - start)]
+        return [self._cutout(*row) for row in rows]
 
-    def _cutout(self, image: np.ndarray | None, good: np.ndarray | None, ivar: np.ndarray | None) -> Cutout | CutoutError:
-        assert image is not None
+    def _cutout(self, image: Any, good: np.ndarray | None, ivar: np.ndarray | None) -> Cutout | CutoutError:
         order = self._order
         if order is not None:
             image = image[order] if image.ndim == 3 else image
@@ -177,4 +181,5 @@ def _column(values: np.ndarray) -> pa.Array:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    # Not every program writes UTF-8.
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)

@@ -67,7 +67,7 @@ def to_bands(pixels: np.ndarray, config: ReaderConfig) -> np.ndarray:
         # Values beyond float32 become infinite.
         image_CHW = np.ascontiguousarray(pixels, dtype=np.float32)
     if len(image_CHW) != count:
-        raise CutoutError(f"the image has shape {shape}, of which reader.axes {config.axes} makes {len(image_CHW)} bands")
+        raise CutoutError(f"the image has shape {shape}: {len(image_CHW)} bands by reader.axes {config.axes}, not {count}")
     return image_CHW
 
 

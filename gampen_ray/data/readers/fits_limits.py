@@ -20,7 +20,7 @@ MAX_HDUS = 1000
 """Most HDUs of a file that is read."""
 _BITPIX = (8, 16, 32, 64, -32, -64)
 _CARD = 80
-# The standard ends at 999 axes and fields. Random groups have a GCOUNT, of which each adds to the HDU's size.
+# The standard ends at 999 axes and fields. Each of the GCOUNT random groups adds to the HDU's size.
 _COUNTS = {"NAXIS": 999, "ZNAXIS": 999, "TFIELDS": 999, "PCOUNT": 1 << 40, "GCOUNT": 1 << 40}
 _KEYS = np.array([f"{name:8}".encode() for name in _COUNTS]).view(np.uint64)
 _VALUE = re.compile(rb"= *([+-]?\d+)")
