@@ -11,7 +11,7 @@ import torch
 from gampen_ray.config import NetworkConfig, TargetConfig, TrainConfig
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
-from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.inference.flags import REMARKS, Flag, posterior_flags
 from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
@@ -28,9 +28,6 @@ SMALL = dataclasses.replace(
     NetworkConfig(), spatial_transformer=dataclasses.replace(NetworkConfig().spatial_transformer, output_size=20, downsample=1)
 )
 """The compact network for cutouts of 32 pixels."""
-
-NO_WARNING = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND
-"""Flags that say what was done to an image; all others warn that a posterior may be wrong."""
 
 
 def model(config: NetworkConfig, size: int) -> Bundle:
@@ -118,7 +115,7 @@ def resampled_sizes(bundle: Bundle, star_NHW: np.ndarray, pixel_scale_arcsec: fl
 
 def warned(prediction: Prediction) -> np.ndarray:
     """Return for each galaxy whether a flag warns that its posterior may be wrong, or it has none."""
-    return ((prediction.flags_N & ~NO_WARNING.value) != 0) | ~prediction.usable_N
+    return ((prediction.flags_N & ~REMARKS.value) != 0) | ~prediction.usable_N
 
 
 def flag_shares(prediction: Prediction) -> dict[str, float]:

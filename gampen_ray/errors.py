@@ -20,7 +20,7 @@ class StorageError(RuntimeError):
 
 
 class StartError(RuntimeError):
-    """Ray does not start, on a machine that is too busy for instance, or its cluster does not answer: one line with the cause.
+    """Ray or a process of ours does not start, on a machine that is too busy for instance, or a cluster does not answer.
 
     The command line prints it on standard error and exits with 1.
     """

@@ -99,7 +99,7 @@ def sentinels(values: np.ndarray) -> np.ndarray:
     """Return which numbers stand for "no value": 1e20 and beyond, and +-99, 999, ... where they stand apart from the rest.
 
     They do if they are more than half of what lies within a tenth of them. A single number must be negative, among numbers that
-    are not all integers.
+    are not all integers; among integers, counts of photons perhaps, they must be the largest or smallest.
     """
     with np.errstate(invalid="ignore"):
         found = np.isfinite(values) & (np.abs(values) >= _HUGE)
@@ -110,8 +110,9 @@ def sentinels(values: np.ndarray) -> np.ndarray:
     for size in _SENTINELS:
         for value in (size, -size):
             count = np.count_nonzero(rest == value)
-            single = count == 1 and value < 0 and fractional
-            if (count > 1 or single) and count < rest.size and 2 * count > np.count_nonzero(np.abs(rest - value) <= size / 10):
+            enough = count > 1 or (count == 1 and value < 0 and fractional)
+            enough = enough and (fractional or value in (rest.min(), rest.max()))
+            if enough and count < rest.size and 2 * count > np.count_nonzero(np.abs(rest - value) <= size / 10):
                 found |= values == value
     return found
 

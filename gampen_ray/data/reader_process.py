@@ -32,7 +32,7 @@ from gampen_ray.data import reader_child
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.reader_child import AHEAD, LINUX, MEBIBYTES, SECONDS, header_of, text_of
 from gampen_ray.data.readers.fits_listing import FitsListing
-from gampen_ray.errors import UserError
+from gampen_ray.errors import AGAIN, StartError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
 
 __all__ = ["File", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
@@ -172,10 +172,11 @@ class _Reader:
         try:
             line = self._lines.readline()
             answer = json.loads(line) if line.endswith(b"\n") else self._fault()
-        except ConnectionError:
-            answer = self._fault()
         except TimeoutError:
             answer = {"fault": f"reading it took longer than {self._socket.gettimeout():g} s", "again": False}
+        except (ConnectionError, ValueError):
+            # The end of the child, or a line that its damaged memory made.
+            answer = self._fault()
         if "error" in answer and not answer["of_file"]:
             raise UserError(answer["error"])
         if "fault" not in answer:
@@ -203,7 +204,9 @@ class _Reader:
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         self._mebibytes, self._plugins, self._num_sent, self._num_answered = mebibytes, plugin_modules(), 0, 0
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: self._plugins}
+        # Without the variables of Ray, by which a local Ray finds what it ends.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: self._plugins}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         # A file without a name; in memory where the system has such.
         with theirs, os.fdopen(os.memfd_create("file"), "w+b") if LINUX else tempfile.TemporaryFile() as file:
@@ -213,7 +216,7 @@ class _Reader:
             command = [sys.executable, "-P", "-m", reader_child.__name__, *map(str, ends)]
             self._child = subprocess.Popen(command, pass_fds=ends, env=environment, stdin=subprocess.DEVNULL)
         if not self._lines.readline():
-            raise RuntimeError(f"the process that reads files did not start: exit {self._child.wait()}")
+            raise StartError(f"the process that reads files did not start: exit {self._child.wait()}; {AGAIN}")
         self._socket.settimeout(_WALL_SECONDS * mebibytes / MEBIBYTES)
 
     def end(self, patience_s: float = 0) -> int:

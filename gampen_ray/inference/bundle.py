@@ -8,6 +8,7 @@ Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from gampen_ray.config.base import build, to_dict
 from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
+from gampen_ray.inference.flags import REMARKS, Flag
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
@@ -32,6 +34,8 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.run_folder import RUN_FILE
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 4
 _DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
@@ -135,6 +139,7 @@ class Bundle:
                 f"images: {(~prediction.usable_N).sum()} give no finite posterior, the first is number "
                 f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
+        _warn_of_flags(prediction.flags_N)
         return prediction.mixture
 
     def condition_values(self, columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
@@ -196,6 +201,14 @@ class Bundle:
         files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
+
+
+def _warn_of_flags(flags_N: np.ndarray) -> None:
+    # A catalogue has the flags of each galaxy; a mixture has none.
+    counts = {flag.name: int(((flags_N & flag) != 0).sum()) for flag in Flag if not flag & REMARKS}
+    if num_flagged := int(((flags_N & ~REMARKS.value) != 0).sum()):
+        named = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
+        logger.warning("%s of %s posteriors may be wrong: %s", f"{num_flagged:,}", f"{len(flags_N):,}", named)
 
 
 def _plain_pixels(

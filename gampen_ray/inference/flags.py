@@ -15,7 +15,7 @@ from gampen_ray.model.images import Condition
 from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
 
-__all__ = ["Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
+__all__ = ["REMARKS", "Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
 
 
 class Flag(enum.IntFlag):
@@ -94,6 +94,8 @@ _RANGE_FLAGS = dict(
         strict=True,
     )
 )
+REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND
+"""Flags of what was done to an image; all others warn that a posterior may be wrong."""
 _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4
 _EDGE_SIGMA = 1.3

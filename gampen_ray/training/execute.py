@@ -118,7 +118,7 @@ def judged(
         "seeds": seed_verdict(agreement),
     }
     return calibration, {
-        "val_loss": min(row["val_loss"] for row in history if row["val_loss"] is not None),
+        "val_loss": min((row["val_loss"] for row in history if row["val_loss"] is not None), default=None),
         "fitted_calibration": fitted.to_dict(),
         "seeds": agreement,
         "crop": crop.to_dict() if crop else None,

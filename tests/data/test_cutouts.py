@@ -116,6 +116,10 @@ def test_positive_sentinels_are_told_from_brightness_by_their_number() -> None:
     # Counts about 99.
     counts = np.random.default_rng(0).poisson(99, (1, 40, 40)).astype(np.float32)
     np.testing.assert_array_equal(without_blanks(counts), counts)
+    # A galaxy of counts, two pixels of which have 99 by chance.
+    counts = np.random.default_rng(0).poisson(20, (1, 40, 40)).astype(np.float32)
+    counts[0, 20, 20:24] = (99, 99, 500, 800)
+    np.testing.assert_array_equal(without_blanks(counts), counts)
     # Scaled integers in steps of 0.5.
     steps = np.round(2 * np.random.default_rng(0).normal(99, 10, (1, 40, 40))).astype(np.float32) / 2
     np.testing.assert_array_equal(without_blanks(steps), steps)

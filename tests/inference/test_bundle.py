@@ -16,6 +16,7 @@ from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
+from gampen_ray.inference.ranges import Ranges
 from tests.networks import NETWORK, bundle, galaxies
 
 
@@ -164,6 +165,16 @@ def test_missing_bundle_and_missing_weights(saved: Path, tmp_path: Path) -> None
     (saved / "weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"weights\.safetensors: no such file"):
         load_bundle(str(saved))
+
+
+def test_a_posterior_that_may_be_wrong_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = bundle()
+    usual = model.images.plain_numbers(torch.from_numpy(galaxies(300, seed=1)["image"])).numpy()
+    model = dataclasses.replace(model, ranges=Ranges.fit(usual))
+    image = galaxies(3, seed=2)["image"].copy()
+    image[1, 0, 5, 5] = 0
+    model.predict(image, num_passes=2)
+    assert [record.message for record in caplog.records] == ["1 of 3 posteriors may be wrong: PIXELS_ZERO (1)"]
 
 
 def test_images_that_do_not_fit_are_refused(saved: Path) -> None:

@@ -208,10 +208,11 @@ def _noise(pixels_MHW: np.ndarray, name: str, kind: Kind, bands: Sequence[str]) 
 
 
 def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
-    bits = {name.removeprefix(_PLANE): header[name] for name in header if name.startswith(_PLANE)}
-    bits |= {str(header[name]): int(name[len(_NAMED_PLANE) :]) for name in header if name.startswith(_NAMED_PLANE)}
-    chosen = (int(bits[name]) for name in planes if name in bits)
-    return -1 if "any" in planes else sum(1 << bit for bit in set(chosen) if 0 <= bit < 63)
+    bits = {name.removeprefix(_PLANE): str(header[name]) for name in header if name.startswith(_PLANE)}
+    bits |= {str(header[name]): name[len(_NAMED_PLANE) :] for name in header if name.startswith(_NAMED_PLANE)}
+    # A damaged card names no plane.
+    chosen = {int(bits[name]) for name in planes if name in bits and bits[name].isdecimal()}
+    return -1 if "any" in planes else sum(1 << bit for bit in chosen if bit < 63)
 
 
 def _plane_order(header: Any, shape: tuple[int, ...], config: ReaderConfig) -> list[int] | None:
