@@ -86,7 +86,8 @@ def crop(config: CropConfig) -> dict[str, Any]:
 
     folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
     config = replace(config, **folders)
-    bundle, digest = load_bundle(config.bundle), bundle_digest(config.bundle)
+    digest = bundle_digest(config.bundle)
+    bundle = load_bundle(config.bundle, digest)
     _cropper(config, bundle, digest)
     if f"{config.output}/".startswith(f"{config.images}/"):
         raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
@@ -170,7 +171,7 @@ class _Crop:
 
         torch.set_num_threads(workers.threads)
         self._config, self._lock = config, threading.Lock()
-        self._crop = _cropper(config, load_bundle(config.bundle), digest, "cuda" if workers.gpus else "cpu")
+        self._crop = _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
 
     def __call__(self, batch: _Batch) -> int:
         from concurrent.futures import ThreadPoolExecutor

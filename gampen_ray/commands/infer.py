@@ -117,14 +117,15 @@ def infer(config: InferConfig) -> dict[str, Any]:
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
     uris["catalog"] = storage.absolute(config.catalog) if config.catalog else ""
     config = replace(config, **uris)
-    bundle = load_bundle(config.bundle)
+    digest = bundle_digest(config.bundle)
+    bundle = load_bundle(config.bundle, digest)
     source, units = _input(config, bundle)
     # Refuses unknown names before any work.
     catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
-        return _estimate(config, bundle, source, units)
+        return _estimate(config, bundle, digest, source, units)
     inputs = {
-        "bundle": bundle_digest(config.bundle),
+        "bundle": digest,
         "dataset": source.info.fingerprint,
         "dataset layout": layout_identity(config.dataset, units),
     }
@@ -141,7 +142,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return storage.read_json(manifest_uri)
-        rates, id_sum = _predict_all(config, folder, bundle, source, units, began)
+        rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
         manifest = {
             **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
             "rates": rates,
@@ -193,7 +194,14 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
 
 
 def _predict_all(
-    config: InferConfig, folder: "RunFolder", bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
+    config: InferConfig,
+    folder: "RunFolder",
+    bundle: "Bundle",
+    source: "Source",
+    units: "list[Unit]",
+    *,
+    digest: str,
+    began: float,
 ) -> tuple[dict[str, Any], int]:
     """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
     from gampen_ray import storage
@@ -217,7 +225,7 @@ def _predict_all(
     run_units(
         "infer",
         todo,
-        functools.partial(_start, config, source, None),
+        functools.partial(_start, config, digest, source, None),
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
@@ -231,7 +239,7 @@ def _predict_all(
     return measured, total
 
 
-def _start(config: InferConfig, source: "Source", seconds: float | None, workers: "Workers") -> "UnitPredictor":
+def _start(config: InferConfig, digest: str, source: "Source", seconds: float | None, workers: "Workers") -> "UnitPredictor":
     """Load the model on a worker; see `gampen_ray.engine.units.run_units`."""
     import torch
 
@@ -243,7 +251,7 @@ def _start(config: InferConfig, source: "Source", seconds: float | None, workers
     torch.set_num_threads(workers.threads)
     torch.backends.cudnn.benchmark = True
     predict = Predictor(
-        load_bundle(config.bundle),
+        load_bundle(config.bundle, digest),
         num_passes=config.num_passes,
         seed=config.seed,
         device="cuda" if workers.gpus else "cpu",
@@ -302,7 +310,7 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     return {**counts, "crop": {**crop.to_dict(), **crop_verdict(crop).to_dict()}}
 
 
-def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]") -> dict[str, Any]:
+def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.session import ray_session
@@ -316,7 +324,7 @@ def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "l
         # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
-        start, write = functools.partial(_start, config, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
+        start, write = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:

@@ -147,7 +147,7 @@ def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     for name, value in now.items():
         if manifest["inputs"][name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
-    bundle = load_bundle(inference["bundle"])
+    bundle = load_bundle(inference["bundle"], now["bundle"])
     catalog = pa.concat_tables(list(catalog_parts(output)))
     truths = _truths(inference, bundle.targets)
     # Sort both by id: the join is then a comparison.

@@ -238,5 +238,5 @@ def build_network(run: Run) -> Network:
     torch.manual_seed(run.config.seed)
     network = Network.of(run.network, run.images, len(run.targets))
     if run.start:
-        start_from(network, load_bundle(run.start.uri), run.config.fine_tune)
+        start_from(network, load_bundle(run.start.uri, run.start.digest), run.config.fine_tune)
     return network
