@@ -4,8 +4,9 @@ The check compares sums of hashed identifiers, modulo 2^64. A sum needs no memor
 a galaxy is missing, duplicated or wrong.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,9 +17,9 @@ from pandas.util import hash_array
 
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
-from gampen_ray.data.sources import Source, Unit
+from gampen_ray.errors import AGAIN, StorageError
 
-__all__ = ["catalog_contents", "crop_scales", "id_sum", "input_id_sum"]
+__all__ = ["catalog_contents", "crop_scales", "id_sum"]
 
 _THREADS = 32
 _CROP_FILES = 100
@@ -32,16 +33,10 @@ def id_sum(ids: Any) -> int:
     return int(hash_N.sum(dtype=np.uint64))
 
 
-def input_id_sum(source: Source, units: Iterable[Unit]) -> int:
-    """Return the `id_sum` of some units, reading their identifiers only."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return sum(pool.map(lambda unit: id_sum(source.read_ids(unit)), units)) % 2**64
-
-
 def catalog_contents(output: str) -> tuple[dict[str, int], int]:
     """Return the numbers of galaxies in the catalogue and the quarantine of an inference, and the `id_sum` of all of them."""
     uris = {folder: storage.list_files(storage.join(output, folder), ".parquet") for folder in (CATALOG, QUARANTINE)}
-    with storage.open_input(uris[CATALOG][0]) as file:
+    with _damage_explained(uris[CATALOG][0]), storage.open_input(uris[CATALOG][0]) as file:
         kind = pq.read_schema(file).field("object_id").type
     counts, total = {}, 0
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -67,7 +62,15 @@ def crop_scales(output: str) -> np.ndarray:
 
 
 def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[int, int]:
-    with storage.open_input(uri) as file:
+    with _damage_explained(uri), storage.open_input(uri) as file:
         ids = pq.read_table(file, columns=["object_id"])["object_id"]
-    # The quarantine stores all identifiers as text.
-    return len(ids), id_sum(ids.cast(kind))
+        # The quarantine stores all identifiers as text.
+        return len(ids), id_sum(ids.cast(kind))
+
+
+@contextlib.contextmanager
+def _damage_explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise StorageError(f"{uri} was damaged since it was written: {str(error).partition(chr(10))[0]}; {AGAIN}") from None

@@ -23,6 +23,7 @@ from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
     from gampen_ray.engine.resources import Workers
+    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.inference.crops import Cropper
 
@@ -157,20 +158,24 @@ def _crop_all(config: CropConfig, names: list[str], total: int, digest: str) -> 
         return f"{num_bad:,} in quarantine" if num_bad else ""
 
     batches = [_Batch(tuple(names[i : i + config.batch_size])) for i in range(0, len(names), config.batch_size)]
-    start = functools.partial(_Crop, config, digest)
-    run_units("crop", batches, start, total=total, noun="files", resources=config.resources, receive=receive)
+
+    def start(refusal: str = "") -> "Start[_Batch]":
+        return functools.partial(_Crop, config, digest, refusal)
+
+    job: dict[str, Any] = {"total": total, "noun": "files", "resources": config.resources}
+    run_units("crop", batches, start(), receive=receive, give_up=start, **job)
 
 
 class _Crop:
     """Crops the files of a batch; called from two threads, so that one reads and writes while the other computes."""
 
-    def __init__(self, config: CropConfig, digest: str, workers: "Workers") -> None:
+    def __init__(self, config: CropConfig, digest: str, refusal: str, workers: "Workers") -> None:
         import torch
 
         from gampen_ray.inference.bundle import load_bundle
 
         torch.set_num_threads(workers.threads)
-        self._config, self._lock = config, threading.Lock()
+        self._config, self._refusal, self._lock = config, refusal, threading.Lock()
         self._crop = _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
 
     def __call__(self, batch: _Batch) -> int:
@@ -184,10 +189,13 @@ class _Crop:
         from gampen_ray.inference.crops import crop_name
 
         uris = [storage.join(self._config.images, name) for name in batch.files]
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
-            contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
-        with self._lock:
-            crops = self._crop(batch.files, contents)
+        if self._refusal:
+            crops: list[Any] = [CutoutError(self._refusal)] * len(uris)
+        else:
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
+            with self._lock:
+                crops = self._crop(batch.files, contents)
         bad: dict[str, str] = {}
         for name, uri, result in zip(batch.files, uris, crops, strict=True):
             if isinstance(result, CutoutError):

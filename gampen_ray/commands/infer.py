@@ -1,7 +1,8 @@
 """The `infer` verb: predicts a catalogue from a model and cutouts, in units of work that are spread over the workers.
 
-Each unit becomes one catalogue file, whose name depends on the input alone (`gampen_ray.catalog.prediction`): the unit is done
-if the file exists. There is no other state, for any number of rows, and a killed job leaves only whole files.
+Each unit becomes one catalogue file, whose name depends on the input alone (`gampen_ray.catalog.prediction`), and a receipt:
+the unit is done if its files are as the receipt says. There is no other state, for any number of rows, and a killed job leaves
+only whole files.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.engine.resources import Workers
+    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.run_folder import RunFolder
 
@@ -105,13 +107,14 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
-    from gampen_ray.data.sources import layout_identity
+    from gampen_ray.data.sources import check_num_rows, layout_identity, pinned
     from gampen_ray.engine.cluster import uses_gpus
     from gampen_ray.engine.session import ray_session
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
     from gampen_ray.inference.predictor import settled_precision
     from gampen_ray.provenance import provenance
+    from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
@@ -129,13 +132,16 @@ def infer(config: InferConfig) -> dict[str, Any]:
         "dataset": source.info.fingerprint,
         "dataset layout": layout_identity(config.dataset, units),
     }
+    run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
+    run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
-        run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
-        if precision == "auto" and RunFolder.check(config=config, **run) == "free":
-            # The same for all workers, also after an interruption.
-            stack.enter_context(ray_session())
-            precision = settled_precision("auto", gpu=uses_gpus(config.resources))
+        if RunFolder.check(config=replace(config, precision=precision), **run) == "free":
+            check_num_rows(config.dataset, config.split, source.info, units)
+            if precision == "auto":
+                # The same for all workers, also after an interruption.
+                stack.enter_context(ray_session())
+                precision = settled_precision("auto", gpu=uses_gpus(config.resources))
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
         manifest_uri = folder.path(MANIFEST)
@@ -154,7 +160,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         }
         folder.check_lock()
         storage.write_json(manifest_uri, manifest)
-        storage.delete(folder.path(PARTS))
+        for name in (PARTS, RECEIPTS):
+            storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
 
@@ -204,15 +211,13 @@ def _predict_all(
     began: float,
 ) -> tuple[dict[str, Any], int]:
     """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
-    from gampen_ray import storage
-    from gampen_ray.catalog.completeness import input_id_sum
-    from gampen_ray.catalog.parquet import CATALOG
     from gampen_ray.engine.units import run_units
     from gampen_ray.inference.rates import Rates, UnitReceipt
+    from gampen_ray.receipts import verified_receipts
 
-    there = {uri.rpartition("/")[2] for uri in storage.list_files(folder.path(CATALOG), ".parquet")}
-    todo = [unit for unit in units if unit.name not in there]
-    total = input_id_sum(source, [unit for unit in units if unit.name in there])
+    done = verified_receipts(config.output)
+    todo = [unit for unit in units if unit.name not in done]
+    total = sum(values["id_sum"] for values in done.values()) % 2**64
     rates = Rates(config.num_passes, began)
 
     def receive(receipt: UnitReceipt, workers: "Workers") -> str:
@@ -222,15 +227,19 @@ def _predict_all(
         rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
         return rates.text()
 
+    def start(refusal: str = "") -> "Start[Unit]":
+        return functools.partial(_start, config, digest, dataclasses.replace(source, refusal=refusal), None)
+
     run_units(
         "infer",
         todo,
-        functools.partial(_start, config, digest, source, None),
+        start(),
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
         write=_writer(config, bundle, config.output),
         receive=receive,
+        give_up=start,
     )
     measured = rates.to_dict()
     if measured:
@@ -290,15 +299,16 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and crops."""
     from gampen_ray.catalog.completeness import catalog_contents, crop_scales
     from gampen_ray.catalog.hats import write_hats
+    from gampen_ray.errors import AGAIN, StorageError
     from gampen_ray.gampen.summary_files import write_files
     from gampen_ray.inference.crop_statistics import CropStatistics
     from gampen_ray.inference.verdicts import crop_verdict
 
     counts, found = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
-        raise RuntimeError(
+        raise StorageError(
             f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
-            "were changed; run infer again with a new folder as output"
+            f"were changed; take out those of other runs, and {AGAIN}"
         )
     if config.catalog_format == "gampen":
         write_files(config.output, bundle.targets, config.num_passes, config.seed)

@@ -45,7 +45,7 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     digest = bundle_digest(config.bundle)
     bundle = load_bundle(config.bundle, digest)
     run = scanned_run(trained_config(config, bundle), bundle)
-    inputs = {"dataset": run.info.fingerprint, "bundle": digest}
+    inputs = run.inputs | {"bundle": digest}
     claim = (config.output, "scan-dropout", config, inputs)
     complete = storage.join(BUNDLE, CHECKSUMS)
     if RunFolder.check(*claim, complete=complete) == "complete":

@@ -21,7 +21,7 @@ from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
 from gampen_ray.engine import cluster
 from gampen_ray.engine import units as engine
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.reports.evaluated import load_evaluated_catalog
@@ -128,7 +128,7 @@ def test_a_dataset_divided_otherwise_is_not_continued_with(
     # The same galaxies, and files of the same names.
     shutil.rmtree(data)
     dataset(str(data), {shards.ALL: COUNT}, rows_per_shard=50)
-    with pytest.raises(UserError, match=r"output: .*/o holds a run on another dataset layout; nothing was changed"):
+    with pytest.raises(UserError, match=r"/o holds a run on another dataset shard part-000000\.parquet; nothing was changed"):
         infer(wanted)
     # Elsewhere, the dataset is the same one.
     dataset(str(tmp_path / "moved"), {shards.ALL: COUNT}, rows_per_shard=60)
@@ -143,9 +143,24 @@ def test_galaxies_are_compared_and_not_only_counted(
     first = begun(wanted, monkeypatch)
     table = pq.read_table(first)
     ids = pa.array([1, *table["object_id"].to_pylist()[1:]])
-    pq.write_table(table.set_column(0, table.schema.field(0), ids), first)
-    with pytest.raises(RuntimeError, match=f"/o holds {COUNT} galaxies that are not the {COUNT} of .*: its files were changed"):
+    # Not noticed before the work, as of no unit.
+    stranger = first.with_name("part-7.parquet")
+    pq.write_table(table.set_column(0, table.schema.field(0), ids), stranger)
+    count = COUNT + len(table)
+    with pytest.raises(StorageError, match=f"/o holds {count} galaxies that are not the {COUNT} of .*: its files were changed"):
         infer(wanted)
+    stranger.write_bytes(b"")
+    with pytest.raises(StorageError, match=r"part-7.parquet was damaged since it was written: .*; run the same command again"):
+        infer(wanted)
+    stranger.unlink()
+    # ... and is repaired.
+    whole = first.read_bytes()
+    (second,) = first.parent.glob("part-000001*")
+    for damage in (b"", whole[:2000] + b"garbage" + whole[2007:], second.read_bytes()):
+        first.write_bytes(damage)
+        assert infer(wanted)["num_galaxies"] == COUNT
+        assert first.read_bytes() == whole
+        (tmp_path / "o" / "manifest.json").unlink()
 
 
 @pytest.mark.ray
