@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pydantic
@@ -23,7 +24,6 @@ from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
     from gampen_ray.engine.resources import Workers
-    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.inference.crops import Cropper
 
@@ -159,7 +159,7 @@ def _crop_all(config: CropConfig, names: list[str], total: int, digest: str) -> 
 
     batches = [_Batch(tuple(names[i : i + config.batch_size])) for i in range(0, len(names), config.batch_size)]
 
-    def start(refusal: str = "") -> "Start[_Batch]":
+    def start(refusal: str = "") -> Callable[["Workers"], "_Crop"]:
         return functools.partial(_Crop, config, digest, refusal)
 
     job: dict[str, Any] = {"total": total, "noun": "files", "resources": config.resources}

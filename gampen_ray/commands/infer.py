@@ -304,12 +304,14 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     from gampen_ray.inference.crop_statistics import CropStatistics
     from gampen_ray.inference.verdicts import crop_verdict
 
-    counts, found = catalog_contents(config.output)
+    counts, found, repeated = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
         raise StorageError(
             f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
             f"were changed; take out those of other runs, and {AGAIN}"
         )
+    if repeated:
+        logger.warning("%s of %s galaxies repeat the identifier of another: %s", repeated, num_rows, config.dataset)
     if config.catalog_format == "gampen":
         write_files(config.output, bundle.targets, config.num_passes, config.seed)
     if config.catalog_format == "hats":

@@ -5,6 +5,7 @@ import functools
 import logging
 import typing
 from collections import Counter
+from collections.abc import Callable
 
 import pydantic
 
@@ -19,7 +20,6 @@ if typing.TYPE_CHECKING:
     from gampen_ray.data.packing import PlannedRows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.engine.resources import Workers
-    from gampen_ray.engine.units import Start
 
 __all__ = ["IngestConfig", "IngestSummary", "ingest"]
 
@@ -171,7 +171,7 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tu
         else:
             parts.append(part)
 
-    def work(refusal: str = "") -> "Start[_Part]":
+    def work(refusal: str = "") -> Callable[["Workers"], Callable[[_Part], typing.Any]]:
         return lambda _: functools.partial(_pack, config=config, info=info, refusal=refusal)
 
     job = {"total": len(rows), "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}

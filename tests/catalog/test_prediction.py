@@ -52,6 +52,7 @@ def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:
     assert catalog_contents(str(output)) == (
         {"num_galaxies": len(table), "num_quarantined": receipt.num_quarantined},
         receipt.id_sum,
+        0,
     )
     return table
 

@@ -235,6 +235,39 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
 
 
 @pytest.mark.ray
+def test_repeated_identifiers_are_told(ray_local: None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = dataset(str(tmp_path / "d"), {shards.ALL: 20}, rows_per_shard=10)
+    info = shards.read_dataset_info(data)
+    storage.copy(shards.part_uri(data, shards.ALL, 0), shards.part_uri(data, shards.ALL, 2))
+    with pytest.raises(UserError, match=r"the shards of .*/d hold 30 galaxies, but dataset.json says 20: shards were added"):
+        infer(config(inputs, tmp_path / "o", dataset=data))
+    assert not (tmp_path / "o").exists()
+    shards.write_dataset_info(data, dataclasses.replace(info, num_rows={shards.ALL: 30}))
+    assert infer(config(inputs, tmp_path / "o", dataset=data))["num_galaxies"] == 30
+    assert "10 of 30 galaxies repeat the identifier of another: " in caplog.text
+    with pytest.raises(UserError, match=r"/o repeats identifiers; make .*/d again with unique ones"):
+        load_evaluated_catalog(str(tmp_path / "o"))
+
+
+@pytest.mark.ray
+def test_a_bundle_replaced_while_an_actor_restarts_ends_the_job(ray_local: None, tmp_path: Path) -> None:
+    bundle(SLOW_NETWORK).save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {shards.ALL: 300}, rows_per_shard=25)
+
+    def replace_and_kill() -> None:
+        while not list(tmp_path.glob("o/catalog/*.parquet")):
+            time.sleep(0.05)
+        retrained = bundle(SLOW_NETWORK)
+        retrained.calibration.scale_DB[:] = 7.3
+        retrained.save(str(tmp_path / "model"))
+        os.kill(inference_actors(ray.get_runtime_context().gcs_address)[0], signal.SIGKILL)
+
+    threading.Thread(target=replace_and_kill, daemon=True).start()
+    with pytest.raises(UserError, match=r"bundle: .*/model was replaced while it was in use"):
+        infer(config(tmp_path, tmp_path / "o", num_passes=60))
+
+
+@pytest.mark.ray
 def test_flags_tell_what_was_done_to_the_pixels(ray_local: None, inputs: Path, tmp_path: Path) -> None:
     columns = galaxies(4)
     columns["pixels_filled"] = np.array([False, True, False, True])

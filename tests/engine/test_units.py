@@ -1,10 +1,10 @@
 """Units on Ray: one pool for the whole job, resumption, and errors."""
 
+import ctypes
 import dataclasses
 import functools
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def _deadly(folder: Path, workers: Workers) -> Callable[[Unit], str]:
     def work(unit: Unit) -> str:
         (folder / f"{unit.name}-{time.monotonic_ns()}").touch()
         if unit.name == "unit-00001":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)
         return unit.name
 
     return work
