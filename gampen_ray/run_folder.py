@@ -33,6 +33,7 @@ SCHEMA_VERSION = 1
 """Version of run.json. A file without one is older, has no verb either, and omits fields that are None."""
 Status = Literal["free", "resumable", "complete"]
 """State of an output folder: empty, or holding this run, unfinished or finished."""
+Inputs = Mapping[str, str | Mapping[str, str]]
 # Fields that do not identify a run: how and where it is executed, and where its output lies.
 _FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers", "checkpoint_steps", "mlflow")
 _UNCHANGED = "nothing was changed: give a new folder"
@@ -58,7 +59,7 @@ class RunFolder:
         output: str,
         verb: str,
         config: Any,
-        inputs: Mapping[str, str],
+        inputs: Inputs,
         *,
         complete: str,
         ignored: Collection[str] = (),
@@ -75,7 +76,7 @@ class RunFolder:
             Config of the run.
         inputs
             Identity of each input's content, by the (dotted) name of the config field that locates it. The input may move, but
-            other content makes another run.
+            other content makes another run. An input of several files may have one identity per file, by its name.
         complete
             File in the folder that is written last, such as ``"manifest.json"``.
         ignored
@@ -102,7 +103,7 @@ class RunFolder:
         output: str,
         verb: str,
         config: Any,
-        inputs: Mapping[str, str],
+        inputs: Inputs,
         *,
         complete: str,
         ignored: Collection[str] = (),
@@ -176,7 +177,7 @@ def first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix
     return ""
 
 
-def _description(verb: str, config: Any, inputs: Mapping[str, str], ignored: Collection[str]) -> dict[str, Any]:
+def _description(verb: str, config: Any, inputs: Inputs, ignored: Collection[str]) -> dict[str, Any]:
     values = pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
     return {
         "schema_version": SCHEMA_VERSION,
@@ -206,7 +207,11 @@ def _compare(output: str, there: Any, wanted: dict[str, Any], cls: type, ignored
         raise UserError(f"output: {output} holds a run with another {difference}; {_UNCHANGED}")
     # After the config, on which the identity of an input may depend.
     for name in {**there["inputs"], **wanted["inputs"]}:
-        if there["inputs"].get(name) != wanted["inputs"].get(name):
+        a, b = (inputs.get(name) for inputs in (there["inputs"], wanted["inputs"]))
+        # Earlier runs have no identities of single files.
+        if a != b and not (a is None and isinstance(b, dict)):
+            if isinstance(a, dict) and isinstance(b, dict):
+                name += next(f" {file}" for file in {**a, **b} if a.get(file) != b.get(file))
             raise UserError(f"output: {output} holds a run on another {name}; {_UNCHANGED}")
     if unknown and not version and any("." not in name for name in unknown):
         # Without a verb, an unknown field may belong to another verb.

@@ -324,6 +324,9 @@ def _replaced_local(path: Path) -> Iterator[Any]:
     try:
         with temporary.open("xb") as file:
             yield file
+            # Otherwise the name may outlive a crash of the machine, and the content not.
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ LAYERS = [
     "s3",
     "storage",
     "provenance",
+    "receipts",
     "lock",
     "run_folder",
     "data",

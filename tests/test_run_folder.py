@@ -60,12 +60,12 @@ class Later:
     section: Section = default(Section)
 
 
-def status(output: str, config: Any, verb: str = "infer", inputs: dict[str, str] = INPUTS, **options: Any) -> str:
+def status(output: str, config: Any, verb: str = "infer", inputs: Any = INPUTS, **options: Any) -> str:
     return RunFolder.check(output, verb, config, inputs, complete="sub/manifest.json", **options)
 
 
 def opened(
-    output: str, config: Any = None, inputs: dict[str, str] = INPUTS, **options: Any
+    output: str, config: Any = None, inputs: Any = INPUTS, **options: Any
 ) -> contextlib.AbstractContextManager[RunFolder]:
     return RunFolder.open(output, "infer", config or First(), inputs, complete="sub/manifest.json", **options)
 
@@ -143,6 +143,28 @@ def test_another_run_is_refused(tmp_path: Path, config: First, verb: str, inputs
     with pytest.raises(UserError, match=rf"output: .*/o {match}; nothing was changed: give a new folder"):
         status(str(tmp_path / "o"), config, verb, inputs)
     assert [path.read_bytes() for path in (tmp_path / "o").iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("files", "differs"),
+    [
+        ({"a": "1", "b": "3"}, "b"),
+        ({"b": "2"}, "a"),
+        ({"a": "1"}, "b"),
+        ({"_": "1", "a": "1", "b": "2"}, "_"),
+        ({"a": "2", "b": "2"}, "a"),
+    ],
+)
+def test_the_file_of_an_input_that_differs_is_named(files: dict[str, str], differs: str, tmp_path: Path) -> None:
+    output, inputs = str(tmp_path / "o"), {"dataset": "aa", "dataset shard": {"a": "1", "b": "2"}}
+    with opened(output, inputs=INPUTS):
+        pass
+    # A run of an earlier release knows no single files.
+    assert status(output, First(), inputs=inputs) == "resumable"
+    with opened(str(tmp_path / "p"), inputs=inputs):
+        pass
+    with pytest.raises(UserError, match=rf"p holds a run on another dataset shard {differs}; nothing was changed"):
+        status(str(tmp_path / "p"), First(), inputs=inputs | {"dataset shard": files})
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Predict a unit of input: read it, predict, summarise, and write its catalogue file.
 
-A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, written atomically. Its quarantine file is
-written first, so the catalogue file marks the unit as done. A unit predicted twice, as after a lost node, gives the same files.
+A unit (`gampen_ray.data.sources`) becomes one catalogue file of the same name, written atomically after its quarantine file.
+Its receipt comes last and marks the unit as done. A unit predicted twice, as after a lost node, gives the same files.
 Shape legend: N galaxies, K passes, D targets.
 """
 
@@ -30,6 +30,7 @@ from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.inference.rates import UnitReceipt
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.receipts import write_receipt
 
 __all__ = ["PredictedUnit", "UnitPredictor", "check_fit", "write_unit"]
 
@@ -168,9 +169,9 @@ def write_unit(
     mode_centred: bool,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
-    write_summary: Callable[[str, pa.Table, Mixture], None] | None = None,
+    write_summary: Callable[[str, pa.Table, Mixture], str] | None = None,
 ) -> UnitReceipt:
-    """Summarise the posteriors of a unit and write its quarantine file and, last, its catalogue file.
+    """Summarise the posteriors of a unit and write its quarantine file, its catalogue file and, last, its receipt.
 
     Parameters
     ----------
@@ -183,10 +184,11 @@ def write_unit(
     store_mixture, mode_centred, conditions, extra
         Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
     write_summary
-        Called with the unit's name, the catalogue's rows and their posteriors, to write another summary.
+        Called with the unit's name, the catalogue's rows and their posteriors, to write another summary; it returns its URI.
     """
     began = time.monotonic()
     counts = {"num_rows": 0, "num_quarantined": 0, "id_sum": 0, "bytes_written": 0}
+    written: list[str] = []
     if unit.rows is not None:
         reason_N = unit.rows["reason"].to_numpy()
         good_M = np.flatnonzero(reason_N == "")
@@ -216,13 +218,17 @@ def write_unit(
         }
         if output is not None:
             if write_summary:
-                write_summary(unit.name, rows, mixture)
+                written.append(write_summary(unit.name, rows, mixture))
             if num_wrong:
-                uri = storage.join(output, QUARANTINE, unit.name)
-                shards.write_quarantine(uri, **wrong, reason=reason_N[reason_N != ""])
-            storage.write_bytes_atomic(storage.join(output, CATALOG, unit.name), content)
+                written.append(storage.join(output, QUARANTINE, unit.name))
+                shards.write_quarantine(written[-1], **wrong, reason=reason_N[reason_N != ""])
+            written.append(storage.join(output, CATALOG, unit.name))
+            storage.write_bytes_atomic(written[-1], content)
     seconds = unit.seconds + time.monotonic() - began
-    return UnitReceipt(**counts, bytes_read=unit.bytes_read, seconds=seconds, device_seconds=unit.device_seconds)
+    receipt = UnitReceipt(**counts, bytes_read=unit.bytes_read, seconds=seconds, device_seconds=unit.device_seconds)
+    if output is not None:
+        write_receipt(output, unit.name, written, dataclasses.asdict(receipt))
+    return receipt
 
 
 def check_fit(bundle: Bundle, info: shards.DatasetInfo, *, dataset: str, num_passes: int, seed: int) -> None:

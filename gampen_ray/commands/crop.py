@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pydantic
@@ -86,7 +87,8 @@ def crop(config: CropConfig) -> dict[str, Any]:
 
     folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
     config = replace(config, **folders)
-    bundle, digest = load_bundle(config.bundle), bundle_digest(config.bundle)
+    digest = bundle_digest(config.bundle)
+    bundle = load_bundle(config.bundle, digest)
     _cropper(config, bundle, digest)
     if f"{config.output}/".startswith(f"{config.images}/"):
         raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
@@ -156,21 +158,25 @@ def _crop_all(config: CropConfig, names: list[str], total: int, digest: str) -> 
         return f"{num_bad:,} in quarantine" if num_bad else ""
 
     batches = [_Batch(tuple(names[i : i + config.batch_size])) for i in range(0, len(names), config.batch_size)]
-    start = functools.partial(_Crop, config, digest)
-    run_units("crop", batches, start, total=total, noun="files", resources=config.resources, receive=receive)
+
+    def start(refusal: str = "") -> Callable[["Workers"], "_Crop"]:
+        return functools.partial(_Crop, config, digest, refusal)
+
+    job: dict[str, Any] = {"total": total, "noun": "files", "resources": config.resources}
+    run_units("crop", batches, start(), receive=receive, give_up=start, **job)
 
 
 class _Crop:
     """Crops the files of a batch; called from two threads, so that one reads and writes while the other computes."""
 
-    def __init__(self, config: CropConfig, digest: str, workers: "Workers") -> None:
+    def __init__(self, config: CropConfig, digest: str, refusal: str, workers: "Workers") -> None:
         import torch
 
         from gampen_ray.inference.bundle import load_bundle
 
         torch.set_num_threads(workers.threads)
-        self._config, self._lock = config, threading.Lock()
-        self._crop = _cropper(config, load_bundle(config.bundle), digest, "cuda" if workers.gpus else "cpu")
+        self._config, self._refusal, self._lock = config, refusal, threading.Lock()
+        self._crop = _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
 
     def __call__(self, batch: _Batch) -> int:
         from concurrent.futures import ThreadPoolExecutor
@@ -183,10 +189,13 @@ class _Crop:
         from gampen_ray.inference.crops import crop_name
 
         uris = [storage.join(self._config.images, name) for name in batch.files]
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
-            contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
-        with self._lock:
-            crops = self._crop(batch.files, contents)
+        if self._refusal:
+            crops: list[Any] = [CutoutError(self._refusal)] * len(uris)
+        else:
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
+            with self._lock:
+                crops = self._crop(batch.files, contents)
         bad: dict[str, str] = {}
         for name, uri, result in zip(batch.files, uris, crops, strict=True):
             if isinstance(result, CutoutError):

@@ -1,7 +1,8 @@
 """The `infer` verb: predicts a catalogue from a model and cutouts, in units of work that are spread over the workers.
 
-Each unit becomes one catalogue file, whose name depends on the input alone (`gampen_ray.catalog.prediction`): the unit is done
-if the file exists. There is no other state, for any number of rows, and a killed job leaves only whole files.
+Each unit becomes one catalogue file, whose name depends on the input alone (`gampen_ray.catalog.prediction`), and a receipt:
+the unit is done if its files are as the receipt says. There is no other state, for any number of rows, and a killed job leaves
+only whole files.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.engine.resources import Workers
+    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.run_folder import RunFolder
 
@@ -105,43 +107,48 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
-    from gampen_ray.data.sources import layout_identity
+    from gampen_ray.data.sources import check_num_rows, layout_identity, pinned
     from gampen_ray.engine.cluster import uses_gpus
     from gampen_ray.engine.session import ray_session
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
     from gampen_ray.inference.predictor import settled_precision
     from gampen_ray.provenance import provenance
+    from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
     uris["catalog"] = storage.absolute(config.catalog) if config.catalog else ""
     config = replace(config, **uris)
-    bundle = load_bundle(config.bundle)
+    digest = bundle_digest(config.bundle)
+    bundle = load_bundle(config.bundle, digest)
     source, units = _input(config, bundle)
     # Refuses unknown names before any work.
     catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
-        return _estimate(config, bundle, source, units)
+        return _estimate(config, bundle, digest, source, units)
     inputs = {
-        "bundle": bundle_digest(config.bundle),
+        "bundle": digest,
         "dataset": source.info.fingerprint,
         "dataset layout": layout_identity(config.dataset, units),
     }
+    run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
+    run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
-        run: dict[str, Any] = {"output": config.output, "verb": "infer", "inputs": inputs, "complete": MANIFEST}
-        if precision == "auto" and RunFolder.check(config=config, **run) == "free":
-            # The same for all workers, also after an interruption.
-            stack.enter_context(ray_session())
-            precision = settled_precision("auto", gpu=uses_gpus(config.resources))
+        if RunFolder.check(config=replace(config, precision=precision), **run) == "free":
+            check_num_rows(config.dataset, config.split, source.info, units)
+            if precision == "auto":
+                # The same for all workers, also after an interruption.
+                stack.enter_context(ray_session())
+                precision = settled_precision("auto", gpu=uses_gpus(config.resources))
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
         manifest_uri = folder.path(MANIFEST)
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return storage.read_json(manifest_uri)
-        rates, id_sum = _predict_all(config, folder, bundle, source, units, began)
+        rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
         manifest = {
             **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
             "rates": rates,
@@ -153,7 +160,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         }
         folder.check_lock()
         storage.write_json(manifest_uri, manifest)
-        storage.delete(folder.path(PARTS))
+        for name in (PARTS, RECEIPTS):
+            storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
 
@@ -193,18 +201,23 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
 
 
 def _predict_all(
-    config: InferConfig, folder: "RunFolder", bundle: "Bundle", source: "Source", units: "list[Unit]", began: float
+    config: InferConfig,
+    folder: "RunFolder",
+    bundle: "Bundle",
+    source: "Source",
+    units: "list[Unit]",
+    *,
+    digest: str,
+    began: float,
 ) -> tuple[dict[str, Any], int]:
     """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
-    from gampen_ray import storage
-    from gampen_ray.catalog.completeness import input_id_sum
-    from gampen_ray.catalog.parquet import CATALOG
     from gampen_ray.engine.units import run_units
     from gampen_ray.inference.rates import Rates, UnitReceipt
+    from gampen_ray.receipts import verified_receipts
 
-    there = {uri.rpartition("/")[2] for uri in storage.list_files(folder.path(CATALOG), ".parquet")}
-    todo = [unit for unit in units if unit.name not in there]
-    total = input_id_sum(source, [unit for unit in units if unit.name in there])
+    done = verified_receipts(config.output)
+    todo = [unit for unit in units if unit.name not in done]
+    total = sum(values["id_sum"] for values in done.values()) % 2**64
     rates = Rates(config.num_passes, began)
 
     def receive(receipt: UnitReceipt, workers: "Workers") -> str:
@@ -214,15 +227,19 @@ def _predict_all(
         rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
         return rates.text()
 
+    def start(refusal: str = "") -> "Start[Unit]":
+        return functools.partial(_start, config, digest, dataclasses.replace(source, refusal=refusal), None)
+
     run_units(
         "infer",
         todo,
-        functools.partial(_start, config, source, None),
+        start(),
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
         write=_writer(config, bundle, config.output),
         receive=receive,
+        give_up=start,
     )
     measured = rates.to_dict()
     if measured:
@@ -231,7 +248,7 @@ def _predict_all(
     return measured, total
 
 
-def _start(config: InferConfig, source: "Source", seconds: float | None, workers: "Workers") -> "UnitPredictor":
+def _start(config: InferConfig, digest: str, source: "Source", seconds: float | None, workers: "Workers") -> "UnitPredictor":
     """Load the model on a worker; see `gampen_ray.engine.units.run_units`."""
     import torch
 
@@ -243,7 +260,7 @@ def _start(config: InferConfig, source: "Source", seconds: float | None, workers
     torch.set_num_threads(workers.threads)
     torch.backends.cudnn.benchmark = True
     predict = Predictor(
-        load_bundle(config.bundle),
+        load_bundle(config.bundle, digest),
         num_passes=config.num_passes,
         seed=config.seed,
         device="cuda" if workers.gpus else "cpu",
@@ -282,16 +299,19 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and crops."""
     from gampen_ray.catalog.completeness import catalog_contents, crop_scales
     from gampen_ray.catalog.hats import write_hats
+    from gampen_ray.errors import AGAIN, StorageError
     from gampen_ray.gampen.summary_files import write_files
     from gampen_ray.inference.crop_statistics import CropStatistics
     from gampen_ray.inference.verdicts import crop_verdict
 
-    counts, found = catalog_contents(config.output)
+    counts, found, repeated = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
-        raise RuntimeError(
+        raise StorageError(
             f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
-            "were changed; run infer again with a new folder as output"
+            f"were changed; take out those of other runs, and {AGAIN}"
         )
+    if repeated:
+        logger.warning("%s of %s galaxies repeat the identifier of another: %s", repeated, num_rows, config.dataset)
     if config.catalog_format == "gampen":
         write_files(config.output, bundle.targets, config.num_passes, config.seed)
     if config.catalog_format == "hats":
@@ -302,7 +322,7 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     return {**counts, "crop": {**crop.to_dict(), **crop_verdict(crop).to_dict()}}
 
 
-def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "list[Unit]") -> dict[str, Any]:
+def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.session import ray_session
@@ -316,7 +336,7 @@ def _estimate(config: InferConfig, bundle: "Bundle", source: "Source", units: "l
         # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
-        start, write = functools.partial(_start, config, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
+        start, write = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:

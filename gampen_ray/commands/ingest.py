@@ -5,6 +5,7 @@ import functools
 import logging
 import typing
 from collections import Counter
+from collections.abc import Callable
 
 import pydantic
 
@@ -170,17 +171,20 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tu
         else:
             parts.append(part)
 
-    pack = functools.partial(_pack, config=config, info=info)
+    def work(refusal: str = "") -> Callable[["Workers"], Callable[[_Part], typing.Any]]:
+        return lambda _: functools.partial(_pack, config=config, info=info, refusal=refusal)
+
     job = {"total": len(rows), "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
-    run_units("ingest", parts, lambda _: pack, receive=receive, **job)
+    run_units("ingest", parts, work(), receive=receive, give_up=work, **job)
     return counts, remarks
 
 
-def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> dict[str, dict[str, int]]:
+def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
     from gampen_ray import storage
     from gampen_ray.data import packing
 
-    packed = packing.pack(part.rows.table, part.index, output=config.output, reader=config.reader, info=info)
+    rows = packing.refused(part.rows.table, refusal) if refusal else part.rows.table
+    packed = packing.pack(rows, part.index, output=config.output, reader=config.reader, info=info)
     receipt = {name: dict(numbers) for name, numbers in packed._asdict().items()}
     storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
     return receipt

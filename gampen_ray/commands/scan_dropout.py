@@ -42,9 +42,10 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
 
     config = replace(config, **{name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")})
     check_tracking(config.mlflow)
-    bundle = load_bundle(config.bundle)
+    digest = bundle_digest(config.bundle)
+    bundle = load_bundle(config.bundle, digest)
     run = scanned_run(trained_config(config, bundle), bundle)
-    inputs = {"dataset": run.info.fingerprint, "bundle": bundle_digest(config.bundle)}
+    inputs = run.inputs | {"bundle": digest}
     claim = (config.output, "scan-dropout", config, inputs)
     complete = storage.join(BUNDLE, CHECKSUMS)
     if RunFolder.check(*claim, complete=complete) == "complete":

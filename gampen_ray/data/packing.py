@@ -19,7 +19,7 @@ from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, without_b
 from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
-__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows"]
+__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows", "refused"]
 
 SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
 """Columns of the plan with the split of each row, and why it cannot be used."""
@@ -119,6 +119,11 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     else:
         storage.delete(uri)
     return Packed(counts, remarks)
+
+
+def refused(rows: pa.Table, reason: str) -> pa.Table:
+    """Return rows of the plan none of which is read, for a reason."""
+    return rows.set_column(rows.column_names.index(REASON), REASON, pa.array([reason] * len(rows), pa.string()))
 
 
 def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:

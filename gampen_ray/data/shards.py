@@ -8,9 +8,10 @@ Shape legend: N galaxies, C bands, H x W pixels.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +28,12 @@ __all__ = [
     "QUARANTINE_SCHEMA",
     "SPLITS",
     "DatasetInfo",
+    "Footer",
     "images",
     "part_uri",
     "read_dataset_info",
+    "read_footer",
     "read_shard",
-    "row_group_sizes",
     "schema_info",
     "shard_uris",
     "write_dataset_info",
@@ -55,6 +57,8 @@ _SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux
 _STRANGER = "take this file out of the dataset, or make the dataset again"
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
 _ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
+# Holds the footer of most shards.
+_TAIL_BYTES = 64 << 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,25 @@ class DatasetInfo:
     def targets(self) -> tuple[str, ...]:
         """Names of the target columns."""
         return tuple(self.target_units)
+
+
+class Footer(NamedTuple):
+    """What the footer of a shard says of its content.
+
+    Parameters
+    ----------
+    group_rows
+        Rows of each row group.
+    id_type
+        Type of ``object_id``.
+    stamp
+        Size of the file, bytes, and a hash of its footer, which holds the sizes and the extremes of all columns by row group:
+        another content has another stamp, and a copy has the same.
+    """
+
+    group_rows: list[int]
+    id_type: pa.DataType
+    stamp: str
 
 
 def read_dataset_info(dataset: str) -> DatasetInfo:
@@ -203,8 +226,8 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     _write_parquet(uri, table, rows, use_byte_stream_split=["image.list.element"])
 
 
-def row_group_sizes(uri: str, info: DatasetInfo | None = None) -> list[int]:
-    """Return the number of rows of each row group of a shard; see `read_shard` for ``info``.
+def read_footer(uri: str, info: DatasetInfo) -> Footer:
+    """Return what the footer of a shard says, usually with one request; see `read_shard` for ``info``.
 
     Raises
     ------
@@ -212,10 +235,18 @@ def row_group_sizes(uri: str, info: DatasetInfo | None = None) -> list[int]:
         If the file is missing, damaged or of another schema.
     """
     with _damage_explained(uri), storage.open_input(uri) as source:
-        file = pq.ParquetFile(source)
-        if info:
-            _check_schema(uri, file.schema_arrow, info)
-        return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        size = source.size()
+        tail = source.read_at(min(_TAIL_BYTES, size), max(0, size - _TAIL_BYTES))
+        # A Parquet file ends with its footer, the length of that, and four letters.
+        length = int.from_bytes(tail[-8:-4], "little") + 8
+        if len(tail) < length <= size:
+            tail = source.read_at(length, size - length)
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+        schema = metadata.schema.to_arrow_schema()
+        _check_schema(uri, schema, info)
+    digest = hashlib.blake2b(tail[-length:], digest_size=16).hexdigest()
+    group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return Footer(group_rows, schema.field("object_id").type, f"{size} {digest}")
 
 
 def read_shard(

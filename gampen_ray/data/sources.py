@@ -7,7 +7,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,7 @@ from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["Source", "Unit", "dataset_units", "open_source", "shard_units"]
+__all__ = ["Source", "Unit", "check_num_rows", "dataset_units", "layout_identity", "open_source", "pinned", "shard_units"]
 
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
@@ -42,6 +42,8 @@ class Unit:
         Number of rows.
     uri, start, stop
         Row groups ``start`` to ``stop`` of a shard; empty for files.
+    stamp
+        `gampen_ray.data.shards.Footer.stamp` of the shard.
     rows
         Rows of an ingest plan; None for shards.
     """
@@ -51,6 +53,7 @@ class Unit:
     uri: str = ""
     start: int = 0
     stop: int = 0
+    stamp: str = ""
     rows: packing.PlannedRows | None = None
 
 
@@ -66,11 +69,14 @@ class Source:
         How the files of a folder are read; None for shards.
     conditions
         Names of columns that the model is given beside the image.
+    refusal
+        Why no image may be read: the reason of every row. Empty: images are read.
     """
 
     info: shards.DatasetInfo
     reader: ReaderConfig | None
     conditions: tuple[str, ...] = ()
+    refusal: str = ""
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """Yield a unit's rows in batches of at most N = ``num_rows``, each with the number of stored bytes read.
@@ -84,21 +90,22 @@ class Source:
         """
         wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
+            if self.refusal:
+                wanted = tuple(name for name in wanted if name != "image")
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, num_rows):
-                yield _shard_rows(table, unit.uri), num_bytes
+                yield self._refused(table, unit.uri) if self.refusal else _shard_rows(table, unit.uri), num_bytes
             return
-        plan = _planned(unit)
+        plan = packing.refused(_planned(unit), self.refusal) if self.refusal else _planned(unit)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
             columns, source_N, reason_N, _, num_bytes = packing.read_rows(table, self.reader, self.info)
             columns = {name: columns[name] for name in wanted if name in columns} | {"object_id": _filled(table["object_id"])}
             yield _rows(columns, reason_N, source_N), num_bytes
 
-    def read_ids(self, unit: Unit) -> pa.ChunkedArray:
-        """Return the identifiers of a unit's rows, as `read` gives them."""
-        if self.reader is None:
-            return shards.read_shard(unit.uri, ["object_id"], range(unit.start, unit.stop))["object_id"]
-        return _filled(_planned(unit)["object_id"])
+    def _refused(self, table: pa.Table, uri: str) -> dict[str, np.ndarray]:
+        image_NCHW = np.zeros((len(table), *self.info.image_shape), np.float32)
+        columns = {name: table[name] for name in table.column_names} | {"image": image_NCHW}
+        return _rows(columns, np.full(len(table), self.refusal), np.full(len(table), uri))
 
 
 def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
@@ -214,13 +221,45 @@ def layout_identity(dataset: str, units: Sequence[Unit]) -> str:
     return content_fingerprint({"units": rows})
 
 
+def pinned(dataset: str, units: Iterable[Unit]) -> dict[str, str]:
+    """Return the stamp of each shard of a dataset by its name, for `gampen_ray.run_folder.RunFolder`; empty for files."""
+    root = storage.absolute(dataset)
+    return {unit.uri.removeprefix(root).strip("/"): unit.stamp for unit in units if unit.uri}
+
+
+def check_num_rows(dataset: str, split: str, info: shards.DatasetInfo, units: Iterable[Unit]) -> None:
+    """Check that the shards hold as many galaxies as ``dataset.json`` says.
+
+    Raises
+    ------
+    UserError
+        If they do not.
+    """
+    told = info.num_rows.get(split) if split else sum(info.num_rows.values()) or None
+    if told not in (None, there := sum(unit.num_rows for unit in units)):
+        raise UserError(
+            f"dataset: the shards of {dataset} hold {there:,} galaxies, but {shards.DATASET_JSON} says {told:,}: shards were "
+            "added, lost or replaced; restore them, or make the dataset again"
+        )
+
+
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:
     """Return the units of a dataset of shards, or of one of its splits, in order; see `open_source`."""
     uris = shards.shard_uris(dataset, split)
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        groups = list(pool.map(lambda uri: shards.row_group_sizes(uri, info), uris))
-    rows = _unit_rows(unit_rows, sum(map(sum, groups)))
-    return [unit for i, uri in enumerate(uris) for unit in shard_units(uri, i, groups[i], rows)]
+        footers = list(pool.map(lambda uri: shards.read_footer(uri, info), uris))
+    kind = footers[0].id_type
+    for uri, footer in zip(uris, footers, strict=True):
+        if footer.id_type != kind:
+            raise UserError(
+                f"{uri}: column object_id is {footer.id_type}, but {kind} in {uris[0]}; make the dataset with ids of one kind"
+            )
+    rows = _unit_rows(unit_rows, sum(sum(footer.group_rows) for footer in footers))
+    return [
+        dataclasses.replace(unit, stamp=footer.stamp)
+        for i, (uri, footer) in enumerate(zip(uris, footers, strict=True))
+        for unit in shard_units(uri, i, footer.group_rows, rows)
+    ]
 
 
 def shard_units(uri: str, index: int, group_rows: list[int], unit_rows: int) -> list[Unit]:

@@ -3,25 +3,33 @@
 A job is a list of units, each of which a worker turns into files whose names depend on the unit alone. The files are the only
 record: a resumed job processes the units whose files are missing, and a unit that is processed twice, as after the loss of a
 node, writes the same files twice.
+
+A unit whose worker ends twice, as by a crash or for lack of memory, is left for the end of the job, when it is processed alone.
+If that ends its worker too, the unit is at fault, and given up.
 """
 
 import dataclasses
 import functools
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
+import ray
 import ray.data
+import ray.exceptions
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.util.metrics import Counter
 
 from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import raise_if_interrupted, ray_session
+from gampen_ray.errors import AGAIN, StorageError
 from gampen_ray.progress import Progress
 
-__all__ = ["WorkUnit", "counters", "run_units", "stream_units"]
+__all__ = ["Start", "WorkUnit", "counters", "run_units", "stream_units"]
 
 # Ray Data keeps some 20 kB per task in the driver: in a larger job each task processes several units in turn.
 _MOST_TASKS = 2048
@@ -32,6 +40,8 @@ _CPUS_PER_WRITER = 0.25
 _WRITERS_PER_GPU = 4
 # A unit of a large network on CPUs may take longer than Ray's own limit of half an hour.
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
+# How often a unit is begun beside others, and then alone: nodes are lost too, and another unit may end its worker.
+_ATTEMPTS = 2
 
 
 class WorkUnit(Protocol):
@@ -49,12 +59,15 @@ class WorkUnit(Protocol):
 
 
 U = TypeVar("U", bound=WorkUnit)
+Start = Callable[[Workers], Callable[[U], Any]]
+"""Called on a worker, it returns the function that processes a unit."""
+logger = logging.getLogger(__name__)
 
 
 def run_units(
     what: str,
     units: Sequence[U],
-    start: Callable[[Workers], Callable[[U], Any]],
+    start: Start[U],
     *,
     total: int,
     noun: str,
@@ -62,6 +75,7 @@ def run_units(
     cpus_per_task: float | None = None,
     write: Callable[[Any], Any] | None = None,
     receive: Callable[[Any, Workers], str] = lambda *_: "",
+    give_up: Callable[[str], Start[U]] | None = None,
 ) -> None:
     """Process the units of a job that are not finished, in no particular order, and show its progress.
 
@@ -87,11 +101,15 @@ def run_units(
         Second step, from a worker's result for a unit to the receipt; for GPU workers it runs in CPU tasks.
     receive
         Called in the driver with each receipt and the job's workers; it returns a note for the progress.
+    give_up
+        From the reason why a unit is given up to a ``start`` whose function writes the unit's rows to quarantine; None: the
+        unit ends the job.
 
     Raises
     ------
     UserError, StorageError
-        If a worker raises one, or the cluster is too small.
+        If a worker raises one, the cluster is too small, a unit that cannot be given up ends its workers, or no unit is
+        finished for six hours.
     """
     if len({unit.name for unit in units}) < len(units):
         raise RuntimeError(f"{what}: two units of the same name would overwrite each other's files")
@@ -108,23 +126,25 @@ def run_units(
             else:
                 cpus = task_cpus(resources, cpus_per_task)
                 workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
-            for num_rows, receipt in stream_units(units, start, workers, write=write, actors=cpus_per_task is None):
+            how: dict[str, Any] = {"write": write, "actors": cpus_per_task is None, "give_up": give_up}
+            for num_rows, receipt in stream_units(units, start, workers, **how):
                 progress.advance(num_rows, receive(receipt, workers))
 
 
 def stream_units(
     units: Sequence[U],
-    start: Callable[[Workers], Callable[[U], Any]],
+    start: Start[U],
     workers: Workers,
     *,
     write: Callable[[Any], Any] | None = None,
     actors: bool = True,
+    give_up: Callable[[str], Start[U]] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Process units within a session of Ray and yield the number of rows and the receipt of each when it is finished.
 
     Parameters
     ----------
-    units, start, write
+    units, start, write, give_up
         See `run_units`.
     workers
         Actors, no more than units, or how many tasks may run at a time (0: as many as there is room for) and their CPUs.
@@ -132,7 +152,7 @@ def stream_units(
         Whether the workers are actors.
     """
     ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-    rows = [{"num_rows": unit.num_rows, "value": pickle.dumps(unit)} for unit in units]
+    rows = [{"index": index, "value": pickle.dumps(unit)} for index, unit in enumerate(units)]
     one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
     arguments = (start, workers, None if workers.gpus else write)
@@ -147,9 +167,42 @@ def stream_units(
     if write and workers.gpus:
         pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
         done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
-    for row in done.iter_rows():
+    waiting, left = dict(enumerate(units)), []
+    try:
+        for row in done.iter_rows():
+            raise_if_interrupted()
+            unit = waiting.pop(row["index"])
+            if row["value"] is None:
+                left.append(unit)
+            else:
+                yield unit.num_rows, pickle.loads(row["value"])
+    except ExecutionTimeoutError:
+        some = ", ".join(unit.name for unit in list(waiting.values())[:3])
+        raise StorageError(
+            f"no unit was finished for {_NO_PROGRESS_TIMEOUT_S / 3600:g} hours; {len(waiting)} are waited for, such as {some}: "
+            f"see that workers and storage answer, and {AGAIN}"
+        ) from None
+    for unit in left:
         raise_if_interrupted()
-        yield row["num_rows"], pickle.loads(row["value"])
+        yield unit.num_rows, _alone(unit, start, workers, write, give_up)
+
+
+def _alone(
+    unit: U, start: Start[U], workers: Workers, write: Callable | None, give_up: Callable[[str], Start[U]] | None
+) -> Any:
+    """Return the receipt of a unit that is processed in a task of its own, or else given up in one."""
+    task = ray.remote(_process_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=0)
+    reason = ""
+    for _ in range(_ATTEMPTS):
+        try:
+            return ray.get(task.remote(pickle.dumps(unit), start, workers, write))
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+            how = "took the memory of its node" if isinstance(error, ray.exceptions.OutOfMemoryError) else "killed the process"
+            reason = f"working on it {how} {2 * _ATTEMPTS} times"
+    if give_up is None:
+        raise StorageError(f"{unit.name}: {reason}; take it out of the input, or give the workers more memory")
+    logger.warning("%s: %s: its %s rows go to quarantine", unit.name, reason, unit.num_rows)
+    return _alone(unit, give_up(reason), workers, write, None)
 
 
 def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
@@ -191,7 +244,18 @@ def _process(item: pa.Table, start: Callable[[Workers], Callable], workers: Work
 
 
 def _apply(item: pa.Table, function: Callable, then: Callable | None = None) -> pa.Table:
-    """Apply one function or two to the pickled value of a table's only row."""
-    result = function(pickle.loads(item["value"][0].as_py()))
-    content = pickle.dumps(then(result) if then else result)
+    """Apply one function or two to the pickled value of a table's only row; no value is left after too many attempts."""
+    value, content = item["value"][0].as_py(), None
+    # The attempts of the task, of which there are several only where a worker or a node was lost.
+    if value is not None and ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number() < _ATTEMPTS:
+        content = pickle.dumps(_receipt(value, function, then))
     return item.set_column(1, "value", pa.array([content], pa.large_binary()))
+
+
+def _process_alone(value: bytes, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> Any:
+    return _receipt(value, start(workers), write)
+
+
+def _receipt(value: bytes, function: Callable, then: Callable | None) -> Any:
+    result = function(pickle.loads(value))
+    return then(result) if then else result

@@ -78,11 +78,12 @@ def gampen_summary(
 
 def write_part(
     name: str, objects: pa.Table, mixture: Mixture, *, output: str, zero_point_mag: float | None, gampen_magnitudes: bool
-) -> None:
-    """Write the `gampen_summary` of the galaxies in the catalogue file of this name."""
+) -> str:
+    """Write the `gampen_summary` of the galaxies in the catalogue file of this name, and return its URI."""
     summary = gampen_summary(objects, mixture, zero_point_mag=zero_point_mag, gampen_magnitudes=gampen_magnitudes)
     uri = storage.join(output, PARTS, name.removesuffix(".parquet") + ".csv")
     storage.write_bytes_atomic(uri, summary.to_csv(index=False).encode())
+    return uri
 
 
 def write_files(output: str, targets: TargetSchema, num_passes: int, seed: int) -> None:

@@ -236,21 +236,25 @@ def _plain_pixels(
     return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
 
 
-def load_bundle(uri: str) -> Bundle:
+def load_bundle(uri: str, digest: str = "") -> Bundle:
     """Load a model bundle.
 
     Parameters
     ----------
     uri
         The bundle, a run folder of ``train`` that holds one, or ``builtin:NAME``.
+    digest
+        `bundle_digest` that it must have: the workers of a job load the bundle later than its driver. Empty: any.
 
     Raises
     ------
     UserError
-        If there is no bundle, it is damaged, or its format is newer than this program.
+        If there is no bundle, it is damaged, its format is newer than this program, or it has another digest.
     """
     uri = bundle_uri(uri)
     files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
+    if digest and _digest(files[CHECKSUMS]) != digest:
+        raise UserError(f"bundle: {uri} was replaced while it was in use; put the former one back, or give a new output folder")
     version = _format_version(uri, files[_DESCRIPTION])
     if version != FORMAT_VERSION:
         remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
@@ -284,7 +288,7 @@ def load_bundle(uri: str) -> Bundle:
 
 def bundle_digest(uri: str) -> str:
     """Return a fingerprint of a bundle's content, independent of its location."""
-    return hashlib.sha256(storage.read_bytes(storage.join(bundle_uri(uri), CHECKSUMS))).hexdigest()
+    return _digest(storage.read_bytes(storage.join(bundle_uri(uri), CHECKSUMS)))
 
 
 def bundle_uri(uri: str) -> str:
@@ -303,6 +307,10 @@ def bundle_uri(uri: str) -> str:
             problem = "is an unfinished run; run the same command again"
         raise UserError(f"bundle: {uri} {problem}")
     return uri
+
+
+def _digest(checksums: bytes) -> str:
+    return hashlib.sha256(checksums).hexdigest()
 
 
 def _format_version(uri: str, description: bytes) -> int:

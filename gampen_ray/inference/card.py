@@ -114,10 +114,11 @@ def describe(uri: str) -> dict[str, Any]:
     UserError
         If there is no bundle, or it or its card is damaged.
     """
-    bundle, card = load_bundle(uri), read_card(uri)
+    digest = bundle_digest(uri)
+    bundle, card = load_bundle(uri, digest), read_card(uri)
     return {
         "bundle": uri,
-        "digest": bundle_digest(uri),
+        "digest": digest,
         "survey": bundle.provenance.get("dataset", {}).get("survey", ""),
         "images": {**bundle.images.to_dict(), "numbers": bundle.images.number_names},
         "targets": bundle.targets.to_dict(),

@@ -147,9 +147,11 @@ def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     for name, value in now.items():
         if manifest["inputs"][name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
-    bundle = load_bundle(inference["bundle"])
+    bundle = load_bundle(inference["bundle"], now["bundle"])
     catalog = pa.concat_tables(list(catalog_parts(output)))
     truths = _truths(inference, bundle.targets)
+    if len(catalog["object_id"].unique()) < len(catalog):
+        raise UserError(f"catalog: {output} repeats identifiers; make {inference['dataset']} again with unique ones")
     # Sort both by id: the join is then a comparison.
     catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
     truths = truths.filter(pa.array(np.isin(truths["object_id"].to_numpy(), catalog["object_id"].to_numpy())))
@@ -167,5 +169,5 @@ def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:
     uris = shards.shard_uris(inference["dataset"], inference["split"])
     try:
         return pa.concat_tables([shards.read_shard(uri, columns) for uri in uris])
-    except UserError as error:
+    except (UserError, pa.ArrowInvalid) as error:
         raise UserError(f"catalog: its dataset lacks true values, evaluate a catalogue of one that has them: {error}") from None

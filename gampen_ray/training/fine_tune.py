@@ -55,10 +55,11 @@ class Start:
             targets.
         """
         uri = config.fine_tune.bundle
-        bundle = load_bundle(uri)
+        digest = bundle_digest(uri)
+        bundle = load_bundle(uri, digest)
         return cls(
             uri=uri,
-            digest=bundle_digest(uri),
+            digest=digest,
             provenance=bundle.provenance,
             network=_network(config, bundle),
             images=_images(config, bundle, info),

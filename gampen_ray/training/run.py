@@ -14,7 +14,7 @@ from torch import nn
 
 from gampen_ray.config import NetworkConfig, TrainConfig
 from gampen_ray.data import shards
-from gampen_ray.data.sources import Unit
+from gampen_ray.data.sources import Unit, pinned
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs
@@ -71,9 +71,10 @@ class Run:
         }
 
     @property
-    def inputs(self) -> dict[str, str]:
+    def inputs(self) -> dict[str, str | dict[str, str]]:
         """Fingerprint of the content of each input, by config field."""
-        inputs = {"dataset": self.info.fingerprint}
+        units = [unit for split in self.splits.values() for unit in split]
+        inputs = {"dataset": self.info.fingerprint, "dataset shard": pinned(self.config.dataset, units)}
         return inputs | {"fine_tune.bundle": self.start.digest} if self.start else inputs
 
     def network_inputs(self, batch: Batch) -> Inputs:
@@ -238,5 +239,5 @@ def build_network(run: Run) -> Network:
     torch.manual_seed(run.config.seed)
     network = Network.of(run.network, run.images, len(run.targets))
     if run.start:
-        start_from(network, load_bundle(run.start.uri), run.config.fine_tune)
+        start_from(network, load_bundle(run.start.uri, run.start.digest), run.config.fine_tune)
     return network

@@ -52,6 +52,7 @@ def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:
     assert catalog_contents(str(output)) == (
         {"num_galaxies": len(table), "num_quarantined": receipt.num_quarantined},
         receipt.id_sum,
+        0,
     )
     return table
 
@@ -69,6 +70,21 @@ def test_a_summary_that_is_not_finite_goes_to_quarantine(tmp_path: Path) -> None
     quarantine = pq.read_table(tmp_path / "quarantine").to_pylist()
     assert [row["object_id"] for row in quarantine] == ["1", "2"]
     assert {row["reason"] for row in quarantine} == {"the posterior summary flux_mean is not finite"}
+
+
+def test_all_rows_of_a_refused_unit_go_to_quarantine(tmp_path: Path) -> None:
+    model, data = bundle(), dataset(str(tmp_path / "data"), {shards.ALL: 20})
+    source, (unit,) = open_source(data, split="", bands=("r",), size=SIZE)
+    predict = Predictor(model, num_passes=PASSES, seed=0, device="cpu")
+    for refusal, left in (("", 20), ("it kills", 0)):
+        refusing = dataclasses.replace(source, refusal=refusal)
+        table = write(UnitPredictor(predict, refusing)(unit), tmp_path / f"{left}")
+        assert len(table) == left
+        schemas = [pq.read_schema(path) for path in tmp_path.glob("*/catalog/*.parquet")]
+        assert schemas[0].equals(schemas[-1])
+    quarantine = pq.read_table(tmp_path / "0" / "quarantine").to_pylist()
+    assert {row["reason"] for row in quarantine} == {"it kills"}
+    assert [row["object_id"] for row in quarantine] == [str(i) for i in range(20)]
 
 
 def test_rows_with_a_reason_are_not_predicted_and_keep_it(tmp_path: Path) -> None:

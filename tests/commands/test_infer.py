@@ -21,7 +21,7 @@ from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
 from gampen_ray.engine import cluster
 from gampen_ray.engine import units as engine
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.reports.evaluated import load_evaluated_catalog
@@ -128,7 +128,7 @@ def test_a_dataset_divided_otherwise_is_not_continued_with(
     # The same galaxies, and files of the same names.
     shutil.rmtree(data)
     dataset(str(data), {shards.ALL: COUNT}, rows_per_shard=50)
-    with pytest.raises(UserError, match=r"output: .*/o holds a run on another dataset layout; nothing was changed"):
+    with pytest.raises(UserError, match=r"/o holds a run on another dataset shard part-000000\.parquet; nothing was changed"):
         infer(wanted)
     # Elsewhere, the dataset is the same one.
     dataset(str(tmp_path / "moved"), {shards.ALL: COUNT}, rows_per_shard=60)
@@ -143,9 +143,24 @@ def test_galaxies_are_compared_and_not_only_counted(
     first = begun(wanted, monkeypatch)
     table = pq.read_table(first)
     ids = pa.array([1, *table["object_id"].to_pylist()[1:]])
-    pq.write_table(table.set_column(0, table.schema.field(0), ids), first)
-    with pytest.raises(RuntimeError, match=f"/o holds {COUNT} galaxies that are not the {COUNT} of .*: its files were changed"):
+    # Not noticed before the work, as of no unit.
+    stranger = first.with_name("part-7.parquet")
+    pq.write_table(table.set_column(0, table.schema.field(0), ids), stranger)
+    count = COUNT + len(table)
+    with pytest.raises(StorageError, match=f"/o holds {count} galaxies that are not the {COUNT} of .*: its files were changed"):
         infer(wanted)
+    stranger.write_bytes(b"")
+    with pytest.raises(StorageError, match=r"part-7.parquet was damaged since it was written: .*; run the same command again"):
+        infer(wanted)
+    stranger.unlink()
+    # ... and is repaired.
+    whole = first.read_bytes()
+    (second,) = first.parent.glob("part-000001*")
+    for damage in (b"", whole[:2000] + b"garbage" + whole[2007:], second.read_bytes()):
+        first.write_bytes(damage)
+        assert infer(wanted)["num_galaxies"] == COUNT
+        assert first.read_bytes() == whole
+        (tmp_path / "o" / "manifest.json").unlink()
 
 
 @pytest.mark.ray
@@ -217,6 +232,39 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
     assert "mixture_mean" not in table.column_names
     found = lsdb.open_catalog(tmp_path / "o" / "hats").cone_search(10, -1, 5400).compute()
     assert sorted(found["object_id"]) == ["J0009", "J0010", "J0011"]
+
+
+@pytest.mark.ray
+def test_repeated_identifiers_are_told(ray_local: None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = dataset(str(tmp_path / "d"), {shards.ALL: 20}, rows_per_shard=10)
+    info = shards.read_dataset_info(data)
+    storage.copy(shards.part_uri(data, shards.ALL, 0), shards.part_uri(data, shards.ALL, 2))
+    with pytest.raises(UserError, match=r"the shards of .*/d hold 30 galaxies, but dataset.json says 20: shards were added"):
+        infer(config(inputs, tmp_path / "o", dataset=data))
+    assert not (tmp_path / "o").exists()
+    shards.write_dataset_info(data, dataclasses.replace(info, num_rows={shards.ALL: 30}))
+    assert infer(config(inputs, tmp_path / "o", dataset=data))["num_galaxies"] == 30
+    assert "10 of 30 galaxies repeat the identifier of another: " in caplog.text
+    with pytest.raises(UserError, match=r"/o repeats identifiers; make .*/d again with unique ones"):
+        load_evaluated_catalog(str(tmp_path / "o"))
+
+
+@pytest.mark.ray
+def test_a_bundle_replaced_while_an_actor_restarts_ends_the_job(ray_local: None, tmp_path: Path) -> None:
+    bundle(SLOW_NETWORK).save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {shards.ALL: 300}, rows_per_shard=25)
+
+    def replace_and_kill() -> None:
+        while not list(tmp_path.glob("o/catalog/*.parquet")):
+            time.sleep(0.05)
+        retrained = bundle(SLOW_NETWORK)
+        retrained.calibration.scale_DB[:] = 7.3
+        retrained.save(str(tmp_path / "model"))
+        os.kill(inference_actors(ray.get_runtime_context().gcs_address)[0], signal.SIGKILL)
+
+    threading.Thread(target=replace_and_kill, daemon=True).start()
+    with pytest.raises(UserError, match=r"bundle: .*/model was replaced while it was in use"):
+        infer(config(tmp_path, tmp_path / "o", num_passes=60))
 
 
 @pytest.mark.ray

@@ -151,7 +151,7 @@ def test_a_shard_of_another_schema_is_refused(changes: dict, match: str, tmp_pat
     if isinstance(image := arrays.get("image"), np.ndarray):
         arrays["image"] = pa.FixedShapeTensorArray.from_numpy_ndarray(image)
     pq.write_table(pa.table({name: pa.array(v) if isinstance(v, list) else v for name, v in arrays.items()}), stranger)
-    for call in (shards.read_shard, shards.row_group_sizes):
+    for call in (shards.read_shard, shards.read_footer):
         with pytest.raises(UserError, match=rf"part-000001.parquet: {match}"):
             call(stranger, info=INFO)
     with pytest.raises(UserError, match=match):
@@ -184,9 +184,24 @@ def test_a_truncated_shard_is_damaged(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     shards.write_shard(str(path), _columns(600), INFO)
     path.write_bytes(path.read_bytes()[:kept])
-    for call in (shards.read_shard, shards.row_group_sizes):
+    for call in (shards.read_shard, shards.read_footer):
         with pytest.raises(UserError, match=r"a.parquet: damaged or not Parquet: [^\n]*$"):
             call(str(path), info=INFO)
+
+
+@pytest.mark.parametrize("columns", [0, 3000])
+def test_a_footer_tells_rows_ids_and_content(columns: int, tmp_path: Path) -> None:
+    extra = {f"n{i}": np.arange(600) for i in range(columns)}
+    paths = [str(tmp_path / name) for name in ("a", "b", "c")]
+    for path in paths:
+        shards.write_shard(path, _columns(600) | extra, INFO)
+    changed = _columns(600)
+    changed["image"][7, 0, 1, 1] += 0.5
+    shards.write_shard(paths[2], changed | extra, INFO)
+    a, b, c = (shards.read_footer(path, INFO) for path in paths)
+    assert a == b
+    assert (a.group_rows, a.id_type) == ([256, 256, 88], pq.read_schema(paths[0]).field("object_id").type)
+    assert (c.group_rows, c.stamp == a.stamp) == (a.group_rows, False)
 
 
 def test_dataset_info_round_trip(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +67,20 @@ def test_bytes_are_those_of_the_columns_that_are_read(tmp_path: Path) -> None:
     assert read[1] == pytest.approx(stored, rel=1e-3)
 
 
-def test_identifiers_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_a_refused_unit_has_the_same_rows_without_images(tmp_path: Path) -> None:
     dataset(str(tmp_path / "data"), {shards.ALL: 130}, rows_per_shard=70)
     _folder(tmp_path / "cutouts")
     for folder in ("data", "cutouts"):
         source, units = open_source(str(tmp_path / folder), split="", bands=("r",), size=SIZE)
+        refusing = dataclasses.replace(source, refusal="it kills")
         for unit in units:
-            rows = [identifier for piece, _ in source.read(unit, 50) for identifier in piece["object_id"].tolist()]
-            assert source.read_ids(unit).to_pylist() == rows
+            for (rows, _), (refused, _) in zip(source.read(unit, 50), refusing.read(unit, 50), strict=True):
+                assert refused.keys() == rows.keys()
+                assert refused["object_id"].tolist() == rows["object_id"].tolist()
+                assert refused["source"].tolist() == rows["source"].tolist()
+                assert set(refused["reason"].tolist()) == {"it kills"}
+                assert refused["image"].shape == rows["image"].shape
+                assert not refused["image"].any()
 
 
 def test_layout_is_that_of_rows_in_files(tmp_path: Path) -> None:
@@ -84,6 +91,14 @@ def test_layout_is_that_of_rows_in_files(tmp_path: Path) -> None:
         assert source.info.fingerprint == "f"
         layouts.append(layout_identity(data, units))
     assert layouts[0] == layouts[2] != layouts[1]
+
+
+def test_ids_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    data = dataset(str(tmp_path), {shards.ALL: 20}, rows_per_shard=10)
+    columns = galaxies(10) | {"object_id": np.array([f"J{i}" for i in range(10)])}
+    shards.write_shard(shards.part_uri(data, shards.ALL, 1), columns, shards.read_dataset_info(data))
+    with pytest.raises(UserError, match=r"part-000001.parquet: column object_id is string, but int64 in .*part-000000.parquet"):
+        open_source(data, split="", bands=("r",), size=SIZE)
 
 
 def _folder(root: Path, count: int = 5) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Units on Ray: one pool for the whole job, resumption, and errors."""
 
+import ctypes
 import dataclasses
 import functools
 import logging
@@ -15,7 +16,7 @@ from gampen_ray.config import ActorResources
 from gampen_ray.engine import units as engine
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.units import run_units
-from gampen_ray.errors import UserError
+from gampen_ray.errors import StorageError, UserError
 
 ONE = ActorResources(num_workers=1, cpus_per_worker=0.4)
 
@@ -24,6 +25,20 @@ ONE = ActorResources(num_workers=1, cpus_per_worker=0.4)
 class Unit:
     name: str
     num_rows: int = 1
+
+
+def _deadly(folder: Path, workers: Workers) -> Callable[[Unit], str]:
+    def work(unit: Unit) -> str:
+        (folder / f"{unit.name}-{time.monotonic_ns()}").touch()
+        if unit.name == "unit-00001":
+            ctypes.string_at(0)
+        return unit.name
+
+    return work
+
+
+def _quarantined(reason: str) -> Callable[[Workers], Callable[[Unit], str]]:
+    return lambda workers: lambda unit: f"{unit.name}: {reason}"
 
 
 class Touch:
@@ -77,6 +92,35 @@ def test_work_without_a_start_runs_in_tasks_and_errors_reach_the_user(ray_local:
     assert len(list(tmp_path.glob("unit-*"))) == 2
     with pytest.raises(UserError, match="bad: no such unit"):
         run_units("touch", [Unit("bad")], functools.partial(Touch, tmp_path), **job)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("actors", [True, False])
+def test_a_unit_that_kills_its_worker_is_given_up_and_the_others_finish(ray_local: None, tmp_path: Path, actors: bool) -> None:
+    receipts: list[str] = []
+    job = {"total": 6, "noun": "rows", "resources": ONE, "cpus_per_task": None if actors else 0.4}
+    job["receive"] = lambda receipt, _: receipts.append(receipt) or ""
+    start = functools.partial(_deadly, tmp_path)
+    run_units("kill", _units(6), start, give_up=_quarantined, **job)
+    reason = "working on it killed the process 4 times"
+    assert sorted(receipts) == sorted(f"{u.name}: {reason}" if u.name == "unit-00001" else u.name for u in _units(6))
+    assert len(list(tmp_path.glob("unit-00001-*"))) == 4
+    if actors:
+        with pytest.raises(StorageError, match=f"^unit-00001: {reason}; take it out of the input, or give the workers more"):
+            run_units("kill", _units(2), start, **job)
+
+
+def _never(unit: Unit) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.ray
+def test_a_job_without_progress_ends_with_what_it_waits_for(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_NO_PROGRESS_TIMEOUT_S", 9)
+    with pytest.raises(StorageError, match=r"no unit was finished for 0.0025 hours; 2 are waited for, such as unit-00000"):
+        run_units("wait", _units(2), lambda _: _never, total=2, noun="rows", resources=ONE, cpus_per_task=0.5)
 
 
 def test_nothing_to_do_starts_no_ray_and_names_must_differ(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ import gampen_ray
 from gampen_ray.config import TrainConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
-from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
 from tests.networks import NETWORK, bundle, galaxies
@@ -83,6 +83,16 @@ def test_calibration_scale_stretches_the_posterior(saved: Path) -> None:
         for b in (load_bundle(str(saved)), plain)
     )
     np.testing.assert_allclose(width / plain_width, np.broadcast_to([1.2, 0.8], (3, 1, 2)), rtol=1e-6)
+
+
+def test_a_bundle_replaced_since_its_digest_was_taken_is_refused(saved: Path) -> None:
+    digest = bundle_digest(str(saved))
+    assert load_bundle(str(saved), digest).provenance == load_bundle(str(saved)).provenance
+    retrained = bundle()
+    retrained.calibration.scale_DB[:] = 7.3
+    retrained.save(str(saved))
+    with pytest.raises(UserError, match=r"bundle: .* was replaced while it was in use; put the former one back, or give a new"):
+        load_bundle(str(saved), digest)
 
 
 def test_batch_size_changes_no_posterior(saved: Path) -> None:

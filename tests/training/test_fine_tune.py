@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gampen_ray import storage
 from gampen_ray.config import (
     BackboneConfig,
     CalibrationConfig,
@@ -157,6 +158,15 @@ def test_a_kept_head_starts_at_the_loss_of_the_bundle(data: str, start: str) -> 
     expected = float(trained.network.likelihood.loss(outputs, torch.from_numpy(truths).float()).mean())
     assert val_loss(run) == pytest.approx(expected, rel=1e-5)
     assert run.targets == trained.targets
+
+
+def test_a_bundle_replaced_after_the_run_was_prepared_is_refused(data: str, start: str, tmp_path: Path) -> None:
+    storage.copy(start, str(tmp_path / "start"))
+    run, other = prepare(config(data, str(tmp_path / "start"))), load_bundle(start)
+    other.metrics["val_loss"] = 7.0
+    other.save(str(tmp_path / "start"))
+    with pytest.raises(UserError, match="was replaced while it was in use"):
+        build_network(run)
 
 
 def test_a_replaced_head_is_new_and_all_else_is_the_bundles(data: str, start: str) -> None:
