@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import ray.data
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
-from gampen_ray.engine import session
+from gampen_ray.engine import local, session
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause, ray_session
 from gampen_ray.engine.units import stream_units
@@ -96,6 +97,10 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         # Set, so that it is deleted or restored afterwards.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    # A Ray that other tests keep in this process must keep its token.
+    keeps = SimpleNamespace(reset_cache=lambda: None)
+    monkeypatch.setattr(local, "AuthenticationTokenLoader", SimpleNamespace(instance=lambda: keeps))
+    monkeypatch.setattr(local, "Config", SimpleNamespace(initialize=lambda _: None))
     levels = {name: logging.getLogger(name).level for name in ("ray.data", "ray.tune")}
     context = ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
