@@ -43,7 +43,7 @@ def assert_none_left(mark: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while (left := list(marked(mark).values())) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert left == []
+    assert left == [], left
 
 
 def marked(mark: str) -> dict[int, str]:

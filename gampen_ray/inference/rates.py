@@ -63,7 +63,8 @@ class Rates:
         """Return plain values for the manifest, empty if nothing was predicted; rates exclude the start-up."""
         if not self._galaxies:
             return {}
-        seconds = max(self._stop - self._start, 1e-9)
+        # Receipts may arrive together; no device works for longer than the job.
+        seconds = max(self._stop - self._start, self._device_seconds / self._workers, 1e-9)
         return {
             "galaxies": self._galaxies,
             "startup_seconds": round(self._start - self._began, 3),

@@ -26,6 +26,15 @@ def test_rates_exclude_the_start_up_whatever_happens_to_the_clock(jump: float, m
     assert (measured["galaxies"], measured["bytes_read"], measured["bytes_written"]) == (200, 2000, 400)
 
 
+def test_receipts_that_arrive_together_make_no_device_busier_than_the_job() -> None:
+    rates = Rates(num_passes=4, began=time.monotonic() - 30)
+    for _ in range(8):
+        rates.add(receipt(1), workers=1, gpus_per_worker=0)
+    measured = rates.to_dict()
+    assert measured["device_utilisation"] == 1
+    assert measured["seconds"] == pytest.approx(8 * 0.5)
+
+
 @pytest.mark.parametrize(("workers", "gpus"), [(1, 0), (8, 1), (1000, 1)])
 def test_an_estimate_is_arithmetic(workers: int, gpus: int) -> None:
     measured = {
