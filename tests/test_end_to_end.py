@@ -227,8 +227,8 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
         wait_for(process, "epoch 2/40, loss")
         folder = ray_folder(mark)
         process.kill()
-    # On a busy machine; on a quiet one it takes less than a second.
-    assert_none_left(mark, seconds=20)
+    # Ray's own agents would live for a minute. On a quiet machine it takes two seconds.
+    assert_none_left(mark, seconds=45)
     assert wait_until(lambda: not folder.exists(), seconds=20)
     assert not (tmp_path / "run" / "bundle").exists()
     states = (tmp_path / "run").glob("checkpoints/*/state.pt")
