@@ -19,7 +19,7 @@ import pydantic
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import ActorResources, ReaderConfig
 from gampen_ray.config.base import config_class, default, replace, to_dict
-from gampen_ray.config.parts import FITS_FILES
+from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:

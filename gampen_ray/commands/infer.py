@@ -17,7 +17,8 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources, CatalogConfig
+from gampen_ray.config.inputs import CatalogConfig
+from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor

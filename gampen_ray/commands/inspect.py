@@ -9,7 +9,7 @@ import pydantic
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import CutoutsConfig
 from gampen_ray.config.base import config_class, default, to_dict
-from gampen_ray.config.parts import FITS_FILES, ReaderConfig
+from gampen_ray.config.inputs import FITS_FILES, ReaderConfig
 from gampen_ray.messages import printable
 
 

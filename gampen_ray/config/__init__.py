@@ -4,20 +4,17 @@ The config of any other verb is beside its function in `gampen_ray.commands`. Th
 states the unit and the meaning of a sentinel value.
 """
 
+from gampen_ray.config.inputs import CatalogConfig, CutoutsConfig, ReaderConfig, SplitConfig
 from gampen_ray.config.parts import (
     ActorResources,
     BackboneConfig,
     CalibrationConfig,
-    CatalogConfig,
-    CutoutsConfig,
     FineTuneConfig,
     ImagesConfig,
     NetworkConfig,
     OptimizerConfig,
-    ReaderConfig,
     SpatialTransformerConfig,
     Split,
-    SplitConfig,
     TargetConfig,
     TaskResources,
     TrainResources,

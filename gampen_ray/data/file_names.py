@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from gampen_ray import storage
-from gampen_ray.config.parts import FITS_FILES
+from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.data import kinds
 from gampen_ray.data.cutouts import stem
 from gampen_ray.errors import UserError

@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
-from gampen_ray.config.parts import FITS_FILES
+from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.data import catalogs, containers, gampen_folder, readers
 from gampen_ray.data.catalog_formats import parquet_files
 from gampen_ray.data.containers import INDEX

@@ -73,7 +73,7 @@ def _validation(metrics: Mapping[str, Any]) -> list[str]:
         return ["validation: none was made"]
     seeds = metrics["seeds"]
     lines = [
-        f"validation loss {metrics['val_loss']:.4f}",
+        "validation loss " + ("never finite" if metrics["val_loss"] is None else f"{metrics['val_loss']:.4f}"),
         f"two seeds of the dropout masks, {seeds['num_passes']} passes: {seeds['verdict']}: {seeds['worst']}",
     ]
     rows = {version: {"all": coverage} for version, coverage in metrics["coverage"].items()}
