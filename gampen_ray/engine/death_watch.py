@@ -30,14 +30,26 @@ def main(folder: str) -> None:
 
 
 def _processes(folder: str) -> list[int]:
-    """Return the processes that have the folder in a variable, as all that Ray starts in it have; none but on Linux."""
+    """Return the processes that Ray started in the folder; none but on Linux.
+
+    They have it in a variable. Ray's agents write their titles over their variables: they have a log open in it.
+    """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         # It may belong to somebody else, or have ended.
         with contextlib.suppress(OSError):
-            if f"={folder}/".encode() in (process / "environ").read_bytes():
+            variables, title = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+            if f"={folder}/".encode() in variables or (title.startswith(b"ray::") and _has_open(process, folder)):
                 found.append(int(process.name))
     return found
+
+
+def _has_open(process: Path, folder: str) -> bool:
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if str(file.readlink()).startswith(f"{folder}/"):
+                return True
+    return False
 
 
 if __name__ == "__main__":
