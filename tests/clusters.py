@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
-JOB_SECONDS = 120
+JOB_SECONDS = 240
 # A dead node is noticed in seconds, a slow one is left alone.
 HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "2000",

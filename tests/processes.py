@@ -3,7 +3,6 @@
 import contextlib
 import ipaddress
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,9 +16,6 @@ def driver(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     mark = f"gampen-ray-test-{os.getpid()}-{time.monotonic_ns()}"
     command = [sys.executable, "-m", "gampen_ray", *arguments]
     environment = {**os.environ, "GAMPEN_RAY_MARK": mark}
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A suite in a shell's background ignores Ctrl-C, and its children would too.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             yield process, mark

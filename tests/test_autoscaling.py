@@ -13,7 +13,7 @@ from gampen_ray.config.base import to_toml
 from tests.clusters import ended, log, num_nodes, raylets, running_cluster, submit, wait_until
 from tests.networks import bundle, dataset, train_config
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from tests.networks import dataset, train_config
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
 def test_a_training_over_two_nodes_outlives_one_of_them(tmp_path: Path) -> None:
     data, run = dataset(str(tmp_path / "data"), {"train": 3000, "val": 200}), tmp_path / "run"
     (tmp_path / "train.toml").write_text(to_toml(train_config(data, str(run), epochs=8)))

@@ -44,7 +44,6 @@ def inference(root: str) -> object:
     )
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("where", ["local", "s3"])
 @pytest.mark.parametrize(
     ("verb", "make", "works"),
