@@ -32,6 +32,7 @@ _TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR")
 _OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
 # Numbers by which WCSLIB and astropy allocate memory before they look at anything else; beyond them a process may end.
 _LIMITS = {"WCSAXES": 9, "NAXIS": 9, "A_ORDER": 9, "B_ORDER": 9, "AP_ORDER": 9, "BP_ORDER": 9}
+_NUMBERS = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d+[A-Z]?|(PC|CD|PV)\d+_\d+[A-Z]?|[AB]P?_\d+_\d+|(LON|LAT)POLE[A-Z]?")
 # Coarser or finer pixels do not show galaxies: the header has default values.
 _PLAUSIBLE_ARCSEC = (1e-4, 60.0)
 
@@ -47,13 +48,17 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
     Raises
     ------
     ValueError
-        If a size is beyond what the standard has a use for, or the coordinates are in a table.
+        If a size is beyond what the standard has a use for, a number is none, or the coordinates are in a table.
     """
     for name in header:
         # WCSAXESA to WCSAXESZ are those of alternate systems.
         limit = _LIMITS.get("WCSAXES" if name.startswith("WCSAXES") else name)
         if limit is not None and not 0 <= int(str(header[name])) <= limit:
             raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
+        # WCSLIB would skip the card and take its default.
+        value: Any = header[name]
+        if _NUMBERS.fullmatch(name) and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ValueError(f"{name} is {value!r}: not a number")
         if name.startswith("CTYPE") and str(header[name])[4:8] == "-TAB":
             raise ValueError(f"{name} is {header[name]}: coordinates in a table are not read")
     level = log.level

@@ -1,7 +1,6 @@
 """Files that crash, hang or swell the process that reads them, each made here, cost themselves alone."""
 
 import gzip
-import io
 import math
 import os
 import signal
@@ -20,10 +19,9 @@ from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.reader_process import File, list_hdus, map_header, read_content, read_file, read_files
 from gampen_ray.data.readers import read_cutout
 from gampen_ray.errors import UserError
+from tests.fuzz.poison_files import PIXELS, POISON, compressed, file, image, with_card
 from tests.processes import assert_none_left
 
-PIXELS = np.random.default_rng(0).normal(100, 10, size=(40, 48)).astype(np.float32)
-_EMPTY_HDU = fits.ImageHDU().header.tostring().encode()
 _PLUGIN = """
 import os, signal
 from gampen_ray.data.readers import READERS
@@ -44,46 +42,8 @@ class WildReader:
 """
 
 
-def _file(*hdus: object) -> bytes:
-    buffer = io.BytesIO()
-    fits.HDUList(list(hdus)).writeto(buffer)
-    return buffer.getvalue()
-
-
-def _image(**cards: object) -> bytes:
-    wcs = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CD1_1": -5e-5, "CD2_2": 5e-5}
-    return _file(fits.PrimaryHDU(PIXELS, fits.Header(wcs | {"CRPIX1": 24.5, "CRPIX2": 20.5, "FILTER": "r"} | cards)))
-
-
-def _with_card(data: bytes, key: str, value: object, after: str = "") -> bytes:
-    """Change a card, or put one after another in place of the next."""
-    start = data.index(f"{after or key:<8}=".encode()) + (80 if after else 0)
-    return data[:start] + f"{key:<8}= {value!s:>20}".ljust(80).encode() + data[start + 80 :]
-
-
-def _compressed(kind: str) -> bytes:
-    return _file(fits.PrimaryHDU(), fits.CompImageHDU(PIXELS.astype(np.int16), compression_type=kind, tile_shape=(20, 24)))
-
-
-def _hcompress(height: int, width: int) -> bytes:
-    data = _compressed("HCOMPRESS_1")
-    # Each stream begins with its magic number and sides.
-    start = data.index(b"\xdd\x99") + 2
-    return data[:start] + height.to_bytes(4, "big") + width.to_bytes(4, "big") + data[start + 8 :]
-
-
-def _gzip_tile(size: int) -> bytes:
-    with fits.open(io.BytesIO(_compressed("GZIP_1")), disable_image_compression=True) as hdus:
-        streams = np.empty(4, dtype=object)
-        streams[:] = [np.frombuffer(gzip.compress(bytes(size), mtime=0), np.uint8)] * 4
-        column = fits.Column("COMPRESSED_DATA", "1PB()", array=streams)
-        table = fits.BinTableHDU.from_columns([column])
-        table.header.update({name: value for name, value in hdus[1].header.items() if name.startswith("Z")})
-        return _file(fits.PrimaryHDU(), table)
-
-
 def test_a_file_reads_as_in_this_process() -> None:
-    for data in (_image(MAGZERO=25.5), _compressed("RICE_1"), gzip.compress(_image())):
+    for data in (image(MAGZERO=25.5), compressed("RICE_1"), gzip.compress(image())):
         apart, here = read_file(data, "a.fits", ReaderConfig()), read_cutout(data, "a.fits", ReaderConfig())
         np.testing.assert_array_equal(apart.image_CHW, here.image_CHW)
         assert apart.image_CHW.flags.writeable
@@ -96,7 +56,7 @@ def test_a_batch_keeps_its_order() -> None:
     planes = [np.full((8 + number, 8), number, np.float32) for number in range(9)]
     for number, plane in enumerate(planes):
         plane[0, 0] = number + 1
-    files = [File(_file(fits.PrimaryHDU(plane)), "a.fits", ReaderConfig()) for plane in planes]
+    files = [File(file(fits.PrimaryHDU(plane)), "a.fits", ReaderConfig()) for plane in planes]
     files[4:4] = [File(CutoutError("absent"), "b", ReaderConfig()), File(b"no image", "c", ReaderConfig())]
     found = read_files(files)
     reasons = [str(one) for one in found if isinstance(one, CutoutError)]
@@ -108,29 +68,18 @@ def test_a_batch_keeps_its_order() -> None:
         assert not cutout.header
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: _with_card(_image(), "NAXIS", 2**31 - 1), "NAXIS is 2147483647"),
-        (lambda: _with_card(_compressed("RICE_1"), "TFIELDS", 2**31 - 1), "TFIELDS is 2147483647"),
-        (lambda: _with_card(_compressed("RICE_1"), "GCOUNT", -16), "GCOUNT is -16"),
-        (lambda: _hcompress(20_000, 24), "tile 1 of 480 pixels holds 20000 x 24"),
-        (lambda: _hcompress(0, 0), "tile 1 of 480 pixels holds 0 x 0"),
-        (lambda: _gzip_tile(1 << 22), "tile 1 of 480 pixels decompresses to more"),
-        (lambda: gzip.compress(bytes(1 << 27)), r"decompresses to more than 64 MiB \(reader.max_mebibytes\)"),
-        (lambda: gzip.compress(_gzip_tile(1 << 22)), "tile 1 of 480 pixels decompresses to more"),
-        (lambda: _file(fits.PrimaryHDU()) + 20_000 * _EMPTY_HDU, "there is no last one|longer than 2 s"),
-        (lambda: bytes((64 << 20) + 1), r"the file has 64.0 MiB, more than 64 \(reader.max_mebibytes\)"),
-    ],
-)
+@pytest.mark.parametrize(("make", "reason"), POISON.values(), ids=POISON)
 def test_a_file_that_would_end_its_reader_has_a_reason(make: Callable[[], bytes], reason: str) -> None:
     with pytest.raises(CutoutError, match=reason):
         read_file(make(), "a.fits", ReaderConfig())
 
 
-@pytest.mark.parametrize(("name", "value"), [("WCSAXES", 65536), ("WCSAXES", 20000), ("A_ORDER", 30000)])
-def test_coordinates_that_would_end_the_reader_are_left_out(name: str, value: int) -> None:
-    cutout = read_file(_image(**{name: value}), "a.fits", ReaderConfig())
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WCSAXES", 65536), ("WCSAXES", 20000), ("A_ORDER", 30000), ("CRVAL1", "NaN"), ("CD1_1", "5e-5"), ("CRPIX2", True)],
+)
+def test_coordinates_that_are_none_or_would_end_the_reader_are_left_out(name: str, value: int) -> None:
+    cutout = read_file(image(**{name: value}), "a.fits", ReaderConfig())
     np.testing.assert_array_equal(cutout.image_CHW[0], PIXELS)
     assert math.isnan(cutout.ra)
     mapped = map_header(cutout.header, np.eye(2), np.zeros(2))
@@ -139,7 +88,7 @@ def test_coordinates_that_would_end_the_reader_are_left_out(name: str, value: in
 
 
 def test_a_larger_size_is_a_setting() -> None:
-    data = _file(fits.PrimaryHDU(np.random.default_rng(0).random((4200, 4200), np.float32)))
+    data = file(fits.PrimaryHDU(np.random.default_rng(0).random((4200, 4200), np.float32)))
     with pytest.raises(CutoutError, match=r"the file has 67.3 MiB, more than 64"):
         read_file(data, "a.fits", ReaderConfig())
     assert read_file(data, "a.fits", ReaderConfig(max_mebibytes=100)).image_CHW.shape == (1, 4200, 4200)
@@ -151,7 +100,7 @@ def test_a_file_that_ends_hangs_or_swells_its_reader_costs_itself_alone(
     (tmp_path / "wild_plugin.py").write_text(_PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("GAMPEN_RAY_PLUGINS", "wild_plugin")
-    good, config = _image(), ReaderConfig()
+    good, config = image(), ReaderConfig()
     contents = [good, b"wild crash", good, b"wild loop", b"wild exit", good, b"wild memory", good]
     found = read_files(File(content, "a.fits", config) for content in contents)
     assert [str(one) if isinstance(one, CutoutError) else one.image_CHW.shape for one in found] == [
@@ -168,14 +117,14 @@ def test_a_file_that_ends_hangs_or_swells_its_reader_costs_itself_alone(
 
 def test_a_wrong_setting_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"reader.format: 'fitz' is unknown; did you mean 'fits'") as caught:
-        read_file(_image(), "a.fits", ReaderConfig(format="fitz"))
+        read_file(image(), "a.fits", ReaderConfig(format="fitz"))
     assert not isinstance(caught.value, CutoutError)
-    assert read_content(_image(), "", ReaderConfig(format="hdf5")).image_CHW.shape == (1, 40, 48)
+    assert read_content(image(), "", ReaderConfig(format="hdf5")).image_CHW.shape == (1, 40, 48)
 
 
 def test_what_the_hdus_hold_is_listed() -> None:
     table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1, 2])], name="T")
-    data = _file(fits.PrimaryHDU(), fits.ImageHDU(PIXELS, name="SCI_r"), fits.ImageHDU(PIXELS, name="SCI_i"), table)
+    data = file(fits.PrimaryHDU(), fits.ImageHDU(PIXELS, name="SCI_r"), fits.ImageHDU(PIXELS, name="SCI_i"), table)
     found = list_hdus(gzip.compress(data), ReaderConfig())
     assert found.images == [False, True, True, False]
     assert found.texts == ["0 PRIMARY empty", "1 SCI_R 40 x 48 BITPIX -32", "2 SCI_I 40 x 48 BITPIX -32", "3 T table of 2 rows"]
@@ -195,12 +144,12 @@ def test_the_reader_ends_with_its_parent() -> None:
 
 
 def test_a_reader_that_is_gone_is_replaced() -> None:
-    read_file(_image(), "a.fits", ReaderConfig())
+    read_file(image(), "a.fits", ReaderConfig())
     child = reader_process._READER._child
     assert child is not None
     child.kill()
     child.wait()
-    assert read_file(_image(), "a.fits", ReaderConfig()).image_CHW.shape == (1, 40, 48)
+    assert read_file(image(), "a.fits", ReaderConfig()).image_CHW.shape == (1, 40, 48)
 
 
 def test_a_compressed_catalogue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,6 +165,6 @@ def test_a_compressed_catalogue_is_bounded(tmp_path: Path, monkeypatch: pytest.M
 def test_a_catalogue_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
     table = fits.BinTableHDU.from_columns([fits.Column("a", "J", array=[1, 2])])
     path = tmp_path / "c.fits"
-    path.write_bytes(_with_card(_file(fits.PrimaryHDU(), table), "TFIELDS", 2**31 - 1))
+    path.write_bytes(with_card(file(fits.PrimaryHDU(), table), "TFIELDS", 2**31 - 1))
     with pytest.raises(UserError, match=r"catalog .*c.fits: damaged FITS file: TFIELDS is 2147483647"):
         catalogs.read_catalog(str(path))
