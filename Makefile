@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test kill cluster lint models setup clean
+TOOLS := .venv/tools
+
+.PHONY: demo test kill cluster lint models lock audit sbom setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -35,6 +37,26 @@ lint: setup
 # Trains the built-in bundles again, hours each, and resumes in models/; ARGS="--scale 0.01" is a quick try.
 models: setup
 	$(BIN)/python benchmarks/models.py models $(ARGS)
+
+# The packages of the cluster's image with their hashes, of the versions that constraints.txt names.
+lock: $(TOOLS)/.done
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra h5py --extra zarr --extra hats --extra mlflow --group build \
+	  --constraints constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	  --output-file cluster/requirements.txt $(ARGS)
+
+# Known vulnerabilities of these packages.
+audit: $(TOOLS)/.done
+	$(TOOLS)/bin/pip-audit --requirement cluster/requirements.txt --require-hashes --disable-pip $(ARGS)
+
+# Their bill of materials, CycloneDX, in sbom.json.
+sbom: $(TOOLS)/.done
+	$(TOOLS)/bin/cyclonedx-py requirements cluster/requirements.txt --pyproject pyproject.toml --output-reproducible \
+	  --output-file sbom.json $(ARGS)
+
+$(TOOLS)/.done: setup
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet uv pip-audit cyclonedx-bom
+	touch $@
 
 clean:
 	rm -rf .venv

@@ -15,6 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from gampen_ray import cli
@@ -27,6 +29,7 @@ RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULT
 LAUNCHER = ["aws", "gcp"]
 JOBS = ["train", "tune", "infer"]
 MAX_IDLE_MINUTES = 10
+CLOSED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 # Of KubeRay's CRDs (ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of v1.6, Apache 2.0): what our manifests use of them.
 GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 CLUSTER_SPEC = {
@@ -173,8 +176,16 @@ def cluster_problems(document: dict[str, Any]) -> set[str]:
         found.add("token")
     if spec["headGroupSpec"].get("serviceType", "ClusterIP") != "ClusterIP":
         found.add("closed ports")
-    if any("serviceAccountName" not in group["template"]["spec"] for group in groups):
+    pods = [group["template"]["spec"] for group in groups]
+    if any("serviceAccountName" not in pod for pod in pods):
         found.add("role")
+    if any(pod.get("automountServiceAccountToken", True) for pod in pods[1:]):
+        found.add("no token of Kubernetes on workers")
+    own = [pod.get("securityContext", {}) for pod in pods]
+    if any((one.get("runAsNonRoot"), one.get("seccompProfile")) != (True, {"type": "RuntimeDefault"}) for one in own):
+        found.add("closed pods")
+    if any(one.get("securityContext", {}) != CLOSED for one in containers):
+        found.add("closed pods")
     return found
 
 
@@ -258,10 +269,26 @@ def test_manifests_follow_kuberays_schema() -> None:
         ("closed ports", lambda s: s["headGroupSpec"]["rayStartParams"].update({"dashboard-host": "0.0.0.0"})),
         ("role", lambda s: s["workerGroupSpecs"][0]["template"]["spec"].pop("serviceAccountName")),
         ("no secret", lambda s: s["headGroupSpec"]["rayStartParams"].update(x="AKIA0123456789ABCDEF")),
+        (
+            "no token of Kubernetes on workers",
+            lambda s: s["workerGroupSpecs"][0]["template"]["spec"].pop("automountServiceAccountToken"),
+        ),
+        ("closed pods", lambda s: s["workerGroupSpecs"][1]["template"]["spec"].pop("securityContext")),
+        ("closed pods", lambda s: s["headGroupSpec"]["template"]["spec"]["containers"][0].pop("securityContext")),
     ],
 )
 def test_a_cluster_manifest_that_breaks_a_rule_is_found(rule: str, change: Callable[[dict[str, Any]], Any]) -> None:
     assert cluster_problems(broken(manifest("raycluster"), lambda c: change(c["spec"]))) == {rule}
+
+
+def test_only_the_cluster_and_its_operator_reach_the_pods() -> None:
+    spec = manifest("networkpolicy")["spec"]
+    pods = {"matchLabels": {"ray.io/cluster": manifest("raycluster")["metadata"]["name"]}}
+    assert (spec["podSelector"], spec["policyTypes"]) == (pods, ["Ingress"])
+    own, operator = spec["ingress"]
+    assert own == {"from": [{"podSelector": pods}]}
+    assert [list(one) for one in operator["from"]] == [["namespaceSelector"]]
+    assert [port["port"] for port in operator["ports"]] == [8265]
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -275,16 +302,32 @@ def test_jobs_run_on_the_cluster_beside_them_and_the_program_takes_their_argumen
 
 def test_every_template_says_in_three_comments_what_to_change() -> None:
     files = [*CLUSTER.glob("*.yaml"), *CLUSTER.glob("kuberay/*.yaml"), CLUSTER / "Dockerfile", CLUSTER / "slurm.sh"]
-    assert len(files) == 8
+    assert len(files) == 9
     for path in files:
         assert len(re.findall(r"^# Change: [123]\. ", path.read_text(), re.MULTILINE)) == 3, path
 
 
-def test_image_is_pinned_and_installs_what_constraints_say() -> None:
+def test_image_is_pinned_and_installs_packages_by_their_hashes() -> None:
     text = (CLUSTER / "Dockerfile").read_text()
-    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
+    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     assert f"gampen-ray:{VERSION} " in text
-    assert all("-c constraints.txt" in line for line in text.splitlines() if "pip install" in line)
+    installs = [line for line in text.splitlines() if "pip install" in line]
+    assert all("--require-hashes -r requirements.txt" in line or "--no-deps" in line for line in installs)
+
+
+def test_hashes_are_of_the_versions_that_constraints_say() -> None:
+    """Also of all that this package needs: `make lock` writes the file."""
+    text = (CLUSTER / "requirements.txt").read_text()
+    assert "://" not in text
+    locked = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+    assert len(re.findall(r"^[\w.-]+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE)) == len(locked)
+    constraints = (line.partition("==") for line in (ROOT / "constraints.txt").read_text().split())
+    wanted = {canonicalize_name(name): version for name, _, version in constraints}
+    assert {name: locked[name] for name in locked.keys() & wanted} == {name: wanted[name] for name in locked.keys() & wanted}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = [one for name, some in project["optional-dependencies"].items() if name != "dev" for one in some]
+    needed = [Requirement(one) for one in (*project["dependencies"], *optional)]
+    assert [one.name for one in needed if locked.get(canonicalize_name(one.name)) not in one.specifier] == []
 
 
 def local(action: str, folder: Path) -> subprocess.CompletedProcess:
