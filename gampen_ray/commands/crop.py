@@ -46,6 +46,9 @@ class CropConfig:
     output: str
     """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), quarantine/
     and manifest.json."""
+    require_signature: str = ""
+    """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
+    none."""
     pattern: str = FITS_FILES
     """Glob pattern of the files below `images`."""
     reader: ReaderConfig = default(ReaderConfig)
@@ -87,7 +90,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
 
     folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
     config = replace(config, **folders)
-    digest = bundle_digest(config.bundle)
+    digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
     _cropper(config, bundle, digest)
     if f"{config.output}/".startswith(f"{config.images}/"):

@@ -52,6 +52,9 @@ class InferConfig(CatalogConfig):
     URI. For images, a catalogue gives identifiers, positions and conditions."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
+    require_signature: str = ""
+    """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
+    none."""
     missing_conditions: Literal["refuse", "mean"] = "refuse"
     """If the bundle takes conditions, such as the PSF's width, and the dataset lacks one: refuse the dataset, or a galaxy by
     quarantine, or take the mean of the training galaxies and flag the galaxy."""
@@ -119,9 +122,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.run_folder import RunFolder
 
     uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
-    uris["catalog"] = storage.absolute(config.catalog) if config.catalog else ""
+    uris |= {name: storage.absolute(uri) for name in ("catalog", "require_signature") if (uri := getattr(config, name))}
     config = replace(config, **uris)
-    digest = bundle_digest(config.bundle)
+    digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
     source, units = _input(config, bundle)
     # Refuses unknown names before any work.

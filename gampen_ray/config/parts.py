@@ -165,6 +165,9 @@ class FineTuneConfig:
     bundle: str = ""
     """Model bundle (or the run folder that holds it) to start from: a folder, s3:// URI or builtin:NAME; empty: random initial
     weights."""
+    require_signature: Annotated[str, _IfBundle] = ""
+    """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
+    none."""
     head: Annotated[Literal["keep", "replace"], _IfBundle] = "keep"
     """keep: the bundle's targets and their standardisation (leave `targets` out); replace: a new output layer for `targets`."""
     freeze: Annotated[tuple[str, ...], _IfBundle] = ()

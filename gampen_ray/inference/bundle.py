@@ -27,6 +27,7 @@ from gampen_ray.inference.flags import REMARKS, Flag
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
+from gampen_ray.inference.signature import check_signature
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
@@ -286,9 +287,26 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     )
 
 
-def bundle_digest(uri: str) -> str:
-    """Return a fingerprint of a bundle's content, independent of its location."""
-    return _digest(storage.read_bytes(storage.join(bundle_uri(uri), CHECKSUMS)))
+def bundle_digest(uri: str, public_key: str = "") -> str:
+    """Return a fingerprint of a bundle's content, independent of its location.
+
+    Parameters
+    ----------
+    uri
+        See `load_bundle`.
+    public_key
+        File or s3:// URI of the Ed25519 public key by which the bundle must be signed; empty: by none.
+
+    Raises
+    ------
+    UserError
+        If there is no bundle, or it is not signed; see `gampen_ray.inference.signature.check_signature`.
+    """
+    uri = bundle_uri(uri)
+    checksums = storage.read_bytes(storage.join(uri, CHECKSUMS))
+    if public_key:
+        check_signature(uri, checksums, public_key)
+    return _digest(checksums)
 
 
 def bundle_uri(uri: str) -> str:

@@ -55,7 +55,7 @@ class Start:
             targets.
         """
         uri = config.fine_tune.bundle
-        digest = bundle_digest(uri)
+        digest = bundle_digest(uri, config.fine_tune.require_signature)
         bundle = load_bundle(uri, digest)
         return cls(
             uri=uri,
