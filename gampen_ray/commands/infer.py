@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gampen_ray.engine.resources import Workers
     from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.inference.predictor import Precision
     from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -112,11 +113,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
     from gampen_ray.data.sources import check_num_rows, layout_identity, pinned
-    from gampen_ray.engine.cluster import uses_gpus
-    from gampen_ray.engine.session import ray_session
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
-    from gampen_ray.inference.predictor import settled_precision
     from gampen_ray.provenance import provenance
     from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
@@ -143,9 +141,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if RunFolder.check(config=replace(config, precision=precision), **run) == "free":
             check_num_rows(config.dataset, config.split, source.info, units)
             if precision == "auto":
-                # The same for all workers, also after an interruption.
-                stack.enter_context(ray_session())
-                precision = settled_precision("auto", gpu=uses_gpus(config.resources))
+                precision = _settled(config, sum(unit.num_rows for unit in units), stack)
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
         manifest_uri = folder.path(MANIFEST)
@@ -202,6 +198,20 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
     if config.precision != "auto" or not storage.exists(run):
         return config.precision
     return storage.read_json(run)["config"].get("precision", "auto")
+
+
+def _settled(config: InferConfig, num_rows: int, stack: contextlib.ExitStack) -> "Precision":
+    """Return the precision for all workers, also after an interruption; a Ray that is started for it stays for the work."""
+    from gampen_ray.engine.units import is_local, local_workers
+    from gampen_ray.inference.predictor import settled_precision
+
+    if is_local(config.resources, num_rows):
+        return settled_precision("auto", gpu=local_workers(config.resources).gpus > 0)
+    from gampen_ray.engine.cluster import uses_gpus
+    from gampen_ray.engine.session import ray_session
+
+    stack.enter_context(ray_session())
+    return settled_precision("auto", gpu=uses_gpus(config.resources))
 
 
 def _predict_all(
@@ -329,8 +339,8 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
 def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.engine.cluster import cluster_workers
+    from gampen_ray.engine.ray_units import stream_units
     from gampen_ray.engine.session import ray_session
-    from gampen_ray.engine.units import stream_units
     from gampen_ray.errors import UserError
     from gampen_ray.inference.rates import Rates, extrapolate
 

@@ -20,6 +20,7 @@ from gampen_ray.config.parts import (
     TrainResources,
     Transform,
     TuneResources,
+    WorkerResources,
     gampen_vgg16,
 )
 from gampen_ray.config.training import TrainConfig
@@ -49,6 +50,7 @@ __all__ = [
     "Transform",
     "TuneConfig",
     "TuneResources",
+    "WorkerResources",
     "default_search",
     "gampen_vgg16",
 ]

@@ -258,16 +258,19 @@ class CalibrationConfig:
 
 @config_class
 class TaskResources:
-    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
+    """Where the work is done, and resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
     """Concurrent tasks, for which a cluster may grow; 0: as many as it has room for."""
     cpus_per_worker: float = pydantic.Field(default=0.0, ge=0)
     """CPUs reserved per task; 0: the job's default."""
+    engine: Literal["auto", "local", "ray"] = "auto"
+    """Where the work is done. auto: up to 500 galaxies in this process, which starts at once, and more on Ray; also few on
+    Ray where there is a cluster or workers are requested. local: in this process. ray: on Ray."""
 
 
 @config_class
-class ActorResources(TaskResources):
+class WorkerResources:
     """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     num_workers: int = pydantic.Field(default=0, ge=0)
@@ -281,7 +284,16 @@ class ActorResources(TaskResources):
 
 
 @config_class
-class TrainResources(ActorResources):
+class ActorResources(WorkerResources):
+    """Where the work is done, and resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
+
+    engine: Literal["auto", "local", "ray"] = "auto"
+    """Where the work is done. auto: up to 500 galaxies in this process, which starts at once, and more on Ray; also few on
+    Ray where there is a cluster or workers are requested. local: in this process. ray: on Ray."""
+
+
+@config_class
+class TrainResources(WorkerResources):
     """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     min_workers: int = pydantic.Field(default=0, ge=0)
@@ -293,7 +305,7 @@ class TrainResources(ActorResources):
 
 
 @config_class
-class TuneResources(ActorResources):
+class TuneResources(WorkerResources):
     """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
     gpus_per_worker: Annotated[float, Needs("use_gpu", unless=False)] = pydantic.Field(default=1.0, gt=0, le=1)

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from gampen_ray.config import ActorResources, TaskResources, TrainResources
+from gampen_ray.config import TaskResources, TrainResources, WorkerResources
 from gampen_ray.engine.resources import Node, Workers, plan_workers
 from gampen_ray.errors import UserError
 
@@ -26,7 +26,7 @@ _POLL_S, _LOG_S = 1.0, 60.0
 _INFEASIBLE_S = 10.0
 
 
-def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
+def cluster_workers(config: WorkerResources, *, least: int = 1, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers of a job, with room for ``least`` of them on the cluster, now or after a wait.
 
     On a cluster that cannot autoscale, the job gets no more workers than fit, unless it is elastic, as lost nodes may come
@@ -57,12 +57,12 @@ def cluster_workers(config: ActorResources, *, least: int = 1, gpus_per_worker: 
     return workers
 
 
-def uses_gpus(config: ActorResources) -> bool:
+def uses_gpus(config: WorkerResources) -> bool:
     """Return whether the workers of a job get GPUs."""
     return any(node.gpus for node in _nodes()) if config.use_gpu is None else config.use_gpu
 
 
-def task_cpus(config: TaskResources, usual: float) -> float:
+def task_cpus(config: TaskResources | WorkerResources, usual: float) -> float:
     """Return the CPUs of each task of a job without workers, once the cluster has room for one task.
 
     Parameters
@@ -78,10 +78,10 @@ def task_cpus(config: TaskResources, usual: float) -> float:
         If the cluster has no room for a task, and cannot grow until it has.
     """
     cpus = config.cpus_per_worker or usual
-    return cluster_workers(ActorResources(num_workers=1, cpus_per_worker=cpus, use_gpu=False)).cpus
+    return cluster_workers(WorkerResources(num_workers=1, cpus_per_worker=cpus, use_gpu=False)).cpus
 
 
-def _min_workers(config: ActorResources) -> int:
+def _min_workers(config: WorkerResources) -> int:
     return config.min_workers if isinstance(config, TrainResources) else 0
 
 
@@ -90,7 +90,7 @@ def _nodes() -> list[Node]:
     return [Node(cpus=resources.get("CPU", 0), gpus=resources.get("GPU", 0)) for resources in alive]
 
 
-def _wait_for_room(config: ActorResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
+def _wait_for_room(config: WorkerResources, workers: Workers, least: int, gpus_per_worker: float) -> Workers:
     """Request room from the autoscaler, wait for it, and return the workers for the grown cluster."""
     if not can_autoscale():
         raise _too_small(config, workers, least)
@@ -156,7 +156,7 @@ def _autoscaler() -> tuple[bool, list[Any]]:
     return any(not kind.startswith("node_") for kind in report.get("active_nodes", {})), []
 
 
-def _too_small(config: ActorResources, workers: Workers, least: int) -> UserError:
+def _too_small(config: WorkerResources, workers: Workers, least: int) -> UserError:
     name = "min_workers" if _min_workers(config) else "num_workers"
     each = _number(workers.cpus, "CPU")
     remedies = [f"lower resources.{name}"] if least > 1 else []

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from gampen_ray.config import ActorResources
+from gampen_ray.config import WorkerResources
 from gampen_ray.errors import UserError
 
 # CPUs of a node left for other tasks: fraction, maximum, and minimum on GPU nodes (for a task that writes predictions).
@@ -51,7 +51,7 @@ class Workers:
     threads: int
 
 
-def plan_workers(config: ActorResources, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
+def plan_workers(config: WorkerResources, nodes: Sequence[Node], *, gpus_per_worker: float = 1.0) -> Workers:
     """Return the workers for a cluster; no worker is spread over several nodes.
 
     Parameters

@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ import ray.data
 import ray.exceptions
 import ray.train
 
+from gampen_ray.engine.interrupts import interrupts, raise_if_interrupted
 from gampen_ray.engine.local import local_ray
 from gampen_ray.errors import AGAIN, StartError, StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
@@ -47,7 +46,6 @@ _QUIET = {
 }
 _VERBOSE = "GAMPEN_RAY_VERBOSE"
 _STARTS = 3
-_interrupted = threading.Event()
 
 
 @contextlib.contextmanager
@@ -70,16 +68,15 @@ def ray_session(verbose: bool | None = None) -> Iterator[None]:
     StartError
         If Ray does not start, or the cluster does not answer.
     """
-    _interrupted.clear()
     try:
-        with _interrupts(), contextlib.ExitStack() as stack:
+        with interrupts(), contextlib.ExitStack() as stack:
             if not ray.is_initialized():
                 stack.enter_context(_started(os.environ.get(_VERBOSE, "") == "1" if verbose is None else verbose))
                 raise_if_interrupted()
             # What a function of ours raises inside Ray Data arrives as it is, not as text.
             ray.data.DataContext.get_current().raise_original_map_exception = True
             # Ray's start has set a handler of its own.
-            with _interrupts():
+            with interrupts():
                 yield
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as error:
         if known := known_cause(error):
@@ -151,33 +148,6 @@ def _silence() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-def raise_if_interrupted() -> None:
-    """Raise the KeyboardInterrupt of a Ctrl-C or SIGTERM that Ray has swallowed in a callback or destructor."""
-    if _interrupted.is_set():
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """Raise a KeyboardInterrupt on Ctrl-C, unless the process ignores it, and on SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
-    # None: a handler of Ray's C++, which would print a stack trace and end the process.
-    handlers = {number: signal.signal(number, _interrupt) or signal.SIG_DFL for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    _interrupted.set()
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

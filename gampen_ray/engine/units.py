@@ -1,47 +1,27 @@
-"""Units of work on Ray, by which `simulate`, `ingest`, `crop` and `infer` spread their work over a cluster.
+"""Units of work, by which `simulate`, `ingest`, `crop` and `infer` spread their work over a cluster, or do it in this process.
 
 A job is a list of units, each of which a worker turns into files whose names depend on the unit alone. The files are the only
 record: a resumed job processes the units whose files are missing, and a unit that is processed twice, as after the loss of a
 node, writes the same files twice.
-
-A unit whose worker ends twice, as by a crash or for lack of memory, is left for the end of the job, when it is processed alone.
-If that ends its worker too, the unit is at fault, and given up.
 """
 
+import contextlib
 import dataclasses
-import functools
-import logging
-import pickle
-from collections.abc import Callable, Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-import pyarrow as pa
-import ray
-import ray.data
-import ray.exceptions
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.util.metrics import Counter
-
 from gampen_ray.config import ActorResources, TaskResources
-from gampen_ray.engine.cluster import cluster_workers, task_cpus
-from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.session import raise_if_interrupted, ray_session
-from gampen_ray.errors import AGAIN, StorageError
+from gampen_ray.engine.interrupts import interrupts
+from gampen_ray.engine.resources import Node, Workers, plan_workers
+from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
-__all__ = ["Start", "WorkUnit", "counters", "run_units", "stream_units"]
+__all__ = ["Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
 
-# Ray Data keeps some 20 kB per task in the driver: in a larger job each task processes several units in turn.
-_MOST_TASKS = 2048
-# One unit is read while another is on the device, and a third waits.
-_UNITS_AT_ONCE, _UNITS_AHEAD = 2, 3
-_CPUS_PER_WRITER = 0.25
-# A summary takes 0.2 ms of a core: little beside a prediction on a core, but not beside one on a fast device.
-_WRITERS_PER_GPU = 4
-# A unit of a large network on CPUs may take longer than Ray's own limit of half an hour.
-_NO_PROGRESS_TIMEOUT_S = 6 * 3600
-# How often a unit is begun beside others, and then alone: nodes are lost too, and another unit may end its worker.
-_ATTEMPTS = 2
+# What one process does in the time in which Ray starts.
+_MOST_LOCAL_ROWS = 500
 
 
 class WorkUnit(Protocol):
@@ -61,7 +41,6 @@ class WorkUnit(Protocol):
 U = TypeVar("U", bound=WorkUnit)
 Start = Callable[[Workers], Callable[[U], Any]]
 """Called on a worker, it returns the function that processes a unit."""
-logger = logging.getLogger(__name__)
 
 
 def run_units(
@@ -71,7 +50,7 @@ def run_units(
     *,
     total: int,
     noun: str,
-    resources: TaskResources,
+    resources: TaskResources | ActorResources,
     cpus_per_task: float | None = None,
     write: Callable[[Any], Any] | None = None,
     receive: Callable[[Any, Workers], str] = lambda *_: "",
@@ -79,7 +58,7 @@ def run_units(
 ) -> None:
     """Process the units of a job that are not finished, in no particular order, and show its progress.
 
-    Ray is started only if there are any.
+    Few rows are processed in this process, if the user leaves that open (`is_local`), and Ray is started only for more.
 
     Parameters
     ----------
@@ -103,7 +82,7 @@ def run_units(
         Called in the driver with each receipt and the job's workers; it returns a note for the progress.
     give_up
         From the reason why a unit is given up to a ``start`` whose function writes the unit's rows to quarantine; None: the
-        unit ends the job.
+        unit ends the job. Only where a unit ends a worker, not this process.
 
     Raises
     ------
@@ -113,100 +92,56 @@ def run_units(
     """
     if len({unit.name for unit in units}) < len(units):
         raise RuntimeError(f"{what}: two units of the same name would overwrite each other's files")
-    progress = Progress(what, total, noun)
-    progress.skip(total - sum(unit.num_rows for unit in units))
+    progress, num_rows = Progress(what, total, noun), sum(unit.num_rows for unit in units)
+    progress.skip(total - num_rows)
     with progress:
         if not units:
             return
-        with ray_session():
-            if cpus_per_task is None:
-                assert isinstance(resources, ActorResources)
-                workers, count = cluster_workers(resources), min(len(units), _MOST_TASKS)
-                workers = dataclasses.replace(workers, count=min(workers.count, count), room=min(workers.room, count))
-            else:
-                cpus = task_cpus(resources, cpus_per_task)
-                workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
-            how: dict[str, Any] = {"write": write, "actors": cpus_per_task is None, "give_up": give_up}
-            for num_rows, receipt in stream_units(units, start, workers, **how):
+        if is_local(resources, num_rows):
+            done = _local_units(units, start, local_workers(resources), write)
+        else:
+            from gampen_ray.engine.ray_units import ray_units
+
+            how: dict[str, Any] = {"write": write, "give_up": give_up}
+            done = ray_units(units, start, resources=resources, cpus_per_task=cpus_per_task, **how)
+        with contextlib.closing(done):
+            for num_rows, receipt, workers in done:
                 progress.advance(num_rows, receive(receipt, workers))
 
 
-def stream_units(
-    units: Sequence[U],
-    start: Start[U],
-    workers: Workers,
-    *,
-    write: Callable[[Any], Any] | None = None,
-    actors: bool = True,
-    give_up: Callable[[str], Start[U]] | None = None,
-) -> Iterator[tuple[int, Any]]:
-    """Process units within a session of Ray and yield the number of rows and the receipt of each when it is finished.
+def is_local(resources: TaskResources | ActorResources, num_rows: int) -> bool:
+    """Return whether units are processed in this process: as the user says, or where Ray would take longer to start.
 
-    Parameters
-    ----------
-    units, start, write, give_up
-        See `run_units`.
-    workers
-        Actors, no more than units, or how many tasks may run at a time (0: as many as there is room for) and their CPUs.
-    actors
-        Whether the workers are actors.
+    Never by itself where a cluster is given or connected, or the user says which workers the job gets.
     """
-    ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-    rows = [{"index": index, "value": pickle.dumps(unit)} for index, unit in enumerate(units)]
-    one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
-    # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
-    arguments = (start, workers, None if workers.gpus else write)
-    if actors:
-        pool: dict[str, Any] = {"fn_constructor_args": arguments, "compute": _actor_pool(workers.count)}
-    else:
-        pool = {"fn_args": arguments, "compute": ray.data.TaskPoolStrategy(workers.count or None)}
-    function: Any = _Worker if actors else _process
-    done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map_batches(
-        function, num_cpus=workers.cpus, num_gpus=workers.gpus, **one_by_one, **pool
-    )
-    if write and workers.gpus:
-        pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
-        done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
-    waiting, left = dict(enumerate(units)), []
-    try:
-        for row in done.iter_rows():
-            raise_if_interrupted()
-            unit = waiting.pop(row["index"])
-            if row["value"] is None:
-                left.append(unit)
-            else:
-                yield unit.num_rows, pickle.loads(row["value"])
-    except ExecutionTimeoutError:
-        some = ", ".join(unit.name for unit in list(waiting.values())[:3])
-        raise StorageError(
-            f"no unit was finished for {_NO_PROGRESS_TIMEOUT_S / 3600:g} hours; {len(waiting)} are waited for, such as {some}: "
-            f"see that workers and storage answer, and {AGAIN}"
-        ) from None
-    for unit in left:
-        raise_if_interrupted()
-        yield unit.num_rows, _alone(unit, start, workers, write, give_up)
+    if resources.engine != "auto":
+        return resources.engine == "local"
+    connected = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+    return num_rows <= _MOST_LOCAL_ROWS and resources == type(resources)() and not connected
 
 
-def _alone(
-    unit: U, start: Start[U], workers: Workers, write: Callable | None, give_up: Callable[[str], Start[U]] | None
-) -> Any:
-    """Return the receipt of a unit that is processed in a task of its own, or else given up in one."""
-    task = ray.remote(_process_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=0)
-    reason = ""
-    for _ in range(_ATTEMPTS):
-        try:
-            return ray.get(task.remote(pickle.dumps(unit), start, workers, write))
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
-            how = "took the memory of its node" if isinstance(error, ray.exceptions.OutOfMemoryError) else "killed the process"
-            reason = f"working on it {how} {2 * _ATTEMPTS} times"
-    if give_up is None:
-        raise StorageError(f"{unit.name}: {reason}; take it out of the input, or give the workers more memory")
-    logger.warning("%s: %s: its %s rows go to quarantine", unit.name, reason, unit.num_rows)
-    return _alone(unit, give_up(reason), workers, write, None)
+def local_workers(resources: TaskResources | ActorResources) -> Workers:
+    """Return this process as a worker.
+
+    Raises
+    ------
+    UserError
+        If the user wants a GPU, and there is none.
+    """
+    wanted = resources if isinstance(resources, ActorResources) else ActorResources(use_gpu=False)
+    if wanted.use_gpu and not _has_gpu():
+        raise UserError("resources.use_gpu: this machine has no GPU that PyTorch can use; leave it out")
+    node = Node(cpus=max(2, os.cpu_count() or 1), gpus=int(wanted.use_gpu is not False and _has_gpu()))
+    # As many threads as a worker of Ray would have: to the last bit, sums depend on their number.
+    return dataclasses.replace(plan_workers(wanted, [node]), count=1, room=1)
 
 
 def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
-    """Return a function that increments counters of Ray's metrics, given by name with their descriptions."""
+    """Return a function that increments counters of Ray's metrics, given by name with their descriptions; none without Ray."""
+    if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+        return lambda **_: None
+    from ray.util.metrics import Counter
+
     made = {name: Counter(f"{prefix}_{name}", description=text) for name, text in texts.items()}
 
     def count(**amounts: float) -> None:
@@ -218,44 +153,29 @@ def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
     return count
 
 
-def _actor_pool(count: int) -> ray.data.ActorPoolStrategy:
-    return ray.data.ActorPoolStrategy(
-        min_size=1,
-        max_size=count,
-        initial_size=count,
-        max_tasks_in_flight_per_actor=_UNITS_AHEAD,
-        max_concurrent_calls_per_actor=_UNITS_AT_ONCE,
-        enable_true_multi_threading=True,
-    )
+def _local_units(
+    units: Sequence[U], start: Start[U], workers: Workers, write: Callable | None
+) -> Generator[tuple[int, Any, Workers]]:
+    with interrupts(), _threads_kept():
+        work = start(workers)
+        for unit in units:
+            result = work(unit)
+            yield unit.num_rows, write(result) if write else result, workers
 
 
-class _Worker:
-    """An actor, which is started once and then processes units."""
+@contextlib.contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Restore PyTorch's number of threads, which is the process's: a worker sets its own."""
+    import torch
 
-    def __init__(self, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> None:
-        self._work, self._write = start(workers), write
-
-    def __call__(self, item: pa.Table) -> pa.Table:
-        return _apply(item, self._work, self._write)
-
-
-def _process(item: pa.Table, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> pa.Table:
-    return _apply(item, start(workers), write)
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _apply(item: pa.Table, function: Callable, then: Callable | None = None) -> pa.Table:
-    """Apply one function or two to the pickled value of a table's only row; no value is left after too many attempts."""
-    value, content = item["value"][0].as_py(), None
-    # The attempts of the task, of which there are several only where a worker or a node was lost.
-    if value is not None and ray.get_runtime_context().worker.core_worker.get_current_task_attempt_number() < _ATTEMPTS:
-        content = pickle.dumps(_receipt(value, function, then))
-    return item.set_column(1, "value", pa.array([content], pa.large_binary()))
+def _has_gpu() -> bool:
+    import torch
 
-
-def _process_alone(value: bytes, start: Callable[[Workers], Callable], workers: Workers, write: Callable | None) -> Any:
-    return _receipt(value, start(workers), write)
-
-
-def _receipt(value: bytes, function: Callable, then: Callable | None) -> Any:
-    result = function(pickle.loads(value))
-    return then(result) if then else result
+    return torch.cuda.is_available()

@@ -20,7 +20,7 @@ from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
 from gampen_ray.engine import cluster
-from gampen_ray.engine import units as engine
+from gampen_ray.engine import ray_units as engine
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.flags import Flag
@@ -83,6 +83,18 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
     np.testing.assert_allclose(tables[0]["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
     stored = mixture_from_catalog(tables[0], expected.targets)
     np.testing.assert_allclose(stored.quantile(0.9), expected.quantile(0.9), rtol=1e-4)
+
+
+@pytest.mark.ray
+def test_in_this_process_the_catalogue_is_the_same_byte_for_byte(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+    files = []
+    for engine in ("ray", "local"):
+        output = tmp_path / engine
+        infer(config(inputs, output, resources=ActorResources(num_workers=1, engine=engine)))
+        assert not (output / "receipts").exists()
+        files.append({path.name: path.read_bytes() for path in output.glob("catalog/*.parquet")})
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
 
 
 @pytest.mark.ray

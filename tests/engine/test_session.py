@@ -18,9 +18,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from gampen_ray.engine import local, session
+from gampen_ray.engine.ray_units import stream_units
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause, ray_session
-from gampen_ray.engine.units import stream_units
 from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.simulation.dataset import dataset_parts
 

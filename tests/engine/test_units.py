@@ -1,4 +1,4 @@
-"""Units on Ray: one pool for the whole job, resumption, and errors."""
+"""Units on Ray, one pool for the whole job, and in this process: resumption and errors."""
 
 import ctypes
 import dataclasses
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 
-from gampen_ray.config import ActorResources
-from gampen_ray.engine import units as engine
+from gampen_ray.config import ActorResources, TaskResources
+from gampen_ray.engine import ray_units as engine
 from gampen_ray.engine.resources import Workers
-from gampen_ray.engine.units import run_units
+from gampen_ray.engine.units import is_local, local_workers, run_units
 from gampen_ray.errors import StorageError, UserError
 
 ONE = ActorResources(num_workers=1, cpus_per_worker=0.4)
@@ -79,6 +80,44 @@ def test_one_start_for_all_units_however_few_tasks(
     # Five rows were finished before.
     assert "touch: 5/35 rows" in caplog.text
     assert "touch: 35/35 rows" in caplog.text
+
+
+@pytest.mark.parametrize("cpus_per_task", [None, 0.5])
+def test_few_units_are_processed_in_this_process(tmp_path: Path, cpus_per_task: float | None) -> None:
+    resources = ActorResources(engine="local") if cpus_per_task is None else TaskResources(engine="local")
+    receipts: list[object] = []
+    job = {"total": 3, "noun": "rows", "resources": resources, "cpus_per_task": cpus_per_task, "write": _noted}
+    job["receive"] = lambda receipt, workers: receipts.append((receipt, workers.count)) or ""
+    threads = torch.get_num_threads()
+    run_units("touch", _units(3), functools.partial(Touch, tmp_path), **job)
+    assert receipts == [((f"{unit.name} written", 1), 1) for unit in _units(3)]
+    assert [path.name.split("-")[1] for path in tmp_path.glob("start-*")] == [str(os.getpid())]
+    with pytest.raises(UserError, match="bad: no such unit"):
+        run_units("touch", [Unit("bad")], functools.partial(Touch, tmp_path), **job)
+    assert torch.get_num_threads() == threads
+
+
+def test_ray_is_started_for_many_rows_or_if_the_user_asks_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for usual in (ActorResources(), TaskResources()):
+        assert is_local(usual, 500)
+        assert not is_local(usual, 501)
+        assert not is_local(dataclasses.replace(usual, num_workers=1), 5)
+        assert not is_local(dataclasses.replace(usual, engine="ray"), 5)
+        assert is_local(dataclasses.replace(usual, engine="local"), 10**9)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    assert not is_local(ActorResources(), 5)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert not is_local(ActorResources(), 5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_the_users_mistake() -> None:
+    assert local_workers(ActorResources()).gpus == 0
+    with pytest.raises(UserError, match=r"resources.use_gpu: this machine has no GPU that PyTorch can use; leave it out"):
+        local_workers(ActorResources(use_gpu=True, engine="local"))
 
 
 def _noted(receipt: tuple[str, int]) -> tuple[str, int]:
