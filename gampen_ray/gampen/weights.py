@@ -21,6 +21,7 @@ from gampen_ray.data import catalogs
 from gampen_ray.data.gampen_labels import Label, logit_limits
 from gampen_ray.errors import UserError
 from gampen_ray.model.likelihoods import LIKELIHOODS
+from gampen_ray.model.meta import without_weights
 from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import NUM_PARAMETERS
 from gampen_ray.model.targets import Target, TargetSchema
@@ -85,7 +86,7 @@ def network_from_state_dict(
     config = _network_config(state, prefix, num_targets, dropout_rate)
     channels = _length(state, f"{prefix}features.0.weight", 1)
     # Without memory: the weights of the file are assigned.
-    with torch.device("meta"):
+    with without_weights():
         network = Network(config, channels=channels, size=cutout_size, num_targets=num_targets)
     ours = network.state_dict()
     names = dict(_key_pairs(network, prefix))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 
 from gampen_ray import storage
 from gampen_ray.config import NetworkConfig
@@ -30,6 +29,7 @@ from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.signature import check_signature
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.meta import without_weights
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
@@ -271,7 +271,7 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     targets = TargetSchema.from_dict(description["targets"])
     images = ImagePreprocessing.from_dict(description["images"])
     # Allocates no memory: the weights are assigned.
-    with torch.device("meta"):
+    with without_weights():
         network = Network.of(config, images, len(targets))
     network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
     return Bundle(

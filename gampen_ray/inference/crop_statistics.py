@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import crop_scale
@@ -72,7 +72,7 @@ class CropStatistics:
         bound_N = (scale_N <= scale_N.min() * (1 + _AT_BOUND)) | (scale_N >= scale_N.max() * (1 - _AT_BOUND))
         correlation = None
         if radius_N is not None and np.ptp(scale_N) > 0 and np.ptp(radius_N) > 0:
-            correlation = float(np.corrcoef(rankdata(scale_N), rankdata(radius_N))[0, 1])
+            correlation = float(np.corrcoef(pd.Series(scale_N).rank(), pd.Series(radius_N).rank())[0, 1])
         from_radius = None
         if log_radius_N is not None and not bound_N.all():
             from_radius = float(np.std((np.log(scale_N) - log_radius_N)[~bound_N]))

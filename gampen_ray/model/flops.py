@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gampen_ray.config import NetworkConfig
+from gampen_ray.model.meta import without_weights
 from gampen_ray.model.network import Network
 
 __all__ = ["inference_flops"]
@@ -38,7 +39,7 @@ def inference_flops(
         If the architecture does not fit the size.
     """
     # Shapes without memory or arithmetic.
-    with torch.device("meta"):
+    with without_weights():
         network = Network(config, channels=channels, size=size, num_targets=num_targets, numbers=numbers).eval()
         image_NCHW, number_NM = torch.zeros(1, channels, size, size), torch.zeros(1, numbers)
     with torch.no_grad(), FlopCounterMode(display=False) as prefix:

@@ -5,6 +5,7 @@ Shape legend: N galaxies, M numbers, F features, E width, P outputs, D targets.
 
 import contextlib
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,7 +49,8 @@ class Merge(nn.Module):
         super().__init__()
         self.register_buffer("location_M", torch.zeros(numbers))
         self.register_buffer("scale_M", torch.ones(numbers))
-        self.register_buffer("whitening_MM", torch.eye(numbers))
+        # Not `torch.eye`, which imports a compiler for a second where a bundle is loaded.
+        self.register_buffer("whitening_MM", torch.from_numpy(np.eye(numbers, dtype=np.float32)))
         self.embedding = nn.Sequential(nn.Linear(numbers, width), nn.SiLU(), nn.Linear(width, width))
         # Without a bias, and zero at first: the network begins as one of the numbers alone.
         self.image = nn.Linear(features, width, bias=False)

@@ -22,6 +22,7 @@ from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.verdicts import coverage_verdict, crop_verdict, radius_target, seed_verdict, training_verdict
+from gampen_ray.model.meta import without_weights
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture, proper
@@ -129,7 +130,7 @@ def judged(
 
 def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
     """Return a bundle of trained weights, on their device, neither calibrated nor evaluated."""
-    with torch.device("meta"):
+    with without_weights():
         network = Network.of(run.network, run.images, len(run.targets))
     network.load_state_dict(weights, assign=True)
     return Bundle(

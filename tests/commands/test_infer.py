@@ -88,9 +88,9 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
 @pytest.mark.ray
 def test_in_this_process_the_catalogue_is_the_same_byte_for_byte(ray_local: None, inputs: Path, tmp_path: Path) -> None:
     files = []
-    for engine in ("ray", "local"):
-        output = tmp_path / engine
-        infer(config(inputs, output, resources=ActorResources(num_workers=1, engine=engine)))
+    for where in ("ray", "local"):
+        output = tmp_path / where
+        infer(config(inputs, output, resources=ActorResources(num_workers=1, engine=where)))
         assert not (output / "receipts").exists()
         files.append({path.name: path.read_bytes() for path in output.glob("catalog/*.parquet")})
     assert files[0] == files[1]
