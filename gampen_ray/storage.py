@@ -180,11 +180,10 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """Return the value of a JSON file."""
+    data = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{uri}: not valid JSON: {error}") from None
 
 
