@@ -1,0 +1,13 @@
+"""The fuzzers by name."""
+
+from tests.fuzz import bundles, catalogs, configs, datasets, gampen_weights
+
+FUZZERS = {
+    "datasets": datasets.descriptions,
+    "shards": datasets.shard_files,
+    "bundles": bundles.files,
+    "gampen_weights": gampen_weights.files,
+    "configs": configs.files,
+    "flags": configs.flags,
+    "catalogs": catalogs.catalogs,
+}
