@@ -18,6 +18,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--start", type=int, default=0)
     given = parser.parse_args()
-    for name in given.names or FUZZERS:
-        result = run(FUZZERS[name], given.count, given.seed, start=given.start)
-        sys.stdout.write(json.dumps({name: result}, indent=1) + "\n")
+    results = {name: run(FUZZERS[name], given.count, given.seed, start=given.start) for name in given.names or FUZZERS}
+    sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    sys.exit(any(result["found"] for result in results.values()))
