@@ -109,17 +109,17 @@ def _properties(uri: str) -> dict[str, str]:
 def scalar_table(file: pq.ParquetFile, without: str = "") -> pa.Table:
     """Return the scalar columns of a Parquet file but one, dictionaries decoded; others, such as images, are not read."""
     scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without]
-    table = _bounded(file, [field.name for field in scalar])
+    table = _bounded(file, pa.schema(scalar))
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)
 
 
-def _bounded(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
     # Repeated values take no space in a file; in memory, each row has its own.
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
     left = most = most_bytes(stored)
-    batches: list[pa.RecordBatch] = []
+    names, batches = schema.names, list[pa.RecordBatch]()
     # A value has a byte or more.
     coming = file.iter_batches(columns=names) if file.metadata.num_rows * len(names) <= most else ()
     for batch in coming:
@@ -129,7 +129,7 @@ def _bounded(file: pq.ParquetFile, names: list[str]) -> pa.Table:
             break
     if coming == () or left < 0:
         raise ValueError(f"it has more than {most >> 20:,} MiB in memory, {RATIO} times its size; store fewer repeated values")
-    return pa.Table.from_batches(batches, file.schema_arrow.empty_table().select(names).schema)
+    return pa.Table.from_batches(batches, schema)
 
 
 def most_bytes(stored: int) -> int:

@@ -1,6 +1,6 @@
 """The fuzzers by name."""
 
-from tests.fuzz import bundles, catalogs, configs, datasets, gampen_weights
+from tests.fuzz import bundles, catalogs, configs, datasets, gampen_weights, run_folders
 
 FUZZERS = {
     "datasets": datasets.descriptions,
@@ -10,4 +10,5 @@ FUZZERS = {
     "configs": configs.files,
     "flags": configs.flags,
     "catalogs": catalogs.catalogs,
+    "run_folders": run_folders.files,
 }
