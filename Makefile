@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 TOOLS := .venv/tools
 
-.PHONY: demo test kill cluster lint models lock audit sbom setup clean
+.PHONY: demo test fuzz kill cluster lint models lock audit sbom setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -20,6 +20,10 @@ demo: setup
 # Two files of tests at a time, each process with a Ray of its own if it needs one.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# Thousands of mutated inputs, where `make test` reads a few; ARGS="bundles --count 5000 --seed 2" reads of one kind.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # More kills than `make test` has: a driver, an actor and a node of an inference on S3, and the driver of a search; `python -m tests.engine.killing` does it at length.
 kill: setup

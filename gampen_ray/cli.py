@@ -187,7 +187,7 @@ def _value(text: str, annotation: Any) -> Any:
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.split(",") if typing.get_origin(annotation) is tuple else text
 
 

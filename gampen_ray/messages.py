@@ -1,6 +1,7 @@
 """Text from outside, made fit for a terminal, a log or a record: without control characters, without credentials."""
 
 import re
+import reprlib
 
 __all__ = ["printable", "redacted"]
 
@@ -10,6 +11,8 @@ _PARAMETER = re.compile(
     r"([?&;][\w.-]*(?:password|passwd|pwd|secret|token|access_?key|api_?key|credential|signature|\bsig)[\w.-]*=)[^\s&;#\"'\\]+",
     re.IGNORECASE,
 )
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def redacted(text: str) -> str:
@@ -29,3 +32,8 @@ def printable(text: str, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(value: object) -> str:
+    """Return a value as Python writes it, with an ellipsis in place of what is long."""
+    return _BRIEF.repr(value)

@@ -15,12 +15,12 @@ import posixpath
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 import pydantic_core
 
-from gampen_ray import storage
+from gampen_ray import documents, storage
 from gampen_ray.config.base import fields, upgraded, without
 from gampen_ray.errors import UserError
 from gampen_ray.lock import LOCK_FILE, Lock, locked
@@ -93,7 +93,9 @@ class RunFolder:
             if any(file != lock for file in storage.list_files(output)):
                 raise UserError(f"output: {output} already holds other files; {_UNCHANGED}")
             return "free"
-        _compare(output, storage.read_json(uri), _description(verb, config, inputs, ignored), type(config), ignored)
+        where = f"output: {output} holds a {RUN_FILE} of another program, or a damaged one"
+        there = documents.parsed(_Record, storage.read_bytes(uri), where, _UNCHANGED)
+        _compare(output, there, _description(verb, config, inputs, ignored), type(config), ignored)
         return "complete" if storage.exists(storage.join(output, complete)) else "resumable"
 
     @classmethod
@@ -187,27 +189,37 @@ def _description(verb: str, config: Any, inputs: Inputs, ignored: Collection[str
     }
 
 
-def _compare(output: str, there: Any, wanted: dict[str, Any], cls: type, ignored: Collection[str]) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What is compared of run.json."""
+
+    __pydantic_config__: ClassVar = documents.LENIENT
+
+    config: dict[str, Any]
+    inputs: dict[str, str | dict[str, str]]
+    schema_version: int = 0
+    verb: str = ""
+
+
+def _compare(output: str, there: _Record, wanted: dict[str, Any], cls: type, ignored: Collection[str]) -> None:
     """Raise a `UserError` if the run that a folder holds is not the one wanted."""
-    if not isinstance(there, dict) or not {"config", "inputs"} <= there.keys():
-        raise UserError(f"output: {output} holds a {RUN_FILE} of another program; {_UNCHANGED}")
-    version = there.get("schema_version", 0)
+    version = there.schema_version
     if version > SCHEMA_VERSION:
         raise UserError(
             f"output: {output} was made by a newer gampen_ray ({RUN_FILE} has schema version {version}, this one reads up to "
             f"{SCHEMA_VERSION}); nothing was changed: upgrade gampen_ray"
         )
-    if (verb := there.get("verb", wanted["verb"])) != wanted["verb"]:
-        raise UserError(f"output: {output} holds a run of {verb!r}, not {wanted['verb']!r}; {_UNCHANGED}")
+    if there.verb not in ("", wanted["verb"]):
+        raise UserError(f"output: {output} holds a run of {there.verb!r}, not {wanted['verb']!r}; {_UNCHANGED}")
     unknown: dict[str, Any] = {}
-    values = _completed(cls, upgraded(cls, there["config"]), "", unknown)
+    values = _completed(cls, upgraded(cls, there.config), "", unknown)
     # An earlier release may have stored fields that are free now.
     values = _identifying(values, (*ignored, *wanted["inputs"]))
     if difference := first_difference(values, wanted["config"]):
         raise UserError(f"output: {output} holds a run with another {difference}; {_UNCHANGED}")
     # After the config, on which the identity of an input may depend.
-    for name in {**there["inputs"], **wanted["inputs"]}:
-        a, b = (inputs.get(name) for inputs in (there["inputs"], wanted["inputs"]))
+    for name in {**there.inputs, **wanted["inputs"]}:
+        a, b = (inputs.get(name) for inputs in (there.inputs, wanted["inputs"]))
         # Earlier runs have no identities of single files.
         if a != b and not (a is None and isinstance(b, dict)):
             if isinstance(a, dict) and isinstance(b, dict):

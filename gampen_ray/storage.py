@@ -4,6 +4,7 @@ A URI is a ``str``. `gampen_ray.s3` makes the connections to S3.
 """
 
 import contextlib
+import errno
 import json
 import os
 import posixpath
@@ -80,7 +81,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         if not path or path.startswith("."):
             raise UserError(f"{uri}: names no bucket; write s3://bucket/prefix")
         return s3.filesystem(), path
-    if not uri or "://" in uri:
+    if not uri or "://" in uri or "\0" in uri:
         raise UserError(f"{uri!r} is neither a local path nor s3://bucket/prefix")
     # Symbolic links are kept: they may point elsewhere on another machine.
     return pafs.LocalFileSystem(), os.path.normpath(Path(uri).expanduser().absolute())
@@ -180,11 +181,10 @@ def read_bytes(uri: str) -> bytes:
 
 def read_json(uri: str) -> Any:
     """Return the value of a JSON file."""
+    data = read_bytes(uri)
     try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{uri}: not valid JSON: {error}") from None
 
 
@@ -270,6 +270,8 @@ def explained(uri: str, otherwise: str = "") -> Iterator[None]:
         text = " ".join(str(error).split())
         if "AWS Error" in text:
             raise s3.failure(uri, text) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{uri}: {error.strerror}") from None
         if error.errno is not None:
             raise StorageError(f"{uri}: {os.strerror(error.errno)}; free space or repair the disk, and {AGAIN}") from None
         # Errors of pyarrow itself, such as a folder in place of a file.

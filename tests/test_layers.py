@@ -21,6 +21,7 @@ LAYERS = [
     "progress",
     "s3",
     "storage",
+    "documents",
     "provenance",
     "receipts",
     "lock",

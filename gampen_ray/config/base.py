@@ -17,7 +17,7 @@ import pydantic
 import tomli_w
 
 from gampen_ray.errors import UserError
-from gampen_ray.messages import redacted
+from gampen_ray.messages import brief, redacted
 
 T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -116,7 +116,7 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     table = upgraded(cls, plain(values), refuse=not recorded)
     if recorded:
         table = json.loads(redacted(json.dumps(table)))
-    _refuse_credentials(table)
+    _check_texts(table)
     config = _validated(cls, table)
     names = given(config)
     for path, (need, other, value) in _without_effect(config).items():
@@ -130,10 +130,12 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     return config
 
 
-def _refuse_credentials(value: Any, name: str = "") -> None:
+def _check_texts(value: Any, name: str = "") -> None:
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _refuse_credentials(inner, f"{name}.{key}".removeprefix("."))
+            _check_texts(inner, f"{name}.{key}".removeprefix("."))
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise UserError(f"{name}: {brief(value)} is not in UTF-8; rename it")
     elif isinstance(value, str) and (public := redacted(value)) != value:
         raise UserError(
             f"{name}: {public} holds credentials, which would be recorded; leave them out of it, and give them by environment "
@@ -223,7 +225,8 @@ def load_toml(text: bytes, source: str) -> dict[str, Any]:
     """Parse TOML (UTF-8); a syntax error is a UserError that names ``source``."""
     try:
         return tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not of TOML alone: also of texts and numbers in it.
         raise UserError(f"{source}: not valid TOML: {error}") from None
 
 
@@ -342,7 +345,9 @@ def without(table: dict[str, Any], paths: Container[_Path], here: _Path = ()) ->
 
 def _explain(cls: type, error: Any) -> str:
     where = [str(part) for part in error["loc"]]
-    name = ".".join(where)
+    name, value = ".".join(where), brief(error["input"])
+    if error["type"] == "json_invalid":
+        return f"the values are nested too deeply, or no values: {error['ctx']['error']}; correct the TOML file"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         valid = sorted(fields(_descend(cls, where[:-1])))
         close = difflib.get_close_matches(where[-1], valid, n=1)
@@ -355,8 +360,8 @@ def _explain(cls: type, error: Any) -> str:
     if where[-1] in ("int", "constrained-int") or where[-1].startswith("literal"):
         # pydantic's error is about one type of a union: name the others too.
         name = ".".join(where[:-1])
-        return f'{name}: {error["input"]!r} is not allowed: give a positive whole number or "M"'
-    return f"{name}: {error['input']!r} is not allowed: {error['msg']}"
+        return f'{name}: {value} is not allowed: give a positive whole number or "M"'
+    return f"{name}: {value} is not allowed: {error['msg']}"
 
 
 def _descend(cls: type, path: list[str]) -> type:

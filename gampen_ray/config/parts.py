@@ -6,7 +6,10 @@ import pydantic
 
 from gampen_ray.config.base import Needs, config_class, default
 
-_Count = Annotated[int, pydantic.Field(ge=1)]
+MOST_PIXELS, MOST_CHANNELS = 4096, 1024
+"""Largest side and number of channels of a network's input."""
+_MOST_WIDTH = 1 << 16
+_Count = Annotated[int, pydantic.Field(ge=1, le=_MOST_WIDTH)]
 Split = Literal["train", "val", "test"]
 Transform = Literal["identity", "log", "logit"]
 GALAXIES_PER_FILE = 2048
@@ -47,11 +50,11 @@ def default_targets() -> dict[str, TargetConfig]:
 class ImagesConfig:
     """Preprocessing of stored cutouts to network inputs."""
 
-    size: int = pydantic.Field(default=0, ge=0)
+    size: int = pydantic.Field(default=0, ge=0, le=MOST_PIXELS)
     """Side of the network's input, pixels: cutouts are cropped or zero-padded to it about the centre. 0: as stored."""
     softening: float = pydantic.Field(default=0.0, ge=0)
     """Scale of the asinh stretch, flux units: x -> asinh(x / softening). 0: the sky noise of the training images; GaMPEN: 1."""
-    channels: int = pydantic.Field(default=0, ge=0)
+    channels: int = pydantic.Field(default=0, ge=0, le=MOST_CHANNELS)
     """Number of input channels: a single band is repeated to fill them (GaMPEN: 3). 0: one channel per band."""
     sky: Literal["none", "border"] = "border"
     """border: the sky level that the border of each cutout shows is subtracted; none: nothing is (GaMPEN)."""
@@ -73,13 +76,13 @@ class SpatialTransformerConfig:
     """Ratio of the sides of crop and cutout before training; 1: the identity."""
     initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=6.0, gt=0)
     """With images.measure: half the side of the crop before training, in measured half-light radii of the galaxy."""
-    output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0)
+    output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0, le=MOST_PIXELS)
     """Side of the resampled crop, pixels; 0: that of the input."""
     convolutions: Annotated[tuple[tuple[_Count, _Count], ...], _IfCropped] = ((16, 5), (16, 3))
     """(channels, kernel size) of each localisation convolution; each is followed by a 3x3, stride 2 max pool and a ReLU."""
-    hidden: Annotated[int, _IfCropped] = pydantic.Field(default=32, ge=1)
+    hidden: Annotated[int, _IfCropped] = pydantic.Field(default=32, ge=1, le=_MOST_WIDTH)
     """Width of the localisation network's fully connected layer."""
-    downsample: Annotated[int, _IfCropped] = pydantic.Field(default=2, ge=1)
+    downsample: Annotated[int, _IfCropped] = pydantic.Field(default=2, ge=1, le=MOST_PIXELS)
     """The localisation network sees the image averaged over blocks of this many pixels; 1: every pixel, as in GaMPEN."""
 
 
@@ -92,20 +95,20 @@ class BackboneConfig:
 
     plan: tuple[_Count | Literal["M"], ...] = (24, 48, "M", 64, 64, "M", 128)
     """Layers in order: a number is a convolution (or residual block) of that many channels with ReLU, "M" a 2x2 max pool."""
-    width: float = pydantic.Field(default=1.0, gt=0)
+    width: float = pydantic.Field(default=1.0, gt=0, le=100)
     """Factor on all widths of plan and classifier, which are then rounded to multiples of 8, at least 8; 1: unchanged."""
     block: str = "plain"
     """Block for each number in the plan after the first. plain: one 3x3 convolution; residual: a basic residual block of two
     with a skip connection (He et al. 2016); or a block that your code registers
     (`gampen_ray.model.backbones.register_block`)."""
-    stem_kernel: int = pydantic.Field(default=5, ge=1)
+    stem_kernel: int = pydantic.Field(default=5, ge=1, le=100)
     """Kernel size of the first convolution, pixels; the others are 3x3."""
-    stem_stride: int = pydantic.Field(default=2, ge=1)
+    stem_stride: int = pydantic.Field(default=2, ge=1, le=MOST_PIXELS)
     """Stride of the first convolution, pixels."""
     normalisation: Literal["batch", "group", "none"] = "batch"
     """Normalisation after every convolution: batch; group (Wu & He 2018; groups of 8 channels, one group where 8 does not
     divide the width), which normalises each image separately and so hides its brightness; or none (GaMPEN)."""
-    pool_size: int = pydantic.Field(default=5, ge=1)
+    pool_size: int = pydantic.Field(default=5, ge=1, le=100)
     """Side of the feature map given to the classifier, by adaptive average pooling."""
     classifier: tuple[_Count, ...] = (128,)
     """Widths of the fully connected layers before the output layer."""
@@ -116,9 +119,9 @@ class BackboneConfig:
     """every_conv: before every convolution (or residual block) except the first, and in the classifier (GaMPEN); last_block:
     before those after the last max pool (apart from one at the plan's end), and in the classifier; or in the classifier alone,
     which a network that is given numbers needs. The fewer layers follow the first dropout, the cheaper a Monte Carlo pass."""
-    numbers_width: int = pydantic.Field(default=256, ge=1)
+    numbers_width: int = pydantic.Field(default=256, ge=1, le=_MOST_WIDTH)
     """Width of the layers that take numbers, measured or conditions, in a network that is given any."""
-    numbers_blocks: int = pydantic.Field(default=3, ge=0)
+    numbers_blocks: int = pydantic.Field(default=3, ge=0, le=1000)
     """Pairs of layers of that width behind them, each with a skip connection."""
     base: bool = True
     """With dropout in the classifier alone: the means are a linear function of the activations before the first dropout, about

@@ -23,11 +23,16 @@ from gampen_ray.data.offline import offline
 from gampen_ray.data.readers.fits_limits import check_headers
 from gampen_ray.errors import UserError
 
-__all__ = ["NULL_TEXTS", "format_of", "parquet_files", "read_format", "scalar_table"]
+__all__ = ["NULL_TEXTS", "RATIO", "format_of", "most_bytes", "parquet_files", "read_format", "scalar_table"]
 
 NULL_TEXTS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "--"]
 """Texts that stand for a missing value."""
 _DELIMITERS = ",;\t|"
+RATIO = 30
+"""A compressed catalogue has no more than this multiple of its size, decompressed: text has some five times."""
+_LEAST_BYTES = 16 << 20
+"""Nor is one refused below this size."""
+_MOST_COLUMNS = 5000
 _SUFFIXES = {
     "csv": ("csv", "tsv"),
     "ascii": ("txt", "dat", "ascii", "mrt", "cat", "tbl"),
@@ -104,9 +109,32 @@ def _properties(uri: str) -> dict[str, str]:
 def scalar_table(file: pq.ParquetFile, without: str = "") -> pa.Table:
     """Return the scalar columns of a Parquet file but one, dictionaries decoded; others, such as images, are not read."""
     scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without]
-    table = file.read(columns=[field.name for field in scalar]).select([field.name for field in scalar])
+    table = _bounded(file, pa.schema(scalar))
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)
+
+
+def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
+    # Repeated values take no space in a file; in memory, each row has its own.
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
+    left = most = most_bytes(stored)
+    names, batches = schema.names, list[pa.RecordBatch]()
+    # A value has a byte or more.
+    coming = file.iter_batches(columns=names) if file.metadata.num_rows * len(names) <= most else ()
+    for batch in coming:
+        batches.append(batch.select(names))
+        left -= batch.nbytes
+        if left < 0:
+            break
+    if coming == () or left < 0:
+        raise ValueError(f"it has more than {most >> 20:,} MiB in memory, {RATIO} times its size; store fewer repeated values")
+    return pa.Table.from_batches(batches, schema)
+
+
+def most_bytes(stored: int) -> int:
+    """Return what a compressed catalogue of a size may have in memory."""
+    return max(_LEAST_BYTES, RATIO * stored)
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:
@@ -121,6 +149,7 @@ def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
     data = _utf8(data)
     header, first, num_skipped = _csv_header(data)
     delimiter = max(_DELIMITERS, key=header.count)
+    _check_columns(header.count(delimiter))
     names, values = ([text.strip() for text in next(csv.reader([line], delimiter=delimiter), [])] for line in (header, first))
     decimal = "," if delimiter == ";" and any(re.fullmatch(r"[-+]?\d+,\d+", value) for value in values) else "."
     # A name may be that of the column after a comment sign.
@@ -138,6 +167,11 @@ def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
             decimal_point=decimal,
         ),
     )
+
+
+def _check_columns(count: int) -> None:
+    if count > _MOST_COLUMNS:
+        raise ValueError(f"a line has {count:,} fields, more than {_MOST_COLUMNS:,}; store the table as FITS or Parquet")
 
 
 def _utf8(data: bytes) -> bytes:
@@ -172,6 +206,7 @@ def _csv_header(data: bytes) -> tuple[str, str, int]:
 
 def _ascii(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
     lines = data.decode("utf-8-sig", errors="replace").splitlines()
+    _check_columns(max((len(line.split()) for line in lines[:100]), default=0))
     as_text = {"converters": {name: str for column in text_columns for name in (column, f"# {column}")}}
     options: dict[str, Any]
     if lines and lines[0].startswith("# %ECSV"):

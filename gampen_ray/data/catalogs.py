@@ -1,5 +1,6 @@
 """Input catalogues: tables of any format read as Arrow tables, with units in the field metadata under ``unit``."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,16 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
-from gampen_ray.data.catalog_formats import NULL_TEXTS, format_of, parquet_files, plain_name, read_format, scalar_table
+from gampen_ray.data.catalog_formats import (
+    NULL_TEXTS,
+    RATIO,
+    format_of,
+    most_bytes,
+    parquet_files,
+    plain_name,
+    read_format,
+    scalar_table,
+)
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.decompression import decompressed
 from gampen_ray.errors import UserError
@@ -20,8 +30,6 @@ pc: Any = pyarrow.compute
 _ROUNDED = r"^\s*[-+]?\d+([.,]\d*)?[eE]\+?\d+\s*$|^\s*\d{16,}[.,]0*\s*$"
 _HEXADECIMAL = r"^\s*\d+e\d+\s*$"
 """Integers that a spreadsheet or a table of floating-point numbers has rounded; 4e12 among names may be hexadecimal."""
-_DECOMPRESSED_BYTES, _RATIO = 1 << 28, 100
-"""A compressed catalogue has no more than this, or than this multiple of its size, decompressed: text has some ten times."""
 
 
 def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
@@ -54,7 +62,7 @@ def read_catalog(uri: str, text_columns: tuple[str, ...] = ()) -> pa.Table:
         raise UserError(f"catalog {uri}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     table = table.rename_columns([plain_name(name) for name in table.column_names])
     table = table.select([index for index, name in enumerate(table.column_names) if name])
-    repeated = {name for name in table.column_names if table.column_names.count(name) > 1}
+    repeated = {name for name, count in Counter(table.column_names).items() if count > 1}
     if repeated:
         raise UserError(f"catalog {uri}: several columns are named {min(repeated)!r}; rename one")
     if not table.num_rows:
@@ -141,7 +149,7 @@ def numbers(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 def _content(uri: str) -> bytes:
     data = storage.read_bytes(uri)
-    return decompressed(data, max(_DECOMPRESSED_BYTES, _RATIO * len(data)), f"and {_RATIO} times its size")
+    return decompressed(data, most_bytes(len(data)), f"and {RATIO} times its size")
 
 
 def _read_parquet(uri: str) -> pa.Table:

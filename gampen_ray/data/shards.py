@@ -7,9 +7,7 @@ Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
+from gampen_ray.data.dataset_info import (
+    DATASET_JSON,
+    DatasetInfo,
+    check_schema,
+    read_dataset_info,
+    schema_info,
+    schema_metadata,
+    write_dataset_info,
+)
 from gampen_ray.errors import UserError
 
 __all__ = [
     "ALL",
     "DATASET_JSON",
-    "FORMAT_VERSION",
     "QUARANTINE",
     "QUARANTINE_SCHEMA",
     "SPLITS",
@@ -34,14 +40,12 @@ __all__ = [
     "read_dataset_info",
     "read_footer",
     "read_shard",
-    "schema_info",
     "shard_uris",
     "write_dataset_info",
     "write_quarantine",
     "write_shard",
 ]
 
-FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
 ALL = "all"
 """Key of `DatasetInfo.num_rows` for a dataset that is not split."""
@@ -49,72 +53,10 @@ QUARANTINE = "quarantine"
 """Folder of the rows that could not be used."""
 QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
-DATASET_JSON = "dataset.json"
-"""Name of the file that declares a dataset complete."""
-_METADATA_KEY = b"gampen_ray"
-# Fields in which a shard's metadata must agree with dataset.json.
-_SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux_unit")
-_STRANGER = "take this file out of the dataset, or make the dataset again"
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
 _ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
 # Holds the footer of most shards.
 _TAIL_BYTES = 64 << 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """Metadata of a dataset, the content of ``dataset.json``.
-
-    Parameters
-    ----------
-    bands
-        Names of the bands, in the order of the image's first axis.
-    cutout_size
-        Side of the square cutouts, pixels.
-    pixel_scale_arcsec
-        Pixel scale, arcsec; None: unknown.
-    zero_point_mag
-        AB magnitude of one unit of flux; None: unknown.
-    flux_unit
-        Unit of the pixels, empty: unknown.
-    survey
-        Name of the survey, empty: unknown.
-    target_units
-        Unit of each target column, by name; empty text for dimensionless.
-    num_rows
-        Galaxies by split, or under ``"all"`` where there are no splits.
-    num_quarantined
-        Rows in quarantine.
-    fingerprint
-        Hash of ids and settings, independent of the number of workers.
-    source
-        The config that made the dataset.
-    format_version
-        Version of this layout.
-    """
-
-    bands: tuple[str, ...]
-    cutout_size: int
-    pixel_scale_arcsec: float | None = None
-    zero_point_mag: float | None = None
-    flux_unit: str = ""
-    survey: str = ""
-    target_units: dict[str, str] = dataclasses.field(default_factory=dict)
-    num_rows: dict[str, int] = dataclasses.field(default_factory=dict)
-    num_quarantined: int = 0
-    fingerprint: str = ""
-    source: dict[str, Any] = dataclasses.field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Bands, height and width (C, H, W)."""
-        return len(self.bands), self.cutout_size, self.cutout_size
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """Names of the target columns."""
-        return tuple(self.target_units)
 
 
 class Footer(NamedTuple):
@@ -134,36 +76,6 @@ class Footer(NamedTuple):
     group_rows: list[int]
     id_type: pa.DataType
     stamp: str
-
-
-def read_dataset_info(dataset: str) -> DatasetInfo:
-    """Read ``dataset.json``.
-
-    Raises
-    ------
-    UserError
-        If there is no complete dataset at the URI, or it was written by a newer version.
-    """
-    uri = storage.join(dataset, DATASET_JSON)
-    if not storage.exists(uri):
-        found = "is not complete" if storage.exists(dataset) else "does not exist"
-        raise UserError(
-            f"dataset {dataset} {found}: no {DATASET_JSON}; make it with `gampen-ray ingest` or `gampen-ray simulate`"
-        )
-    values = storage.read_json(uri)
-    if not isinstance(values, dict) or not isinstance(values.get("format_version"), int):
-        raise UserError(f"{uri}: not a dataset of gampen_ray: no format_version")
-    _check_version(uri, values["format_version"])
-    unknown = set(values) - {field.name for field in dataclasses.fields(DatasetInfo)}
-    if unknown or "bands" not in values or "cutout_size" not in values:
-        raise UserError(f"{uri}: damaged: unknown keys {sorted(unknown)} or no bands or cutout_size; make the dataset again")
-    values["bands"] = tuple(values["bands"])
-    return DatasetInfo(**values)
-
-
-def write_dataset_info(dataset: str, info: DatasetInfo) -> None:
-    """Write ``dataset.json``, the last step of making a dataset."""
-    storage.write_json(storage.join(dataset, DATASET_JSON), dataclasses.asdict(info))
 
 
 def part_uri(dataset: str, split: str, part: int) -> str:
@@ -221,7 +133,7 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     arrays["image"] = _tensor_array(image_NCHW)
     arrays |= {name: pa.array(columns[name]).cast(pa.float64()) for name in info.target_units}
     arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
-    table = pa.table(arrays).replace_schema_metadata({_METADATA_KEY: json.dumps(_schema_info(info))})
+    table = pa.table(arrays).replace_schema_metadata(schema_metadata(info))
     rows = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, image_NCHW[:1].nbytes)))
     _write_parquet(uri, table, rows, use_byte_stream_split=["image.list.element"])
 
@@ -243,7 +155,7 @@ def read_footer(uri: str, info: DatasetInfo) -> Footer:
             tail = source.read_at(length, size - length)
         metadata = pq.read_metadata(pa.BufferReader(tail))
         schema = metadata.schema.to_arrow_schema()
-        _check_schema(uri, schema, info)
+        check_schema(uri, schema, info)
     digest = hashlib.blake2b(tail[-length:], digest_size=16).hexdigest()
     group_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return Footer(group_rows, schema.field("object_id").type, f"{size} {digest}")
@@ -275,10 +187,10 @@ def read_shard(
         file = _opened(uri, source)
         require(uri, columns or (), file.schema_arrow.names)
         if info:
-            _check_schema(uri, file.schema_arrow, info)
+            check_schema(uri, file.schema_arrow, info)
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
-    return table if columns is None else table.select(list(columns))
+    return _complete(uri, table if columns is None else table.select(list(columns)))
 
 
 def columns(dataset: str, split: str, info: DatasetInfo) -> pa.Schema:
@@ -303,7 +215,8 @@ def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], nu
         chunks = (group.column(i) for group in groups for i in range(group.num_columns))
         compressed = sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in there)
         for batch in file.iter_batches(num_rows, row_groups, columns=there):
-            yield pa.Table.from_batches([batch]), round(compressed * len(batch) / sum(group.num_rows for group in groups))
+            table = _complete(uri, pa.Table.from_batches([batch]))
+            yield table, round(compressed * len(batch) / sum(group.num_rows for group in groups))
 
 
 def images(table: pa.Table) -> np.ndarray:
@@ -318,11 +231,6 @@ def images(table: pa.Table) -> np.ndarray:
     return image_NCHW
 
 
-def schema_info(schema: pa.Schema) -> dict[str, Any]:
-    """Return the dataset's metadata from a shard's schema: bands, cutout_size, pixel_scale_arcsec, ..."""
-    return json.loads((schema.metadata or {}).get(_METADATA_KEY, b"{}"))
-
-
 def write_quarantine(uri: str, *, object_id: Iterable[str], source: Iterable[str], reason: Iterable[str]) -> None:
     """Write the rows that cannot be used, atomically."""
     columns = {"object_id": list(object_id), "source": list(source), "reason": list(reason)}
@@ -331,8 +239,16 @@ def write_quarantine(uri: str, *, object_id: Iterable[str], source: Iterable[str
 
 def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:
     file = pq.ParquetFile(source, page_checksum_verification=True)
-    _check_version(uri, schema_info(file.schema_arrow).get("format_version", FORMAT_VERSION))
+    # Refuses a newer version.
+    schema_info(uri, file.schema_arrow)
     return file
+
+
+def _complete(uri: str, table: pa.Table) -> pa.Table:
+    for name in ("object_id", "image"):
+        if name in table.column_names and (count := table.column(name).null_count):
+            raise UserError(f"{uri}: column {name} is empty in {count:,} rows; make the dataset again")
+    return table
 
 
 @contextlib.contextmanager
@@ -341,8 +257,8 @@ def _damage_explained(uri: str) -> Iterator[None]:
     with storage.explained(uri, damaged):
         try:
             yield
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{uri}: {damaged}{error}") from None
+        except pa.ArrowException as error:
+            raise UserError(f"{uri}: {damaged}{' '.join(str(error).split())}") from None
 
 
 def split_of(root: str, uri: str) -> str:
@@ -351,39 +267,6 @@ def split_of(root: str, uri: str) -> str:
     if folder.endswith(".parquet"):
         return ALL
     return folder.removeprefix("split=")
-
-
-def _schema_info(info: DatasetInfo) -> dict[str, Any]:
-    skipped = ("num_rows", "num_quarantined", "source")
-    return {key: value for key, value in dataclasses.asdict(info).items() if key not in skipped}
-
-
-def _check_version(uri: str, version: int) -> None:
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{uri}: format version {version}, this gampen_ray reads up to {FORMAT_VERSION}; install a newer gampen_ray"
-        )
-
-
-def _check_schema(uri: str, schema: pa.Schema, info: DatasetInfo) -> None:
-    require(uri, ["object_id", "image", *info.target_units], schema.names)
-    types = {name: schema.field(name).type for name in schema.names}
-    image = types["image"]
-    kind = (image.value_type, tuple(image.shape)) if isinstance(image, pa.FixedShapeTensorType) else (image, ())
-    if kind != (pa.float32(), info.image_shape):
-        there, shape = f"{kind[0]} {list(kind[1])}", list(info.image_shape)
-        raise UserError(
-            f"{uri}: column image is {there}, but {DATASET_JSON} says float {shape} (bands, size, size); {_STRANGER}"
-        )
-    if types["object_id"] not in (pa.int64(), pa.string()):
-        raise UserError(f"{uri}: column object_id is {types['object_id']}, neither int64 nor string; {_STRANGER}")
-    for name in info.target_units:
-        if types[name] != pa.float64():
-            raise UserError(f"{uri}: target column {name} is {types[name]}, not float64 (double); {_STRANGER}")
-    found, wanted = schema_info(schema), _schema_info(info) | {"bands": list(info.bands)}
-    for name in _SHARED:
-        if found.get(name, wanted[name]) != wanted[name]:
-            raise UserError(f"{uri}: {name} is {found[name]!r}, but {DATASET_JSON} says {wanted[name]!r}; {_STRANGER}")
 
 
 def require(uri: str, wanted: Iterable[str], there: Sequence[str]) -> None:

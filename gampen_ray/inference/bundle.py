@@ -16,12 +16,24 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 
-from gampen_ray import storage
+from gampen_ray import documents, storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle_files import (
+    CHECKSUMS,
+    DESCRIPTION,
+    NOVELTY,
+    REMEDY,
+    WEIGHTS,
+    Description,
+    checksums,
+    tensors,
+    verify,
+    weights,
+)
 from gampen_ray.inference.flags import REMARKS, Flag
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
@@ -39,8 +51,6 @@ from gampen_ray.run_folder import RUN_FILE
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 4
-_DESCRIPTION, _WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
-_NOVELTY = "novelty.safetensors"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -194,12 +204,12 @@ class Bundle:
             "provenance": self.provenance,
         }
         files = {
-            _DESCRIPTION: json.dumps(description, indent=2).encode(),
-            _WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
+            DESCRIPTION: json.dumps(description, indent=2).encode(),
+            WEIGHTS: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}),
         }
         if self.novelty:
-            files[_NOVELTY] = safetensors.torch.save(self.novelty.to_tensors())
-        files[CHECKSUMS] = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()).encode()
+            files[NOVELTY] = safetensors.torch.save(self.novelty.to_tensors())
+        files[CHECKSUMS] = checksums(files)
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
 
@@ -253,38 +263,53 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
         If there is no bundle, it is damaged, its format is newer than this program, or it has another digest.
     """
     uri = bundle_uri(uri)
-    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (_DESCRIPTION, _WEIGHTS, CHECKSUMS)}
+    files = {name: storage.read_bytes(storage.join(uri, name)) for name in (DESCRIPTION, WEIGHTS, CHECKSUMS)}
     if digest and _digest(files[CHECKSUMS]) != digest:
         raise UserError(f"bundle: {uri} was replaced while it was in use; put the former one back, or give a new output folder")
-    version = _format_version(uri, files[_DESCRIPTION])
+    where = f"bundle: {uri}/{DESCRIPTION} is damaged"
+    version = documents.parsed(documents.Versioned, files[DESCRIPTION], where, REMEDY).format_version
     if version != FORMAT_VERSION:
         remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
         raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
-    description = json.loads(files[_DESCRIPTION])
-    if description.get("novelty"):
-        files[_NOVELTY] = storage.read_bytes(storage.join(uri, _NOVELTY))
-    _verify_checksums(uri, files)
+    if NOVELTY.encode() in files[CHECKSUMS]:
+        files[NOVELTY] = storage.read_bytes(storage.join(uri, NOVELTY))
+    verify(uri, files)
+    described = documents.parsed(Description, files[DESCRIPTION], where, REMEDY)
+    with documents.refused(where, REMEDY):
+        config = build(NetworkConfig, described.network, recorded=True)
+        targets, images, calibration, ranges = _parts(described)
+        # Allocates no memory: the weights are assigned.
+        with without_weights():
+            network = Network.of(config, images, len(targets))
+    network.load_state_dict(weights(files[WEIGHTS], f"bundle: {uri}/{WEIGHTS} is damaged", network), assign=True)
     novelty = None
-    if _NOVELTY in files:
-        novelty = OutOfDistribution.from_tensors(safetensors.torch.load(files[_NOVELTY]), description["novelty"]["threshold"])
-    config = build(NetworkConfig, description["network"], recorded=True)
-    targets = TargetSchema.from_dict(description["targets"])
-    images = ImagePreprocessing.from_dict(description["images"])
-    # Allocates no memory: the weights are assigned.
-    with without_weights():
-        network = Network.of(config, images, len(targets))
-    network.load_state_dict(safetensors.torch.load(files[_WEIGHTS]), assign=True)
+    if described.novelty:
+        where = f"bundle: {uri}/{NOVELTY} is damaged"
+        with documents.refused(where, REMEDY):
+            novelty = OutOfDistribution.from_tensors(tensors(files.get(NOVELTY, b""), where), described.novelty.threshold)
     return Bundle(
         network=network.eval(),
         config=config,
         targets=targets,
         images=images,
-        calibration=Calibration.from_dict(description["calibration"]),
-        metrics=description["metrics"],
-        provenance=description["provenance"],
+        calibration=calibration,
+        metrics=described.metrics,
+        provenance=described.provenance,
         novelty=novelty,
-        ranges=Ranges.from_dict(description["ranges"]) if description.get("ranges") else None,
+        ranges=ranges,
     )
+
+
+def _parts(described: Description) -> tuple[TargetSchema, ImagePreprocessing, Calibration, Ranges | None]:
+    # What bundle.json describes; a ValueError where the parts do not fit.
+    targets, images = TargetSchema(described.targets), described.images
+    calibration = Calibration.from_dict(vars(described.calibration))
+    ranges = Ranges.from_dict(vars(described.ranges)) if described.ranges else None
+    if len(calibration.scale_DB) != len(targets):
+        raise ValueError(f"calibration: there are {len(calibration.scale_DB)} rows of factors for {len(targets)} targets")
+    if ranges and ranges.low_QC.shape[1] != len(images.bands):
+        raise ValueError(f"ranges: there are {ranges.low_QC.shape[1]} columns for {len(images.bands)} bands")
+    return targets, images, calibration, ranges
 
 
 def bundle_digest(uri: str, public_key: str = "") -> str:
@@ -303,10 +328,10 @@ def bundle_digest(uri: str, public_key: str = "") -> str:
         If there is no bundle, or it is not signed; see `gampen_ray.inference.signature.check_signature`.
     """
     uri = bundle_uri(uri)
-    checksums = storage.read_bytes(storage.join(uri, CHECKSUMS))
+    sums = storage.read_bytes(storage.join(uri, CHECKSUMS))
     if public_key:
-        check_signature(uri, checksums, public_key)
-    return _digest(checksums)
+        check_signature(uri, sums, public_key)
+    return _digest(sums)
 
 
 def bundle_uri(uri: str) -> str:
@@ -319,8 +344,8 @@ def bundle_uri(uri: str) -> str:
     """
     if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
         return storage.join(uri, "bundle")
-    if not storage.exists(storage.join(uri, _DESCRIPTION)):
-        problem = f"holds no {_DESCRIPTION}; give the folder that `train` or `import-gampen` wrote"
+    if not storage.exists(storage.join(uri, DESCRIPTION)):
+        problem = f"holds no {DESCRIPTION}; give the folder that `train` or `import-gampen` wrote"
         if storage.exists(storage.join(uri, RUN_FILE)):
             problem = "is an unfinished run; run the same command again"
         raise UserError(f"bundle: {uri} {problem}")
@@ -329,23 +354,3 @@ def bundle_uri(uri: str) -> str:
 
 def _digest(checksums: bytes) -> str:
     return hashlib.sha256(checksums).hexdigest()
-
-
-def _format_version(uri: str, description: bytes) -> int:
-    try:
-        return int(json.loads(description)["format_version"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"bundle: {uri}/{_DESCRIPTION} is damaged (no readable format_version); copy the bundle again"
-        ) from None
-
-
-def _verify_checksums(uri: str, files: dict[str, bytes]) -> None:
-    expected = dict(
-        line.split("  ", 1)[::-1] for line in files[CHECKSUMS].decode(errors="replace").splitlines() if "  " in line
-    )
-    for name, data in files.items():
-        if name != CHECKSUMS and expected.get(name) != hashlib.sha256(data).hexdigest():
-            raise UserError(
-                f"bundle: {uri}/{name} does not match its checksum in {CHECKSUMS}: it is damaged; copy the bundle again"
-            )

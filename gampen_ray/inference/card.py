@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 import pydantic
 
-from gampen_ray import storage
+from gampen_ray import documents, storage
 from gampen_ray.config.base import config_class, to_dict
 from gampen_ray.config.parts import NUM_PASSES
-from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, bundle_uri, load_bundle
 from gampen_ray.posterior.calibration import Coverage
 from gampen_ray.posterior.summary import LEVELS
@@ -74,6 +73,15 @@ class Card:
     known_failures: tuple[str, ...] = ()
     """Where not to trust the bundle, a sentence each."""
 
+    def __post_init__(self) -> None:
+        if not self.coverage or not all(bins and all(bins.values()) for bins in self.coverage.values()):
+            raise ValueError("coverage: there is none")
+        tables = {"width": self.width.values(), "shifts": [shift.coverage for shift in self.shifts]}
+        tables |= {f"width_over_limit.{case}": table.values() for case, table in self.width_over_limit.items()}
+        for name, rows in tables.items():
+            if len({tuple(row) for row in rows}) > 1 or (name.startswith("width_over_limit") and not rows):
+                raise ValueError(f"{name}: its rows are not of the same quantities")
+
 
 def read_card(uri: str) -> Card | None:
     """Return the evaluation beside a bundle; None: there is none.
@@ -86,12 +94,7 @@ def read_card(uri: str) -> Card | None:
     card_uri = storage.join(bundle_uri(uri), CARD)
     if not storage.exists(card_uri):
         return None
-    try:
-        return pydantic.TypeAdapter(Card).validate_json(storage.read_bytes(card_uri))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{card_uri}: {where}: {first['msg']}; delete the file, or copy the bundle again") from None
+    return documents.parsed(Card, storage.read_bytes(card_uri), card_uri, "delete the file, or copy the bundle again")
 
 
 def describe(uri: str) -> dict[str, Any]:

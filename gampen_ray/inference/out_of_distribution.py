@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from gampen_ray.errors import UserError
+
 __all__ = ["OutOfDistribution", "features"]
 
 _QUANTILE = 0.999
@@ -50,6 +52,13 @@ class OutOfDistribution:
     whitening_FF: np.ndarray
     threshold: float
 
+    def __post_init__(self) -> None:
+        shapes, size = [self.location_F.shape, self.whitening_FF.shape], self.location_F.size
+        if shapes != [(size,), (size, size)] or not (
+            np.isfinite(self.location_F).all() and np.isfinite(self.whitening_FF).all()
+        ):
+            raise ValueError(f"features of the training images have mean and whitening of shapes {shapes}, or not finite")
+
     @classmethod
     def fit(cls, features_NF: np.ndarray, held_out_MF: np.ndarray) -> "OutOfDistribution":
         """Fit mean and shrunk covariance to training images, and the threshold to held-out images.
@@ -72,7 +81,18 @@ class OutOfDistribution:
         return cls(location_F=location_F, whitening_FF=whitening_FF, threshold=float(threshold))
 
     def distance(self, features_NF: np.ndarray) -> np.ndarray:
-        """Return the Mahalanobis distances of images to the training images, N."""
+        """Return the Mahalanobis distances of images to the training images, N.
+
+        Raises
+        ------
+        UserError
+            If the images have other features.
+        """
+        if features_NF.shape[1] != len(self.location_F):
+            raise UserError(
+                f"bundle: its network has {features_NF.shape[1]} features, but the training images have "
+                f"{len(self.location_F)}; copy the bundle again"
+            )
         return _length(features_NF - self.location_F, self.whitening_FF)
 
     def unusual(self, features_NF: np.ndarray) -> np.ndarray:
@@ -85,7 +105,16 @@ class OutOfDistribution:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], threshold: float) -> "OutOfDistribution":
-        """Rebuild from `to_tensors`' arrays."""
+        """Rebuild from `to_tensors`' arrays.
+
+        Raises
+        ------
+        ValueError
+            If one is missing or not of numbers, or their shapes do not fit.
+        """
+        kinds = {name: tensor.dtype for name, tensor in tensors.items()}
+        if kinds != {"location": torch.float64, "whitening": torch.float64}:
+            raise ValueError(f"it holds {', '.join(kinds) or 'nothing'}, not location and whitening in float64")
         return cls(location_F=tensors["location"].numpy(), whitening_FF=tensors["whitening"].numpy(), threshold=threshold)
 
 

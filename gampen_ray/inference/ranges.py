@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gampen_ray.model.measure import PLAIN_NUMBERS
+
 __all__ = ["Ranges"]
 
 _TAIL = 0.001
@@ -28,6 +30,10 @@ class Ranges:
 
     low_QC: np.ndarray
     high_QC: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.low_QC.ndim != 2 or len(self.low_QC) > len(PLAIN_NUMBERS) or not (self.low_QC <= self.high_QC).all():
+            raise ValueError(f"its ends are not up to {len(PLAIN_NUMBERS)} pairs a band, the lower end first")
 
     @classmethod
     def fit(cls, numbers_MQC: np.ndarray) -> "Ranges":
@@ -50,6 +56,6 @@ class Ranges:
         return {"low": self.low_QC.tolist(), "high": self.high_QC.tolist()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Ranges":
+    def from_dict(cls, values: dict[str, list[list[float]]]) -> "Ranges":
         """Rebuild from `to_dict`'s values."""
-        return cls(low_QC=np.array(values["low"]), high_QC=np.array(values["high"]))
+        return cls(low_QC=np.array(values["low"], np.float64), high_QC=np.array(values["high"], np.float64))

@@ -7,14 +7,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import pydantic
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
 from gampen_ray.config import ImagesConfig
+from gampen_ray.config.parts import MOST_CHANNELS, MOST_PIXELS
 from gampen_ray.errors import UserError
 from gampen_ray.model.measure import BorderNoise, border_noise, local_sky, measure, number_names, plain_numbers
 from gampen_ray.model.spatial_transformer import crop_images
@@ -22,6 +24,7 @@ from gampen_ray.model.spatial_transformer import crop_images
 # Relative difference of pixel scales below which a cutout is not resampled.
 _SAME_PIXEL_SCALE = 0.005
 _LANCZOS = 5
+_Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,15 +124,24 @@ class ImagePreprocessing:
         Further numbers, from columns of the dataset.
     """
 
-    bands: tuple[str, ...]
-    size: int
-    softening: float
-    channels: int
+    bands: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+    size: Annotated[int, pydantic.Field(ge=1, le=MOST_PIXELS)]
+    softening: _Positive
+    channels: Annotated[int, pydantic.Field(ge=1, le=MOST_CHANNELS)]
     zero_point_mag: float | None = None
-    pixel_scale_arcsec: float | None = None
-    sky: str = "none"
+    pixel_scale_arcsec: _Positive | None = None
+    sky: Literal["none", "border"] = "none"
     measure: bool = False
     conditions: tuple[Condition, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.channels != len(self.bands) and len(self.bands) != 1:
+            raise UserError(
+                f"images.channels: {self.channels} channels cannot be filled from the {len(self.bands)} bands "
+                f"{', '.join(self.bands)}; only a single band is repeated: leave images.channels out"
+            )
+        if len(set(self.condition_names)) < len(self.conditions):
+            raise UserError(f"conditions: {', '.join(self.condition_names)}: each needs a name of its own")
 
     @classmethod
     def fit(
@@ -149,12 +161,6 @@ class ImagePreprocessing:
         UserError
             If several bands are asked to fill another number of channels, or the images have no noise to scale by.
         """
-        channels = config.channels or len(bands)
-        if channels != len(bands) and len(bands) != 1:
-            raise UserError(
-                f"images.channels: {channels} channels cannot be filled from the {len(bands)} bands {', '.join(bands)}; "
-                "only a single band is repeated: leave images.channels out"
-            )
         softening = config.softening or sky_sigma(images_NCHW)
         if not softening > 0:
             raise UserError("images.softening: 0 (automatic) but the training images have no noise; give a positive value")
@@ -162,7 +168,7 @@ class ImagePreprocessing:
             bands=bands,
             size=config.size or images_NCHW.shape[-1],
             softening=softening,
-            channels=channels,
+            channels=config.channels or len(bands),
             zero_point_mag=zero_point_mag,
             pixel_scale_arcsec=pixel_scale_arcsec,
             sky=config.sky,
@@ -280,12 +286,6 @@ class ImagePreprocessing:
         """Return plain values for JSON."""
         conditions = [dataclasses.asdict(condition) for condition in self.conditions]
         return dataclasses.asdict(self) | {"bands": list(self.bands), "conditions": conditions}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ImagePreprocessing":
-        """Rebuild from `to_dict`'s values."""
-        conditions = tuple(Condition(**condition) for condition in values.get("conditions", ()))
-        return cls(**{**values, "bands": tuple(values["bands"]), "conditions": conditions})
 
 
 def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:

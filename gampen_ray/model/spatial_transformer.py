@@ -46,13 +46,14 @@ class SpatialTransformer(nn.Module):
         layers: list[nn.Module] = []
         side = size // config.downsample
         for width, kernel in config.convolutions:
-            layers += [nn.Conv2d(channels, width, kernel), nn.MaxPool2d(3, stride=2), activation(inplace=True)]
-            channels, side = width, (side - kernel + 1 - 3) // 2 + 1
+            side = (side - kernel + 1 - 3) // 2 + 1
             if side < 1:
                 raise UserError(
                     f"network.spatial_transformer.convolutions: {config.convolutions} need larger images than {size} pixels; "
                     "use smaller kernels or fewer convolutions"
                 )
+            layers += [nn.Conv2d(channels, width, kernel), nn.MaxPool2d(3, stride=2), activation(inplace=True)]
+            channels = width
         self.localisation = nn.Sequential(*layers)
         self.parameters_head = nn.Sequential(
             nn.Linear(channels * side * side + numbers, config.hidden),

@@ -5,9 +5,10 @@ Shape legend: N galaxies, D targets.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
 from scipy.special import expit, logit
 
 from gampen_ray.config import TargetConfig, Transform
@@ -35,15 +36,21 @@ class Target:
         Range of the physical training values.
     """
 
-    name: str
+    name: Annotated[str, pydantic.Field(min_length=1)]
     unit: str
     transform: Transform
     clip_low: float
     clip_high: float
     location: float
-    scale: float
+    scale: Annotated[float, pydantic.Field(gt=0)]
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if self.transform == "logit" and not 0 <= self.clip_low < self.clip_high <= 1:
+            raise ValueError(f"{self.name} is clipped to [{self.clip_low:g}, {self.clip_high:g}], which is no range in [0, 1]")
+        if self.low > self.high:
+            raise ValueError(f"{self.name} has training values from {self.low:g} to {self.high:g}, the wrong way round")
 
     def standardise(self, y: np.ndarray) -> np.ndarray:
         """Return standardised values (float64) of physical values ``y``.
@@ -69,6 +76,10 @@ class TargetSchema:
     """The targets of a network, in the order of its outputs."""
 
     targets: tuple[Target, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) < len(self) or not self.targets:
+            raise ValueError(f"targets are {', '.join(self.names) or 'none'}; each needs a name of its own")
 
     @classmethod
     def fit(cls, configs: Mapping[str, TargetConfig], values_ND: np.ndarray, units: Mapping[str, str]) -> "TargetSchema":
@@ -131,11 +142,6 @@ class TargetSchema:
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the schema as plain values for JSON."""
         return [dataclasses.asdict(target) for target in self.targets]
-
-    @classmethod
-    def from_dict(cls, items: list[dict[str, Any]]) -> "TargetSchema":
-        """Rebuild the schema from `to_dict`'s plain values."""
-        return cls(tuple(Target(**item) for item in items))
 
 
 def _clip(name: str, config: TargetConfig, y: np.ndarray) -> tuple[float, float]:

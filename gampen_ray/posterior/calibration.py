@@ -44,6 +44,11 @@ class Calibration:
     std_DB: np.ndarray
     scale_DB: np.ndarray
 
+    def __post_init__(self) -> None:
+        knots = np.stack([self.std_DB, self.scale_DB])
+        if knots.ndim != 3 or not knots.size or not ((knots > 0) & (knots < np.inf)).all() or (np.diff(self.std_DB) < 0).any():
+            raise ValueError("its factors are not positive numbers, as many as standard deviations, which increase")
+
     @classmethod
     def constant(cls, scale_D: np.ndarray) -> "Calibration":
         """Return the calibration of one factor a target."""

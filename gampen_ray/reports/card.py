@@ -26,7 +26,8 @@ def training_text(provenance: Mapping[str, Any], *, numbers: bool) -> str:
     """Return in a few words how a bundle was trained, whose network is given numbers beside the image or not."""
     if "imported" in provenance:
         return f"by GaMPEN, imported from {provenance['imported']['model']}"
-    config = provenance["train"]
+    if not (config := provenance.get("train")):
+        return "unknown"
     optimizer = config["optimizer"]
     first = f"{_epochs(optimizer['numbers_epochs'])} on numbers, " if numbers else ""
     text = f"{first}{_epochs(optimizer['epochs'])}{' on images' if numbers else ''}, seed {config['seed']}"

@@ -1,9 +1,11 @@
+import json
 from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
+from gampen_ray import documents
 from gampen_ray.config import ImagesConfig, OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import (
@@ -59,7 +61,7 @@ def test_automatic_softening_is_the_sky_noise() -> None:
 
 def test_round_trip_through_plain_values() -> None:
     images = ImagePreprocessing.fit(ImagesConfig(size=24), ("g", "r"), np.repeat(noise(), 2, axis=1))
-    assert ImagePreprocessing.from_dict(images.to_dict()) == images
+    assert documents.parsed(ImagePreprocessing, json.dumps(images.to_dict()), "", "") == images
 
 
 def test_only_a_single_band_is_repeated() -> None:

@@ -1,9 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
+from gampen_ray import documents
 from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.targets import TargetSchema
+from gampen_ray.model.targets import Target, TargetSchema
 
 CONFIGS = {
     "bulge_to_total": TargetConfig(transform="logit", clip=0.02),
@@ -38,7 +41,7 @@ def test_logit_clips_the_ends_of_its_domain() -> None:
 
 def test_round_trip_through_plain_values() -> None:
     schema = TargetSchema.fit(CONFIGS, values(), {})
-    assert TargetSchema.from_dict(schema.to_dict()) == schema
+    assert documents.parsed(tuple[Target, ...], json.dumps(schema.to_dict()), "", "") == schema.targets
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_what_cannot_be_scanned_is_told_before(data: str, tmp_path: Path) -> Non
     ]:
         with pytest.raises(UserError, match=message):
             scanned_run(train_config(dataset(str(tmp_path / next(iter(counts))), counts), "o"), model)
-    two_bands = dataclasses.replace(model, images=dataclasses.replace(model.images, bands=("g", "r")))
+    two_bands = dataclasses.replace(model, images=dataclasses.replace(model.images, bands=("g", "r"), channels=2))
     with pytest.raises(UserError, match="has bands r, and the bundle was trained on g, r; give a dataset with these"):
         scanned_run(train_config(data, "o"), two_bands)
 
