@@ -164,6 +164,6 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                     # What the catalogue states is kept.
                     if np.isnan(numbers[name][row]):
                         numbers[name][row] = cutout.numbers[name]
-    read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
+    read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, shards.SIDE: sides}
     sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
     return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)

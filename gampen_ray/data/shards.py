@@ -26,6 +26,7 @@ __all__ = [
     "FORMAT_VERSION",
     "QUARANTINE",
     "QUARANTINE_SCHEMA",
+    "SIDE",
     "SPLITS",
     "DatasetInfo",
     "Footer",
@@ -36,6 +37,7 @@ __all__ = [
     "read_shard",
     "schema_info",
     "shard_uris",
+    "sides",
     "write_dataset_info",
     "write_quarantine",
     "write_shard",
@@ -49,6 +51,8 @@ QUARANTINE = "quarantine"
 """Folder of the rows that could not be used."""
 QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
+SIDE = "side_pixels"
+"""Column with the shorter side of what a file gave, pixels: around it, the cutout is zero-padded. Absent: none is."""
 DATASET_JSON = "dataset.json"
 """Name of the file that declares a dataset complete."""
 _METADATA_KEY = b"gampen_ray"
@@ -254,6 +258,7 @@ def read_shard(
     columns: Sequence[str] | None = None,
     row_groups: Sequence[int] | None = None,
     info: DatasetInfo | None = None,
+    optional: Sequence[str] = (),
 ) -> pa.Table:
     """Read a shard, or some of its columns or row groups, and verify page checksums.
 
@@ -265,6 +270,8 @@ def read_shard(
         Selection; None: all.
     info
         Dataset to compare the shard's schema with; None: no comparison.
+    optional
+        Further columns, if they are there.
 
     Raises
     ------
@@ -276,6 +283,8 @@ def read_shard(
         require(uri, columns or (), file.schema_arrow.names)
         if info:
             _check_schema(uri, file.schema_arrow, info)
+        if columns is not None:
+            columns = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     return table if columns is None else table.select(list(columns))
@@ -316,6 +325,13 @@ def images(table: pa.Table) -> np.ndarray:
     image_NCHW = chunk.to_numpy_ndarray()
     image_NCHW.flags.writeable = False
     return image_NCHW
+
+
+def sides(table: pa.Table) -> np.ndarray:
+    """Return the sides of the images before they were zero-padded, N, pixels; see `SIDE`."""
+    if SIDE not in table.column_names:
+        return np.full(len(table), table.schema.field("image").type.shape[-1], np.int32)
+    return table.column(SIDE).to_numpy()
 
 
 def schema_info(schema: pa.Schema) -> dict[str, Any]:

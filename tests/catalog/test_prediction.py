@@ -10,8 +10,8 @@ from astropy.io import fits
 
 from gampen_ray.catalog.completeness import catalog_contents, id_sum
 from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
-from gampen_ray.config import ImagesConfig
-from gampen_ray.data import shards
+from gampen_ray.config import CutoutsConfig, ImagesConfig
+from gampen_ray.data import ingest_plan, packing, shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
@@ -126,17 +126,25 @@ def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Pat
     assert (unit.bytes_read > 0) == (seconds is None)
 
 
-def test_small_files_are_predicted_without_the_zeros_around_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_small_files_are_predicted_without_the_zeros_around_them(as_shards: bool, tmp_path: Path) -> None:
     model, sides = measured_bundle(), [SIZE, SIZE - 4, SIZE, SIZE - 5, SIZE - 4]
     pixels = galaxies(len(sides), seed=3)["image"][:, 0]
     images = [image[:side, :side].copy() for image, side in zip(pixels, sides, strict=True)]
     for number, image in enumerate(images):
         fits.writeto(tmp_path / f"{number}.fits", image)
-    source, (unit,) = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    data = str(tmp_path)
+    if as_shards:
+        config = CutoutsConfig(images=data, cutout_size=SIZE)
+        rows, info = ingest_plan.plan(config)
+        data = str(tmp_path / "shards")
+        packing.pack(rows, 0, output=data, reader=config.reader, info=info)
+        shards.write_dataset_info(data, info)
+    source, (unit,) = open_source(data, split="", bands=("r",), size=SIZE)
     predict = Predictor(model, num_passes=2, seed=0, device="cpu")
     rows = UnitPredictor(predict, source)(unit).rows
     assert rows is not None
-    assert rows["object_id"].to_pylist() == list(range(5))
+    assert list(map(int, rows["object_id"].to_pylist())) == list(range(5))
     padded = (rows["flags"].to_numpy() & Flag.INPUT_PADDED.value) > 0
     assert padded.tolist() == [side < SIZE for side in sides]
     mean_NKD = rows["mean"].combine_chunks().to_numpy_ndarray()
