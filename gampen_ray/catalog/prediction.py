@@ -133,6 +133,7 @@ class UnitPredictor:
             for name, value_N in conditions.items():
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
+        flags_N |= np.where(rows["core_filled"], Flag.CORE_SATURATED.value, 0)
         columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
         columns["centre_offset"] = prediction.centre_offset_N

@@ -17,6 +17,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.errors import UserError
 
 __all__ = [
+    "CORE",
     "Cutout",
     "CutoutError",
     "by_side",
@@ -29,6 +30,8 @@ __all__ = [
     "without_blanks",
 ]
 
+CORE = 12
+"""Side of the square about the middle of an image in which a galaxy's core is, pixels."""
 # Fills of masked pixels by IRAF, SExtractor, HSC and others; 1e20 is stored as a slightly smaller or larger float32.
 _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
 _COMMON = 0.1

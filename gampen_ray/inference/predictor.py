@@ -16,7 +16,7 @@ from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.model.images import Matched
-from gampen_ray.model.measure import centre_offset
+from gampen_ray.model.measure import centre_offset, flat_core
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -208,6 +208,8 @@ class Predictor:
         flags_N |= condition_flags(condition_NJ, images.conditions)
         if self._bundle.ranges:
             flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
+        flat_N = flat_core(torch.tensor(images_NCHW, device=self._device)).cpu().numpy()
+        flags_N |= np.where(flat_N, Flag.CORE_SATURATED.value, 0)
         padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),

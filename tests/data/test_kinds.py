@@ -175,6 +175,14 @@ def test_planes_of_a_mask_by_name() -> None:
         assert np.isfinite(_read(hdus, mask_planes=())).all()
 
 
+def test_saturated_pixels_have_no_value_in_the_core_alone() -> None:
+    pixels = np.random.default_rng(0).normal(0, 1, (30, 30)).astype(np.float32)
+    flags = np.zeros(pixels.shape, np.int32)
+    flags[3, 4], flags[16, 13] = 2, 2
+    hdus = [fits.PrimaryHDU(), _hdu(pixels, "IMAGE"), _hdu(flags, "MASK", **{"HIERARCH MP_SAT": 1})]
+    assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[16, 13]]
+
+
 @pytest.mark.parametrize(
     ("names", "siblings"),
     [

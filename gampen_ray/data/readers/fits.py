@@ -14,7 +14,7 @@ import numpy as np
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.cutouts import CORE, Cutout, CutoutError, overlap
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
 from gampen_ray.data.readers.arrays import band_order
@@ -23,6 +23,7 @@ from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, che
 
 __all__ = ["FitsReader"]
 
+_SATURATED = ("SAT", "SATURATED")
 # Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
 _PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
@@ -189,7 +190,11 @@ def _constant(pixels: np.ndarray) -> bool:
 def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, ...]) -> np.ndarray:
     if kind == "mask":
         flags_MHW: np.ndarray = np.nan_to_num(pixels_MHW).astype(np.int64)
-        return (flags_MHW & _plane_bits(header, planes)) != 0
+        marked_MHW = (flags_MHW & _plane_bits(header, planes)) != 0
+        # Pipelines interpolate over saturated pixels. Those of stars elsewhere in the image do no harm.
+        core = (..., *(overlap(side, CORE)[0] for side in flags_MHW.shape[1:]))
+        marked_MHW[core] |= (flags_MHW[core] & _plane_bits(header, _SATURATED)) != 0
+        return marked_MHW
     # A weight of zero says that no exposure contributes, a variance that is not finite likewise.
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
 
