@@ -105,6 +105,11 @@ class _File:
         twins = [place for place in fitting if place >= chosen and name and hdu_name(hdus[place]) == name]
         if len(twins) > 1:
             raise CutoutError(f"the HDUs {', '.join(map(str, twins))} are all named {name}; reader.hdu takes one of them")
+        band = header_band(hdus[chosen].header) if num_bands == 1 and config.headers != "ignore" else ""
+        twins = [place for place in fitting if place >= chosen and band and header_band(hdus[place].header) == band]
+        if len(twins) > 1:
+            named = ", ".join(f"{place} {hdu_name(hdus[place])}".strip() for place in twins)
+            raise CutoutError(f"the HDUs {named} are all of the band {band}; reader.hdu takes one of them")
         return chosen
 
     def _of_band(self, places: list[int], config: ReaderConfig) -> list[int]:
