@@ -1,9 +1,11 @@
 """What a folder or file holds, what of it cannot be used, and the config of an ingest that fits; some images are read."""
 
+import contextlib
 import dataclasses
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,9 +74,35 @@ def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True
     UserError
         If there is nothing, or images and catalogue do not fit each other.
     """
+    if not storage.exists(config.images):
+        raise UserError(f"path: there is no file or folder {config.images}")
+    with _remarks() as remarks:
+        found = _inspected(config, num_images, guess=guess)
+    # Some steps are done twice.
+    texts = dict.fromkeys(remarks)
+    return dataclasses.replace(found, facts=found.facts | ({"remarks": "; ".join(texts)} if texts else {}))
+
+
+@contextlib.contextmanager
+def _remarks() -> Iterator[list[str]]:
+    """Keep what is logged of the data, which is a part of what was found."""
+    texts: list[str] = []
+    log, handler = logging.getLogger("gampen_ray.data"), logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield texts
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+def _inspected(config: CutoutsConfig, num_images: int, *, guess: bool) -> Inspection:
     path = config.images
-    if not storage.exists(path):
-        raise UserError(f"path: there is no file or folder {path}")
     if storage.exists(storage.join(path, shards.DATASET_JSON)):
         return Inspection(_dataset(path))
     if (table := _as_catalog(path)) is not None:
