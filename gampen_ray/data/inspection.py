@@ -15,9 +15,11 @@ from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import replace
 from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, packing, shards
+from gampen_ray.data.container_rows import container_files
 from gampen_ray.data.cutouts import CutoutError, stem
 from gampen_ray.data.gampen_folder import is_gampen_folder
 from gampen_ray.data.kinds import without_siblings
+from gampen_ray.data.located import Located
 from gampen_ray.data.name_templates import band_template, id_template
 from gampen_ray.data.quarantine import reason_examples
 from gampen_ray.data.reader_process import list_hdus
@@ -273,7 +275,7 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
     if "{band}" in config.file_template:
         facts["format"] = f"a file a band, {config.file_template}"
         return config if _given(config) else _banded(config, band_template([uri.removeprefix(root) for uri in images])[1])
-    if many := image_rows.container_files(config, listing):
+    if many := container_files(config, listing):
         facts["format"] = f"{containers.container_format(many[0], config.reader)}, files of many galaxies ({len(many):,})"
         with containers.open_container(many[0], config.reader) as container:
             return _banded(config, container.bands)
@@ -299,12 +301,12 @@ def _listing(uri: str, reader: ReaderConfig) -> FitsListing:
         return FitsListing()
 
 
-def _sample(located: image_rows.Located, count: int) -> image_rows.Located:
+def _sample(located: Located, count: int) -> Located:
     rows = np.linspace(0, len(located.table) - 1, min(count, len(located.table)), dtype=int)
     return located.take(pa.array(np.unique(rows)))
 
 
-def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[str, str]) -> CutoutsConfig:
+def _with_images(config: CutoutsConfig, sample: Located, facts: dict[str, str]) -> CutoutsConfig:
     """Return the config with numbered bands where the images of a sample have several; describe them."""
     table = pa.table(sample.bookkeeping)
     good = np.flatnonzero(sample.source.is_valid().to_numpy())
