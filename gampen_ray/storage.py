@@ -154,10 +154,15 @@ def stamps(uris: Iterable[str]) -> dict[str, str]:
     for uri in uris:
         found[uri] = ""
         if is_local(uri):
-            with explained(uri), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                # A path object would cost more than the call, and there may be 10^7 files.
+            # A path object or a context would cost more than the call, and there may be 10^7 files.
+            try:
                 stat = os.stat(uri if uri.startswith("/") else filesystem(uri)[1])  # noqa: PTH116
-                found[uri] = f"{stat.st_size} {stat.st_mtime_ns}"
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError:
+                with explained(uri):
+                    raise
+            found[uri] = f"{stat.st_size} {stat.st_mtime_ns}"
         else:
             folders.setdefault(uri.rpartition("/")[0], []).append(uri)
     for folder, below in folders.items():

@@ -20,7 +20,6 @@ from gampen_ray import storage
 from gampen_ray.catalog.completeness import id_sum
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
 from gampen_ray.data import shards
-from gampen_ray.data.cutouts import overlap
 from gampen_ray.data.sources import Source, Unit
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -104,7 +103,7 @@ class UnitPredictor:
                 if self._is_over():
                     break
                 condition_NJ = self._conditions(rows)
-                prediction = self._predicted(rows, condition_NJ)
+                prediction = self._predict(rows["image"], condition_NJ, np.asarray(rows[shards.SIDE]))
                 seconds = time.monotonic() - began
             parts.append(self._table(rows, prediction, condition_NJ))
             device_seconds, bytes_read = device_seconds + seconds, bytes_read + num_bytes
@@ -117,20 +116,6 @@ class UnitPredictor:
             seconds=time.monotonic() - start,
             device_seconds=device_seconds,
         )
-
-    def _predicted(self, rows: dict[str, np.ndarray], condition_NJ: np.ndarray) -> Prediction:
-        # Files smaller than the rest are predicted without the zeros around them, in which there is neither sky nor noise. In
-        # shards, the zeros are as the network saw them in training.
-        image_NCHW, side_N = rows["image"], np.asarray(rows["side_pixels"])
-        if self._source.reader is None or (side_N == image_NCHW.shape[-1]).all():
-            return self._predict(image_NCHW, condition_NJ)
-        parts, order = [], []
-        for side in np.unique(side_N):
-            chosen = np.flatnonzero(side_N == side)
-            inside = overlap(image_NCHW.shape[-1], int(side))[0]
-            parts.append(self._predict(image_NCHW[chosen][..., inside, inside], condition_NJ[chosen]))
-            order.append(chosen)
-        return Prediction.concatenate(parts).take(np.argsort(np.concatenate(order)))
 
     def _conditions(self, rows: dict[str, np.ndarray]) -> np.ndarray:
         """Return the values of the source's conditions, N x J, NaN where one is unknown."""
@@ -148,7 +133,7 @@ class UnitPredictor:
             for name, value_N in conditions.items():
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
-        flags_N |= np.where(self._predict.padded(rows["side_pixels"]), Flag.INPUT_PADDED.value, 0)
+        flags_N |= np.where(rows["core_filled"], Flag.CORE_SATURATED.value, 0)
         columns = {name: rows[name] for name in ("object_id", "ra", "dec", "source") if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
         columns["centre_offset"] = prediction.centre_offset_N

@@ -42,7 +42,7 @@ class ReaderConfig:
     contradict what is given here (by 0.01 mag, 1 % or name) the files are refused; ignore: what is given here counts alone."""
     mask_planes: tuple[str, ...] = ("NO_DATA",)
     """Planes of the file's mask image, by name, whose pixels have no value; any: all planes. Pixels with zero weight, or
-    without a finite variance or error, have none either."""
+    without a finite variance or error, have none either, nor have those of a plane SAT within 6 pixels of the middle."""
     dataset: str = ""
     """Name of the images in a file of many (HDF5, Zarr, NumPy .npz, Parquet); empty: by usual names, or the only one."""
     axes: Literal["auto", "chw", "hwc"] = "auto"

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,8 +17,10 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.errors import UserError
 
 __all__ = [
+    "CORE",
     "Cutout",
     "CutoutError",
+    "by_side",
     "central",
     "fit_to_size",
     "overlap",
@@ -28,6 +30,8 @@ __all__ = [
     "without_blanks",
 ]
 
+CORE = 12
+"""Side of the square about the middle of an image in which a galaxy's core is, pixels."""
 # Fills of masked pixels by IRAF, SExtractor, HSC and others; 1e20 is stored as a slightly smaller or larger float32.
 _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
 _COMMON = 0.1
@@ -93,6 +97,23 @@ def central(image_CHW: np.ndarray, size: int) -> np.ndarray:
     """Return a view of the part of an image (C x H x W) that `fit_to_size` keeps."""
     _, height, width = image_CHW.shape
     return image_CHW[:, overlap(height, size)[0], overlap(width, size)[0]]
+
+
+def by_side(side_N: np.ndarray, size: int) -> Iterator[tuple[np.ndarray | slice, slice]]:
+    """Yield the rows of zero-padded images of each side, and the pixels of either axis that are not padding.
+
+    Parameters
+    ----------
+    side_N
+        Sides before they were padded, pixels; see `fit_to_size`.
+    size
+        Side of the images.
+    """
+    if (side_N >= size).all():
+        yield slice(None), slice(None)
+        return
+    for side in np.unique(side_N):
+        yield np.flatnonzero(side_N == side), overlap(size, int(side))[0]
 
 
 def sentinels(values: np.ndarray) -> np.ndarray:

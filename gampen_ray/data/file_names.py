@@ -39,6 +39,7 @@ pc: Any = pyarrow.compute
 logger = logging.getLogger(__name__)
 TEMPLATE_FIELD = re.compile(r"\{(\w+)\}")
 """A column in a template."""
+_FIELD_EXPRESSION = re.compile(r"\\\{(\w+)\\\}")
 _MAX_PART_BYTES, _MAX_NAME_BYTES = 255, 1024
 _WILDCARDS = re.compile(r"[*?]")
 _STEM = r"(?i)(\.[a-z][\p{L}\p{N}_]*)?(\.(gz|fz|bz2))?$"
@@ -142,15 +143,17 @@ class _Listing:
         names = self._reversed if backwards else self._names
         inner = dict.fromkeys(TEMPLATE_FIELD.findall(rest))
         rests = [_texts(table.column(name).cast(pa.string())) for name in inner]
-        pattern, matches = rest, _glob(rest)
+        # "*" and "?" are wildcards in the template alone, and "[" is none.
+        expression = fnmatch.translate(rest.replace("[", "[[]"))
+        pattern, matches = rest, re.compile(expression).match
         found: list[str | None] = []
         faults = np.full(len(table), "", dtype=object)
         for row, key in enumerate(_texts(_expanded(fixed, table))):
             if rests:
-                pattern = rest
-                for name, texts in zip(inner, rests, strict=True):
-                    pattern = pattern.replace(f"{{{name}}}", next(texts))
-                matches = _glob(pattern)
+                own = {name: next(texts) for name, texts in zip(inner, rests, strict=True)}
+                pattern = TEMPLATE_FIELD.sub(lambda match, own=own: own[match[1]], rest)
+                literal = _FIELD_EXPRESSION.sub(lambda match, own=own: re.escape(own[match[1]]), expression)
+                matches = re.compile(literal).match
             start, good = key[::-1] if backwards else key, []
             for at in range(bisect_left(names, start), len(names)):
                 if not key or not names[at].startswith(start):
@@ -164,11 +167,6 @@ class _Listing:
                 several = f"several files match {whole}: {', '.join(good[:3])}; narrow file_template"
                 faults[row] = several if good else f"no file matches {whole}"
         return pa.chunked_array([pa.array(found, pa.string())]), faults
-
-
-def _glob(pattern: str) -> Any:
-    """Return a function that matches names, in which ``*`` and ``?`` are wildcards and ``[`` is not."""
-    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
 
 
 def _texts(values: pa.ChunkedArray) -> Iterator[str]:

@@ -6,12 +6,12 @@ Every row of the catalogue ends up exactly once, in a shard or in quarantine; `g
 import dataclasses
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
@@ -20,6 +20,7 @@ from gampen_ray.data import catalogs, image_rows, positions, shards, validation
 from gampen_ray.data.agreement import settle
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.image_reading import Images, raised
+from gampen_ray.data.located import Located
 from gampen_ray.data.packing import REASON, SPLIT
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.split_tables import listed_splits
@@ -33,7 +34,6 @@ __all__ = ["plan"]
 
 logger = logging.getLogger(__name__)
 
-pc: Any = pyarrow.compute
 _PIECE = 1 << 18
 """Rows whose texts are in Python at once."""
 _SAMPLE = 32
@@ -43,7 +43,7 @@ _SAMPLE = 32
 def plan(
     config: CutoutsConfig,
     *,
-    located: image_rows.Located | None = None,
+    located: Located | None = None,
     origin: str = "given",
     scale_arcsec: float | None = None,
 ) -> tuple[pa.Table, DatasetInfo]:
@@ -81,35 +81,30 @@ def plan(
         raise UserError(f"targets: {', '.join(config.targets)}: give each target once, and no id, file or image column")
     located = located or image_rows.locate(config)
     table = _checked(config, located)
-    sky = positions.sky_positions(
-        table, **{name: getattr(config, name) for name in ("ra_column", "dec_column")}, unit=config.position_unit
-    )
-    for line in sky.remarks:
-        logger.info(line)
+    sky = _sky(config, table)
     columns: dict[str, Any] = {name: table.column(name) for name in table.column_names if name.lower() not in ("ra", "dec")}
     columns |= {"ra": pa.array(sky.ra_N), "dec": pa.array(sky.dec_N)}
     reasons = _reasons(config, located, table, sky)
     sample, failed = _sample(located, reasons, config.reader)
-    sources = located.source.take(pa.array(list(sample), pa.int64())).to_pylist()
-    named = dict(zip(sources, sample.values(), strict=True))
-    reader = settle(config.reader, named, origin=origin)
-    _check_positions(config, sky, sample, dict(zip(sample, sources, strict=True)))
+    sources = dict(zip(sample, located.source.take(pa.array(list(sample), pa.int64())).to_pylist(), strict=True))
+    reader = settle(config.reader, {sources[row]: cutout for row, cutout in sample.items()}, origin=origin)
+    _check_positions(config, sky, sample, sources)
     for name in sorted({name for cutout in sample.values() for name in cutout.numbers} - columns.keys()):
         # Known only when the images are read.
         columns[name] = pa.array(np.full(len(table), np.nan))
     target_units = convert_targets(config, table, columns, reasons, reader.zero_point_mag)
     ids = columns["object_id"].combine_chunks()
     splits = _find_splits(config, table, ids, reasons)
-    failed = failed or next(filter(None, reasons), "")
+    size = _size(
+        config.cutout_size,
+        reader.pixel_scale_arcsec,
+        scale_arcsec,
+        list(sample.values()),
+        failed or next(filter(None, reasons), ""),
+    )
     info = DatasetInfo(
         bands=reader.bands,
-        cutout_size=_size(
-            config.cutout_size,
-            reader.pixel_scale_arcsec,
-            scale_arcsec,
-            list(sample.values()),
-            failed or next(filter(None, reasons), ""),
-        ),
+        cutout_size=size,
         pixel_scale_arcsec=reader.pixel_scale_arcsec,
         zero_point_mag=reader.zero_point_mag,
         flux_unit=config.flux_unit,
@@ -122,7 +117,14 @@ def plan(
     return pa.table(columns | located.bookkeeping | texts), info
 
 
-def _reasons(config: CutoutsConfig, located: image_rows.Located, table: pa.Table, sky: positions.Positions) -> np.ndarray:
+def _sky(config: CutoutsConfig, table: pa.Table) -> positions.Positions:
+    sky = positions.sky_positions(table, ra_column=config.ra_column, dec_column=config.dec_column, unit=config.position_unit)
+    for line in sky.remarks:
+        logger.info(line)
+    return sky
+
+
+def _reasons(config: CutoutsConfig, located: Located, table: pa.Table, sky: positions.Positions) -> np.ndarray:
     # Why each row cannot be used, before any target or image is looked at.
     reasons = validation.validate_rows({"object_id": table.column("object_id")})
     if located.faults is not None:
@@ -139,16 +141,17 @@ def _reasons(config: CutoutsConfig, located: image_rows.Located, table: pa.Table
 
 
 def _refuse_shared(source: pa.ChunkedArray, reasons: np.ndarray) -> None:
-    # One image cannot show several galaxies at its centre.
+    # One image cannot show several galaxies at its centre. Hashes take less time and memory than names.
     usable = np.flatnonzero(reasons == "")
-    counts = source.take(pa.array(usable)).value_counts()
-    shared = counts.filter(pc.greater(counts.field("counts"), 1))
-    if not len(shared):
-        return
-    place = pc.index_in(source, value_set=shared.field("values")).to_numpy()
-    for row in usable[~np.isnan(place[usable])]:
-        count = shared.field("counts")[int(place[row])].as_py()
-        reasons[row] = f"several rows have the same file: {count:,} have this one; cut a cutout for each galaxy"
+    pieces = (source.slice(start, _PIECE).to_pylist() for start in range(0, len(source), _PIECE))
+    hashes = np.fromiter((hash(uri) for piece in pieces for uri in piece), np.int64, len(source))[usable]
+    values, counts = np.unique(hashes, return_counts=True)
+    rows = usable[np.isin(hashes, values[counts > 1])]
+    uris = source.take(pa.array(rows)).to_pylist()
+    times = Counter(uris)
+    for row, uri in zip(rows, uris, strict=True):
+        if times[uri] > 1:
+            reasons[row] = f"several rows have the same file: {times[uri]:,} have this one; cut a cutout for each galaxy"
 
 
 def _find_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons: np.ndarray) -> np.ndarray:
@@ -166,7 +169,7 @@ def _find_splits(config: CutoutsConfig, table: pa.Table, ids: pa.Array, reasons:
     return splits
 
 
-def _checked(config: CutoutsConfig, located: image_rows.Located) -> pa.Table:
+def _checked(config: CutoutsConfig, located: Located) -> pa.Table:
     # The catalogue with its identifiers as object_id, the first column.
     table, uri = located.table, located.catalog or config.images
     id_column = config.id_column if config.id_column in table.column_names else "object_id"
@@ -182,7 +185,7 @@ def _checked(config: CutoutsConfig, located: image_rows.Located) -> pa.Table:
     return pa.table([ids, *(table.column(name) for name in others)], schema=pa.schema(fields))
 
 
-def _sample(located: image_rows.Located, reasons: np.ndarray, reader: ReaderConfig) -> tuple[dict[int, Cutout], str]:
+def _sample(located: Located, reasons: np.ndarray, reader: ReaderConfig) -> tuple[dict[int, Cutout], str]:
     # Some usable rows with their images, of whose pixels only the shape is kept; why one of the others cannot be read.
     usable = np.flatnonzero(reasons == "")
     if located.index is None:
@@ -251,7 +254,7 @@ def _check_positions(
     )
 
 
-def _fingerprint(config: CutoutsConfig, located: image_rows.Located, *columns: Any) -> str:
+def _fingerprint(config: CutoutsConfig, located: Located, *columns: Any) -> str:
     # Paths and the verb's own fields do not change the data; other pixels under the same name do.
     content = fields(CutoutsConfig).keys() - {"images", "catalog"}
     settings = {key: value for key, value in to_dict(config).items() if key in content}

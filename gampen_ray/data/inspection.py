@@ -1,9 +1,11 @@
 """What a folder or file holds, what of it cannot be used, and the config of an ingest that fits; some images are read."""
 
+import contextlib
 import dataclasses
+import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import replace
 from gampen_ray.data import catalogs, containers, file_names, image_reading, image_rows, ingest_plan, packing, shards
+from gampen_ray.data.container_rows import container_files
 from gampen_ray.data.cutouts import CutoutError, stem
 from gampen_ray.data.gampen_folder import is_gampen_folder
 from gampen_ray.data.kinds import without_siblings
+from gampen_ray.data.located import Located
 from gampen_ray.data.name_templates import band_template, id_template
 from gampen_ray.data.quarantine import reason_examples
 from gampen_ray.data.reader_process import list_hdus
@@ -72,9 +76,35 @@ def inspect_images(config: CutoutsConfig, num_images: int, *, guess: bool = True
     UserError
         If there is nothing, or images and catalogue do not fit each other.
     """
+    if not storage.exists(config.images):
+        raise UserError(f"path: there is no file or folder {config.images}")
+    with _remarks() as remarks:
+        found = _inspected(config, num_images, guess=guess)
+    # Some steps are done twice.
+    texts = dict.fromkeys(remarks)
+    return dataclasses.replace(found, facts=found.facts | ({"remarks": "; ".join(texts)} if texts else {}))
+
+
+@contextlib.contextmanager
+def _remarks() -> Iterator[list[str]]:
+    """Keep what is logged of the data, which is a part of what was found."""
+    texts: list[str] = []
+    log, handler = logging.getLogger("gampen_ray.data"), logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield texts
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+def _inspected(config: CutoutsConfig, num_images: int, *, guess: bool) -> Inspection:
     path = config.images
-    if not storage.exists(path):
-        raise UserError(f"path: there is no file or folder {path}")
     if storage.exists(storage.join(path, shards.DATASET_JSON)):
         return Inspection(_dataset(path))
     if (table := _as_catalog(path)) is not None:
@@ -245,7 +275,7 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
     if "{band}" in config.file_template:
         facts["format"] = f"a file a band, {config.file_template}"
         return config if _given(config) else _banded(config, band_template([uri.removeprefix(root) for uri in images])[1])
-    if many := image_rows.container_files(config, listing):
+    if many := container_files(config, listing):
         facts["format"] = f"{containers.container_format(many[0], config.reader)}, files of many galaxies ({len(many):,})"
         with containers.open_container(many[0], config.reader) as container:
             return _banded(config, container.bands)
@@ -271,12 +301,12 @@ def _listing(uri: str, reader: ReaderConfig) -> FitsListing:
         return FitsListing()
 
 
-def _sample(located: image_rows.Located, count: int) -> image_rows.Located:
+def _sample(located: Located, count: int) -> Located:
     rows = np.linspace(0, len(located.table) - 1, min(count, len(located.table)), dtype=int)
     return located.take(pa.array(np.unique(rows)))
 
 
-def _with_images(config: CutoutsConfig, sample: image_rows.Located, facts: dict[str, str]) -> CutoutsConfig:
+def _with_images(config: CutoutsConfig, sample: Located, facts: dict[str, str]) -> CutoutsConfig:
     """Return the config with numbered bands where the images of a sample have several; describe them."""
     table = pa.table(sample.bookkeeping)
     good = np.flatnonzero(sample.source.is_valid().to_numpy())

@@ -15,7 +15,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data import positions, shards
 from gampen_ray.data.agreement import agreed
 from gampen_ray.data.containers import INDEX
-from gampen_ray.data.cutouts import CutoutError, central, fit_to_size, without_blanks
+from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, without_blanks
 from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
@@ -34,8 +34,8 @@ class Rows(NamedTuple):
     ----------
     columns
         By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled`` (number of
-        pixels), ``side_pixels`` (shorter side of the file's image inside the cutout: less than the cutout's where that is
-        zero-padded), and numbers that come with the images.
+        pixels), ``core_filled`` (those near the middle), ``side_pixels`` (shorter side of the file's image inside the cutout:
+        less than the cutout's where that is zero-padded), and numbers that come with the images.
     sources
         File of each row.
     reasons
@@ -133,7 +133,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
-    filled, sides = np.zeros(len(rows), dtype=np.int32), np.full(len(rows), side, dtype=np.int32)
+    filled, core, sides = (np.full(len(rows), value, dtype=np.int32) for value in (0, 0, side))
     numeric = {field.name for field in rows.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)}
     numbers: dict[str, np.ndarray] = {}
     planned = np.flatnonzero(reasons == "")
@@ -149,7 +149,8 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 except CutoutError as error:
                     reasons[row] = str(error)
                     continue
-                filled[row] = inside_CHW.size - np.isfinite(inside_CHW).sum()
+                filled[row] = np.count_nonzero(~np.isfinite(inside_CHW))
+                core[row] = np.count_nonzero(~np.isfinite(central(inside_CHW, CORE)))
                 sides[row] = min(inside_CHW.shape[1:])
                 offset = positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout)
                 remarks["padded"] += int(sides[row] < side)
@@ -164,6 +165,6 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                     # What the catalogue states is kept.
                     if np.isnan(numbers[name][row]):
                         numbers[name][row] = cutout.numbers[name]
-    read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "side_pixels": sides}
+    read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "core_filled": core, shards.SIDE: sides}
     sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
     return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)

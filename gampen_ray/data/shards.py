@@ -32,6 +32,7 @@ __all__ = [
     "DATASET_JSON",
     "QUARANTINE",
     "QUARANTINE_SCHEMA",
+    "SIDE",
     "SPLITS",
     "DatasetInfo",
     "Footer",
@@ -41,6 +42,7 @@ __all__ = [
     "read_footer",
     "read_shard",
     "shard_uris",
+    "sides",
     "write_dataset_info",
     "write_quarantine",
     "write_shard",
@@ -53,6 +55,8 @@ QUARANTINE = "quarantine"
 """Folder of the rows that could not be used."""
 QUARANTINE_SCHEMA = pa.schema([("object_id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
+SIDE = "side_pixels"
+"""Column with the shorter side of what a file gave, pixels: around it, the cutout is zero-padded. Absent: none is."""
 # Small enough for a streaming reader, large enough to compress: 4 MiB of 64 x 64 pixels.
 _ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 256, 16 << 20
 # Holds the footer of most shards.
@@ -166,6 +170,7 @@ def read_shard(
     columns: Sequence[str] | None = None,
     row_groups: Sequence[int] | None = None,
     info: DatasetInfo | None = None,
+    optional: Sequence[str] = (),
 ) -> pa.Table:
     """Read a shard, or some of its columns or row groups, and verify page checksums.
 
@@ -177,6 +182,8 @@ def read_shard(
         Selection; None: all.
     info
         Dataset to compare the shard's schema with; None: no comparison.
+    optional
+        Further columns, if they are there.
 
     Raises
     ------
@@ -188,6 +195,8 @@ def read_shard(
         require(uri, columns or (), file.schema_arrow.names)
         if info:
             check_schema(uri, file.schema_arrow, info)
+        if columns is not None:
+            columns = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
         groups = range(file.num_row_groups) if row_groups is None else row_groups
         table = file.read_row_groups(groups, columns=None if columns is None else list(columns))
     return _complete(uri, table if columns is None else table.select(list(columns)))
@@ -229,6 +238,13 @@ def images(table: pa.Table) -> np.ndarray:
     image_NCHW = chunk.to_numpy_ndarray()
     image_NCHW.flags.writeable = False
     return image_NCHW
+
+
+def sides(table: pa.Table) -> np.ndarray:
+    """Return the sides of the images before they were zero-padded, N, pixels; see `SIDE`."""
+    if SIDE not in table.column_names:
+        return np.full(len(table), table.schema.field("image").type.shape[-1], np.int32)
+    return table.column(SIDE).to_numpy()
 
 
 def write_quarantine(uri: str, *, object_id: Iterable[str], source: Iterable[str], reason: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ __all__ = ["Source", "Unit", "check_num_rows", "dataset_units", "layout_identity
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
 _FOOTER_THREADS = 32
-_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "side_pixels")
+_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "core_filled", shards.SIDE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ class Source:
         ------
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
-            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``side_pixels`` (shorter side of what
-            the file gave, pixels), and conditions if there.
+            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``core_filled``, ``side_pixels``
+            (shorter side of what the file gave, pixels), and conditions if there.
         """
         wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
@@ -121,7 +121,8 @@ def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
     rows = {name: np.asarray(values) for name, values in columns.items()}
     count = len(reason_N)
-    unchanged = {"pixels_filled": np.zeros(count, bool), "side_pixels": np.full(count, rows["image"].shape[-1], np.int32)}
+    unchanged = dict.fromkeys(("pixels_filled", "core_filled"), np.zeros(count, bool))
+    unchanged |= {shards.SIDE: np.full(count, rows["image"].shape[-1], np.int32)}
     return unchanged | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
 
 

@@ -102,6 +102,7 @@ def _read(tasks: pa.Table, *, targets: TargetSchema, conditions: tuple[str, ...]
             "chunk": np.repeat(np.arange(len(chunks)), num_rows),
             "lane": np.repeat([chunk.lane for chunk in chunks], num_rows),
             "object_id": rows.object_id_N,
+            "side": rows.side_N,
             "image": pa.FixedShapeTensorArray.from_numpy_ndarray(rows.cutout_NCHW),
             "target": pa.FixedShapeTensorArray.from_numpy_ndarray(np.hstack([rows.target_ND, rows.condition_NJ])),
         }
@@ -118,6 +119,7 @@ def _parts(block: pa.Table, num_targets: int) -> Iterator[tuple[int, Rows]]:
         cutout_NCHW=shards.images(block),
         target_ND=numbers[:, :num_targets],
         condition_NJ=numbers[:, num_targets:],
+        side_N=block["side"].to_numpy(),
     )
     for start, stop in itertools.pairwise(edges):
         yield int(lane_N[start]), rows.take(slice(start, stop))

@@ -76,6 +76,11 @@ class Flag(enum.IntFlag):
         "the galaxy's peak is more than 4 pixels of the network's input from the middle (centre_offset), or nothing is there",
     )
     PIXELS_ZERO = 131072, "share of pixels that are exactly zero, as masked ones often are"
+    CORE_SATURATED = (
+        262144,
+        "within 6 pixels of the middle, at least 5 pixels are within 0.3 % of the brightest, or pixels had no value and were "
+        "filled: a saturated, clipped or masked core",
+    )
 
 
 _RANGE_FLAGS = dict(

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from gampen_ray.data.cutouts import by_side
 from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.model.images import Matched
-from gampen_ray.model.measure import centre_offset
+from gampen_ray.model.measure import centre_offset, flat_core
 from gampen_ray.model.spatial_transformer import crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -134,11 +135,9 @@ class Predictor:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
 
-    def padded(self, side_N: np.ndarray) -> np.ndarray:
-        """Return which cutouts of such shorter sides (N, pixels) do not fill the network's input, N."""
-        return np.round(side_N * self._bundle.images.zoom(self._units["pixel_scale_arcsec"])) < self._bundle.images.size
-
-    def __call__(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None) -> Prediction:
+    def __call__(
+        self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None, side_N: np.ndarray | None = None
+    ) -> Prediction:
         """Return the posteriors of one cutout or more; see `gampen_ray.inference.bundle.Bundle.predict`.
 
         Parameters
@@ -148,6 +147,9 @@ class Predictor:
         condition_NJ
             Values of the bundle's conditions; where one is not finite, the training galaxies' mean is taken and the galaxy is
             flagged. Left out: so for all.
+        side_N
+            Sides of the images before they were zero-padded, pixels: they are predicted without the zeros, in which there is
+            neither sky nor noise. Left out: none was padded.
 
         Raises
         ------
@@ -160,6 +162,13 @@ class Predictor:
         conditions = self._bundle.images.conditions
         if condition_NJ is None:
             condition_NJ = np.full((len(images_NCHW), len(conditions)), np.nan)
+        parts, order, size = [], [], images_NCHW.shape[-1]
+        for rows, inside in by_side(np.full(len(images_NCHW), size) if side_N is None else side_N, size):
+            parts.append(self._batches(images_NCHW[rows][..., inside, inside], condition_NJ[rows]))
+            order.append(np.arange(len(images_NCHW))[rows])
+        return Prediction.concatenate(parts).take(np.argsort(np.concatenate(order)))
+
+    def _batches(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray) -> Prediction:
         parts: list[Prediction] = []
         start = 0
         while start < max(1, len(images_NCHW)):
@@ -199,6 +208,8 @@ class Predictor:
         flags_N |= condition_flags(condition_NJ, images.conditions)
         if self._bundle.ranges:
             flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
+        flat_N = flat_core(torch.tensor(images_NCHW, device=self._device)).cpu().numpy()
+        flags_N |= np.where(flat_N, Flag.CORE_SATURATED.value, 0)
         padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),

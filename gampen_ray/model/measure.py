@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from gampen_ray.data.cutouts import CORE, overlap
+
 __all__ = [
     "PLAIN_NUMBERS",
     "BorderNoise",
     "border_noise",
     "centre_offset",
+    "flat_core",
     "local_sky",
     "measure",
     "number_names",
@@ -45,6 +48,10 @@ _LEAST = 1e-6
 _PEAK_WINDOW, _PEAK_SIGMA, _PEAK_SHARE, _NO_PEAK_SIGMA = 2.0, 10.0, 0.7, 3.0
 """Width (sigma, pixels) over which images are averaged to find the source at the centre; a peak elsewhere counts above so many
 sigma and where the centre has less than this share of it; and below so many sigma nothing is at the centre."""
+_FLAT_PIXELS, _FLAT_SHARE, _FLAT_SIGMA = 5, 0.003, 20.0
+"""So many pixels of a core that are fainter than its brightest by at most this share, where that is above so many sigma, are a
+plateau. None of 6,000 simulated galaxies of KiDS and HSC has one; all do if clipped at 0.5 to 0.9 of the peak, above 25 sigma.
+Four pixels around the middle of a round galaxy may be equal."""
 PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light", "zeros")
 """Names of `plain_numbers`, in order."""
 
@@ -284,6 +291,32 @@ def centre_offset(images_NCHW: torch.Tensor) -> torch.Tensor:
     place_2N = torch.stack([peak_N1[:, 0] % width, peak_N1[:, 0] // width])
     offset_2N = 2 * place_2N + 0.5 - torch.tensor(images_NCHW.shape[:1:-1], device=images_NCHW.device)[:, None] / 2 + 0.5
     return torch.hypot(*offset_2N).where((height_N > _PEAK_SIGMA) & (around_N < _PEAK_SHARE * height_N), 0.0)
+
+
+def flat_core(images_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return whether the brightest pixels of a galaxy's core are a plateau, as those of a saturated or clipped one are, N bool.
+
+    Parameters
+    ----------
+    images_NCHW
+        Finite pixels with their sky, which were not resampled.
+    """
+    height, width = images_NCHW.shape[-2:]
+    core_NCB = images_NCHW[..., overlap(height, CORE)[0], overlap(width, CORE)[0]].flatten(2).float()
+    top_NC1 = core_NCB.amax(2, keepdim=True)
+
+    def plateau(core_NCB: torch.Tensor, top_NC1: torch.Tensor, sky_NC1: torch.Tensor) -> torch.Tensor:
+        return (core_NCB >= top_NC1 - _FLAT_SHARE * (top_NC1 - sky_NC1)).sum(2) >= _FLAT_PIXELS
+
+    # The sky, which takes longer, is no fainter than the faintest pixel.
+    flat_N = plateau(core_NCB, top_NC1, images_NCHW.float().amin((2, 3))[..., None]).any(1)
+    chosen_M = flat_N.nonzero()[:, 0]
+    if len(chosen_M):
+        sky_MC, noise_MC = local_sky(images_NCHW[chosen_M].float())
+        top_MC1 = top_NC1[chosen_M]
+        bright_MC = top_MC1[..., 0] - sky_MC > _FLAT_SIGMA * noise_MC
+        flat_N[chosen_M] = (plateau(core_NCB[chosen_M], top_MC1, sky_MC[..., None]) & bright_MC).any(1)
+    return flat_N
 
 
 def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     judged = load_evaluated_catalog(evaluation["catalog"])
     bundle, catalog = judged.bundle, judged.catalog
     rows = _example_rows(catalog, num_examples)
-    image_NCHW = judged.images(rows)
+    image_NCHW, side_N = judged.images(rows)
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
@@ -66,7 +66,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
-        examples=_examples(judged, rows, image_NCHW),
+        examples=_examples(judged, rows, image_NCHW, side_N),
         seeds=evaluation.get("seeds"),
         verdicts=evaluation.get("verdicts", {}),
         rotation=_rotation(judged, rows, image_NCHW, num_angles),
@@ -108,10 +108,10 @@ def _speed(rates: dict[str, Any]) -> dict[str, str]:
     return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
 
 
-def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray) -> list[Example]:
+def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray, side_N: np.ndarray) -> list[Example]:
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
-    prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)))
+    prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)), side_N)
     image_NCHW = resize(predictor.match(image_NCHW).image_NCHW, judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))

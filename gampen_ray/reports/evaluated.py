@@ -71,17 +71,19 @@ class EvaluatedCatalog:
             "pixel_scale_arcsec": info.pixel_scale_arcsec,
         }
 
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """Return the cutouts of some rows of the catalogue, N x C x H x W."""
+    def images(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the cutouts of some rows of the catalogue (N x C x H x W), and their sides before they were padded (N)."""
         inference, wanted = self.manifest["config"], self.catalog["object_id"].take(rows).combine_chunks()
-        found: dict[Any, np.ndarray] = {}
+        found: dict[Any, tuple[np.ndarray, int]] = {}
         for uri in shards.shard_uris(inference["dataset"], inference["split"]):
             id_column = shards.read_shard(uri, ["object_id"])["object_id"]
             there = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
             if there.size:
-                image_NCHW = shards.images(shards.read_shard(uri, ["image"]))
-                found |= {id_column[int(row)].as_py(): image_NCHW[row] for row in there}
-        return np.stack([found[key] for key in wanted.to_pylist()])
+                table = shards.read_shard(uri, ["image"], optional=[shards.SIDE])
+                image_NCHW, side_N = shards.images(table), shards.sides(table)
+                found |= {id_column[int(row)].as_py(): (image_NCHW[row], side_N[row]) for row in there}
+        images, sides = zip(*(found[key] for key in wanted.to_pylist()), strict=True)
+        return np.stack(images), np.array(sides)
 
     def conditions(self, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Return the conditions of some rows of the catalogue by name, NaN where one is unknown."""
@@ -123,7 +125,8 @@ class EvaluatedCatalog:
         rows = np.linspace(0, len(mixture) - 1, min(count, len(mixture))).round().astype(int)
         options = self.prediction_options()
         predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
-        prediction = predict(self.images(rows), self.bundle.condition_values(self.conditions(rows), len(rows)))
+        image_NCHW, side_N = self.images(rows)
+        prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
         usable = np.flatnonzero(prediction.usable_N)
         agreement = seed_agreement(mixture[rows[usable]], prediction.mixture[usable])
         return agreement.to_dict(self.bundle.config.backbone.dropout_rate)

@@ -39,6 +39,8 @@ class Batch:
         Pixels in flux units, standardised targets, and conditions, on the worker's device.
     position_N
         Index of each galaxy in the batch over all workers.
+    side_N
+        Sides of the cutouts before they were zero-padded, pixels.
     total
         Galaxies in the batch over all workers.
     """
@@ -48,6 +50,7 @@ class Batch:
     target_ND: torch.Tensor
     condition_NJ: torch.Tensor
     position_N: torch.Tensor
+    side_N: np.ndarray
     total: int
 
 
@@ -105,5 +108,6 @@ def _batches(order: Order, first_step: int, chunks: Iterator[tuple[int, Rows]], 
             object_id_N=rows.object_id_N,
             **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()},
             position_N=torch.from_numpy(order.positions(step)),
+            side_N=rows.side_N,
             total=order.rows_per_batch,
         )

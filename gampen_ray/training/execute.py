@@ -261,11 +261,10 @@ def validation_cutouts(worker: Worker, run: Run, network: Network) -> tuple[Rang
     numbers, targets, count = [], [], 0
     with monitor or contextlib.nullcontext():
         for batch in one_sweep(worker, "val"):
-            matched = run.images.match(batch.cutout_NCHW, **run.cutout_units)
-            numbers.append(run.images.plain_numbers(matched).cpu().numpy())
+            numbers.append(run.plain_numbers(batch).cpu().numpy())
             targets.append(batch.target_ND.double().cpu().numpy())
             if monitor:
-                network.crop(*run.images.inputs(matched, batch.condition_NJ))
+                network.crop(*run.network_inputs(batch))
             count += len(numbers[-1])
             if count >= _NOVELTY_IMAGES:
                 break

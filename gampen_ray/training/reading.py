@@ -36,12 +36,15 @@ class Rows:
         Standardised targets, float32.
     condition_NJ
         Numbers that the network takes besides the image, float32.
+    side_N
+        Sides of the cutouts before they were zero-padded, pixels.
     """
 
     object_id_N: np.ndarray
     cutout_NCHW: np.ndarray
     target_ND: np.ndarray
     condition_NJ: np.ndarray
+    side_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.object_id_N)
@@ -71,7 +74,7 @@ def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) ->
         For a damaged or missing shard.
     """
     columns = ["object_id", "image", *dict.fromkeys((*targets.names, *conditions))]
-    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop))
+    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop), optional=[shards.SIDE])
     values_ND, condition_NJ = (
         np.stack([table[name].to_numpy() for name in names], axis=1) if names else np.empty((len(table), 0))
         for names in (targets.names, conditions)
@@ -81,6 +84,7 @@ def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) ->
         cutout_NCHW=shards.images(table),
         target_ND=targets.standardise(values_ND).astype(np.float32),
         condition_NJ=condition_NJ.astype(np.float32),
+        side_N=shards.sides(table),
     )
 
 

@@ -5,7 +5,7 @@ Shape legend: N galaxies, D targets, J conditions, C bands, H x W pixels.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,11 @@ from torch import nn
 
 from gampen_ray.config import NetworkConfig, TrainConfig
 from gampen_ray.data import shards
+from gampen_ray.data.cutouts import by_side, overlap
 from gampen_ray.data.sources import Unit, pinned
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs
+from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs, Matched
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.batches import Batch
@@ -79,11 +80,33 @@ class Run:
 
     def network_inputs(self, batch: Batch) -> Inputs:
         """Return the network's inputs for galaxies of the dataset."""
-        return self.images.inputs(self.images.match(batch.cutout_NCHW, **self.cutout_units), batch.condition_NJ)
+        image_NCHW, number_NM = self._unpadded(batch, self.images.inputs)
+        assert image_NCHW is not None
+        return Inputs(image_NCHW, number_NM)
 
     def numbers(self, batch: Batch) -> torch.Tensor | None:
         """Return only the numbers of `network_inputs`."""
-        return self.images.numbers(self.images.match(batch.cutout_NCHW, **self.cutout_units), batch.condition_NJ)
+        return self._unpadded(batch, lambda *cutouts: (self.images.numbers(*cutouts),))[0]
+
+    def plain_numbers(self, batch: Batch) -> torch.Tensor:
+        """Return what `gampen_ray.model.images.ImagePreprocessing.plain_numbers` measures in galaxies of the dataset."""
+        (numbers_NQC,) = self._unpadded(batch, lambda matched, _: (self.images.plain_numbers(matched),))
+        assert numbers_NQC is not None
+        return numbers_NQC
+
+    def _unpadded(
+        self, batch: Batch, work: Callable[[Matched, torch.Tensor], tuple[torch.Tensor | None, ...]]
+    ) -> tuple[torch.Tensor | None, ...]:
+        # What is made of a batch by its cutouts and conditions, as `Predictor` sees them: zero-padding has no sky and no noise.
+        parts, order, device = [], [], batch.cutout_NCHW.device
+        for rows, inside in by_side(batch.side_N, batch.cutout_NCHW.shape[-1]):
+            matched = self.images.match(batch.cutout_NCHW[rows][..., inside, inside], **self.cutout_units)
+            parts.append(work(matched, batch.condition_NJ[rows]))
+            order.append(np.arange(len(batch.side_N))[rows])
+        if len(parts) == 1:
+            return parts[0]
+        back_N = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+        return tuple(None if values[0] is None else torch.cat(values)[back_N] for values in zip(*parts, strict=True))
 
     @property
     def cutout_units(self) -> dict[str, float | None]:
@@ -162,7 +185,7 @@ def _fitted_images(
     config: TrainConfig, info: shards.DatasetInfo, units: Sequence[Unit], conditions: tuple[Condition, ...]
 ) -> ImagePreprocessing:
     return ImagePreprocessing.fit(
-        config.images,
+        dataclasses.replace(config.images, size=config.images.size or info.cutout_size),
         info.bands,
         sample_images(units),
         zero_point_mag=info.zero_point_mag,
@@ -172,11 +195,19 @@ def _fitted_images(
 
 
 def sample_images(units: Sequence[Unit]) -> np.ndarray:
-    """Return up to 2,000 images (N x C x H x W) from the first rows of up to 20 units, evenly spaced over a split."""
+    """Return up to 2,000 images (N x C x H x W) from the first rows of up to 20 units, evenly spaced over a split.
+
+    Where some are zero-padded, those of the median side or more, without what is beyond it.
+    """
     chosen = [units[i] for i in sorted({round(i) for i in np.linspace(0, len(units) - 1, _SAMPLE_UNITS)})]
     share = math.ceil(_SAMPLE_IMAGES / len(chosen))
-    pieces = (next(shards.stream_shard(unit.uri, range(unit.start, unit.stop), ["image"], share)) for unit in chosen)
-    return np.concatenate([shards.images(table) for table, _ in pieces])[:_SAMPLE_IMAGES]
+    wanted = ["image", shards.SIDE]
+    tables = [next(shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, share))[0] for unit in chosen]
+    images_NCHW = np.concatenate([shards.images(table) for table in tables])[:_SAMPLE_IMAGES]
+    side_N = np.concatenate([shards.sides(table) for table in tables])[:_SAMPLE_IMAGES]
+    side = int(np.quantile(side_N, 0.5, method="lower"))
+    inside = overlap(images_NCHW.shape[-1], side)[0]
+    return images_NCHW[side_N >= side][..., inside, inside]
 
 
 def _check_dropout(run: Run) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,9 @@ from astropy.io import fits
 
 from gampen_ray.catalog.completeness import catalog_contents, id_sum
 from gampen_ray.catalog.prediction import PredictedUnit, UnitPredictor, write_unit
-from gampen_ray.config import ImagesConfig
-from gampen_ray.data import shards
-from gampen_ray.data.sources import open_source
+from gampen_ray.config import CatalogConfig, CutoutsConfig, ImagesConfig, ReaderConfig
+from gampen_ray.data import ingest_plan, packing, shards
+from gampen_ray.data.sources import Source, Unit, open_source
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
@@ -126,17 +127,31 @@ def test_a_unit_is_predicted_whole_or_not_at_all_when_time_is_over(tmp_path: Pat
     assert (unit.bytes_read > 0) == (seconds is None)
 
 
-def test_small_files_are_predicted_without_the_zeros_around_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_a_saturated_or_masked_core_is_flagged(as_shards: bool, tmp_path: Path) -> None:
+    columns = galaxies(40, seed=3)
+    images = columns["image"][np.argsort(-columns["concentration"])[:4], 0]
+    images[1] = np.minimum(images[1], 0.5 * images[1].max())
+    images[2, 12, 9] = np.nan
+    images[3, 1, 1] = np.nan
+    unit, source = _unit(tmp_path, list(images), as_shards, nan_policy="interpolate")
+    rows = UnitPredictor(Predictor(bundle(), num_passes=2, seed=0, device="cpu"), source)(unit).rows
+    assert rows is not None
+    flags = rows["flags"].to_numpy()
+    assert (flags & Flag.CORE_SATURATED != 0).tolist() == [False, True, True, False]
+    assert (flags & Flag.PIXELS_FILLED != 0).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("as_shards", [False, True])
+def test_small_files_are_predicted_without_the_zeros_around_them(as_shards: bool, tmp_path: Path) -> None:
     model, sides = measured_bundle(), [SIZE, SIZE - 4, SIZE, SIZE - 5, SIZE - 4]
     pixels = galaxies(len(sides), seed=3)["image"][:, 0]
     images = [image[:side, :side].copy() for image, side in zip(pixels, sides, strict=True)]
-    for number, image in enumerate(images):
-        fits.writeto(tmp_path / f"{number}.fits", image)
-    source, (unit,) = open_source(str(tmp_path), split="", bands=("r",), size=SIZE)
+    unit, source = _unit(tmp_path, images, as_shards)
     predict = Predictor(model, num_passes=2, seed=0, device="cpu")
     rows = UnitPredictor(predict, source)(unit).rows
     assert rows is not None
-    assert rows["object_id"].to_pylist() == list(range(5))
+    assert list(map(int, rows["object_id"].to_pylist())) == list(range(5))
     padded = (rows["flags"].to_numpy() & Flag.INPUT_PADDED.value) > 0
     assert padded.tolist() == [side < SIZE for side in sides]
     mean_NKD = rows["mean"].combine_chunks().to_numpy_ndarray()
@@ -195,6 +210,21 @@ def test_no_row_of_extreme_cutouts_holds_a_number_that_is_not_finite(measure: bo
         quarantine = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
         assert {row["object_id"] for row in quarantine} == {str(i) for i in range(len(extreme) + 1) if i not in flags}
         assert all(row["reason"] for row in quarantine)
+
+
+def _unit(tmp_path: Path, images: list[np.ndarray], as_shards: bool, **reader: Any) -> tuple[Unit, Source]:
+    """Return images as the only unit of a folder of files, or of the dataset that an ingest makes of them."""
+    for number, image in enumerate(images):
+        fits.writeto(tmp_path / f"{number}.fits", image)
+    data, how = str(tmp_path), ReaderConfig(**reader)
+    catalog = CatalogConfig(reader=how)
+    if as_shards:
+        rows, info = ingest_plan.plan(CutoutsConfig(images=data, cutout_size=SIZE, reader=how))
+        data, catalog = str(tmp_path / "shards"), None
+        packing.pack(rows, 0, output=data, reader=how, info=info)
+        shards.write_dataset_info(data, info)
+    source, (unit,) = open_source(data, split="", bands=("r",), size=SIZE, catalog=catalog)
+    return unit, source
 
 
 def measured_bundle() -> Bundle:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import tarfile
 from collections.abc import Callable
@@ -175,6 +176,16 @@ def test_no_command_where_nothing_can_be_ingested(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "1 image read; 1 galaxy would be quarantined\n  1  the image has 2,001 x 40 pixels: a field of" in printed
     assert "gampen-ray ingest" not in printed
+
+
+def test_what_is_remarked_is_a_part_of_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, side in enumerate((SIZE, SIZE, SIZE - 2)):
+        _cutout(tmp_path / f"{number}.fits", PIXELS[number, 0, :side])
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    text = "cutout_size: 16 pixels, the median of the files' shorter sides, which have 14 to 16"
+    assert re.search(f"(?m)^remarks +{text}", printed.out)
+    assert printed.err == ""
 
 
 def test_what_holds_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

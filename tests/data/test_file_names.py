@@ -35,6 +35,17 @@ OUTSIDE += ["a\n/../../x", "s3://bucket/images/../x", "/data/images/../x", "s3:/
 OUTSIDE += ["x" * 256, "é" * 128, "a/" + "y" * 256, "a/" * 600 + "b"]
 
 
+@pytest.mark.parametrize("template", ["{object_id}-{tag}*.fits", "{object_id}-*{tag}-r.fits"])
+def test_wildcards_in_a_catalogue_are_none(tmp_path: Path, template: str) -> None:
+    for name in ("a1-x", "a1-y", "a2-*", "a2-x", "a3-[x]", "a4-x", "a5-{object_id}"):
+        (tmp_path / f"{name}-r.fits").touch()
+    table = pa.table({"object_id": ["a1", "a2", "a3", "a4", "a5"], "tag": ["?", "*", "[x]", "[x]", "{object_id}"]})
+    (files,), faults = templated_files(template, ("r",), table, str(tmp_path))
+    found = [uri and uri.rpartition("/")[2] for uri in files.to_pylist()]
+    assert found == [None, "a2-*-r.fits", "a3-[x]-r.fits", None, "a5-{object_id}-r.fits"]
+    assert faults[0] == f"no file matches {template.replace('{object_id}', 'a1').replace('{tag}', '?')}"
+
+
 @pytest.mark.parametrize("folder", ["/data/images", "s3://bucket/images"])
 def test_a_name_stays_in_its_folder(folder: str) -> None:
     found = file_uris(folder, pa.chunked_array([[*INSIDE, *OUTSIDE]])).to_pylist()

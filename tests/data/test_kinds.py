@@ -95,6 +95,18 @@ def test_planes_of_a_cube_are_those_of_the_bands_asked_for() -> None:
         _read(hdus, bands=("g", "z"))
 
 
+def test_two_images_of_one_band_are_not_guessed_between() -> None:
+    line = r"the HDUs 1 FIRST, 2 SECOND are all of the band r; reader\.hdu takes one of them"
+    for second, bands in (("r", ("unknown",)), ("r.MP9601", ("r",))):
+        hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "FIRST", FILTER="r"), _hdu(OTHER, "SECOND", FILTER=second)]
+        with pytest.raises(CutoutError, match=line):
+            _read(hdus, bands=bands)
+    np.testing.assert_array_equal(_read(hdus, hdu=2), [OTHER])
+    np.testing.assert_array_equal(_read(hdus, headers="ignore"), [IMAGE])
+    hdus[2].header["FILTER"] = "i"
+    np.testing.assert_array_equal(_read(hdus, bands=("r",)), [IMAGE])
+
+
 def test_two_images_of_one_name_are_not_guessed_between() -> None:
     hdus = [fits.PrimaryHDU(), _hdu(IMAGE, "SCI", EXTVER=1), _hdu(OTHER, "SCI", EXTVER=2)]
     with pytest.raises(CutoutError, match=r"the HDUs 1, 2 are all named SCI; reader\.hdu takes one of them"):
@@ -173,6 +185,14 @@ def test_planes_of_a_mask_by_name() -> None:
         assert np.argwhere(np.isnan(_read(hdus, mask_planes=("DETECTED",))[0])).tolist() == [[1, 1], [2, 2]]
         assert np.isnan(_read(hdus, mask_planes=("any",))).sum() == 3
         assert np.isfinite(_read(hdus, mask_planes=())).all()
+
+
+def test_saturated_pixels_have_no_value_in_the_core_alone() -> None:
+    pixels = np.random.default_rng(0).normal(0, 1, (30, 30)).astype(np.float32)
+    flags = np.zeros(pixels.shape, np.int32)
+    flags[3, 4], flags[16, 13] = 2, 2
+    hdus = [fits.PrimaryHDU(), _hdu(pixels, "IMAGE"), _hdu(flags, "MASK", **{"HIERARCH MP_SAT": 1})]
+    assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[16, 13]]
 
 
 @pytest.mark.parametrize(

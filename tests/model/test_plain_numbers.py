@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from gampen_ray.model.measure import PLAIN_NUMBERS, plain_numbers
+from gampen_ray.model.measure import PLAIN_NUMBERS, flat_core, plain_numbers
 
 SIDE = 64
 
@@ -49,6 +49,23 @@ def test_share_of_constant_pixels() -> None:
     image[::8, ::8] = 0
     assert numbers(image)["constant"] == 0
     assert numbers(image)["zeros"] == 1 / 64
+
+
+def test_a_plateau_in_the_core_is_one_of_bright_pixels_alone() -> None:
+    y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
+    radius = np.hypot(x - 2, y + 1)
+    galaxy = 5 + 3000 * np.exp(-radius / 3) + sky()
+    clipped = galaxy.clip(max=1500)
+    second = np.where(radius < 2, 1500 * (1 + 0.001 * sky(1)), galaxy)
+    elsewhere = galaxy.copy()
+    elsewhere[5:9, 5:9] = 1e5
+    images = [galaxy, clipped, second, elsewhere, sky(), sky().clip(max=1), np.full((SIDE, SIDE), 3.0)]
+    found = flat_core(torch.from_numpy(np.stack(images)[:, None]))
+    assert found.tolist() == [False, True, True, False, False, False, False]
+    # In one band of two, of an odd side.
+    two = torch.from_numpy(np.stack([galaxy, clipped])[None, :, 20:45, 20:45])
+    assert flat_core(two).tolist() == [True]
+    assert flat_core(two[:, :1]).tolist() == [False]
 
 
 def test_correlation_of_neighbouring_pixels() -> None:

@@ -29,8 +29,13 @@ INDEPENDENT = {"normalisation": "none", "dropout_rate": 0.0}
 
 def rows(columns: dict[str, np.ndarray]) -> Rows:
     targets_ND = SCHEMA.standardise(np.stack([columns[t] for t in TARGETS], axis=1)).astype(np.float32)
-    nothing_NJ = np.empty((len(targets_ND), 0), np.float32)
-    return Rows(object_id_N=columns["object_id"], cutout_NCHW=columns["image"], target_ND=targets_ND, condition_NJ=nothing_NJ)
+    return Rows(
+        object_id_N=columns["object_id"],
+        cutout_NCHW=columns["image"],
+        target_ND=targets_ND,
+        condition_NJ=np.empty((len(targets_ND), 0), np.float32),
+        side_N=np.full(len(targets_ND), SIZE),
+    )
 
 
 def worker(

@@ -10,6 +10,7 @@ import torch
 
 from gampen_ray.config import TargetConfig, TrainConfig
 from gampen_ray.data import shards
+from gampen_ray.data.cutouts import overlap
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.crop_statistics import CropStatistics
@@ -20,7 +21,8 @@ from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.execute import execute, log_verdicts, warn_of_unusable
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare, sample_images, with_config
-from tests.networks import NETWORK, PLAIN, TARGETS, bundle, dataset, galaxies, train_config
+from gampen_ray.training.worker import one_sweep
+from tests.networks import NETWORK, PLAIN, SIZE, TARGETS, bundle, dataset, galaxies, numbers_config, train_config
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,37 @@ def test_the_softening_is_that_of_all_shards(tmp_path: Path) -> None:
     softening = prepare(train_config(noisy, str(tmp_path / "run"))).images.softening
     # The noise of 19 of 20 shards, not of the first.
     assert softening == pytest.approx(1.0, rel=0.2)
+
+
+def test_padding_of_shards_is_no_part_of_an_image(tmp_path: Path) -> None:
+    """Training sees zero-padded cutouts as prediction does: without the zeros."""
+    sides = np.resize([SIZE, SIZE - 4, SIZE - 5], 60)
+    data = dataset(str(tmp_path / "d"), {"train": 60, "val": 20})
+    info = shards.read_dataset_info(data)
+    for uri in shards.shard_uris(data, "train"):
+        table = shards.read_shard(uri)
+        columns = {name: table[name] for name in table.column_names} | {shards.SIDE: sides}
+        columns["image"] = np.zeros_like(shards.images(table))
+        for image_CHW, given_CHW, side in zip(columns["image"], shards.images(table), sides, strict=True):
+            inside = overlap(SIZE, side)[0]
+            image_CHW[:, inside, inside] = given_CHW[:, inside, inside]
+        shards.write_shard(uri, columns, info)
+    run = prepare(numbers_config(data, str(tmp_path / "run")))
+    assert (run.images.size, len(sample_images(run.splits["train"]))) == (SIZE, 40)
+    # The noise of the images, which is that of `galaxies`.
+    assert run.images.softening == pytest.approx(0.1, rel=0.3)
+    (batch, *_) = one_sweep(LocalWorker.read(run), "train")
+    numbers_NM = run.numbers(batch)
+    inputs, plain_NQC = run.network_inputs(batch), run.plain_numbers(batch)
+    for n, (image_CHW, side) in enumerate(zip(batch.cutout_NCHW, batch.side_N, strict=True)):
+        assert side == sides[batch.object_id_N[n]]
+        inside = overlap(SIZE, int(side))[0]
+        alone_1CHW = image_CHW[None, :, inside, inside]
+        image_1CHW, number_1M = run.images.inputs(alone_1CHW)
+        torch.testing.assert_close(inputs.image_NCHW[n], image_1CHW[0])
+        torch.testing.assert_close(plain_NQC[n], run.images.plain_numbers(alone_1CHW)[0])
+        for several_NM in (inputs.number_NM, numbers_NM):
+            torch.testing.assert_close(several_NM[n], number_1M[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_sample_for_the_softening_is_spread_over_a_split_and_bounded(

@@ -12,7 +12,8 @@ from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.catalog_formats import scalar_table
 from gampen_ray.data.containers.faults import row_faults
-from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.containers.stacks import check_rows
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.reader_process import read_content
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
@@ -71,6 +72,7 @@ class ParquetContainer:
         return next((float(_planes(value, ["scale"])["scale"].ravel()[0]) for value in first), None)
 
     def rows(self) -> pa.Table:
+        check_rows(self._uri, self._file.metadata.num_rows)
         table = scalar_table(self._file, self._column)
         names = [name for member, name in (("psf_fwhm", "psf_fwhm"), ("ivar", "noise")) if member in self._members]
         for name in (f"{name}_{band}" for name in names for band in self._config.bands):
@@ -101,12 +103,26 @@ class ParquetContainer:
     def _value(self, index: int) -> Any:
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         if group != self._group or index < self._batch_start:
+            self._check_size(group)
             self._group, self._batch, self._batch_start = group, None, int(self._starts[group])
             self._batches = self._file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[self._column])
         while self._batch is None or index >= self._batch_start + len(self._batch):
             self._batch_start += 0 if self._batch is None else len(self._batch)
             self._batch = next(self._batches)
         return self._batch.column(0)[index - self._batch_start]
+
+    def _check_size(self, group: int) -> None:
+        # Some bytes may stand for any number of equal pixels.
+        found = self._file.metadata.row_group(group)
+        columns = [found.column(place) for place in range(found.num_columns)]
+        widths = {"FLOAT": 4, "INT32": 4, "BOOLEAN": 1}
+        pixels = [
+            column.num_values * widths.get(column.physical_type, 8)
+            for column in columns
+            if column.path_in_schema.partition(".")[0] == self._column
+        ]
+        if found.num_rows and (size := max(pixels, default=0) / found.num_rows) > self._config.max_mebibytes << 20:
+            raise too_large("the image", int(size), self._config)
 
     def _cutout(self, value: Any) -> Cutout:
         if not value.is_valid:

@@ -1,6 +1,7 @@
 """Images of many galaxies in one array. Shape legend: N galaxies, C bands, H x W pixels."""
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -9,11 +10,11 @@ import pyarrow as pa
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.containers.faults import row_faults
-from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
 
-__all__ = ["INDEX", "StackContainer", "in_runs"]
+__all__ = ["INDEX", "MOST_ROWS", "StackContainer", "check_rows", "in_runs", "needs_values"]
 
 INDEX = "gampen_ray:index"
 """Column of a container's rows with the number by which it finds an image; absent: the row's number."""
@@ -23,6 +24,12 @@ _IMAGES = ("image", "images", "data", "image_array", "image_flux")
 _MAX_LABELS = 64
 # Structures and complex numbers.
 _NOT_SCALAR = "Vc"
+# A header may declare anything: these bound what is allocated by it.
+MOST_ROWS = 100_000_000
+"""Galaxies of a file; more are in several files, or in none: a damaged header declares them."""
+_MOST_CHUNK_BYTES = 1 << 30
+_MOST_COLUMN_BYTES = 4 << 30
+_RUN_BYTES = 64 << 20
 
 
 class _Array(Protocol):
@@ -35,6 +42,21 @@ class _Array(Protocol):
     def dtype(self) -> Any: ...
 
     def __getitem__(self, key: Any) -> Any: ...
+
+
+def check_rows(uri: str, count: int) -> None:
+    """Raise a UserError for a file that declares more than `MOST_ROWS` galaxies."""
+    if count > MOST_ROWS:
+        raise UserError(f"images: {uri} declares {count:,} galaxies, more than {MOST_ROWS:,}: it is damaged, or to be split")
+
+
+def needs_values(array: Any) -> bool:
+    """Return whether what was never written to an array is to be NaN, where its format gives zeros: in images and floats.
+
+    Zeros in columns of integers are common, and formats do not store them.
+    """
+    kind = np.dtype(array.dtype).kind
+    return kind == "f" or (kind in "iu" and len(array.shape) > 2)
 
 
 class StackContainer:
@@ -65,6 +87,15 @@ class StackContainer:
         self._uri, self._arrays, self._config = uri, arrays, config
         self._images = arrays[name] if (name := self._name()) else None  # type: ignore[index]
         self._good, self._ivar = (arrays.get(f"image_{plane}") for plane in ("mask", "ivar"))
+        check_rows(uri, len(self))
+        planes = (array for array in (self._stack, self._good, self._ivar) if array is not None)
+        self._row_bytes = max(_bytes(array, array.shape[1:]) for array in planes)
+        if self._row_bytes > config.max_mebibytes << 20:
+            raise UserError(f"images: {uri}: {too_large('an image', self._row_bytes, config)}")
+        for name, array in arrays.items():
+            # A chunk is decompressed whole.
+            if (size := _bytes(array, getattr(array, "chunks", None) or ())) > _MOST_CHUNK_BYTES:
+                raise UserError(f"images: {uri}: {name} has chunks of {size / 2**30:,.1f} GiB; write chunks of a few MiB")
         names = arrays.get("image_band")
         first = () if names is None else np.ravel(names[:1] if len(names.shape) > 1 else names[:])
         self.bands = tuple(_text(name) for name in first)
@@ -105,14 +136,21 @@ class StackContainer:
     def rows(self) -> pa.Table:
         """Return the arrays of N values as columns, those of few values a galaxy as one column each, and the PSF's widths."""
         count, columns = len(self), {}
-        for name, array in self._arrays.items():
-            if array is self._images or array.shape[:1] != (count,) or name.startswith("image_"):
-                continue
-            if np.dtype(array.dtype).kind in _NOT_SCALAR:
-                continue
+        beside = {
+            name: array
+            for name, array in self._arrays.items()
+            if array is not self._images
+            and array.shape[:1] == (count,)
+            and not name.startswith("image_")
+            and np.dtype(array.dtype).kind not in _NOT_SCALAR
+            and (len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] <= _MAX_LABELS))
+        }
+        if (size := sum(_bytes(array, array.shape) for array in beside.values())) > _MOST_COLUMN_BYTES:
+            raise UserError(f"images: {self._uri} declares columns of {size / 2**30:,.1f} GiB: it is damaged, or to be split")
+        for name, array in beside.items():
             if len(array.shape) == 1:
                 columns[name] = _column(array[:])
-            elif len(array.shape) == 2 and array.shape[1] <= _MAX_LABELS and np.dtype(array.dtype).kind in "fiub":
+            elif np.dtype(array.dtype).kind in "fiub":
                 values = array[:]
                 columns |= {f"{name}_{index}": _column(values[:, index]) for index in range(array.shape[1])}
         psf, order = self._arrays.get("image_psf_fwhm"), self._order
@@ -122,11 +160,13 @@ class StackContainer:
         if self._ivar is not None:
             # Known only when the images are read.
             columns |= {f"noise_{band}": np.full(count, np.nan) for band in self._config.bands}
-        return pa.table(columns) if columns else pa.table({"row": pa.array(range(count), pa.int64())})
+        return pa.table(columns) if columns else pa.table({"row": np.arange(count)})
 
     def read(self, indices: Sequence[int]) -> Iterator[Cutout | CutoutError]:
         """Yield the image of each row; those of a run are read at once, or singly where one is damaged."""
-        for start, stop in in_runs(indices):
+        step = max(1, _RUN_BYTES // max(1, self._row_bytes))
+        runs = ((at, min(at + step, stop)) for start, stop in in_runs(indices) for at in range(start, stop, step))
+        for start, stop in runs:
             try:
                 with row_faults(self._uri, start):
                     found = self._run(start, stop)
@@ -171,6 +211,11 @@ def in_runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         stop = index + 1
     if stop > start:
         yield start, stop
+
+
+def _bytes(array: _Array, shape: Sequence[int]) -> int:
+    """Return what elements of an array take, bytes."""
+    return math.prod(shape) * np.dtype(array.dtype).itemsize
 
 
 def _column(values: np.ndarray) -> pa.Array:

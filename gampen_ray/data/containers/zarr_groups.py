@@ -1,13 +1,15 @@
 """Zarr groups: an array of images, with Cutana's table of sources beside the group or columns inside it."""
 
+import dataclasses
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data import catalogs
-from gampen_ray.data.containers.stacks import INDEX, StackContainer
+from gampen_ray.data.containers.stacks import INDEX, StackContainer, needs_values
 
 __all__ = ["ZarrContainer"]
 
@@ -28,6 +30,7 @@ class ZarrContainer(StackContainer):
         options = None if storage.is_local(uri) else {"anon": False}
         found: Any = zarr.open(uri, mode="r", storage_options=options)
         arrays: Any = {"images": found} if isinstance(found, zarr.Array) else dict(found.arrays())
+        arrays = {name: _Stored(array) if needs_values(array) else array for name, array in arrays.items()}
         self._metadata = storage.join(uri.rstrip("/").rpartition("/")[0] or ".", _METADATA)
         super().__init__(uri, arrays, config)
 
@@ -39,3 +42,25 @@ class ZarrContainer(StackContainer):
         if _ROW not in table.column_names:
             return table
         return table.rename_columns([INDEX if name == _ROW else name for name in table.column_names])
+
+
+class _Stored:
+    """An array whose chunks that are not there are NaN: Zarr reads its fill value, usually zero, in place of a lost chunk."""
+
+    def __init__(self, array: Any) -> None:
+        self.shape, self.dtype, self.chunks = array.shape, np.dtype(array.dtype), array.chunks
+        # Integers that differ by the fill value are those of no chunk.
+        self._read = [_filled(array, value) for value in ((np.nan,) if self.dtype.kind == "f" else (0, 1))]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        first, *second = (array[key] for array in self._read)
+        if not second or (first == second[0]).all():
+            return first
+        return np.where(first == second[0], first, np.nan)
+
+
+def _filled(array: Any, value: float) -> Any:
+    import zarr
+
+    metadata = dataclasses.replace(array.metadata, fill_value=array.dtype.type(value))
+    return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=array.store_path, config=array.config))

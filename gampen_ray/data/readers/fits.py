@@ -14,7 +14,7 @@ import numpy as np
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.cutouts import CORE, Cutout, CutoutError, overlap
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
 from gampen_ray.data.readers.arrays import band_order
@@ -23,6 +23,7 @@ from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, che
 
 __all__ = ["FitsReader"]
 
+_SATURATED = ("SAT", "SATURATED")
 # Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
 _PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
@@ -104,6 +105,11 @@ class _File:
         twins = [place for place in fitting if place >= chosen and name and hdu_name(hdus[place]) == name]
         if len(twins) > 1:
             raise CutoutError(f"the HDUs {', '.join(map(str, twins))} are all named {name}; reader.hdu takes one of them")
+        band = header_band(hdus[chosen].header) if num_bands == 1 and config.headers != "ignore" else ""
+        twins = [place for place in fitting if place >= chosen and band and header_band(hdus[place].header) == band]
+        if len(twins) > 1:
+            named = ", ".join(f"{place} {hdu_name(hdus[place])}".strip() for place in twins)
+            raise CutoutError(f"the HDUs {named} are all of the band {band}; reader.hdu takes one of them")
         return chosen
 
     def _of_band(self, places: list[int], config: ReaderConfig) -> list[int]:
@@ -189,7 +195,11 @@ def _constant(pixels: np.ndarray) -> bool:
 def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, ...]) -> np.ndarray:
     if kind == "mask":
         flags_MHW: np.ndarray = np.nan_to_num(pixels_MHW).astype(np.int64)
-        return (flags_MHW & _plane_bits(header, planes)) != 0
+        marked_MHW = (flags_MHW & _plane_bits(header, planes)) != 0
+        # Pipelines interpolate over saturated pixels. Those of stars elsewhere in the image do no harm.
+        core = (..., *(overlap(side, CORE)[0] for side in flags_MHW.shape[1:]))
+        marked_MHW[core] |= (flags_MHW[core] & _plane_bits(header, _SATURATED)) != 0
+        return marked_MHW
     # A weight of zero says that no exposure contributes, a variance that is not finite likewise.
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
 
