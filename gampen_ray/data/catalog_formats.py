@@ -32,6 +32,8 @@ RATIO = 30
 """A compressed catalogue has no more than this multiple of its size, decompressed: text has some five times."""
 _LEAST_BYTES = 16 << 20
 """Nor is one refused below this size."""
+# Columns of one value take no space in Parquet, and many catalogues have some.
+_PARQUET_RATIO, _LEAST_PARQUET_BYTES = 200, 256 << 20
 _MOST_COLUMNS = 5000
 _SUFFIXES = {
     "csv": ("csv", "tsv"),
@@ -118,7 +120,7 @@ def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
     # Repeated values take no space in a file; in memory, each row has its own.
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
-    left = most = most_bytes(stored)
+    left = most = max(_LEAST_PARQUET_BYTES, _PARQUET_RATIO * stored)
     names, batches = schema.names, list[pa.RecordBatch]()
     # A value has a byte or more.
     coming = file.iter_batches(columns=names) if file.metadata.num_rows * len(names) <= most else ()
@@ -128,12 +130,12 @@ def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
         if left < 0:
             break
     if coming == () or left < 0:
-        raise ValueError(f"it has more than {most >> 20:,} MiB in memory, {RATIO} times its size; store fewer repeated values")
+        raise ValueError(f"it has more than {most >> 20:,} MiB in memory, {_PARQUET_RATIO} times its size; store fewer repeated values")
     return pa.Table.from_batches(batches, schema)
 
 
 def most_bytes(stored: int) -> int:
-    """Return what a compressed catalogue of a size may have in memory."""
+    """Return what a compressed text of a size may have in memory."""
     return max(_LEAST_BYTES, RATIO * stored)
 
 

@@ -14,7 +14,7 @@ import pytest
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
-from gampen_ray.data import catalogs, reader_process
+from gampen_ray.data import catalog_formats, catalogs, reader_process
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.reader_process import File, list_hdus, map_header, read_content, read_file, read_files
 from gampen_ray.data.readers import read_cutout
@@ -153,10 +153,10 @@ def test_a_reader_that_is_gone_is_replaced() -> None:
 
 
 def test_a_compressed_catalogue_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogs, "_DECOMPRESSED_BYTES", 1 << 20)
+    monkeypatch.setattr(catalog_formats, "_LEAST_BYTES", 1 << 20)
     path = tmp_path / "c.csv.gz"
     path.write_bytes(gzip.compress(b"object_id,x\n" + b"0,0\n" * (1 << 20)))
-    with pytest.raises(UserError, match=r"catalog .*c.csv.gz: decompresses to more than 1 MiB \(and 100 times its size\)"):
+    with pytest.raises(UserError, match=r"catalog .*c.csv.gz: decompresses to more than 1 MiB \(and 30 times its size\)"):
         catalogs.read_catalog(str(path))
     path.write_bytes(gzip.compress(b"object_id,x\n" + b"".join(b"%d,0\n" % row for row in range(1 << 18))))
     assert len(catalogs.read_catalog(str(path))) == 1 << 18
