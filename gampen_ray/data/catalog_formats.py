@@ -130,7 +130,9 @@ def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
         if left < 0:
             break
     if coming == () or left < 0:
-        raise ValueError(f"it has more than {most >> 20:,} MiB in memory, {_PARQUET_RATIO} times its size; store fewer repeated values")
+        raise ValueError(
+            f"it has more than {most >> 20:,} MiB in memory, {_PARQUET_RATIO} times its size; store fewer repeated values"
+        )
     return pa.Table.from_batches(batches, schema)
 
 
