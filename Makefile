@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 TOOLS := .venv/tools
 
-.PHONY: demo test fuzz kill cluster lint models lock audit sbom setup clean
+.PHONY: demo test fuzz kill cluster lint docs models lock audit sbom setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -37,6 +37,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The pages of docs/ with the reference, in docs/_build/html; a warning is an error.
+docs: setup
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html $(ARGS)
 
 # Trains the built-in bundles again, hours each, and resumes in models/; ARGS="--scale 0.01" is a quick try.
 models: setup

@@ -108,11 +108,12 @@ class Bundle:
         ----------
         images_NCHW
             Cutouts in the bands of the training data, of any byte order; cropped or zero-padded about the centre as needed.
+            For a bundle of one band also N x H x W, or one image of H x W.
             Masked pixels of a masked array, of NumPy or astropy, have no value; the unit of an astropy Quantity, such as nJy,
             gives the zero point.
         conditions
-            Values (N) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is replaced by the mean
-            of the training galaxies.
+            Values (N, or one for all) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is
+            replaced by the mean of the training galaxies.
         num_passes
             Number K of Monte Carlo dropout passes.
         seed
@@ -134,6 +135,8 @@ class Bundle:
             or if their unit, zero point or pixel scale makes no sense.
         """
         images_NCHW, zero_point_mag = _plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
+        if len(self.images.bands) == 1 and images_NCHW.ndim in (2, 3):
+            images_NCHW = images_NCHW.reshape(-1, 1, *images_NCHW.shape[-2:])
         predictor = Predictor(
             self,
             num_passes=num_passes,
@@ -168,11 +171,12 @@ class Bundle:
                     f"conditions: {name} is missing, and the bundle was trained with {', '.join(names)}; give its values, NaN "
                     "where one is unknown"
                 )
-            if np.shape(columns[name]) != (count,):
+            if np.shape(columns[name]) not in ((), (count,)):
                 raise UserError(
                     f"conditions: {name} has the shape {np.shape(columns[name])} for {count} galaxies; give one a galaxy"
                 )
-        return np.stack([np.asarray(columns[name], np.float64) for name in names], axis=1) if names else np.empty((count, 0))
+        values_JN = [np.broadcast_to(np.asarray(columns[name], np.float64), count) for name in names]
+        return np.stack(values_JN, axis=1) if names else np.empty((count, 0))
 
     @property
     def num_parameters(self) -> int:

@@ -156,6 +156,7 @@ class Predictor:
         UserError
             If a cutout has pixels that are not finite.
         """
+        self._bundle.images.check(images_NCHW.shape)
         if not np.isfinite(images_NCHW).all():
             bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
             raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")

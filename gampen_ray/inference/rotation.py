@@ -88,6 +88,7 @@ def rotation_stability(
     """
     if num_angles < 2:
         raise UserError(f"num_angles: {num_angles} rotates nothing; give at least 2")
+    bundle.images.check(np.shape(images_NCHW))
     conditions = conditions or {}
     unrotated = bundle.predict(images_NCHW, conditions=conditions, **options)
     angle_A = np.arange(num_angles) * 360 / num_angles

@@ -205,11 +205,7 @@ class ImagePreprocessing:
         UserError
             If the images have another number of bands.
         """
-        if images_NCHW.ndim != 4 or images_NCHW.shape[1] != len(self.bands) or len(images_NCHW) == 0:
-            raise UserError(
-                f"images: shape {tuple(images_NCHW.shape)} does not fit; give (galaxies, {len(self.bands)}, height, width) "
-                f"with the bands {', '.join(self.bands)}"
-            )
+        self.check(tuple(images_NCHW.shape))
         images_NCHW = images_NCHW.float()
         if self.sky == "border":
             images_NCHW = images_NCHW - local_sky(images_NCHW)[0][..., None, None]
@@ -247,6 +243,14 @@ class ImagePreprocessing:
         """Return what the network is given of cutouts, as for `numbers`."""
         cutouts = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
         return Inputs(self(cutouts.image_NCHW), self.numbers(cutouts, condition_NJ))
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a UserError if images of this shape are not N x C x H x W with these bands, or there are none."""
+        if len(shape) != 4 or shape[1] != len(self.bands) or shape[0] == 0:
+            raise UserError(
+                f"images: shape {shape} does not fit; give (galaxies, {len(self.bands)}, height, width) with the bands "
+                f"{', '.join(self.bands)}"
+            )
 
     def match(self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> Matched:
         """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.

@@ -194,10 +194,17 @@ def test_images_that_do_not_fit_are_refused(saved: Path) -> None:
         load_bundle(str(saved)).predict(images)
     with pytest.raises(UserError, match=r"images: shape \(4, 2, 20, 20\) does not fit; give \(galaxies, 1, height, width\)"):
         load_bundle(str(saved)).predict(np.zeros((4, 2, 20, 20)))
-    with pytest.raises(UserError, match=r"images: shape \(20, 20\)"):
-        load_bundle(str(saved)).predict(np.zeros((20, 20)))
+    with pytest.raises(UserError, match=r"images: shape \(20,\)"):
+        load_bundle(str(saved)).predict(np.zeros(20))
     with pytest.raises(UserError, match=r"images: shape \(0, 1, 20, 20\)"):
         load_bundle(str(saved)).predict(images[:0])
+
+
+def test_images_of_one_band_need_no_axis_of_bands_and_one_image_none_of_galaxies(saved: Path) -> None:
+    model, image_NCHW = load_bundle(str(saved)), galaxies(3)["image"]
+    expected = model.predict(image_NCHW, num_passes=2).mean()
+    np.testing.assert_array_equal(model.predict(image_NCHW[:, 0], num_passes=2).mean(), expected)
+    np.testing.assert_allclose(model.predict(image_NCHW[0, 0], num_passes=2).mean(), expected[:1], rtol=1e-5)
 
 
 def test_pixels_of_any_layout_mask_and_unit(saved: Path) -> None:

@@ -40,9 +40,9 @@ def test_crop_at_bound(map_N23, beyond):
     assert image_flags(map_N23, np.zeros((1, 0)), None, zoom=1.0, centre_offset_N=np.zeros(1)).tolist() == [expected]
 
 
-def test_the_table_of_the_readme_gives_every_meaning():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    table = re.search(r"\| flag \| bit \| meaning \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", readme)
+def test_the_table_of_the_page_gives_every_meaning():
+    page = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text()
+    table = re.search(r"\| flag \| bit \| meaning \|\n\|---\|---\|---\|\n((?:\|.*\n)+)", page)
     assert table is not None
     assert table[1].splitlines() == [f"| `{flag.name}` | {flag.value} | {flag.meaning} |" for flag in Flag]
 

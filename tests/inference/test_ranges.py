@@ -98,6 +98,6 @@ def test_numbers_of_a_smaller_cutout_are_those_without_padding() -> None:
     assert numbers[:, PLAIN_NUMBERS.index("noise")] == pytest.approx(0, abs=0.7)
 
 
-def test_readme_lists_all_flags() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", readme, re.MULTILINE) == [(f.name, str(f.value)) for f in Flag]
+def test_the_page_of_the_catalogue_lists_all_flags() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "catalogue.md").read_text()
+    assert re.findall(r"^\| `([A-Z_]+)` \| (\d+) \|", page, re.MULTILINE) == [(f.name, str(f.value)) for f in Flag]
