@@ -60,10 +60,11 @@ def write_commands() -> None:
 def write_functions() -> None:
     """Write a page of what is public in Python."""
     lines = ["# Functions and classes", ""]
-    for name in sorted(set(gampen_ray.__all__) - {"__version__"} - {verb.replace("-", "_") for verb in load_verbs()}):
+    for name in sorted(set(gampen_ray.__all__) - {"__version__", "plot"} - {verb.replace("-", "_") for verb in load_verbs()}):
         lines += [f"```{{eval-rst}}\n.. autofunction:: gampen_ray.{name}\n```", ""]
     for path in ("inference.bundle.Bundle", "posterior.mixture.Mixture"):
         lines += [f"```{{eval-rst}}\n.. autoclass:: gampen_ray.{path}\n   :members:\n```", ""]
+    lines += ["```{eval-rst}\n.. automodule:: gampen_ray.plot\n   :members:\n```", ""]
     (REFERENCE / "functions.md").write_text("\n".join(lines))
 
 

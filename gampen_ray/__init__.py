@@ -1,13 +1,15 @@
 """Bayesian posteriors of galaxy structural parameters from survey cutouts, at any scale.
 
-``load_bundle`` loads a trained model. Each verb of the command line or of a plugin is also a function of that name, such as
-``train``.
+``load_bundle`` loads a trained model, and ``plot`` draws galaxies and their posteriors. Each verb of the command line or of a
+plugin is also a function of that name, such as ``train``.
 """
 
+import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from gampen_ray import plot
     from gampen_ray.inference.bundle import load_bundle
 
     crop = demo = describe = evaluate = import_gampen = infer = ingest = inspect = cast(Any, None)
@@ -24,6 +26,7 @@ __all__ = [
     "ingest",
     "inspect",
     "load_bundle",
+    "plot",
     "report",
     "scan_dropout",
     "simulate",
@@ -36,6 +39,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     # Lazily: importing torch takes seconds, which `gampen-ray --help` must not wait for.
+    if name == "plot":
+        return importlib.import_module(f"{__name__}.plot")
     if name == "load_bundle":
         from gampen_ray.inference.bundle import load_bundle
 

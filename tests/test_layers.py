@@ -30,6 +30,7 @@ LAYERS = [
     "simulation",
     "model",
     "posterior",
+    "plot",
     "inference",
     "catalog",
     "gampen",

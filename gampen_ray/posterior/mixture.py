@@ -182,20 +182,36 @@ class Mixture:
 
     def marginal_density(self, d: int, y_G: np.ndarray) -> np.ndarray:
         """Return target number ``d``'s density at ``y_G``, N x G, per physical unit; zero outside the transform's domain."""
-        target = self.targets.targets[d]
-        y_G = np.asarray(y_G, dtype=np.float64)
-        inside = _in_domain(target, y_G)
-        t = torch.from_numpy(y_G[inside]).to(self.mean_NKD.device)
-        t = {"identity": torch.clone, "log": torch.log, "logit": torch.logit}[target.transform](t)
-        z = (t - target.location) / target.scale
+        inside, z, log_slope = _standard(self.targets.targets[d], y_G, self.mean_NKD.device)
         density_NG = np.zeros((len(self), len(y_G)))
         for i, piece in enumerate(self.chunks(_CHUNK)):
             mean, sigma = piece.mean_NKD[:, :, d, None], piece._sigma_NKD[:, :, d, None]
             # N x K x G
             log_density = -0.5 * ((z - mean) / sigma).square() - torch.log(math.sqrt(2 * math.pi) * sigma)
-            total = torch.logsumexp(log_density, 1) - math.log(self.num_passes) + _log_slope(target, t)
+            total = torch.logsumexp(log_density, 1) - math.log(self.num_passes) + log_slope
             density_NG[i * _CHUNK : i * _CHUNK + len(piece), inside] = torch.exp(total).cpu().numpy()
         return density_NG
+
+    def joint_density(self, d: int, e: int, y_G: np.ndarray, y_H: np.ndarray) -> np.ndarray:
+        """Return the joint density of targets ``d`` and ``e`` at ``y_G`` and ``y_H``, N x G x H; see `marginal_density`."""
+        device = self.mean_NKD.device
+        inside_G, z_G, slope_G = _standard(self.targets.targets[d], y_G, device)
+        inside_H, z_H, slope_H = _standard(self.targets.targets[e], y_H, device)
+        density_NGH = np.zeros((len(self), len(y_G), len(y_H)))
+        for i, piece in enumerate(self.chunks(1)):
+            both = torch.tensor([d, e], device=device)
+            tril_K2D = piece.scale_tril_NKDD[0, :, both]
+            covariance_K22 = tril_K2D @ tril_K2D.mT
+            mean_K2 = piece.mean_NKD[0, :, both]
+            variance_K, cross_K = covariance_K22[:, 0, 0, None, None], covariance_K22[:, 0, 1, None, None]
+            # The first target, and the second given the first.
+            u_KG1 = z_G[None, :, None] - mean_K2[:, 0, None, None]
+            left_K = covariance_K22[:, 1, 1, None, None] - cross_K.square() / variance_K
+            v_KGH = z_H - mean_K2[:, 1, None, None] - cross_K / variance_K * u_KG1
+            log_KGH = -0.5 * (u_KG1.square() / variance_K + v_KGH.square() / left_K + torch.log(variance_K * left_K))
+            total_GH = torch.logsumexp(log_KGH, 0) - math.log(2 * math.pi * self.num_passes) + slope_G[:, None] + slope_H
+            density_NGH[i][np.ix_(inside_G, inside_H)] = torch.exp(total_GH).cpu().numpy()
+        return density_NGH
 
     def sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
         """Return ``n`` joint draws per galaxy, N x n x D."""
@@ -299,6 +315,15 @@ def _in_domain(target: Target, y: np.ndarray) -> np.ndarray:
     if target.transform != "identity":
         inside &= y > 0
     return inside & (y < 1) if target.transform == "logit" else inside
+
+
+def _standard(target: Target, values: np.ndarray, device: torch.device) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Return which physical values lie in the domain, those standardised, and log |dz/dy| there."""
+    y = np.asarray(values, dtype=np.float64)
+    inside = _in_domain(target, y)
+    t = torch.from_numpy(y[inside]).to(device)
+    t = {"identity": torch.clone, "log": torch.log, "logit": torch.logit}[target.transform](t)
+    return inside, (t - target.location) / target.scale, _log_slope(target, t)
 
 
 def _log_slope(target: Target, t: Tensor) -> Tensor:
