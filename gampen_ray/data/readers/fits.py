@@ -17,14 +17,12 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
+from gampen_ray.data.mask_planes import header_planes, plane_bits
 from gampen_ray.data.readers.arrays import band_order
 from gampen_ray.data.readers.fits_bands import band_hdus, band_names, plane_names, stacked
 from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers, check_size, image_shape
 
 __all__ = ["FitsReader"]
-
-# Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
-_PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
 
 class FitsReader:
@@ -189,7 +187,7 @@ def _constant(pixels: np.ndarray) -> bool:
 def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, ...]) -> np.ndarray:
     if kind == "mask":
         flags_MHW: np.ndarray = np.nan_to_num(pixels_MHW).astype(np.int64)
-        return (flags_MHW & _plane_bits(header, planes)) != 0
+        return (flags_MHW & plane_bits(header_planes(header), planes)) != 0
     # A weight of zero says that no exposure contributes, a variance that is not finite likewise.
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
 
@@ -205,14 +203,6 @@ def _noise(pixels_MHW: np.ndarray, name: str, kind: Kind, bands: Sequence[str]) 
         positive = plane_HW[np.isfinite(plane_HW) & (plane_HW > 0)]
         noise[f"noise_{band}"] = float(np.median(positive)) ** powers[kind] if positive.size else math.nan
     return noise
-
-
-def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
-    bits = {name.removeprefix(_PLANE): str(header[name]) for name in header if name.startswith(_PLANE)}
-    bits |= {str(header[name]): name[len(_NAMED_PLANE) :] for name in header if name.startswith(_NAMED_PLANE)}
-    # A damaged card names no plane.
-    chosen = {int(bits[name]) for name in planes if name in bits and bits[name].isdecimal()}
-    return -1 if "any" in planes else sum(1 << bit for bit in chosen if bit < 63)
 
 
 def _plane_order(header: Any, shape: tuple[int, ...], config: ReaderConfig) -> list[int] | None:
