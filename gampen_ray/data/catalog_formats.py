@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -101,10 +101,27 @@ def _properties(uri: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def scalar_table(file: pq.ParquetFile, without: str = "") -> pa.Table:
-    """Return the scalar columns of a Parquet file but one, dictionaries decoded; others, such as images, are not read."""
-    scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without]
-    table = file.read(columns=[field.name for field in scalar]).select([field.name for field in scalar])
+def scalar_table(
+    file: pq.ParquetFile, without: str = "", *, keep: Callable[[str], bool] = bool, groups: Iterable[int] | None = None
+) -> pa.Table:
+    """Return scalar columns of a Parquet file, dictionaries decoded; others, such as images, are not read.
+
+    Parameters
+    ----------
+    file
+        The file.
+    without
+        A column that is left out.
+    keep
+        Whether a column of a name is read.
+    groups
+        Row groups; None: all.
+    """
+    scalar = [
+        field.name for field in file.schema_arrow if _is_scalar(field.type) and field.name != without and keep(field.name)
+    ]
+    groups = range(file.metadata.num_row_groups) if groups is None else groups
+    table = file.read_row_groups(list(groups), columns=scalar).select(scalar)
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)
 

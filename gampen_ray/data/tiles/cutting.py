@@ -133,6 +133,12 @@ class Tile:
             yield from self._strip(order[start:stop], x_N, y_N, size, num_rows)
             start = stop
 
+    def read_all(self) -> None:
+        """Read and decompress all planes once, for the measurement of what that costs."""
+        for band, file in enumerate(self.files):
+            for role in _places(file):
+                self._plane(band, role, 0, file.grid.height)
+
     def _strip(self, rows: np.ndarray, x_N: np.ndarray, y_N: np.ndarray, size: int, num_rows: int) -> Iterator[Cuts]:
         # The cutouts of some sources, from rows of pixels that are read at once.
         grid = self.files[0].grid
@@ -192,37 +198,40 @@ class Tile:
         strip = _Strip(np.empty(shape, np.float32), [], [], [file.psf_fwhm_arcsec for file in self.files])
         for band, file in enumerate(self.files):
             image_hW = strip.image_ChW[band]
-            rows, header = self._plane(band, "image")
             with np.errstate(over="ignore", invalid="ignore"):
-                # Values beyond float32 become infinite. The cards of a compression are removed from a copy.
-                image_hW[:] = linear_pixels(rows.read(top, bottom), header.copy())
+                # Values beyond float32 become infinite.
+                image_hW[:] = self._plane(band, "image", top, bottom)
             if self._factors[band] != 1:
                 image_hW *= np.float32(self._factors[band])
             bad_hW = ~np.isfinite(image_hW)
             if file.mask.path:
-                flags_hW = self._plane(band, "mask")[0].read(top, bottom)
+                flags_hW = self._plane(band, "mask", top, bottom)
                 bad_hW |= (np.nan_to_num(flags_hW).astype(np.int64, copy=False) & file.mask_bits) != 0
             noise_hW, power = None, 1.0
             if file.noise.path:
-                rows, header = self._plane(band, "noise")
-                noise_hW = linear_pixels(rows.read(top, bottom), header.copy()).astype(np.float32, copy=False)
+                noise_hW = self._plane(band, "noise", top, bottom).astype(np.float32, copy=False)
                 bad_hW |= ~((noise_hW > 0) & np.isfinite(noise_hW))
                 power = {"variance": 0.5, "inverse_variance": -0.5, "error": 1.0, "relative": 0.0}[file.noise_kind]
             image_hW[bad_hW] = np.nan
             strip.noise.append((noise_hW if power else None, power, self._factors[band]))
-            strip.psf.append(self._plane(band, "psf")[0].read(top, bottom) if file.psf.path else None)
+            strip.psf.append(self._plane(band, "psf", top, bottom) if file.psf.path else None)
         return strip
 
-    def _plane(self, band: int, role: str) -> tuple[Rows, Any]:
-        if (band, role) not in self._open:
-            place: Place = getattr(self.files[band], role)
-            try:
+    def _plane(self, band: int, role: str, top: int, bottom: int) -> np.ndarray:
+        # Rows of a plane, of the linear flux.
+        place: Place = getattr(self.files[band], role)
+        try:
+            if (band, role) not in self._open:
                 file = self._stack.enter_context(opened(storage.join(self._root, place.path), whole=True))
-                hdu = next(hdu for hdu in headers(file) if hdu.index == place.hdu)
-                self._open[band, role] = Rows(file, hdu), hdu.header
-            except CutoutError as error:
-                raise CutoutError(f"{place.path}: {error}") from None
-        return self._open[band, role]
+                found = [hdu for hdu in headers(file) if hdu.index == place.hdu]
+                if not found:
+                    raise CutoutError(f"the FITS file is truncated: HDU {place.hdu} is missing")
+                self._open[band, role] = Rows(file, found[0]), found[0].header
+            rows, header = self._open[band, role]
+            # The cards of a compression are removed from a copy.
+            return linear_pixels(rows.read(top, bottom), header.copy())
+        except CutoutError as error:
+            raise CutoutError(f"{place.path}: {error}") from None
 
 
 @dataclasses.dataclass

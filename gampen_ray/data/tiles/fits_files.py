@@ -28,6 +28,7 @@ __all__ = ["Hdu", "Rows", "chosen_hdu", "headers", "opened"]
 _BLOCK, _MOST_BLOCKS = 2880, 1000
 _CHUNK_BYTES = 16 << 20
 _PACKED = {".gz": lambda file: gzip.GzipFile(fileobj=file), ".bz2": bz2.BZ2File}
+_SHORT = "the FITS file is truncated: it is shorter than its header says"
 _TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 
 
@@ -163,6 +164,8 @@ class Rows:
         file.seek(0)
         # The compressed content: a tenth of the pixels or so.
         data = file.read()
+        if len(data) < hdu.stop:
+            raise CutoutError(_SHORT)
         with _quiet():
             tables: Any = fits.open(io.BytesIO(data), memmap=False, disable_image_compression=True)
             check_compression(tables[hdu.index], hdu.shape, data)
@@ -188,7 +191,7 @@ class Rows:
         self._file.seek(self._hdu.start + start * width * size)
         data = self._file.read((stop - start) * width * size)
         if len(data) < (stop - start) * width * size:
-            raise CutoutError("the FITS file is truncated: it is shorter than its header says")
+            raise CutoutError(_SHORT)
         raw = np.frombuffer(data, self._dtype).reshape(stop - start, width)
         if self._dtype.kind == "f":
             values = raw.astype(self._dtype.newbyteorder("="))

@@ -58,9 +58,11 @@ def listed(paths: Sequence[str], survey: TileSurvey, bands: Sequence[str] = (), 
     UserError
         If no file is an image of the survey, or a wanted band has none.
     """
-    planes = {role: plane for role in ROLES if (plane := survey.plane(role)) and plane.files}
-    found = {role: _newest(paths, plane.files, of_images=role == "image") for role, plane in planes.items()}
-    images = found.pop("image", {})
+    planes = {role: plane.files for role in ROLES if (plane := survey.plane(role)) and plane.files}
+    # A mask may have a name that could be an image's.
+    others = [template for role, templates in planes.items() if role != "image" for template in templates]
+    images = _newest([path for path in paths if not matched(others, path)], planes.pop("image"), of_images=True)
+    found = {role: _newest(paths, templates, of_images=False) for role, templates in planes.items()}
     if not images:
         names = [path.rpartition("/")[2] for path in paths[:: max(1, len(paths) // _SHOWN)][:_SHOWN]]
         there = f"there are {', '.join(names)}" if names else "it holds no file"
