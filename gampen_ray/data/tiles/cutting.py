@@ -94,6 +94,8 @@ class Tile:
         self._factors = [10 ** (0.4 * (zero_point_mag - file.zero_point_mag)) for file in files]
         self._open: dict[tuple[int, str], tuple[Rows, Any]] = {}
         indexed = {storage.join(root, place.path): place.stamp for file in files for place in _places(file).values()}
+        self.num_bytes = sum(int(stamp.split(" ")[0]) for stamp in indexed.values())
+        """Size of its files."""
         for uri, stamp in storage.stamps(indexed).items():
             if stamp != indexed[uri]:
                 raise UserError(f"dataset: {uri} has changed since the footprint was made; make the footprint again")

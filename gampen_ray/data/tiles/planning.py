@@ -47,12 +47,16 @@ __all__ = [
     "parts",
     "plan_locally",
     "read_unit",
+    "selected",
+    "unassigned",
     "units",
 ]
 
 pc: Any = pyarrow.compute
 PLAN_JSON = "plan.json"
 """Name of the file that declares a plan complete."""
+UNASSIGNED = "unassigned"
+"""Beginning of the names of the files of sources without a tile."""
 TILE = "tile"
 """Column with the name of the tile; ``x`` and ``y`` are the place in it, pixels."""
 _NUMBER = "gampen_ray:tile"
@@ -82,8 +86,10 @@ class Planning:
         Pixels by which a cutout may reach over the edge of its tile.
     id_column, ra_column, dec_column, position_unit
         Of the catalogue; see `gampen_ray.config.inputs.CatalogConfig`.
-    columns
-        Other columns of the catalogue that are kept.
+    columns, optional
+        Other columns of the catalogue that are kept; the latter where they are there.
+    quarantine
+        Folder of the sources without a tile; empty: that of the plan.
     """
 
     footprint: str
@@ -96,15 +102,21 @@ class Planning:
     dec_column: str = ""
     position_unit: positions.PositionUnit = "auto"
     columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    quarantine: str = ""
+
+    def quarantine_uri(self, name: str) -> str:
+        """Return the URI of a file of sources without a tile."""
+        return storage.join(self.quarantine or storage.join(self.output, shards.QUARANTINE), f"{UNASSIGNED}-{name}")
 
     @property
     def selection(self) -> Selection:
         """The tiles, which a process reads once."""
-        return _selection(self.footprint, self.bands)
+        return selected(self.footprint, self.bands)
 
     def reads(self, column: str) -> bool:
         """Return whether a column of the catalogue is used: it may have a thousand."""
-        own = {self.id_column, self.ra_column, self.dec_column, *self.columns}
+        own = {self.id_column, self.ra_column, self.dec_column, *self.columns, *self.optional}
         usual = {name for pair in positions.USUAL_NAMES for name in pair}
         return column in own or column.lower() in usual.union(self.selection.footprint.info.primary_columns)
 
@@ -181,7 +193,7 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     catalogs.require_columns("", table, {planning.id_column: "id_column"} | dict.fromkeys(planning.columns, "columns"))
     if reserved := [name for name in planning.columns if name in _OWN]:
         raise UserError(f"columns: {reserved[0]} is a column of every plan; leave it out, or rename it in the catalogue")
-    ids = catalogs.to_ids(table[planning.id_column])
+    ids = _ids(table[planning.id_column])
     sky = positions.sky_positions(
         table, ra_column=planning.ra_column, dec_column=planning.dec_column, unit=planning.position_unit
     )
@@ -198,10 +210,12 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     good = good[np.argsort(found.tile_N[good], kind="stable")]
     own: dict[str, Any] = {"object_id": ids, "ra": sky.ra_N, "dec": sky.dec_N, TILE: selection.names[found.tile_N]}
     own |= {"x": found.x_N, "y": found.y_N, _NUMBER: found.tile_N.astype(np.int32)}
-    rows = pa.table(own | {name: table[name] for name in planning.columns}).take(pa.array(good))
+    kept = [*planning.columns, *(name for name in planning.optional if name in table.column_names and name not in _OWN)]
+    rows = pa.table(own | {name: table[name] for name in kept}).take(pa.array(good))
     bad = np.flatnonzero(reason_N != "")
-    uri = storage.join(planning.output, shards.QUARANTINE, batch.name)
-    texts = ids.cast(pa.string()).fill_null("").take(pa.array(bad)).to_pylist()
+    uri = planning.quarantine_uri(batch.name)
+    missing = 0 if pa.types.is_integer(ids.type) else ""
+    texts = ids.fill_null(missing).cast(pa.string()).take(pa.array(bad)).to_pylist()
     if len(bad):
         shards.write_quarantine(uri, object_id=texts, source=[batch.uri] * len(bad), reason=reason_N[bad])
     else:
@@ -254,7 +268,7 @@ def merge_part(part: Part, planning: Planning, unit_rows: int) -> None:
     tile_N = table[_NUMBER].to_numpy()
     starts = [*np.flatnonzero(np.diff(tile_N, prepend=-1)).tolist(), len(tile_N)]
     reason_N = np.concatenate([validate_rows({"object_id": table["object_id"].slice(a, b - a)}) for a, b in pairwise(starts)])
-    bad, uri = table.filter(pa.array(reason_N != "")), storage.join(planning.output, shards.QUARANTINE, f"tiles-{part.name}")
+    bad, uri = table.filter(pa.array(reason_N != "")), planning.quarantine_uri(f"tiles-{part.name}")
     if len(bad):
         ids, source = bad["object_id"].cast(pa.string()).to_pylist(), bad[TILE].to_pylist()
         shards.write_quarantine(uri, object_id=ids, source=source, reason=reason_N[reason_N != ""])
@@ -266,12 +280,19 @@ def merge_part(part: Part, planning: Planning, unit_rows: int) -> None:
 def finish(planning: Planning) -> dict[str, Any]:
     """Declare a plan complete whose parts are all written, and return what it says; the sorted batches are deleted."""
     values = dataclasses.asdict(planning) | {"num_sources": sum(unit.num_rows for unit in _units(planning.output))}
-    quarantine = storage.list_files(storage.join(planning.output, shards.QUARANTINE), ".parquet")
-    values["num_quarantined"] = sum(group for uri in quarantine for group in _group_rows(uri))
-    del values["output"]
+    with storage.open_input(storage.list_files(storage.join(planning.output, _ASSIGNED), ".parquet")[0]) as source:
+        values["integer_ids"] = pa.types.is_integer(pq.read_schema(source).field("object_id").type)
+    values["num_quarantined"] = sum(rows for uri in unassigned(planning) for rows in _group_rows(uri))
+    del values["output"], values["quarantine"]
     storage.write_json(storage.join(planning.output, PLAN_JSON), values)
     storage.delete(storage.join(planning.output, _ASSIGNED))
     return values
+
+
+def unassigned(planning: Planning) -> list[str]:
+    """Return the files of the sources without a tile."""
+    folder, _, prefix = planning.quarantine_uri("").rpartition("/")
+    return [uri for uri in storage.list_files(folder, ".parquet") if uri.rpartition("/")[2].startswith(prefix)]
 
 
 def plan_locally(
@@ -322,7 +343,8 @@ def read_unit(unit: TileUnit) -> pa.Table:
 
 
 @functools.lru_cache(2)
-def _selection(footprint: str, bands: tuple[str, ...]) -> Selection:
+def selected(footprint: str, bands: tuple[str, ...]) -> Selection:
+    """Return the tiles of a footprint in some bands, read once in a process."""
     return Footprint(footprint).select(bands)
 
 
@@ -349,6 +371,14 @@ def _group_rows(uri: str) -> list[int]:
     with storage.explained(uri, "damaged: "), storage.open_input(uri) as source:
         metadata = pq.ParquetFile(source).metadata
         return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _ids(column: pa.ChunkedArray) -> pa.Array:
+    # Texts stay texts, as those of other batches may not be integers.
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        texts = pc.utf8_trim_whitespace(column.cast(pa.string()).combine_chunks())
+        return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+    return catalogs.to_ids(column)
 
 
 def _true(column: pa.ChunkedArray) -> np.ndarray:
