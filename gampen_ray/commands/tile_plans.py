@@ -24,12 +24,13 @@ _FIELDS = ("catalog", "id_column", "ra_column", "dec_column", "position_unit", "
 _CPUS_PER_TASK = 1.0
 
 
-def check_catalog(config: CatalogConfig) -> None:
-    """Raise a `UserError` unless a config has a catalogue, and no field that says how files of cutouts are found and read."""
+def check_catalog(config: CatalogConfig, *allowed: str) -> None:
+    """Raise a `UserError` unless a config has a catalogue, and no field, but those allowed, that says how files of cutouts are
+    found and read."""
     if not config.catalog:
         raise UserError("catalog: is missing; with a footprint, give a table of sources with identifiers and positions")
     names = {name for name in given(config) if name.partition(".")[0] in fields(CatalogConfig)}
-    if others := sorted(names - set(_FIELDS)):
+    if others := sorted(names - {*_FIELDS, *allowed}):
         raise UserError(f"{others[0]}: has no effect with a footprint, whose survey says how its tiles are read; leave it out")
 
 

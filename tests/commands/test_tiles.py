@@ -11,7 +11,9 @@ import pytest
 
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
+from gampen_ray.commands.ingest import IngestConfig, ingest
 from gampen_ray.config import ActorResources, ReaderConfig
+from gampen_ray.data import shards
 from gampen_ray.data.quarantine import read_quarantine
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.cutting import first_pixels
@@ -138,3 +140,37 @@ def test_a_catalogue_elsewhere_on_the_sky_is_refused(inputs: tuple[Path, Sky], t
     with pytest.raises(UserError, match=message):
         infer(config(inputs[0], tmp_path / "o", catalog=str(tmp_path / "c.parquet")))
     assert not [path for path in (tmp_path / "o").rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(
+    inputs: tuple[Path, Sky], whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    (root, sky), (output, _) = inputs, whole
+    catalog_ = pq.read_table(root / "catalog.parquet")
+    radius = pa.field("effective_radius_arcsec", pa.float64(), metadata={"unit": "arcsec"})
+    flux_N = np.append(10 ** (0.4 * (22.5 - sky.mag_NC[:, 1])), [1.0, 1.0])
+    labels = catalog_.append_column("flux", pa.array(flux_N)).append_column(
+        radius, pa.array(np.linspace(-0.1, 2, len(catalog_)))
+    )
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    how: dict[str, Any] = {"images": str(root / "footprint"), "output": str(tmp_path / "d"), "cutout_size": SIZE}
+    how |= {"targets": ("flux", "effective_radius_arcsec"), "reader": ReaderConfig(nan_policy="zero", bands=("r",))}
+    made = IngestConfig(catalog=str(tmp_path / "labels.parquet"), **how, galaxies_per_shard=16)
+    summary = ingest(made)
+    assert ingest(made) == summary
+    info = shards.read_dataset_info(str(tmp_path / "d"))
+    assert (info.bands, info.zero_point_mag, info.cutout_size) == (("r",), 22.5, SIZE)
+    assert info.target_units == {"flux": "", "effective_radius_arcsec": "arcsec"}
+    assert set(summary.num_rows) == {"train", "val", "test"}
+    assert sum(summary.num_rows.values()) + summary.num_quarantined == len(catalog_)
+    assert any("effective_radius" in reason for reason in summary.reasons)
+    stored = pa.concat_tables([shards.read_shard(uri) for uri in shards.shard_uris(str(tmp_path / "d"))]).sort_by("object_id")
+    # The same galaxies as `infer` took, less those without a radius.
+    expected = set(catalog(output)["object_id"].to_pylist()) - set(np.flatnonzero(np.linspace(-0.1, 2, len(catalog_)) <= 0))
+    assert set(stored["object_id"].to_pylist()) == expected
+    np.testing.assert_allclose(stored["flux"].to_numpy(), flux_N[stored["object_id"].to_numpy()])
+    row = stored.slice(10, 1)
+    left, first = (int(first_pixels(row[axis].to_numpy(), SIZE)[0]) for axis in ("x", "y"))
+    image_HW, bad_HW = sky.pixels[row["tile"][0].as_py(), "r"]
+    window = slice(first, first + SIZE), slice(left, left + SIZE)
+    np.testing.assert_array_equal(shards.images(row)[0, 0], np.where(bad_HW[window], 0, image_HW[window]))

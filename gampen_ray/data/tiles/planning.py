@@ -211,7 +211,11 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     own: dict[str, Any] = {"object_id": ids, "ra": sky.ra_N, "dec": sky.dec_N, TILE: selection.names[found.tile_N]}
     own |= {"x": found.x_N, "y": found.y_N, _NUMBER: found.tile_N.astype(np.int32)}
     kept = [*planning.columns, *(name for name in planning.optional if name in table.column_names and name not in _OWN)]
-    rows = pa.table(own | {name: table[name] for name in kept}).take(pa.array(good))
+    rows = pa.table(own)
+    for name in kept:
+        # With its unit.
+        rows = rows.append_column(table.schema.field(name), table[name])
+    rows = rows.take(pa.array(good))
     bad = np.flatnonzero(reason_N != "")
     uri = planning.quarantine_uri(batch.name)
     missing = 0 if pa.types.is_integer(ids.type) else ""
