@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from gampen_ray import storage
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.cutting import Cuts, Tile
@@ -150,3 +151,18 @@ def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t_r.fits").write_bytes(b"<html>" * 1000)
     with pytest.raises(CutoutError, match="not a FITS file: HDU 0 begins with b'<html>"):
         opened(tmp_path / "t_r.fits")
+
+
+@pytest.mark.s3
+def test_tiles_in_object_storage_are_cut_as_local_ones(tile_file: Path, s3_folder: str) -> None:
+    storage.copy(str(tile_file.parent), s3_folder)
+    paths = [uri.removeprefix(s3_folder).strip("/") for uri in storage.list_files(s3_folder)]
+    (entry,) = listed(paths, SURVEY)
+    row = describe(entry, SURVEY, s3_folder)
+    x_N, y_N = np.array([20.0, 50.0]), np.array([20.0, 70.0])
+    with Tile([row], s3_folder, 27.0) as tile:
+        found = [cuts.image_NCHW for cuts in tile.cut(x_N, y_N, 8)]
+    np.testing.assert_array_equal(found, [cuts.image_NCHW for cuts in cut(tile_file, x_N, y_N, 8)])
+    storage.write_bytes_atomic(storage.join(s3_folder, tile_file.name), tile_file.read_bytes() + b"\0" * 2880)
+    with pytest.raises(UserError, match="has changed since the footprint was made"):
+        Tile([row], s3_folder, 27.0)

@@ -12,7 +12,7 @@ from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.describing import describe
 from gampen_ray.data.tiles.listing import Entry, listed
-from gampen_ray.data.tiles.preset import Plane, TileSurvey
+from gampen_ray.data.tiles.preset import Plane, TileSurvey, register_tiles
 from gampen_ray.data.tiles.surveys.generic import read_survey
 from gampen_ray.errors import UserError
 from tests.data.tiles.layouts import tile_cards
@@ -66,6 +66,19 @@ def test_a_preset_that_finds_no_file_shows_its_pattern_and_names_that_are_there(
         listed([], surveys.TILE_SURVEYS["kids"])
     with pytest.raises(UserError, match="bands: no tile of z below /t; there are g, r"):
         listed(["a_g.fits", "a_r.fits"], PLAIN, ["g", "z"], "/t")
+
+
+def test_a_preset_of_the_user_is_known_by_its_name() -> None:
+    try:
+        made = register_tiles(TileSurvey(name="mine", image=Plane(files=("{tract}/{patch}/{band}.fits",)), zero_point_mag=27.0))
+        assert surveys.TILE_SURVEYS["mine"] is made
+        (entry,) = listed(["deep/12/3,4/r.fits", "deep/12/3,4/r_old.fits"], made)
+        assert (entry.tile, entry.tract, entry.patch, entry.band) == ("12-3,4", "12", "3,4", "r")
+        with pytest.raises(ValueError, match=r"is no field of a file's name"):
+            register_tiles(TileSurvey(name="wrong", image=Plane(files=("{tile}{colour}.fits",))))
+    finally:
+        surveys.TILE_SURVEYS.pop("mine", None)
+    assert "wrong" not in surveys.TILE_SURVEYS
 
 
 def test_every_preset_says_what_it_expects() -> None:
