@@ -3,6 +3,7 @@
 Shape legend: N sources, T tiles.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -63,7 +64,9 @@ class Assigned(NamedTuple):
     reason_N: np.ndarray
 
 
-def assign(ra_N: np.ndarray, dec_N: np.ndarray, tiles: Tiles, *, size: int, max_beyond: int = 0) -> Assigned:
+def assign(
+    ra_N: np.ndarray, dec_N: np.ndarray, tiles: Tiles, *, size: int, max_beyond: int = 0, without: Collection[int] = ()
+) -> Assigned:
     """Assign each source to a tile, or say why there is none.
 
     Parameters
@@ -76,6 +79,8 @@ def assign(ra_N: np.ndarray, dec_N: np.ndarray, tiles: Tiles, *, size: int, max_
         Side of the cutouts, pixels.
     max_beyond
         Pixels by which a cutout may reach over the edge of its tile.
+    without
+        Tiles that are not considered.
     """
     count = len(ra_N)
     known = np.flatnonzero(np.isfinite(ra_N) & np.isfinite(dec_N))
@@ -86,7 +91,7 @@ def assign(ra_N: np.ndarray, dec_N: np.ndarray, tiles: Tiles, *, size: int, max_
         tree = KDTree(unit_vectors(ra_N[known], dec_N[known]))
         chord_T = 2 * np.sin(np.radians(np.minimum(tiles.radius_deg_T, 180.0)) / 2)
         near_T = tree.query_ball_point(tiles.centre_T3, chord_T, return_sorted=True)
-        for tile in np.flatnonzero([len(near) > 0 for near in near_T]).tolist():
+        for tile in np.setdiff1d(np.flatnonzero([len(near) > 0 for near in near_T]), list(without)).tolist():
             rows = known[near_T[tile]]
             grid = tiles.grid(tile)
             x, y = grid.pixels(ra_N[rows], dec_N[rows])

@@ -19,7 +19,10 @@ from gampen_ray.data.tiles.footprint import BandFile, Place
 from gampen_ray.data.tiles.preset import ROLES
 from gampen_ray.errors import UserError
 
-__all__ = ["Cuts", "Tile", "first_pixels"]
+__all__ = ["MASKED", "Cuts", "Tile", "first_pixels"]
+
+MASKED = "masked centre: its pixel has no value"
+"""Reason of a source whose nearest pixel has no value in a band."""
 
 STRIP_BYTES = 512 << 20
 """Memory of the pixels of a strip, all bands together."""
@@ -63,6 +66,10 @@ class Cuts:
     psf_fwhm_arcsec_NC: np.ndarray
     sky_noise_NC: np.ndarray
     reason_N: np.ndarray
+
+    def take(self, chosen_N: np.ndarray) -> "Cuts":
+        """Return some of them, by a mask."""
+        return Cuts(**{field.name: getattr(self, field.name)[chosen_N] for field in dataclasses.fields(self)})
 
 
 def first_pixels(x_N: np.ndarray, size: int) -> np.ndarray:
@@ -182,7 +189,7 @@ class Tile:
         # The pixel nearest to the source.
         at_x, at_y = (np.clip(np.floor((size - 1) / 2 + d_N + 0.5).astype(int), 0, size - 1) for d_N in (dx_N, dy_N))
         for row in np.flatnonzero(np.isnan(image_NCHW[np.arange(count), :, at_y, at_x]).any(axis=1) & (reason_N == "")):
-            reason_N[row] = "the centre is off the tile" if off_N[row] == 1 else "masked centre: its pixel has no value"
+            reason_N[row] = "the centre is off the tile" if off_N[row] == 1 else MASKED
         return Cuts(
             rows_N=rows,
             image_NCHW=image_NCHW,

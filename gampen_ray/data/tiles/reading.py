@@ -13,7 +13,8 @@ import pyarrow as pa
 from gampen_ray import storage
 from gampen_ray.data.cutouts import CutoutError, NanPolicy, fit_to_size, without_blanks
 from gampen_ray.data.shards import DatasetInfo
-from gampen_ray.data.tiles.cutting import Cuts, Tile
+from gampen_ray.data.tiles.assignment import assign
+from gampen_ray.data.tiles.cutting import MASKED, Cuts, Tile
 from gampen_ray.data.tiles.footprint import FOOTPRINT_JSON, Selection
 from gampen_ray.data.tiles.planning import TILE, TileUnit, read_unit, selected
 
@@ -48,12 +49,15 @@ class TileReader:
         Bands and side of the cutouts, pixels.
     nan_policy
         What becomes of pixels without a value, off the tile too (`gampen_ray.data.cutouts.fit_to_size`).
+    max_beyond
+        Pixels by which a cutout may reach over the edge of its tile, if it is not that of the plan.
     """
 
     footprint: str
     bands: tuple[str, ...]
     size: int
     nan_policy: NanPolicy = "quarantine"
+    max_beyond: int = 0
 
     @property
     def selection(self) -> Selection:
@@ -87,22 +91,49 @@ class TileReader:
             ``reason`` (empty text for a good row), ``source`` (file of the first band), ``pixels_filled``, ``side_pixels``; and
             ``psf_fwhm_BAND`` and ``noise_BAND`` for each band.
         """
-        table, selection = read_unit(unit), self.selection
-        name = table[TILE][0].as_py()
-        files = selection.files(int(np.searchsorted(selection.names, name)))
-        root, info = selection.footprint.root, selection.footprint.info
-        source = storage.join(root, files[0].image.path)
-        if refusal:
-            for start in range(0, len(table), num_rows):
-                some = table.slice(start, num_rows)
-                yield self._columns(some, None, np.full(len(some), refusal, dtype=object), source), 0
+        table, names = read_unit(unit), self.selection.names
+        tile = int(np.searchsorted(names, table[TILE][0].as_py()))
+        if not refusal:
+            yield from self._cut(table, tile, num_rows, frozenset())
             return
+        for start in range(0, len(table), num_rows):
+            some = table.slice(start, num_rows)
+            yield self._columns(some, None, np.full(len(some), refusal, dtype=object), self._source(tile)), 0
+
+    def _cut(self, table: pa.Table, tile: int, num_rows: int, without: frozenset[int]) -> Iterator[tuple[dict[str, Any], int]]:
+        # Sources from one tile; those whose centre is masked there are cut from the next best, if there is one.
+        footprint, masked = self.selection.footprint, []
         x_N, y_N = (table[axis].to_numpy() for axis in ("x", "y"))
-        with Tile(files, root, info.zero_point_mag) as tile:
-            num_bytes = tile.num_bytes
-            for cuts in tile.cut(x_N, y_N, self.size, num_rows):
-                yield self._columns(table.take(pa.array(cuts.rows_N)), cuts, cuts.reason_N.copy(), source), num_bytes
-                num_bytes = 0
+        with Tile(self.selection.files(tile), footprint.root, footprint.info.zero_point_mag) as opened:
+            num_bytes = opened.num_bytes
+            for cuts in opened.cut(x_N, y_N, self.size, num_rows):
+                kept_N = cuts.reason_N != MASKED
+                masked.append(cuts.rows_N[~kept_N])
+                if kept_N.any():
+                    kept = cuts.take(kept_N)
+                    rows = table.take(pa.array(kept.rows_N))
+                    yield self._columns(rows, kept, kept.reason_N.copy(), self._source(tile)), num_bytes
+                    num_bytes = 0
+        again = table.take(pa.array(np.concatenate(masked)))
+        if not len(again):
+            return
+        without |= {tile}
+        position = again["ra"].to_numpy(), again["dec"].to_numpy()
+        found = assign(*position, self.selection, size=self.size, max_beyond=self.max_beyond, without=without)
+        lost = again.filter(pa.array(found.tile_N < 0))
+        for start in range(0, len(lost), num_rows):
+            some = lost.slice(start, num_rows)
+            yield self._columns(some, None, np.full(len(some), MASKED, dtype=object), self._source(tile)), 0
+        for other in np.unique(found.tile_N[found.tile_N >= 0]).tolist():
+            rows_N = np.flatnonzero(found.tile_N == other)
+            moved = again.take(pa.array(rows_N))
+            place = {TILE: np.full(len(rows_N), self.selection.names[other]), "x": found.x_N[rows_N], "y": found.y_N[rows_N]}
+            for name, values_N in place.items():
+                moved = moved.set_column(moved.column_names.index(name), name, pa.array(values_N))
+            yield from self._cut(moved, other, num_rows, without)
+
+    def _source(self, tile: int) -> str:
+        return storage.join(self.selection.footprint.root, self.selection.files(tile)[0].image.path)
 
     def _columns(self, table: pa.Table, cuts: Cuts | None, reason_N: np.ndarray, source: str) -> dict[str, Any]:
         count = len(table)

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gampen_ray.data.tiles import surveys
+from gampen_ray.data.tiles.cutting import first_pixels
 from gampen_ray.data.tiles.planning import Planning, plan_locally, units
 from gampen_ray.data.tiles.reading import TILE_COLUMNS, TileReader
 from tests.data.tiles.layouts import LAYOUTS, write_sky
@@ -32,11 +33,12 @@ def test_cutouts_that_reach_over_the_edge_are_filled_or_refused_as_asked(nan_pol
     over_N, masked_N = rows["edge_share"] > 0, rows["mask_share"] > 0
     assert over_N.sum() > 10
     assert (masked_N & ~over_N).any()
-    bad_N = rows["reason"] != ""
+    bad_N, cut_N = rows["reason"] != "", np.isfinite(rows["mask_share"])
+    assert all(reason.startswith("masked centre") for reason in rows["reason"][~cut_N])
     if nan_policy == "quarantine":
-        np.testing.assert_array_equal(bad_N, over_N | masked_N)
+        np.testing.assert_array_equal(bad_N, over_N | masked_N | ~cut_N)
     else:
-        assert all(reason.startswith("masked centre") for reason in rows["reason"][bad_N])
+        np.testing.assert_array_equal(bad_N, ~cut_N)
         good_N = over_N & ~bad_N
         share_N = rows["pixels_filled"][good_N] / (2 * SIZE**2)
         np.testing.assert_allclose(share_N, (rows["edge_share"] + rows["mask_share"])[good_N])
@@ -47,9 +49,39 @@ def test_cutouts_that_reach_over_the_edge_are_filled_or_refused_as_asked(nan_pol
     assert not rows["image"][bad_N].any()
     # What the catalogue states is kept, the tile's map fills the rest.
     np.testing.assert_array_equal(rows["psf_fwhm_g"], 0.7)
-    np.testing.assert_array_equal(rows["psf_fwhm_r"], 1.25)
-    assert sum(num_bytes for unit in units(planning.output) for _, num_bytes in reader.read(unit, 32)) == sum(
-        path.stat().st_size for path in (tmp_path / "tiles").rglob("*.fz")
-    )
+    np.testing.assert_array_equal(rows["psf_fwhm_r"][cut_N], 1.25)
+    # The tiles' files, and those that were looked into for masked sources.
+    read_bytes = sum(num_bytes for unit in units(planning.output) for _, num_bytes in reader.read(unit, 32))
+    assert read_bytes >= sum(path.stat().st_size for path in (tmp_path / "tiles").rglob("*.fz"))
     refused = [rows for rows, _ in reader.read(units(planning.output)[0], 32, "the worker died")]
     assert {reason for one in refused for reason in one["reason"]} == {"the worker died"}
+
+
+def test_a_source_whose_centre_is_masked_is_cut_from_the_next_best_tile(tmp_path: Path) -> None:
+    layout = LAYOUTS["legacy"]
+    sky = write_sky(tmp_path / "tiles", layout)
+    uri = made_footprint(tmp_path / "tiles", tmp_path / "footprint", surveys.TILE_SURVEYS["legacy"]).uri
+    # In the middle of the masked pixels of each tile: two of them are in a neighbour too.
+    ra_N, dec_N = np.transpose([np.ravel(sky.wcs[tile].all_pix2world([[25, 50.8]], 0)) for tile in layout.tiles])
+    pq.write_table(pa.table({"object_id": list(layout.tiles), "ra": ra_N, "dec": dec_N}), tmp_path / "catalog.parquet")
+    how = {"footprint": uri, "bands": ("g",), "size": 12}
+    planning = Planning(**how, output=str(tmp_path / "plan"))
+    plan_locally(str(tmp_path / "catalog.parquet"), planning)
+    reader = TileReader(**how, nan_policy="zero")
+    read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32)]
+    rows = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
+    assert sorted(rows["object_id"]) == sorted(layout.tiles)
+    moved_N = rows["object_id"] != rows["tile"]
+    assert moved_N.sum() == 2
+    assert list(rows["reason"][moved_N]) == ["", ""]
+    assert all(reason.startswith("masked centre") for reason in rows["reason"][~moved_N])
+    for row in np.flatnonzero(moved_N):
+        tile, x, y = rows["tile"][row], rows["x"][row], rows["y"][row]
+        np.testing.assert_allclose(
+            sky.wcs[tile].all_pix2world([[x, y]], 0)[0, 1], dec_N[layout.tiles.index(rows["object_id"][row])]
+        )
+        left, first = (int(first_pixels(np.array([at]), 12)[0]) for at in (x, y))
+        image_HW, bad_HW = sky.pixels[tile, "g"]
+        window = slice(first, first + 12), slice(left, left + 12)
+        np.testing.assert_array_equal(rows["image"][row, 0], np.where(bad_HW[window], 0, image_HW[window]))
+        assert tile in rows["source"][row]
