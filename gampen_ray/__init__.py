@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gampen_ray import plot
     from gampen_ray.inference.bundle import load_bundle
 
-    crop = demo = describe = evaluate = import_gampen = infer = ingest = inspect = cast(Any, None)
+    crop = demo = describe = evaluate = footprint = import_gampen = infer = ingest = inspect = cast(Any, None)
     report = scan_dropout = simulate = split = train = tune = cast(Any, None)
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "demo",
     "describe",
     "evaluate",
+    "footprint",
     "import_gampen",
     "infer",
     "ingest",

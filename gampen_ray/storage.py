@@ -317,7 +317,8 @@ def _walk(folder: str) -> Iterator[str]:
 def _put(fs: pafs.FileSystem, path: str, data: bytes | memoryview | pa.Buffer) -> None:
     # In one piece: the destructor of a stream left open by an exception would upload an incomplete object.
     content = pa.py_buffer(data)
-    stream = fs.open_output_stream(path)
+    # By default pyarrow would compress what is named .gz, once more.
+    stream = fs.open_output_stream(path, compression=None)
     stream.write(content)
     stream.close()
 

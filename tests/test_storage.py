@@ -37,6 +37,15 @@ def test_bytes_come_back_and_are_replaced(root: str) -> None:
     assert storage.list_files(root) == [storage.absolute(uri)]
 
 
+@pytest.mark.parametrize("name", ["a.fits.gz", "a.bz2", "a.zst", "a.lz4"])
+def test_files_are_stored_as_they_are_whatever_their_name(name: str, root: str) -> None:
+    uri = storage.join(root, name)
+    storage.write_bytes_atomic(uri, b"content")
+    with storage.open_output(storage.join(root, f"other-{name}")) as file:
+        file.write(b"content")
+    assert storage.read_bytes(uri) == storage.read_bytes(storage.join(root, f"other-{name}")) == b"content"
+
+
 def test_missing_files_are_named(root: str) -> None:
     uri = storage.join(root, "absent.json")
     for call in (storage.read_bytes, storage.read_json, storage.open_input):

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from gampen_ray.data.tiles.planning import TILE
+from gampen_ray.data.tiles.reading import TILE_COLUMNS
 from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, posterior_flags
 from gampen_ray.model.targets import TargetSchema
@@ -136,6 +138,12 @@ def _object_id(rows: Rows) -> pa.ChunkedArray:
     return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
 
 
+def _text(rows: Rows, name: str) -> pa.Array:
+    return (
+        rows.objects[name].cast(pa.string()) if name in rows.objects.column_names else pa.nulls(len(rows.objects), pa.string())
+    )
+
+
 def _position(rows: Rows, name: str) -> pa.Array:
     return _nullable(rows, name) if name in rows.objects.column_names else pa.nulls(len(rows.objects), pa.float64())
 
@@ -153,3 +161,9 @@ def _triangles(rows: Rows) -> pa.FixedSizeListArray:
 def _lists(values: torch.Tensor) -> pa.FixedSizeListArray:
     flat_NX = values.to(torch.float32).cpu().flatten(1).contiguous().numpy()
     return pa.FixedSizeListArray.from_arrays(pa.array(flat_NX.reshape(-1)), flat_NX.shape[1])
+
+
+for _name, (_unit, _about) in TILE_COLUMNS.items():
+    # Of galaxies from tiles; null for others.
+    _kind, _of = (pa.string(), _text) if _name == TILE else (pa.float64(), _position)
+    register_column(_name, unit=_unit, description=_about, type=_kind)(functools.partial(_of, name=_name))

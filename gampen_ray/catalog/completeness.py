@@ -19,7 +19,7 @@ from gampen_ray import storage
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
 from gampen_ray.errors import AGAIN, StorageError
 
-__all__ = ["catalog_contents", "crop_scales", "id_sum"]
+__all__ = ["catalog_contents", "crop_scales", "id_sum", "stored_id_sum"]
 
 _THREADS = 32
 _CROP_FILES = 100
@@ -36,6 +36,13 @@ def _hashes(ids: Any) -> np.ndarray:
     values = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids)])
     kind = pa.int64() if pa.types.is_integer(values.type) else pa.string()
     return hash_array(values.cast(kind).to_numpy(), categorize=False)  # type: ignore[operator]
+
+
+def stored_id_sum(uris: list[str], kind: pa.DataType) -> int:
+    """Return the sum of the hashes of the identifiers in files, which were of a kind (int64 or string) before."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(functools.partial(_file_hashes, kind=kind), uris)
+        return sum(int(hash_N.sum(dtype=np.uint64)) for hash_N in found) % 2**64
 
 
 def catalog_contents(output: str) -> tuple[dict[str, int], int, int]:

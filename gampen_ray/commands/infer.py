@@ -49,8 +49,12 @@ class InferConfig(CatalogConfig):
     bundle: str
     """Model bundle (or the run folder that holds it): a folder, s3:// URI or builtin:NAME."""
     dataset: str
-    """What to predict: a dataset of cutout shards, or images as `ingest` takes them, such as a folder of cutouts; local or s3://
-    URI. For images, a catalogue gives identifiers, positions and conditions."""
+    """What to predict: a dataset of cutout shards, images as `ingest` takes them, such as a folder of cutouts, or a footprint,
+    from whose tiles the sources of a catalogue are cut; local or s3:// URI. For images, a catalogue gives identifiers,
+    positions and conditions."""
+    max_beyond: int = pydantic.Field(default=0, ge=0)
+    """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
+    a flag; sources nearer to the edge go to quarantine."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     require_signature: str = ""
@@ -112,7 +116,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray.commands.tile_plans import PLAN, catalog_identity, planned_units, tile_source
     from gampen_ray.data.sources import check_num_rows, layout_identity, pinned
+    from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
     from gampen_ray.provenance import provenance
@@ -124,22 +130,23 @@ def infer(config: InferConfig) -> dict[str, Any]:
     config = replace(config, **uris)
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
-    source, units = _input(config, bundle)
+    source, units = tile_source(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
     # Refuses unknown names before any work.
     catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
         return _estimate(config, bundle, digest, source, units)
-    inputs = {
-        "bundle": digest,
-        "dataset": source.info.fingerprint,
-        "dataset layout": layout_identity(config.dataset, units),
-    }
+    inputs = {"bundle": digest, "dataset": source.info.fingerprint}
+    if source.tiles:
+        inputs["catalog"] = catalog_identity(config.catalog)
+    else:
+        inputs["dataset layout"] = layout_identity(config.dataset, units)
     run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
     run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
         if RunFolder.check(config=replace(config, precision=precision), **run) == "free":
-            check_num_rows(config.dataset, config.split, source.info, units)
+            if not source.tiles:
+                check_num_rows(config.dataset, config.split, source.info, units)
             if precision == "auto":
                 precision = _settled(config, sum(unit.num_rows for unit in units), stack)
         config = replace(config, precision=precision)
@@ -148,9 +155,13 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return storage.read_json(manifest_uri)
+        num_unassigned = unassigned = 0
+        if source.tiles:
+            units, num_unassigned, unassigned = planned_units(config, folder, source)
         rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
+        num_rows = num_unassigned + sum(unit.num_rows for unit in units)
         manifest = {
-            **_finish(config, bundle, sum(unit.num_rows for unit in units), id_sum),
+            **_finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64),
             "rates": rates,
             "config": to_dict(config),
             "calibration": bundle.calibration.to_dict(),
@@ -160,7 +171,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         }
         folder.check_lock()
         storage.write_json(manifest_uri, manifest)
-        for name in (PARTS, RECEIPTS):
+        for name in (PARTS, RECEIPTS, PLAN):
             storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
@@ -291,6 +302,7 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
 def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
     """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
     from gampen_ray.catalog.prediction import write_unit
+    from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
     from gampen_ray.gampen.summary_files import write_part
 
     write_summary = None
@@ -304,7 +316,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
         store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
         mode_centred=config.mode_centred,
         conditions=bundle.images.condition_names,
-        extra=config.columns,
+        extra=(*config.columns, *(TILE_COLUMNS if is_footprint(config.dataset) else ())),
         write_summary=write_summary,
     )
 

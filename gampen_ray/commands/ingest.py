@@ -15,8 +15,6 @@ from gampen_ray.config.base import config_class, default, replace
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 
 if typing.TYPE_CHECKING:
-    import pyarrow as pa
-
     from gampen_ray.data.packing import PlannedRows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.engine.resources import Workers
@@ -77,7 +75,10 @@ def ingest(config: IngestConfig) -> IngestSummary:
         For a mistake in the config or the catalogue, an output that holds something else, or if no row can be used.
     """
     from gampen_ray import storage
-    from gampen_ray.data import ingest_plan, quarantine, shards
+    from gampen_ray.commands import ingest_tiles
+    from gampen_ray.commands.tile_plans import PLAN
+    from gampen_ray.data import ingest_plan, packing, quarantine, shards
+    from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.run_folder import RunFolder
 
     config = replace(
@@ -86,27 +87,37 @@ def ingest(config: IngestConfig) -> IngestSummary:
         output=storage.absolute(config.output),
         catalog=storage.absolute(config.catalog) if config.catalog else "",
     )
-    rows, info = ingest_plan.plan(config)
+    tiles = is_footprint(config.images)
+    rows, info = (None, ingest_tiles.dataset_info(config)) if tiles else ingest_plan.plan(config)
     inputs, moving = {"images or catalog": info.fingerprint}, ("images", "catalog")
     with RunFolder.open(config.output, "ingest", config, inputs, complete=shards.DATASET_JSON, ignored=moving) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             info = shards.read_dataset_info(config.output)
         else:
-            counts, remarks = _pack_all(config, rows, info)
+            if rows is None:
+                info, parts, num_unassigned = ingest_tiles.parts(config, folder, info)
+                counts, remarks = _pack_all(config, info, parts, ingest_tiles.pack)
+                counts[shards.QUARANTINE] += num_unassigned
+            else:
+                starts = range(0, len(rows), config.galaxies_per_shard)
+                some = (rows.slice(start, config.galaxies_per_shard) for start in starts)
+                parts = [_Part(index, len(part), packing.PlannedRows(part)) for index, part in enumerate(some)]
+                counts, remarks = _pack_all(config, info, parts, _pack)
             _log_remarks(remarks, info, counts.total())
             num_bad = counts.pop(shards.QUARANTINE)
             folder.check_lock()
             if not counts.total():
                 bad = quarantine.read_quarantine(config.output)
                 # No shard is lost, and the next attempt may have other settings.
-                for name in (shards.QUARANTINE, _RECEIPTS):
+                for name in (shards.QUARANTINE, _RECEIPTS, PLAN):
                     storage.delete(folder.path(name))
                 folder.release_claim()
                 raise quarantine.nothing_usable(f"images: none of the {num_bad:,} rows can be used", bad, "rows")
             info = dataclasses.replace(info, num_rows=dict(counts), num_quarantined=num_bad)
             shards.write_dataset_info(config.output, info)
-        storage.delete(folder.path(_RECEIPTS))
+        for name in (_RECEIPTS, PLAN):
+            storage.delete(folder.path(name))
     reasons = quarantine.reason_kinds(reason for _, reason in quarantine.read_quarantine(config.output))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, sum(info.num_rows.values()), info.num_quarantined)
     for reason, count in reasons.most_common(5):
@@ -145,10 +156,12 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
             logger.warning("%s of %s cutouts %s", f"{remarks[name]:,}", f"{total:,}", text)
 
 
-def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tuple[Counter[str], Counter[str]]:
+def _pack_all(
+    config: IngestConfig, info: "DatasetInfo", parts: list[typing.Any], pack: Callable[..., dict[str, dict[str, int]]]
+) -> tuple[Counter[str], Counter[str]]:
     """Write the missing shards, and return the number of rows of each split and in quarantine, and the remarks."""
     from gampen_ray import storage
-    from gampen_ray.data import packing, shards
+    from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
 
     receipts = {uri.rpartition("/")[2]: uri for uri in storage.list_files(storage.join(config.output, _RECEIPTS))}
@@ -162,29 +175,31 @@ def _pack_all(config: IngestConfig, rows: "pa.Table", info: "DatasetInfo") -> tu
         bad = counts[shards.QUARANTINE]
         return f"{bad:,} in quarantine" if bad else ""
 
-    parts = []
-    for index, start in enumerate(range(0, len(rows), config.galaxies_per_shard)):
-        some = rows.slice(start, config.galaxies_per_shard)
-        part = _Part(index, len(some), packing.PlannedRows(some))
+    for part in parts:
         if part.name in receipts:
             receive(storage.read_json(receipts[part.name]))
-        else:
-            parts.append(part)
 
-    def work(refusal: str = "") -> Callable[["Workers"], Callable[[_Part], typing.Any]]:
-        return lambda _: functools.partial(_pack, config=config, info=info, refusal=refusal)
+    def work(refusal: str = "") -> Callable[["Workers"], Callable[..., typing.Any]]:
+        return lambda _: functools.partial(_packed, pack=pack, config=config, info=info, refusal=refusal)
 
-    job = {"total": len(rows), "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
-    run_units("ingest", parts, work(), receive=receive, give_up=work, **job)
+    total = sum(part.num_rows for part in parts)
+    job = {"total": total, "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
+    todo = [part for part in parts if part.name not in receipts]
+    run_units("ingest", todo, work(), receive=receive, give_up=work, **job)
     return counts, remarks
 
 
-def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
+def _packed(part: typing.Any, *, pack: Callable[..., typing.Any], config: IngestConfig, **how: typing.Any) -> typing.Any:
     from gampen_ray import storage
+
+    receipt = pack(part, config=config, **how)
+    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
+    return receipt
+
+
+def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
     from gampen_ray.data import packing
 
     rows = packing.refused(part.rows.table, refusal) if refusal else part.rows.table
     packed = packing.pack(rows, part.index, output=config.output, reader=config.reader, info=info)
-    receipt = {name: dict(numbers) for name, numbers in packed._asdict().items()}
-    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
-    return receipt
+    return {name: dict(numbers) for name, numbers in packed._asdict().items()}

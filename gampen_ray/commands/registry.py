@@ -25,7 +25,7 @@ from gampen_ray.plugins import Registry, load_plugins
 
 # In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
-_BUILT_IN += ("describe", "crop", "import-gampen")
+_BUILT_IN += ("footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 
 

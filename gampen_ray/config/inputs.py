@@ -114,7 +114,7 @@ class CutoutsConfig(CatalogConfig):
 
     images: str
     """Folder or s3:// prefix of cutouts, a file of one or of many (HDF5, Zarr, NumPy, Parquet, HATS, WebDataset) or a folder of
-    these, or a GaMPEN data folder (info.csv and cutouts/)."""
+    these, a GaMPEN data folder (info.csv and cutouts/), or a footprint, from whose tiles the catalogue's sources are cut."""
     targets: tuple[str, ...] = ()
     """Catalogue columns of the targets in physical units; with targets, the dataset is split into train, val and test. GaMPEN's
     labels are converted: ln_X and custom_logit_X become the physical X (custom_logit_bt: bulge_to_total, ln_R_e_asec:

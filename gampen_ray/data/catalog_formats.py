@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,22 +108,37 @@ def _properties(uri: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def scalar_table(file: pq.ParquetFile, without: str = "") -> pa.Table:
-    """Return the scalar columns of a Parquet file but one, dictionaries decoded; others, such as images, are not read."""
-    scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without]
-    table = _bounded(file, pa.schema(scalar))
+def scalar_table(
+    file: pq.ParquetFile, without: str = "", *, keep: Callable[[str], bool] = bool, groups: Iterable[int] | None = None
+) -> pa.Table:
+    """Return scalar columns of a Parquet file, dictionaries decoded; others, such as images, are not read.
+
+    Parameters
+    ----------
+    file
+        The file.
+    without
+        A column that is left out.
+    keep
+        Whether a column of a name is read.
+    groups
+        Row groups; None: all.
+    """
+    scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without and keep(field.name)]
+    table = _bounded(file, pa.schema(scalar), range(file.num_row_groups) if groups is None else list(groups))
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)
 
 
-def _bounded(file: pq.ParquetFile, schema: pa.Schema) -> pa.Table:
+def _bounded(file: pq.ParquetFile, schema: pa.Schema, numbers: Sequence[int]) -> pa.Table:
     # Repeated values take no space in a file; in memory, each row has its own.
-    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    groups = [file.metadata.row_group(number) for number in numbers]
     stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
     left = most = max(_LEAST_PARQUET_BYTES, _PARQUET_RATIO * stored)
     names, batches = schema.names, list[pa.RecordBatch]()
     # A value has a byte or more.
-    coming = file.iter_batches(columns=names) if file.metadata.num_rows * len(names) <= most else ()
+    num_rows = sum(group.num_rows for group in groups)
+    coming = file.iter_batches(row_groups=numbers, columns=names) if num_rows * len(names) <= most else ()
     for batch in coming:
         batches.append(batch.select(names))
         left -= batch.nbytes

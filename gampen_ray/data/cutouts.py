@@ -25,6 +25,7 @@ __all__ = [
     "fit_to_size",
     "overlap",
     "sentinels",
+    "side_at_scale",
     "stem",
     "too_large",
     "without_blanks",
@@ -91,6 +92,11 @@ class Cutout:
 def stem(name: str) -> str:
     """Return a file's name without folder and without a suffix that begins with a letter: ``.fits``, ``.fits.gz``, ``.npy``."""
     return re.sub(r"(\.[a-z]\w*)?(\.(gz|fz|bz2))?$", "", name.rpartition("/")[2], flags=re.IGNORECASE)
+
+
+def side_at_scale(size: int, scale_arcsec: float | None, own_scale_arcsec: float | None) -> int:
+    """Return the side of images with pixels of their own that cover as much of the sky as ``size`` pixels of another scale."""
+    return math.ceil(size * scale_arcsec / own_scale_arcsec - 1e-6) if own_scale_arcsec and scale_arcsec else size
 
 
 def central(image_CHW: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
 from gampen_ray.data import catalogs, image_rows, positions, shards, validation
 from gampen_ray.data.agreement import settle
-from gampen_ray.data.cutouts import Cutout, CutoutError
+from gampen_ray.data.cutouts import Cutout, CutoutError, side_at_scale
 from gampen_ray.data.image_reading import Images, raised
 from gampen_ray.data.located import Located
 from gampen_ray.data.packing import REASON, SPLIT
@@ -209,7 +209,7 @@ def _sample(located: Located, reasons: np.ndarray, reader: ReaderConfig) -> tupl
 def _size(asked: int, own_scale: float | None, scale: float | None, cutouts: list[Cutout], failed: str) -> int:
     # The side of the cutouts; asked for at another pixel scale, they cover the same part of the sky.
     if asked:
-        return math.ceil(asked * scale / own_scale - 1e-6) if own_scale and scale else asked
+        return side_at_scale(asked, scale, own_scale)
     if not cutouts:
         raise UserError(f"images: none of the files looked at can be read; {failed}")
     shorter = sorted(min(cutout.image_CHW.shape[1:]) for cutout in cutouts)

@@ -19,7 +19,7 @@ from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, wit
 from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
-__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows", "refused"]
+__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows", "refused", "write_rows"]
 
 SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
 """Columns of the plan with the split of each row, and why it cannot be used."""
@@ -93,10 +93,34 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
     reader, info
         See `gampen_ray.data.ingest_plan.plan`.
     """
-    columns, sources, reasons, remarks, _ = read_rows(rows, reader, info)
-    ids = rows.column("object_id").to_pylist()
-    counts: Counter[str] = Counter()
+    read = read_rows(rows, reader, info)
     splits = np.array(rows.column(SPLIT).to_pylist(), dtype=object)
+    return Packed(write_rows(read.columns, read.sources, read.reasons, splits, part, output=output, info=info), read.remarks)
+
+
+def write_rows(
+    columns: dict[str, Any],
+    sources: np.ndarray,
+    reasons: np.ndarray,
+    splits: np.ndarray,
+    part: int,
+    *,
+    output: str,
+    info: DatasetInfo,
+) -> Counter[str]:
+    """Write rows to the shards of their splits and to quarantine, all numbered ``part``; return their numbers by folder.
+
+    Parameters
+    ----------
+    columns, sources, reasons
+        See `Rows`.
+    splits
+        Split of each row, or ``"all"``.
+    part, output, info
+        See `pack`.
+    """
+    ids = columns["object_id"].to_pylist()
+    counts: Counter[str] = Counter()
     for split in shards.SPLITS if info.targets else (shards.ALL,):
         chosen = np.flatnonzero((reasons == "") & (splits == split))
         uri = shards.part_uri(output, split, part)
@@ -118,7 +142,7 @@ def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: 
         shards.write_quarantine(uri, object_id=texts, source=[sources[row] for row in bad], reason=reasons[bad])
     else:
         storage.delete(uri)
-    return Packed(counts, remarks)
+    return counts
 
 
 def refused(rows: pa.Table, reason: str) -> pa.Table:

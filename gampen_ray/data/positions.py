@@ -15,11 +15,10 @@ from gampen_ray.data import catalogs
 from gampen_ray.data.cutouts import Cutout
 from gampen_ray.errors import UserError
 
-__all__ = ["PositionUnit", "Positions", "misplaced", "offset_arcsec", "sky_positions"]
+__all__ = ["USUAL_NAMES", "PositionUnit", "Positions", "misplaced", "offset_arcsec", "sky_positions"]
 
 PositionUnit = Literal["auto", "deg", "hour", "rad"]
-# Pairs of columns, in lower case, of the formats and surveys that have them.
-_NAMES = (
+USUAL_NAMES = (
     ("ra", "dec"),
     ("ra", "de"),
     ("raj2000", "dej2000"),  # VizieR
@@ -37,6 +36,7 @@ _NAMES = (
     ("ira", "idec"),  # HSC, by band
     ("i_ra", "i_dec"),
 )
+"""Pairs of columns, in lower case, of the formats and surveys that have them."""
 _HOURS = ("h", "hr", "hour", "hours", "hourangle", "hms")
 _DEGREES = ("", "d", "deg", "degree", "degrees", "dms")
 _UNITS: dict[str, Any] = {"deg": u.deg, "hour": u.hourangle, "rad": u.rad}
@@ -130,7 +130,7 @@ def _columns(table: pa.Table, ra_column: str, dec_column: str) -> tuple[tuple[st
                 )
         return (ra_column, dec_column), []
     spelled = {name.lower(): name for name in reversed(table.column_names)}
-    for names in _NAMES:
+    for names in USUAL_NAMES:
         if all(name in spelled for name in names):
             columns = tuple(spelled[name] for name in names)
             return columns, [] if names == ("ra", "dec") else [f"positions are taken from the columns {' and '.join(columns)}"]

@@ -19,10 +19,23 @@ from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
+from gampen_ray.data.tiles.planning import TileUnit
+from gampen_ray.data.tiles.planning import units as plan_units
+from gampen_ray.data.tiles.reading import TileReader
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["Source", "Unit", "check_num_rows", "dataset_units", "layout_identity", "open_source", "pinned", "shard_units"]
+__all__ = [
+    "Source",
+    "Unit",
+    "check_num_rows",
+    "dataset_units",
+    "layout_identity",
+    "open_source",
+    "pinned",
+    "shard_units",
+    "tile_units",
+]
 
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
@@ -41,7 +54,7 @@ class Unit:
     num_rows
         Number of rows.
     uri, start, stop
-        Row groups ``start`` to ``stop`` of a shard; empty for files.
+        Row groups ``start`` to ``stop`` of a shard, or of a plan of sources on tiles; empty for files.
     stamp
         `gampen_ray.data.shards.Footer.stamp` of the shard.
     rows
@@ -71,12 +84,15 @@ class Source:
         Names of columns that the model is given beside the image.
     refusal
         Why no image may be read: the reason of every row. Empty: images are read.
+    tiles
+        How images are cut from the tiles of a footprint; None: they are stored.
     """
 
     info: shards.DatasetInfo
     reader: ReaderConfig | None
     conditions: tuple[str, ...] = ()
     refusal: str = ""
+    tiles: TileReader | None = None
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
         """Yield a unit's rows in batches of at most N = ``num_rows``, each with the number of stored bytes read.
@@ -86,8 +102,12 @@ class Source:
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
             ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``core_filled``, ``side_pixels``
-            (shorter side of what the file gave, pixels), and conditions if there.
+            (shorter side of what the file gave, pixels), conditions if there, and from tiles
+            `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
         """
+        if self.tiles is not None:
+            yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, self.refusal)
+            return
         wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
             if self.refusal:
@@ -226,6 +246,12 @@ def pinned(dataset: str, units: Iterable[Unit]) -> dict[str, str]:
     """Return the stamp of each shard of a dataset by its name, for `gampen_ray.run_folder.RunFolder`; empty for files."""
     root = storage.absolute(dataset)
     return {unit.uri.removeprefix(root).strip("/"): unit.stamp for unit in units if unit.uri}
+
+
+def tile_units(plan: str) -> list[Unit]:
+    """Return the units of a finished plan of sources on tiles, in order."""
+    found = plan_units(plan)
+    return [Unit(name=one.name, num_rows=one.num_rows, uri=one.uri, start=one.group, stop=one.group + 1) for one in found]
 
 
 def check_num_rows(dataset: str, split: str, info: shards.DatasetInfo, units: Iterable[Unit]) -> None:

@@ -26,6 +26,7 @@ import real_cutouts
 import real_galaxies
 import seeds
 import shifts
+import tiles
 
 SIZE = 40
 SURVEY = SURVEYS["kids-r"]
@@ -120,3 +121,12 @@ def test_seeds(bundle_uri: str) -> None:
     found = seeds.differences(bundle, inputs, [17, 289])
     # Of the median galaxy and the median pair of seeds.
     assert 0 < found["289"]["std"][0] < found["17"]["std"][0]
+
+
+def test_tiles_are_cut_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_BRICK", 300)
+    monkeypatch.setattr(tiles, "_SOURCES", 50)
+    tiles.write_brick(tmp_path)
+    found = tiles.rate(tmp_path, 24)
+    assert found["cutouts_per_s"] > 0
+    assert 0 < found["share_of_decompression"] < 2

@@ -17,6 +17,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import CORE, Cutout, CutoutError, overlap
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
+from gampen_ray.data.mask_planes import header_planes, plane_bits
 from gampen_ray.data.readers.arrays import band_order
 from gampen_ray.data.readers.fits_bands import band_hdus, band_names, plane_names, stacked
 from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers, check_size, image_shape
@@ -24,8 +25,6 @@ from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, che
 __all__ = ["FitsReader"]
 
 _SATURATED = ("SAT", "SATURATED")
-# Of the names of LSST's and HSC's mask planes: MP_NO_DATA = 8, or MSKN0008 = 'NO_DATA'.
-_PLANE, _NAMED_PLANE = "MP_", "MSKN"
 
 
 class FitsReader:
@@ -195,10 +194,11 @@ def _constant(pixels: np.ndarray) -> bool:
 def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, ...]) -> np.ndarray:
     if kind == "mask":
         flags_MHW: np.ndarray = np.nan_to_num(pixels_MHW).astype(np.int64)
-        marked_MHW = (flags_MHW & _plane_bits(header, planes)) != 0
+        names = header_planes(header)
+        marked_MHW = (flags_MHW & plane_bits(names, planes)) != 0
         # Pipelines interpolate over saturated pixels. Those of stars elsewhere in the image do no harm.
         core = (..., *(overlap(side, CORE)[0] for side in flags_MHW.shape[1:]))
-        marked_MHW[core] |= (flags_MHW[core] & _plane_bits(header, _SATURATED)) != 0
+        marked_MHW[core] |= (flags_MHW[core] & plane_bits(names, _SATURATED)) != 0
         return marked_MHW
     # A weight of zero says that no exposure contributes, a variance that is not finite likewise.
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
@@ -215,14 +215,6 @@ def _noise(pixels_MHW: np.ndarray, name: str, kind: Kind, bands: Sequence[str]) 
         positive = plane_HW[np.isfinite(plane_HW) & (plane_HW > 0)]
         noise[f"noise_{band}"] = float(np.median(positive)) ** powers[kind] if positive.size else math.nan
     return noise
-
-
-def _plane_bits(header: Any, planes: tuple[str, ...]) -> int:
-    bits = {name.removeprefix(_PLANE): str(header[name]) for name in header if name.startswith(_PLANE)}
-    bits |= {str(header[name]): name[len(_NAMED_PLANE) :] for name in header if name.startswith(_NAMED_PLANE)}
-    # A damaged card names no plane.
-    chosen = {int(bits[name]) for name in planes if name in bits and bits[name].isdecimal()}
-    return -1 if "any" in planes else sum(1 << bit for bit in chosen if bit < 63)
 
 
 def _plane_order(header: Any, shape: tuple[int, ...], config: ReaderConfig) -> list[int] | None:

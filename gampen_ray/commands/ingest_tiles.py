@@ -1,0 +1,132 @@
+"""`ingest` from a footprint: sources with labels are cut from tiles and stored, by the same code that `infer` cuts with."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from gampen_ray.commands.tile_plans import PLAN, catalog_identity, check_catalog, make_plan
+from gampen_ray.config.base import fields, to_dict
+from gampen_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from gampen_ray.commands.ingest import IngestConfig
+    from gampen_ray.data.shards import DatasetInfo
+    from gampen_ray.data.tiles.planning import TileUnit
+    from gampen_ray.data.tiles.reading import TileReader
+    from gampen_ray.run_folder import RunFolder
+
+__all__ = ["dataset_info", "pack", "parts"]
+
+_BATCH_ROWS = 256
+
+
+def dataset_info(config: "IngestConfig") -> "DatasetInfo":
+    """Return the metadata of the dataset, without targets and row counts.
+
+    Raises
+    ------
+    UserError
+        If the config has no catalogue or size, or a field that has no effect with a footprint.
+    """
+    from gampen_ray.config import CutoutsConfig
+    from gampen_ray.provenance import content_fingerprint
+
+    check_catalog(config, "reader.bands")
+    if not config.cutout_size:
+        raise UserError("cutout_size: is missing; with a footprint, give the side of the cutouts, pixels")
+    if config.split_slug:
+        raise UserError("split_slug: cannot be had with a footprint; leave it out")
+    settings = {name: value for name, value in to_dict(config).items() if name in fields(CutoutsConfig)}
+    settings = {name: value for name, value in settings.items() if name not in ("images", "catalog")}
+    info = _reader(config).info()
+    fingerprint = content_fingerprint(settings, [info.fingerprint, catalog_identity(config.catalog)])
+    return dataclasses.replace(info, fingerprint=fingerprint, flux_unit=config.flux_unit, source=to_dict(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class TilePart:
+    """Sources of one tile, for the shards of one index."""
+
+    index: int
+    unit: "TileUnit"
+
+    @property
+    def name(self) -> str:
+        """Name of its receipt."""
+        return f"part-{self.index:06d}.json"
+
+    @property
+    def num_rows(self) -> int:
+        """Number of sources."""
+        return self.unit.num_rows
+
+
+def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "tuple[DatasetInfo, list[TilePart], int]":
+    """Make the plan; return the metadata with the targets, the plan's parts, and the number of sources in quarantine."""
+    import numpy as np
+
+    from gampen_ray.data import shards
+    from gampen_ray.data.gampen_labels import Label
+    from gampen_ray.data.target_columns import convert_targets, wanted_columns
+    from gampen_ray.data.tiles import planning as plans
+
+    planning = plans.Planning(
+        footprint=config.images,
+        bands=info.bands,
+        size=info.cutout_size,
+        output=folder.path(PLAN),
+        id_column=config.id_column,
+        ra_column=config.ra_column,
+        dec_column=config.dec_column,
+        position_unit=config.position_unit,
+        columns=tuple(wanted_columns(config.targets)),
+        optional=tuple(
+            {*config.targets, *(Label.parse(name).quantity for name in config.targets)} - set(wanted_columns(config.targets))
+        ),
+        quarantine=folder.path(shards.QUARANTINE),
+    )
+    found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_shard)
+    made = [TilePart(index, unit) for index, unit in enumerate(plans.units(planning.output))]
+    if made:
+        none = plans.read_unit(made[0].unit).slice(0, 0)
+        columns = {name: none[name] for name in none.column_names}
+        units = convert_targets(config, none, columns, np.empty(0, dtype=object), info.zero_point_mag)
+        info = dataclasses.replace(info, target_units=units)
+    return info, made, found["num_quarantined"]
+
+
+def pack(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
+    """Cut the sources of a part and write their shards and quarantine file; return their numbers by folder, and remarks."""
+    import numpy as np
+    import pyarrow as pa
+
+    from gampen_ray.data import packing, shards
+    from gampen_ray.data.splits import assign_splits
+    from gampen_ray.data.target_columns import convert_targets
+    from gampen_ray.data.tiles.planning import read_unit
+
+    batches = [rows for rows, _ in _reader(config).read(part.unit, _BATCH_ROWS, refusal)]
+    read: dict[str, Any] = {name: np.concatenate([rows[name] for rows in batches]) for name in batches[0]}
+    reasons, sources = read.pop("reason").astype(object), read.pop("source")
+    units = read_unit(part.unit).schema
+    columns: dict[str, Any] = {
+        name: values if name == "image" else pa.chunked_array([pa.array(values)]) for name, values in read.items()
+    }
+    labels = [pa.field(name, columns[name].type, metadata=units.field(name).metadata) for name in units.names]
+    table = pa.table([columns[field.name] for field in labels], schema=pa.schema(labels))
+    convert_targets(config, table, columns, reasons, info.zero_point_mag)
+    splits = np.full(len(table), shards.ALL, dtype=object)
+    if config.targets:
+        splits = assign_splits(read["object_id"], config.split)
+    counts = packing.write_rows(columns, sources, reasons, splits, part.index, output=config.output, info=info)
+    return {"counts": dict(counts), "remarks": {"filled": int(np.count_nonzero(read["pixels_filled"]))}}
+
+
+def _reader(config: "IngestConfig") -> "TileReader":
+    from gampen_ray.config import ReaderConfig
+    from gampen_ray.data.tiles.footprint import Footprint
+    from gampen_ray.data.tiles.reading import TileReader
+
+    bands = config.reader.bands
+    if bands == ReaderConfig().bands:
+        bands = Footprint(config.images).info.bands
+    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, nan_policy=config.reader.nan_policy)

@@ -1,0 +1,155 @@
+"""Footprints as input: the sources of a catalogue are assigned to tiles on Ray (`gampen_ray.data.tiles.planning`)."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from gampen_ray.config import ActorResources, CatalogConfig, TaskResources
+from gampen_ray.config.base import fields, given
+from gampen_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from gampen_ray.commands.infer import InferConfig
+    from gampen_ray.data.sources import Source, Unit
+    from gampen_ray.data.tiles.planning import Batch, Part, Planning
+    from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.run_folder import RunFolder
+
+__all__ = ["PLAN", "catalog_identity", "check_catalog", "make_plan", "planned_units", "tile_source"]
+
+PLAN = "plan"
+"""Folder of an unfinished job on tiles: which sources are cut from which tile."""
+
+# Of a catalogue's fields those that say something of sources on tiles.
+_FIELDS = ("catalog", "id_column", "ra_column", "dec_column", "position_unit", "reader.nan_policy", "reader")
+_CPUS_PER_TASK = 1.0
+
+
+def check_catalog(config: CatalogConfig, *allowed: str) -> None:
+    """Raise a `UserError` unless a config has a catalogue, and no field, but those allowed, that says how files of cutouts are
+    found and read."""
+    if not config.catalog:
+        raise UserError("catalog: is missing; with a footprint, give a table of sources with identifiers and positions")
+    names = {name for name in given(config) if name.partition(".")[0] in fields(CatalogConfig)}
+    if others := sorted(names - {*_FIELDS, *allowed}):
+        raise UserError(f"{others[0]}: has no effect with a footprint, whose survey says how its tiles are read; leave it out")
+
+
+def catalog_identity(uri: str) -> str:
+    """Return a hash of names, sizes and times or ETags of a catalogue's files."""
+    from gampen_ray.data.catalog_formats import format_of, parquet_files
+    from gampen_ray.run_folder import files_identity
+
+    return files_identity(parquet_files(uri) if format_of(uri) == "parquet" else [uri])
+
+
+def make_plan(catalog: str, planning: "Planning", resources: TaskResources | ActorResources, unit_rows: int) -> dict[str, Any]:
+    """Make a plan, or finish one that was interrupted, and return what its file says."""
+    from gampen_ray import storage
+    from gampen_ray.data.tiles import planning as plans
+    from gampen_ray.engine.units import run_units
+
+    uri = storage.join(planning.output, plans.PLAN_JSON)
+    if storage.exists(uri):
+        return storage.read_json(uri)
+    job: dict[str, Any] = {"noun": "sources", "resources": resources, "cpus_per_task": _CPUS_PER_TASK}
+    batches = list(plans.batches(catalog, planning.id_column))
+    done = plans.assigned(planning)
+    counts = list(done.values())
+
+    def receive(found: dict[int, int], _: Any) -> str:
+        counts.append(found)
+        return ""
+
+    todo = [batch for batch in batches if batch.name not in done]
+    total = sum(batch.num_rows for batch in batches)
+    assign = functools.partial(_assign, planning=planning)
+    run_units("assign to tiles", todo, lambda _: assign, total=total, receive=receive, **job)
+    parts = plans.parts(counts)
+    total = sum(part.num_rows for part in parts)
+    merge = functools.partial(_merge, planning=planning, unit_rows=unit_rows)
+    run_units("group by tile", parts, lambda _: merge, total=total, **job)
+    return plans.finish(planning)
+
+
+def _assign(batch: "Batch", *, planning: "Planning") -> dict[int, int]:
+    from gampen_ray.data.tiles.planning import assign_batch
+
+    return assign_batch(batch, planning)
+
+
+def _merge(part: "Part", *, planning: "Planning", unit_rows: int) -> None:
+    from gampen_ray.data.tiles.planning import merge_part
+
+    merge_part(part, planning, unit_rows)
+
+
+def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[Unit]]":
+    """Return a footprint as the input of `infer`, without units: these are known when the plan is made (`planned_units`).
+
+    Raises
+    ------
+    UserError
+        For a field that cannot be had with a footprint, or if the bundle does not suit it.
+    """
+    from gampen_ray.catalog.prediction import check_fit
+    from gampen_ray.data.cutouts import side_at_scale
+    from gampen_ray.data.sources import Source
+    from gampen_ray.data.tiles.footprint import Footprint
+    from gampen_ray.data.tiles.reading import TileReader
+
+    check_catalog(config)
+    for field, given_ in (
+        ("split", config.split),
+        ("estimate", config.estimate),
+        ("catalog_format", config.catalog_format == "hats"),
+    ):
+        if given_:
+            raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
+    images, info = bundle.images, Footprint(config.dataset).info
+    size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
+    how: dict[str, Any] = {"nan_policy": config.reader.nan_policy, "max_beyond": config.max_beyond}
+    tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)
+    source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
+    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
+    return source, []
+
+
+def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") -> "tuple[list[Unit], int, int]":
+    """Make the plan; return its units, and of the sources without a tile, which are in quarantine, the number and the `id_sum`.
+
+    Raises
+    ------
+    UserError
+        If no source has a tile.
+    """
+    import pyarrow as pa
+
+    from gampen_ray import storage
+    from gampen_ray.catalog.completeness import stored_id_sum
+    from gampen_ray.data import quarantine, shards
+    from gampen_ray.data.sources import tile_units
+    from gampen_ray.data.tiles import planning as plans
+
+    assert source.tiles is not None
+    planning = plans.Planning(
+        footprint=source.tiles.footprint,
+        bands=source.tiles.bands,
+        size=source.tiles.size,
+        output=folder.path(PLAN),
+        max_beyond=config.max_beyond,
+        id_column=config.id_column,
+        ra_column=config.ra_column,
+        dec_column=config.dec_column,
+        position_unit=config.position_unit,
+        optional=source.conditions,
+        quarantine=folder.path(shards.QUARANTINE),
+    )
+    found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_file)
+    if not found["num_sources"]:
+        bad = quarantine.read_quarantine(folder.uri)
+        for name in (shards.QUARANTINE, PLAN):
+            storage.delete(folder.path(name))
+        folder.release_claim()
+        raise quarantine.nothing_usable(f"catalog: none of the {len(bad):,} sources can be cut from a tile", bad, "sources")
+    kind = pa.int64() if found["integer_ids"] else pa.string()
+    return tile_units(planning.output), found["num_quarantined"], stored_id_sum(plans.unassigned(planning), kind)
