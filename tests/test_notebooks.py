@@ -1,0 +1,29 @@
+"""The notebooks run from beginning to end and keep their outputs, with no path of a machine."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In seconds; not as in this test's process, which may have a Ray.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.chdir(tmp_path)
+    book = nbformat.read(path, as_version=4)
+    stored = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
+    assert any(stored)
+    assert "/home/" not in path.read_text()
+    assert "/tmp/" not in path.read_text()
+    client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    now = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
+    assert [[output.output_type for output in outputs] for outputs in now] == [
+        [output.output_type for output in outputs] for outputs in stored
+    ]
