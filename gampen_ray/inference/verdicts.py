@@ -96,11 +96,14 @@ def coverage_verdict(rows: Iterable[Mapping[str, Any]]) -> Verdict:
     found = []
     for row in rows:
         excess = abs(row["coverage"] - row["level"]) / max(_POINTS, _ERRORS * row["error"])
-        found.append((excess, f"the {100 * row['level']:.4g} % region of {row['target']} holds {_percent(row['coverage'])}"))
+        region = f"the {100 * row['level']:.4g} % region of {row['target']}"
+        found.append((excess, f"{region} holds {_percent(row['coverage'])} of the truths"))
     return _worst(found)
 
 
-def rank_verdict(tests: Mapping[str, Mapping[str, Any]]) -> Verdict:
+def rank_verdict(
+    tests: Mapping[str, Mapping[str, Any]], text: str = "{share} of the truths rank below {level} in {name}"
+) -> Verdict:
     """Return the verdict on ranks of the truths, by name, as `gampen_ray.posterior.ranks.Uniformity.to_dict` has them.
 
     holds: each distribution function is within 2 points of the uniform one at all levels, or within its band, which chance
@@ -114,8 +117,9 @@ def rank_verdict(tests: Mapping[str, Mapping[str, Any]]) -> Verdict:
         ]
         worst = max(excesses)
         i = excesses.index(worst)
-        share = test["level"][i] + test["share"][i]
-        found.append((worst, f"{_percent(share)} of {name} rank below {100 * test['level'][i]:.0f} % (p {_p(test['p'])})"))
+        level = test["level"][i]
+        said = text.format(share=_percent(level + test["share"][i]), level=f"{100 * level:.0f} %", name=name)
+        found.append((worst, f"{said} (p {_p(test['p'])})"))
     return _worst(found)
 
 
@@ -147,8 +151,8 @@ def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
         limits = (max(_POINTS_IN_BIN, bins["critical"] * row[name]) for name in ("error", "mean_rank_error"))
         off = (abs(row["coverage"] - row["level"]), abs(row["mean_rank"] - 0.5))
         texts = (
-            f"the {100 * row['level']:.4g} % interval {where} holds {_percent(row['coverage'])}",
-            f"truths {where} rank at {100 * row['mean_rank']:.1f} % on average",
+            f"the {100 * row['level']:.4g} % interval {where} holds {_percent(row['coverage'])} of the truths",
+            f"truths {where} rank at {_percent(row['mean_rank'])} on average",
         )
         found += [(deviation / limit, text) for deviation, limit, text in zip(off, limits, texts, strict=True)]
     return _worst(found)
@@ -201,7 +205,7 @@ def _worst(found: Sequence[tuple[float, str]]) -> Verdict:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} % of the truths"
+    return f"{100 * share:.1f} %"
 
 
 def _p(p: float) -> str:

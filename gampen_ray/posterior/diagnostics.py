@@ -12,7 +12,7 @@ import numpy as np
 from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
 from gampen_ray.posterior.local import in_bins, local_coverage, terms
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.ranks import coverage_curve, joint_density, rosenblatt, uniformity
+from gampen_ray.posterior.ranks import coverage_ribbon, joint_density, rosenblatt, uniformity
 from gampen_ray.posterior.scores import crps, energy_score
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.posterior.tarp import references, tarp
@@ -91,10 +91,10 @@ def diagnose(
     -------
     dict
         ``num_drawn``, M; ``ranks`` of each target, of the joint density and of ``tarp``
-        (`gampen_ray.posterior.ranks.Uniformity.to_dict`); ``curves`` of each target's coverage and the joint one at all levels
-        (`coverage_curve`, as differences from the levels); ``scores`` of each target (``crps``) and of all (``energy``,
-        ``log``): `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins`` (`in_bins`) and ``local``
-        (`local_coverage`).
+        (`gampen_ray.posterior.ranks.Uniformity.to_dict`); ``curves``, coverage of each target and all together at all levels
+        (the same, and the ribbon of `coverage_ribbon` as differences from the levels); ``scores`` of each target (``crps``) and
+        of all (``energy``, ``log``): `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins``
+        (`in_bins`) and ``local`` (`local_coverage`).
     """
     names = mixture.targets.names
     rows = np.arange(len(mixture)) if rows is None else rows
@@ -115,7 +115,7 @@ def diagnose(
     return {
         "num_drawn": len(rows),
         "ranks": {name: uniformity(rank_N).to_dict() for name, rank_N in ranks.items()},
-        "curves": {name: _differences(coverage_curve(inside_N)) for name, inside_N in inside.items()},
+        "curves": {name: _curve(inside_N) for name, inside_N in inside.items()},
         "scores": [
             *(
                 {"score": "crps", "target": name} | {key: value[d] for key, value in summaries.items()}
@@ -131,9 +131,11 @@ def diagnose(
     }
 
 
-def _differences(curve: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
-    level_G = curve["level"]
-    return {name: (y_G if name == "level" else (y_G - level_G).round(6)).tolist() for name, y_G in curve.items()}
+def _curve(inside_N: np.ndarray) -> dict[str, Any]:
+    low_G, high_G = coverage_ribbon(inside_N)
+    test = uniformity(inside_N)
+    ribbon = {"ribbon_low": low_G - test.level_G, "ribbon_high": high_G - test.level_G}
+    return test.to_dict() | {name: y_G.round(6).tolist() for name, y_G in ribbon.items()}
 
 
 def accuracy(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ Shape legend: N galaxies, K passes, D targets, S draws, G levels, R repetitions.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.special import bdtr, bdtrc, betaincinv
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.scores import Score
 
-__all__ = ["SIGNIFICANCE", "JointDensity", "Uniformity", "coverage_curve", "joint_density", "rosenblatt", "uniformity"]
+__all__ = ["SIGNIFICANCE", "JointDensity", "Uniformity", "coverage_ribbon", "joint_density", "rosenblatt", "uniformity"]
 
 SIGNIFICANCE = 0.01
 """Probability with which a test calls calibrated posteriors wrong."""
@@ -86,8 +85,8 @@ def uniformity(rank_N: np.ndarray) -> Uniformity:
     )
 
 
-def coverage_curve(inside_N: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Return the coverage at all levels, with 95 % ribbons.
+def coverage_ribbon(inside_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of a 95 % ribbon for the coverage at the levels of `uniformity`, G each.
 
     The ribbon at a level is the central interval of the coverage's posterior, Beta(k + 1, N - k + 1) for k of N truths inside
     and a uniform prior (Cameron 2011, PASA 28, 128). It holds for one level at a time.
@@ -96,18 +95,12 @@ def coverage_curve(inside_N: np.ndarray) -> Mapping[str, np.ndarray]:
     ----------
     inside_N
         Smallest level at which a galaxy's credible region contains its truth: |2 r - 1| of a target's rank r for equal-tailed
-        intervals; the rank of `joint_density` for highest-density regions, whose curve is the expected coverage of Hermans et
-        al. 2022 (TMLR, arXiv 2110.06581).
-
-    Returns
-    -------
-    mapping
-        ``level``, ``coverage``, ``low`` and ``high``, G each.
+        intervals; the rank of `joint_density` for highest-density regions. Its distribution function is the expected coverage
+        at all levels (Hermans et al. 2022, TMLR, arXiv 2110.06581), which `uniformity` compares with the nominal one.
     """
     count = len(inside_N)
     k_G = np.searchsorted(np.sort(inside_N), _LEVEL_G, side="right")
-    low_G, high_G = (betaincinv(k_G + 1, count - k_G + 1, p) for p in (_RIBBON / 2, 1 - _RIBBON / 2))
-    return {"level": _LEVEL_G, "coverage": k_G / count, "low": low_G, "high": high_G}
+    return betaincinv(k_G + 1, count - k_G + 1, _RIBBON / 2), betaincinv(k_G + 1, count - k_G + 1, 1 - _RIBBON / 2)
 
 
 def rosenblatt(mixture: Mixture, z_ND: np.ndarray) -> np.ndarray:

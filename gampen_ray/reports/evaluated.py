@@ -148,8 +148,10 @@ class EvaluatedCatalog:
         found = evaluation["diagnostics"]
         names = self.bundle.targets.names
         verdicts["ranks"] = rank_verdict({name: found["ranks"][name] for name in names})
-        verdicts["joint"] = rank_verdict({"the joint densities": found["ranks"][JOINT]})
-        verdicts["tarp"] = rank_verdict({"the distances from reference points": found["ranks"]["tarp"]})
+        curves = {name: found["curves"][name] for name in names}
+        verdicts["levels"] = rank_verdict(curves, "the {level} interval of {name} holds {share} of the truths")
+        verdicts["joint"] = rank_verdict({"joint density": found["ranks"][JOINT]})
+        verdicts["tarp"] = rank_verdict({"distance from their reference points": found["ranks"]["tarp"]})
         verdicts["scores"] = score_verdict(found["scores"], len(names))
         verdicts["bins"] = bin_verdict(found["bins"])
         verdicts["local"] = local_verdict(found["local"])

@@ -64,7 +64,7 @@ def test_ranks(share: float, band: float, verdict: str) -> None:
     even = {"p": 0.5, "level": [0.25, 0.5], "share": [0.0, 0.001], "low": [-band, -band], "high": [band, band]}
     found = rank_verdict({"radius": even, "flux": even | {"p": 0.003, "share": [0.0, share]}})
     assert found.verdict == verdict
-    assert f"{50 + 100 * share:.1f} % of the truths of flux rank below 50 % (p 0.003), the largest deviation of 2" in found.text
+    assert f"{50 + 100 * share:.1f} % of the truths rank below 50 % in flux (p 0.003), the largest deviation of 2" in found.text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from scipy import integrate, stats
 
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.ranks import SIGNIFICANCE, coverage_curve, joint_density, rosenblatt, uniformity
+from gampen_ray.posterior.ranks import SIGNIFICANCE, coverage_ribbon, joint_density, rosenblatt, uniformity
 from tests.posterior.posterior_cases import components_1d, mixture, schema
 
 
@@ -51,10 +51,10 @@ def test_band_is_narrow_in_the_tails():
 
 
 def test_ribbons_are_quantiles_of_the_beta_distribution():
-    found = coverage_curve(np.array([0.105, 0.2, 0.305, 0.9]))
-    assert found["coverage"][29] == 0.5
-    assert found["low"][29] == pytest.approx(stats.beta(3, 3).ppf(0.025))
-    assert found["high"][29] == pytest.approx(stats.beta(3, 3).ppf(0.975))
+    low_G, high_G = coverage_ribbon(np.array([0.105, 0.2, 0.305, 0.9]))
+    # At the level 0.3, which half of them are below.
+    assert low_G[29] == pytest.approx(stats.beta(3, 3).ppf(0.025))
+    assert high_G[29] == pytest.approx(stats.beta(3, 3).ppf(0.975))
 
 
 def test_conditional_ranks_of_a_mixture_by_integration():
