@@ -55,7 +55,7 @@ def in_bins(
     Ma & Ermon 2020, ICML, arXiv 2006.10288) over named groups. For so many galaxies a bin, the deviations are normal
     (coverage and mean rank are uncorrelated, as one is even and the other odd about rank 1/2), and those of bins of two columns
     that share m galaxies have the correlation m / sqrt(n1 n2); targets are taken as independent, which errs on the safe side
-    (Šidák 1967, JASA 62, 626).
+    (the Gaussian correlation inequality: Royen 2014, Far East J. Theor. Stat. 48, 139).
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def local_coverage(
 ) -> dict[str, Any]:
     """Regress statistics of the ranks on features, and test whether anything depends on them.
 
-    Calibrated ranks are uniform whatever the image (Zhao et al. 2021, UAI, PMLR 161, 1830, theorem 1; Dey et al. 2022,
+    Calibrated ranks are uniform whatever the image (Zhao et al. 2021, UAI, PMLR 161, 1830; Dey et al. 2022,
     arXiv 2205.14568, regress them on the features). As in Neyman's smooth test, their statistics are the orthonormal Legendre
     polynomials of degree 1 (bias) and 2 (width) of each target's conditional rank, and the product of degree 1 of two targets
     (dependence): under calibration, each has mean 0 and variance 1 at any image and they are uncorrelated, so their F x T

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from gampen_ray.reports.axes import Axis, axes, figure
 from gampen_ray.reports.figures import number
-from gampen_ray.reports.svg import ACCENT, MUTED, drawable, styled, to_svg
+from gampen_ray.reports.svg import ACCENT, MUTED, TRUTH, drawable, styled, to_svg
 
 _TARP = "tarp"
 
@@ -20,8 +20,8 @@ def diagnostics_section(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of the section from what `gampen_ray.posterior.diagnostics.diagnose` gives."""
     ranks, bins = found["ranks"], found["bins"]["rows"]
     targets = [name for name in ranks if name != _TARP]
-    limit = max((abs(row["coverage"] - row["level"]) + row["error"] for row in bins), default=0.0)
-    extent = max(0.08, 1.08 * limit)
+    # One vertical range for all, so that panels can be compared.
+    extent = max([8.0, *(1.08 * (abs(y) + error) for points in _points(bins) for y, error in zip(*points, strict=True))])
     return {
         "num_drawn": found["num_drawn"],
         "ranks": [_panel(f"rank{i}", name, ranks[name], "Share of truths − rank") for i, name in enumerate(targets)],
@@ -31,7 +31,7 @@ def diagnostics_section(found: Mapping[str, Any]) -> dict[str, Any]:
             for i, (name, curve) in enumerate(found["curves"].items())
         ],
         "bins": [
-            {"column": rows[0]["column"], "target": name, "plot": Markup(coverage_in_bins(f"bin{i}", rows, extent))}
+            {"column": rows[0]["column"], "target": name, "plot": Markup(deviations_in_bins(f"bin{i}", rows, extent))}
             for i, (name, rows) in enumerate(_worst_columns(bins).items())
         ],
         "worst": sorted(bins, key=lambda row: -_errors(row))[:6],
@@ -89,37 +89,39 @@ def difference_curve(key: str, name: str, curve: Mapping[str, Any], label: str) 
 
 
 @styled
-def coverage_in_bins(key: str, rows: Sequence[Mapping[str, Any]], extent: float) -> str:
-    """Return empirical minus nominal coverage of one target in the bins of one column, with binomial errors.
+def deviations_in_bins(key: str, rows: Sequence[Mapping[str, Any]], extent: float) -> str:
+    """Return coverage minus nominal and mean rank minus 50 % of one target in the bins of one column, with standard errors.
 
     Parameters
     ----------
     rows
         Bins in order, from `gampen_ray.posterior.local.in_bins`.
     extent
-        Half-range of the vertical axis, a fraction.
+        Half-range of the vertical axis, percentage points.
     """
     fig = figure(280, 230)
     ax = axes(fig, left=50)
     ax.axhspan(-4, 4, color=ACCENT, alpha=0.1, linewidth=0, zorder=0)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
-    deviation = [100 * (row["coverage"] - row["level"]) for row in rows]
-    ax.errorbar(
-        range(len(rows)),
-        deviation,
-        yerr=[100 * row["error"] for row in rows],
-        fmt="o",
-        color=ACCENT,
-        markersize=6,
-        markeredgewidth=0,
-        elinewidth=1.4,
-        zorder=3,
-    )
+    points = _points(rows)
+    for (deviation, error), shift, color in zip(points, (-0.13, 0.13), (ACCENT, TRUTH), strict=True):
+        places = [i + shift for i in range(len(rows))]
+        style = {"color": color, "markersize": 6, "markeredgewidth": 0, "elinewidth": 1.4, "zorder": 3}
+        ax.errorbar(places, deviation, yerr=error, fmt="o", **style)
     ax.set_xlim(-0.5, len(rows) - 0.5)
     ax.set_xticks(range(len(rows)), [number(0.5 * (row["low"] + row["high"])) for row in rows])
     ax.grid(visible=False, axis="x")
-    Axis(low=-100 * extent, high=100 * extent).on_y(ax, "Empirical − nominal (pp)")
+    Axis(low=-extent, high=extent).on_y(ax, "Measured − nominal (pp)")
     column = rows[0]["column"]
     ax.set_xlabel(drawable(column))
-    text = ", ".join(f"{number(value)} points" for value in deviation)
-    return to_svg(fig, key, f"Coverage of {rows[0]['target']} minus nominal in bins of {column}: {text}")
+    said = (", ".join(map(number, deviation)) for deviation, _ in points)
+    alt = "{} in bins of {}: coverage minus nominal {}; mean rank minus 50 % {} points"
+    return to_svg(fig, key, alt.format(rows[0]["target"], column, *said))
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
+    """Return deviations of coverage and of mean rank with their errors, percentage points."""
+    return [
+        ([100 * (row["coverage"] - row["level"]) for row in rows], [100 * row["error"] for row in rows]),
+        ([100 * (row["mean_rank"] - 0.5) for row in rows], [100 * row["mean_rank_error"] for row in rows]),
+    ]
