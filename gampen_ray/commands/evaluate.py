@@ -17,8 +17,8 @@ _MOST_DRAWN = 5_000
 
 @config_class
 class EvaluateConfig:
-    """Compare a catalogue with the true values in its dataset (accuracy, coverage before and after calibration) and with the
-    posteriors of another seed."""
+    """Compare a catalogue with the true values in its dataset (accuracy, coverage before and after calibration, tests of the
+    posteriors) and with the posteriors of another seed."""
 
     catalog: str
     """Output folder of `infer`, made with `--posterior mixture`."""
