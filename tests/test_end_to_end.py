@@ -59,6 +59,9 @@ def test_demo_writes_a_catalogue_an_evaluation_and_a_page(demo_folder: Path) -> 
     trained = load_bundle(str(demo_folder / "run")).metrics["seeds"]
     assert trained["num_passes"] == evaluation["seeds"]["num_passes"]
     page = (demo_folder / "report.html").read_text()
+    for name in ("ranks", "levels", "joint", "tarp", "bins", "local", "scores"):
+        assert evaluation["verdicts"][name]["verdict"] in ("holds", "marginal", "fails")
+    assert '<section id="diagnostics">' in page
     assert evaluation["seeds"]["worst"] in " ".join(page.split())
     assert page.count("<svg") >= 10
     assert f"{len(galaxies):,}" in page

@@ -11,11 +11,14 @@ from gampen_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Galaxies whose cutouts are measured, and of whose posteriors the diagnostics make draws.
+_MOST_DRAWN = 5_000
+
 
 @config_class
 class EvaluateConfig:
-    """Compare a catalogue with the true values in its dataset (accuracy, coverage before and after calibration) and with the
-    posteriors of another seed."""
+    """Compare a catalogue with the true values in its dataset (accuracy, coverage before and after calibration, tests of the
+    posteriors) and with the posteriors of another seed."""
 
     catalog: str
     """Output folder of `infer`, made with `--posterior mixture`."""
@@ -54,9 +57,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             evaluation = storage.read_json(folder.path(EVALUATION))
         else:
             calibration = Calibration.from_dict(catalog.manifest["calibration"])
+            rows = catalog.spread(_MOST_DRAWN)
             evaluation = {
                 "catalog": config.catalog,
-                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND, columns=catalog.conditions(slice(None))),
+                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND, columns=catalog.features(rows), rows=rows),
                 "seeds": catalog.seed_agreement(mixture, config.seed_galaxies),
             }
             evaluation["verdicts"] = catalog.verdicts(evaluation)

@@ -6,9 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gampen_ray.inference.crop_statistics import CropStatistics
+from gampen_ray.posterior.ranks import SIGNIFICANCE
 from gampen_ray.posterior.seeds import Verdict as Word
 
-__all__ = ["Verdict", "coverage_verdict", "crop_verdict", "radius_target", "seed_verdict", "training_verdict"]
+__all__ = [
+    "Verdict",
+    "bin_verdict",
+    "coverage_verdict",
+    "crop_verdict",
+    "local_verdict",
+    "radius_target",
+    "rank_verdict",
+    "score_verdict",
+    "seed_verdict",
+    "training_verdict",
+]
 
 _CONSTANT = 0.02
 _DEAD = 0.1
@@ -17,6 +29,7 @@ _AT_BOUND, _FEW = 0.5, 10
 _UNMOVED = 0.01
 _POINTS, _POINTS_IN_BIN = 0.02, 0.04
 _ERRORS = 2.5
+_SCORE, _EFFECT = 0.05, 0.1
 _OVERFIT = 0.1
 
 
@@ -69,30 +82,92 @@ def crop_verdict(crop: CropStatistics) -> Verdict:
     return Verdict(verdict="holds" if correlated and not unmoved else "marginal", text=text)
 
 
-def coverage_verdict(rows: Iterable[Mapping[str, Any]], bins: Iterable[Mapping[str, Any]] = ()) -> Verdict:
+def coverage_verdict(rows: Iterable[Mapping[str, Any]]) -> Verdict:
     """Return the verdict on coverage probabilities.
 
-    holds: each is within 2 points of nominal (4 in a bin), or within 2.5 of its standard errors, which chance explains;
-    marginal: within twice that; fails: beyond.
+    holds: each is within 2 points of nominal, or within 2.5 of its standard errors, which chance explains; marginal: within
+    twice that; fails: beyond.
 
     Parameters
     ----------
     rows
         ``target``, ``level``, ``coverage`` and ``error`` as in `gampen_ray.posterior.calibration.Coverage`; at least one.
-    bins
-        The same of bins of galaxies, with ``column``, ``low`` and ``high``.
     """
-    judged = [(row, _POINTS) for row in rows] + [(row, _POINTS_IN_BIN) for row in bins]
+    found = []
+    for row in rows:
+        excess = abs(row["coverage"] - row["level"]) / max(_POINTS, _ERRORS * row["error"])
+        region = f"the {100 * row['level']:.4g} % region of {row['target']}"
+        found.append((excess, f"{region} holds {_percent(row['coverage'])} of the truths"))
+    return _worst(found)
 
-    def excess(row: Mapping[str, Any], points: float) -> float:
-        return abs(row["coverage"] - row["level"]) / max(points, _ERRORS * row["error"])
 
-    row, points = max(judged, key=lambda item: excess(*item))
-    worst = excess(row, points)
-    where = f" where {row['column']} is {row['low']:.4g} to {row['high']:.4g}" if "column" in row else ""
-    text = f"the {100 * row['level']:.4g} % region of {row['target']} holds {100 * row['coverage']:.1f} % of the truths{where}"
-    text += "" if len(judged) == 1 else f", the largest deviation of {len(judged)}"
-    return Verdict(verdict="holds" if worst <= 1 else "marginal" if worst <= 2 else "fails", text=text)
+def rank_verdict(
+    tests: Mapping[str, Mapping[str, Any]], text: str = "{share} of the truths rank below {level} in {name}"
+) -> Verdict:
+    """Return the verdict on ranks of the truths, by name, as `gampen_ray.posterior.ranks.Uniformity.to_dict` has them.
+
+    holds: each distribution function is within 2 points of the uniform one at all levels, or within its band, which chance
+    explains; marginal: within twice that; fails: beyond.
+    """
+    found = []
+    for name, test in tests.items():
+        excesses = [
+            max(share / max(_POINTS, high), share / min(-_POINTS, low))
+            for share, low, high in zip(test["share"], test["low"], test["high"], strict=True)
+        ]
+        worst = max(excesses)
+        i = excesses.index(worst)
+        level = test["level"][i]
+        said = text.format(share=_percent(level + test["share"][i]), level=f"{100 * level:.0f} %", name=name)
+        found.append((worst, f"{said} (p {_p(test['p'])})"))
+    return _worst(found)
+
+
+def score_verdict(rows: Iterable[Mapping[str, Any]], num_targets: int) -> Verdict:
+    """Return the verdict on scores, as `gampen_ray.posterior.diagnostics.diagnose` has them, beside their expectations.
+
+    holds: each is within 5 % of what it would be for calibrated posteriors (the logarithmic score within 0.05 a target), or
+    within 2.5 standard errors; marginal: within twice that; fails: beyond.
+    """
+    found = []
+    for row in rows:
+        unit = num_targets if row["score"] == "log" else row["expected"]
+        excess = abs(row["value"] - row["expected"]) / max(_SCORE * unit, _ERRORS * row["error"])
+        text = f"the {row['score']} score of {row['target']} is {row['value']:.4g}, {row['expected']:.4g} if calibrated"
+        found.append((excess, text))
+    return _worst(found)
+
+
+def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on `gampen_ray.posterior.local.in_bins`.
+
+    holds: in each bin, coverage and mean rank are within 4 points of nominal, or within the number of standard errors that
+    the largest deviation of all these bins exceeds by chance with a probability of 1 %; marginal: within twice that; fails:
+    beyond.
+    """
+    found = []
+    for row in bins["rows"]:
+        where = f"of {row['target']} where {row['column']} is {row['low']:.4g} to {row['high']:.4g}"
+        limits = (max(_POINTS_IN_BIN, bins["critical"] * row[name]) for name in ("error", "mean_rank_error"))
+        off = (abs(row["coverage"] - row["level"]), abs(row["mean_rank"] - 0.5))
+        texts = (
+            f"the {100 * row['level']:.4g} % interval {where} holds {_percent(row['coverage'])} of the truths",
+            f"truths {where} rank at {_percent(row['mean_rank'])} on average",
+        )
+        found += [(deviation / limit, text) for deviation, limit, text in zip(off, limits, texts, strict=True)]
+    return _worst(found)
+
+
+def local_verdict(local: Mapping[str, Any]) -> Verdict:
+    """Return the verdict on `gampen_ray.posterior.local.local_coverage`.
+
+    holds: every effect is at most 0.1 (a bias of 0.1 sigma, or widths wrong by 8 %), or p is 0.01 or more; marginal: at most
+    0.2; fails: beyond.
+    """
+    name = max(local["effects"], key=lambda key: local["effects"][key])
+    effect = local["effects"][name]
+    text = f"{name} varies with the features by {effect:.2g} (p {_p(local['p'])}), most of all {local['statistic']} with "
+    return _worst([(effect / _EFFECT if local["p"] < SIGNIFICANCE else 0.0, f"{text}{local['term']}")])
 
 
 def seed_verdict(seeds: Mapping[str, Any]) -> Verdict:
@@ -120,3 +195,18 @@ def training_verdict(history: Sequence[Mapping[str, float | None]], num_targets:
     if losses.index(best) < len(losses) / 2 and losses[-1] - best > _OVERFIT * num_targets:
         return Verdict(verdict="marginal", text=f"{text}, and {losses[-1]:.3g} at the last: overfitting")
     return Verdict(verdict="holds", text=text)
+
+
+def _worst(found: Sequence[tuple[float, str]]) -> Verdict:
+    """Return the verdict on deviations over their limits, with the text of the largest."""
+    excess, text = max(found, key=lambda item: item[0])
+    text += "" if len(found) == 1 else f", the largest deviation of {len(found)}"
+    return Verdict(verdict="holds" if excess <= 1 else "marginal" if excess <= 2 else "fails", text=text)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"

@@ -1,25 +1,21 @@
 """Coverage probability of posteriors, and the post-hoc scale that calibrates it.
 
-Shape legend: N galaxies, D targets, G draws.
+Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.ranks import joint_density
 from gampen_ray.posterior.summary import LEVELS, interval_levels
 from gampen_ray.posterior.threads import one_thread
 
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""
 
-# Draws from a galaxy's joint posterior; galaxies per chunk, which bounds memory.
-_DRAWS = 512
-_CHUNK = 32
 # Candidate scales, evenly spaced in log between 1/16 and 16, more finely than a million galaxies can resolve.
 _LOG_SCALES = np.linspace(-math.log(16), math.log(16), 8001)
 _PRIOR_WIDTH = math.log(2)
@@ -119,10 +115,7 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 
     A target's region is its equal-tailed credible interval. The joint region is the highest-density region of the joint
-    posterior in standardised space, where densities do not depend on units: the truth's log density is ranked among those
-    of seeded draws from the same posterior (Hyndman 1996, Am. Stat. 50, 120). If r of G draws are denser than the truth, r is
-    uniform on 0..G under calibration, so a galaxy counts with the part of [r, r + 1] below level (G + 1), which makes the
-    expectation exact.
+    posterior in standardised space, where densities do not depend on units; see `gampen_ray.posterior.ranks.joint_density`.
 
     Parameters
     ----------
@@ -145,42 +138,8 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         for d, name in enumerate(mixture.targets.names)
         for i, level in enumerate(LEVELS.values())
     ]
-    rank_N = _density_rank(mixture, z_ND, np.random.default_rng(seed))
-    joint = [float(np.clip(level * (_DRAWS + 1) - rank_N, 0, 1).mean()) for level in LEVELS.values()]
-    return rows + [_row(JOINT, level, share, len(mixture)) for level, share in zip(LEVELS.values(), joint, strict=True)]
-
-
-def coverage_by(
-    mixture: Mixture, truths_ND: np.ndarray, columns: Mapping[str, np.ndarray], num_bins: int = 5
-) -> list[dict[str, Any]]:
-    """Return the coverage probability of each target at the innermost of `LEVELS`, in bins of equally many galaxies.
-
-    Parameters
-    ----------
-    mixture, truths_ND
-        As for `coverage`.
-    columns
-        What the galaxies are sorted by: N values by name; those that are not finite are left out. It should be known without
-        the truth, such as a posterior median: where galaxies are chosen by their truth, calibrated posteriors deviate too.
-    num_bins
-        Bins of each column; fewer for fewer galaxies.
-
-    Returns
-    -------
-    list of dict
-        The fields of `Coverage`, and ``column``, ``low`` and ``high`` of the bin.
-    """
-    inside_ND, level = _inside(mixture, _standardised_truths(mixture, truths_ND))[0], next(iter(LEVELS.values()))
-    rows = []
-    for column, value_N in columns.items():
-        order = np.argsort(value_N, kind="stable")
-        for part in np.array_split(order[np.isfinite(value_N[order])], num_bins):
-            if part.size:
-                ends = {"column": column, "low": float(value_N[part[0]]), "high": float(value_N[part[-1]])}
-                for d, name in enumerate(mixture.targets.names):
-                    share = float(inside_ND[part, d].mean())
-                    rows.append(ends | dataclasses.asdict(_row(name, level, share, part.size)))
-    return rows
+    rank_N = joint_density(mixture, z_ND, seed).rank_N
+    return rows + [_row(JOINT, level, float((rank_N <= level).mean()), len(mixture)) for level in LEVELS.values()]
 
 
 def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
@@ -236,17 +195,6 @@ def _coverage_of_scales(offset_N: np.ndarray, low_N: np.ndarray, high_N: np.ndar
     entered = np.searchsorted(np.sort(enter), scales, side="right")
     left = np.searchsorted(np.sort(leave), scales, side="left")
     return (entered - left) / len(offset_N)
-
-
-def _density_rank(mixture: Mixture, z_ND: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Number of draws whose joint density exceeds that at ``z_ND``, N."""
-    ranks = []
-    for i, piece in enumerate(mixture.chunks(_CHUNK)):
-        draws_NGD = piece.standardised_sample(_DRAWS, generator)
-        points = np.concatenate([z_ND[i * _CHUNK : i * _CHUNK + len(piece), None], draws_NGD], axis=1)
-        log_density = piece.standardised_log_prob(points)
-        ranks.append((log_density[:, 1:] > log_density[:, :1]).sum(axis=1))
-    return np.concatenate(ranks)
 
 
 def _inside(mixture: Mixture, z_ND: np.ndarray) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
-"""Compare a catalogue's posteriors with the truth: accuracy, coverage before and after calibration, log density.
+"""Compare a catalogue's posteriors with the truth: accuracy, coverage before and after calibration, and what else is wrong.
 
-Shape legend: N galaxies, D targets.
+Shape legend: N galaxies, D targets, M galaxies of which draws are made.
 """
 
 import dataclasses
@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, coverage_by
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
+from gampen_ray.posterior.local import in_bins, local_coverage, terms
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.ranks import coverage_ribbon, joint_density, rosenblatt, uniformity
+from gampen_ray.posterior.scores import crps, energy_score
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.posterior.tarp import references, tarp
 from gampen_ray.posterior.threads import one_thread
 
 
@@ -22,6 +26,7 @@ def evaluate(
     truths_ND: np.ndarray,
     *,
     columns: Mapping[str, np.ndarray] | None = None,
+    rows: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return an evaluation as plain values for JSON.
@@ -34,29 +39,103 @@ def evaluate(
         That made them, which is undone for the coverage before calibration.
     truths_ND
         True physical values.
-    columns
-        What `coverage_by` bins galaxies by beside the posterior medians.
+    columns, rows
+        As for `diagnose`.
     seed
-        Seed of the draws for the joint coverage.
+        Seed of all draws.
 
     Returns
     -------
     dict
         ``num_galaxies``; ``accuracy`` of the posterior median by target (`accuracy`); ``coverage`` and mean
         ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
-        space), each for ``uncalibrated`` and ``calibrated``; ``coverage_in_bins`` of the latter (`coverage_by`).
+        space), each for ``uncalibrated`` and ``calibrated``; ``diagnostics`` of the latter (`diagnose`).
     """
     versions = {"uncalibrated": calibration.undone(mixture), "calibrated": mixture}
-    medians = dict(zip(mixture.targets.names, mixture.quantile(0.5).T, strict=True))
     return {
         "num_galaxies": len(mixture),
         "accuracy": accuracy(mixture, truths_ND),
         "coverage": {
             name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed)] for name, version in versions.items()
         },
-        "coverage_in_bins": coverage_by(mixture, truths_ND, medians | dict(columns or {})),
+        "diagnostics": diagnose(mixture, truths_ND, columns or {}, rows=rows, seed=seed),
         "negative_log_density": {name: negative_log_density(version, truths_ND) for name, version in versions.items()},
     }
+
+
+def diagnose(
+    mixture: Mixture,
+    truths_ND: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    *,
+    rows: np.ndarray | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return tests of the posteriors that see more than coverage at a few levels, as plain values for JSON.
+
+    Parameters
+    ----------
+    mixture
+        Posteriors.
+    truths_ND
+        True physical values.
+    columns
+        What galaxies are grouped by, and the features of local tests, beside the posterior medians: N values by name, known
+        without the truth; NaN where unknown.
+    rows
+        Indices of the M galaxies for what takes draws or a time that grows with the square of the passes; None: all.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    dict
+        ``num_drawn``, M; ``ranks`` of each target, of the joint density and of ``tarp``
+        (`gampen_ray.posterior.ranks.Uniformity.to_dict`); ``curves``, coverage of each target and all together at all levels
+        (the same, and the ribbon of `coverage_ribbon` as differences from the levels); ``scores`` of each target (``crps``) and
+        of all (``energy``, ``log``): `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins``
+        (`in_bins`) and ``local`` (`local_coverage`).
+    """
+    names = mixture.targets.names
+    rows = np.arange(len(mixture)) if rows is None else rows
+    columns = dict(zip(names, mixture.quantile(0.5).T, strict=True)) | dict(columns)
+    z_ND, rank_ND = mixture.targets.standardise(truths_ND), mixture.cdf(truths_ND)
+    some, z_MD = mixture[rows], z_ND[rows]
+    joint, single, energy = joint_density(some, z_MD, seed), crps(some, z_MD), energy_score(some, z_MD, seed)
+    term_names, term_MF = terms({name: value_N[rows] for name, value_N in columns.items()})
+    reference_MD = references(z_MD, term_MF, np.random.default_rng(seed))
+    ranks = dict(zip(names, rank_ND.T, strict=True)) | {
+        JOINT: joint.rank_N,
+        "tarp": tarp(some, z_MD, reference_MD, seed),
+    }
+    inside = {name: np.abs(2 * ranks[name] - 1) for name in names} | {JOINT: joint.rank_N}
+    crps_ND = {name: np.full(z_ND.shape, np.nan) for name in ("crps", "crps_expected")}
+    crps_ND["crps"][rows], crps_ND["crps_expected"][rows] = single.value, single.expected
+    summaries = {key: value.tolist() for key, value in single.summary().items()}
+    return {
+        "num_drawn": len(rows),
+        "ranks": {name: uniformity(rank_N).to_dict() for name, rank_N in ranks.items()},
+        "curves": {name: _curve(inside_N) for name, inside_N in inside.items()},
+        "scores": [
+            *(
+                {"score": "crps", "target": name} | {key: value[d] for key, value in summaries.items()}
+                for d, name in enumerate(names)
+            ),
+            *(
+                {"score": name, "target": JOINT} | {key: float(value) for key, value in score.summary().items()}
+                for name, score in (("energy", energy), ("log", joint.score))
+            ),
+        ],
+        "bins": in_bins(names, rank_ND, columns, scores=crps_ND),
+        "local": local_coverage(names, rosenblatt(some, z_MD), rank_ND[rows], term_names, term_MF),
+    }
+
+
+def _curve(inside_N: np.ndarray) -> dict[str, Any]:
+    low_G, high_G = coverage_ribbon(inside_N)
+    test = uniformity(inside_N)
+    ribbon = {"ribbon_low": low_G - test.level_G, "ribbon_high": high_G - test.level_G}
+    return test.to_dict() | {name: y_G.round(6).tolist() for name, y_G in ribbon.items()}
 
 
 def accuracy(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, dict[str, Any]]:

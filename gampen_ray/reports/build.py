@@ -69,6 +69,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
         examples=_examples(judged, rows, image_NCHW, side_N),
         seeds=evaluation.get("seeds"),
         verdicts=evaluation.get("verdicts", {}),
+        diagnostics=evaluation.get("diagnostics"),
         rotation=_rotation(judged, rows, image_NCHW, num_angles),
         history=_history(judged.manifest["config"]["bundle"]),
         facts=_facts(judged),

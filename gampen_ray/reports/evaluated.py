@@ -5,24 +5,40 @@ Shape legend: N galaxies, D targets.
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import MANIFEST, catalog_parts
 from gampen_ray.data import shards
+from gampen_ray.data.cutouts import by_side
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.predictor import Predictor
-from gampen_ray.inference.verdicts import Verdict, coverage_verdict, crop_verdict, radius_target, seed_verdict
+from gampen_ray.inference.verdicts import (
+    Verdict,
+    bin_verdict,
+    coverage_verdict,
+    crop_verdict,
+    local_verdict,
+    radius_target,
+    rank_verdict,
+    score_verdict,
+    seed_verdict,
+)
+from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.calibration import JOINT
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 
 EVALUATION = "evaluation.json"
+_MEASURED = ("noise", "brightness", "size", "stray_light")
 # Above it many predictions take too long: the published VGG-16 takes many seconds a cutout on a CPU.
 _MAX_LIGHT_PARAMETERS = 10_000_000
 
@@ -73,17 +89,45 @@ class EvaluatedCatalog:
 
     def images(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the cutouts of some rows of the catalogue (N x C x H x W), and their sides before they were padded (N)."""
-        inference, wanted = self.manifest["config"], self.catalog["object_id"].take(rows).combine_chunks()
-        found: dict[Any, tuple[np.ndarray, int]] = {}
+        places, images, sides = zip(*self._cutouts(rows), strict=True)
+        order = np.argsort(np.concatenate(places))
+        return np.concatenate(images)[order], np.concatenate(sides)[order]
+
+    def _cutouts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield the cutouts of some rows, shard by shard: their places in ``rows``, N x C x H x W, and their sides (`images`)."""
+        inference = self.manifest["config"]
+        wanted = self.catalog["object_id"].take(rows).combine_chunks().to_numpy(zero_copy_only=False)
+        order = np.argsort(wanted)
         for uri in shards.shard_uris(inference["dataset"], inference["split"]):
-            id_column = shards.read_shard(uri, ["object_id"])["object_id"]
-            there = np.flatnonzero(np.isin(id_column.to_numpy(), wanted.to_numpy(zero_copy_only=False)))
+            ids = shards.read_shard(uri, ["object_id"])["object_id"].to_numpy()
+            there = np.flatnonzero(np.isin(ids, wanted))
             if there.size:
                 table = shards.read_shard(uri, ["image"], optional=[shards.SIDE])
-                image_NCHW, side_N = shards.images(table), shards.sides(table)
-                found |= {id_column[int(row)].as_py(): (image_NCHW[row], side_N[row]) for row in there}
-        images, sides = zip(*(found[key] for key in wanted.to_pylist()), strict=True)
-        return np.stack(images), np.array(sides)
+                place_N = order[np.searchsorted(wanted, ids[there], sorter=order)]
+                yield place_N, shards.images(table)[there], shards.sides(table)[there]
+
+    def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is known of the galaxies without their truth, by name, N each.
+
+        The conditions, the scale of a learned crop, and of the given rows what arithmetic measures in the cutouts (`_MEASURED`
+        of `gampen_ray.model.measure.PLAIN_NUMBERS`, the mean over the bands); NaN elsewhere.
+        """
+        images, options = self.bundle.images, self.prediction_options()
+        measured_QN = np.full((len(_MEASURED), len(self.catalog)), np.nan)
+        chosen = [PLAIN_NUMBERS.index(name) for name in _MEASURED]
+        for place_N, image_NCHW, side_N in self._cutouts(rows):
+            # Around a padded one there is neither sky nor noise.
+            for some, inside in by_side(side_N, image_NCHW.shape[-1]):
+                matched = images.match(
+                    torch.from_numpy(image_NCHW[some][..., inside, inside]),
+                    zero_point_mag=options["zero_point_mag"],
+                    pixel_scale_arcsec=options["pixel_scale_arcsec"],
+                )
+                number_NQ = images.plain_numbers(matched)[:, chosen].mean(2)
+                measured_QN[:, rows[place_N[some]]] = number_NQ.T.double().numpy()
+        crop = {} if self.bundle.network.transformer is None else {"crop_scale": self.catalog["crop_scale"].to_numpy()}
+        measured = {f"measured_{name}": value_N for name, value_N in zip(_MEASURED, measured_QN, strict=True)}
+        return self.conditions(slice(None)) | crop | measured
 
     def conditions(self, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Return the conditions of some rows of the catalogue by name, NaN where one is unknown."""
@@ -106,10 +150,24 @@ class EvaluatedCatalog:
         verdicts: dict[str, Verdict] = {}
         if (crop := self.crop) is not None:
             verdicts["crop"] = crop_verdict(crop)
-        verdicts["coverage"] = coverage_verdict(evaluation["coverage"]["calibrated"], evaluation["coverage_in_bins"])
+        verdicts["coverage"] = coverage_verdict(evaluation["coverage"]["calibrated"])
+        found = evaluation["diagnostics"]
+        names = self.bundle.targets.names
+        verdicts["ranks"] = rank_verdict({name: found["ranks"][name] for name in names})
+        curves = {name: found["curves"][name] for name in names}
+        verdicts["levels"] = rank_verdict(curves, "the {level} interval of {name} holds {share} of the truths")
+        verdicts["joint"] = rank_verdict({"joint density": found["ranks"][JOINT]})
+        verdicts["tarp"] = rank_verdict({"distance from their reference points": found["ranks"]["tarp"]})
+        verdicts["scores"] = score_verdict(found["scores"], len(names))
+        verdicts["bins"] = bin_verdict(found["bins"])
+        verdicts["local"] = local_verdict(found["local"])
         verdicts["seeds"] = seed_verdict(evaluation["seeds"])
         trained = {name: row for name, row in self.bundle.metrics.get("verdicts", {}).items() if name == "training"}
         return trained | {name: verdict.to_dict() for name, verdict in verdicts.items()}
+
+    def spread(self, count: int) -> np.ndarray:
+        """Return so many rows of the catalogue, or all if it has fewer, spread evenly."""
+        return np.linspace(0, len(self.catalog) - 1, min(count, len(self.catalog))).round().astype(int)
 
     def seed_agreement(self, mixture: Mixture, num_galaxies: int | None) -> dict[str, Any]:
         """Compare the catalogue's posteriors with those of the next seed, as `SeedAgreement.to_dict` has it.
@@ -121,8 +179,7 @@ class EvaluatedCatalog:
         num_galaxies
             Galaxies to predict once more, spread evenly over the catalogue; None: 1,000, or 50 if the network is not light.
         """
-        count = num_galaxies or (1_000 if self.is_light else 50)
-        rows = np.linspace(0, len(mixture) - 1, min(count, len(mixture))).round().astype(int)
+        rows = self.spread(num_galaxies or (1_000 if self.is_light else 50))
         options = self.prediction_options()
         predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
         image_NCHW, side_N = self.images(rows)

@@ -17,6 +17,7 @@ from gampen_ray.inference.verdicts import radius_target
 from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.seeds import LIMITS
 from gampen_ray.reports import figures
+from gampen_ray.reports.diagnostics_section import diagnostics_section
 from gampen_ray.reports.rotation_section import rotation_section
 from gampen_ray.reports.svg import PALETTE
 
@@ -86,6 +87,8 @@ class ReportData:
         None if that was not measured.
     verdicts
         By name, such as crop: ``verdict`` and ``text`` (`gampen_ray.inference.verdicts.Verdict.to_dict`); may be empty.
+    diagnostics
+        What `gampen_ray.posterior.diagnostics.diagnose` gives; None for an evaluation of an older release.
     rotation
         Posteriors of the examples, in their order, for rotated cutouts; None if not tested.
     history
@@ -107,6 +110,7 @@ class ReportData:
     examples: list[Example]
     seeds: dict[str, Any] | None
     verdicts: dict[str, dict[str, str]]
+    diagnostics: dict[str, Any] | None
     rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
@@ -169,6 +173,7 @@ def render(data: ReportData) -> str:
             levels=sorted({row["level"] for rows in data.coverage.values() for row in rows}),
             kinds=KINDS,
             words=WORDS,
+            diagnostics=diagnostics_section(data.diagnostics) if data.diagnostics else None,
             crop=_crop(data),
             seeds=_seeds(data.seeds),
             rotation=rotation_section(data.targets, ids, data.rotation) if data.rotation else None,

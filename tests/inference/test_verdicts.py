@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 
 from gampen_ray.inference.crop_statistics import CropStatistics
-from gampen_ray.inference.verdicts import coverage_verdict, crop_verdict, radius_target, seed_verdict, training_verdict
+from gampen_ray.inference.verdicts import (
+    bin_verdict,
+    coverage_verdict,
+    crop_verdict,
+    local_verdict,
+    radius_target,
+    rank_verdict,
+    score_verdict,
+    seed_verdict,
+    training_verdict,
+)
 
 
 def crop(scale=(0.2, 0.8), **options) -> CropStatistics:
@@ -40,13 +50,69 @@ def test_coverage(points: float, error: float, verdict: str) -> None:
     assert f"the 68.27 % region of flux holds {68.27 - points:.1f} % of the truths" in found.text
 
 
-def test_coverage_in_bins_has_twice_the_limits() -> None:
-    good = {"target": "flux", "level": 0.6827, "coverage": 0.6827, "error": 0.001}
-    edge = {"column": "psf", "low": 0.6, "high": 0.7}
-    for off, verdict in ((0.039, "holds"), (0.079, "marginal"), (0.081, "fails")):
-        found = coverage_verdict([good], [good | edge | {"coverage": 0.6827 + off}])
-        assert found.verdict == verdict
-        assert "where psf is 0.6 to 0.7, the largest deviation of 2" in found.text
+@pytest.mark.parametrize(
+    ("share", "band", "verdict"),
+    [
+        (0.019, 0.01, "holds"),
+        (-0.039, 0.01, "marginal"),
+        (0.041, 0.01, "fails"),
+        (0.041, 0.05, "holds"),
+        (-0.06, 0.05, "marginal"),
+    ],
+)
+def test_ranks(share: float, band: float, verdict: str) -> None:
+    even = {"p": 0.5, "level": [0.25, 0.5], "share": [0.0, 0.001], "low": [-band, -band], "high": [band, band]}
+    found = rank_verdict({"radius": even, "flux": even | {"p": 0.003, "share": [0.0, share]}})
+    assert found.verdict == verdict
+    assert f"{50 + 100 * share:.1f} % of the truths rank below 50 % in flux (p 0.003), the largest deviation of 2" in found.text
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "verdict"),
+    [
+        ("crps", 0.21, "holds"),
+        ("crps", 0.181, "marginal"),
+        ("crps", 0.25, "fails"),
+        ("log", 0.34, "holds"),
+        ("log", 0.51, "fails"),
+    ],
+)
+def test_scores(score: str, value: float, verdict: str) -> None:
+    found = score_verdict([{"score": score, "target": "flux", "value": value, "expected": 0.2, "error": 0.001}], num_targets=3)
+    assert found.verdict == verdict
+    assert f"the {score} score of flux is {value}, 0.2 if calibrated" in found.text
+
+
+@pytest.mark.parametrize(
+    ("coverage", "mean_rank", "verdict", "words"),
+    [
+        (0.72, 0.5, "holds", "holds 72.0 % of the truths"),
+        (0.61, 0.5, "marginal", "holds 61.0 % of the truths"),
+        (0.6827, 0.6, "fails", "rank at 60.0 % on average"),
+    ],
+)
+def test_bins(coverage: float, mean_rank: float, verdict: str, words: str) -> None:
+    row = {"target": "flux", "column": "psf", "low": 0.6, "high": 0.7, "level": 0.6827, "error": 0.01, "mean_rank_error": 0.006}
+    found = bin_verdict({"rows": [row | {"coverage": coverage, "mean_rank": mean_rank}], "critical": 3.5})
+    assert found.verdict == verdict
+    assert "of flux where psf is 0.6 to 0.7" in found.text
+    assert words in found.text
+
+
+def test_bins_within_the_largest_deviation_by_chance_hold() -> None:
+    row = {"target": "flux", "column": "psf", "low": 0, "high": 1, "level": 0.6827, "error": 0.04, "mean_rank_error": 0.025}
+    found = bin_verdict({"rows": [row | {"coverage": 0.82, "mean_rank": 0.58}], "critical": 3.5})
+    assert found.verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    ("p", "effect", "verdict"), [(1e-9, 0.09, "holds"), (1e-9, 0.19, "marginal"), (0.002, 0.3, "fails"), (0.02, 0.3, "holds")]
+)
+def test_local(p: float, effect: float, verdict: str) -> None:
+    effects = {"bias of flux": 0.01, "width of flux": effect}
+    found = local_verdict({"p": p, "effects": effects, "statistic": "width of flux", "term": "psf, degree 1"})
+    assert found.verdict == verdict
+    assert "most of all width of flux with psf, degree 1" in found.text
 
 
 def test_seeds_name_the_remedy() -> None:

@@ -10,7 +10,7 @@ from scipy import optimize, stats
 from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, coverage_by, fit_scale
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 from tests.posterior.posterior_cases import components_1d, mixture
@@ -194,17 +194,3 @@ def test_few_galaxies_are_calibrated_by_one_factor_a_target() -> None:
     few, truths = of_widths(700, lambda std_N: 1.5 * std_N)
     calibration = Calibration.fit(few, truths)
     assert calibration.scale_DB == pytest.approx(fit_scale(few, truths)[:, None])
-
-
-def test_coverage_in_bins_finds_where_posteriors_are_too_narrow():
-    rng = np.random.default_rng(0)
-    value_N = rng.uniform(size=4000)
-    one = components_1d("identity", [0.0], [1.0])
-    m = Mixture.concatenate([one] * 4000)
-    # Twice as wide as the posteriors say in the upper half.
-    truths = rng.normal(size=(4000, 1)) * np.where(value_N > 0.505, 2.0, 1.0)[:, None]
-    rows = coverage_by(m, truths, {"psf": np.where(value_N < 0.01, np.nan, value_N)}, num_bins=2)
-    assert [row["column"] for row in rows] == ["psf", "psf"]
-    assert 0.01 <= rows[0]["low"] < rows[0]["high"] < rows[1]["low"]
-    assert rows[0]["coverage"] == pytest.approx(0.6827, abs=0.04)
-    assert rows[1]["coverage"] == pytest.approx(2 * stats.norm.cdf(0.5) - 1, abs=0.04)

@@ -10,6 +10,7 @@ from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import Target, TargetSchema
+from gampen_ray.posterior.diagnostics import diagnose
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.reports.page import Example, ReportData
@@ -86,6 +87,7 @@ def make_data(
             "training": {"verdict": "holds", "text": "least validation loss -2.1, at epoch 38 of 40"},
             "crop": crop_verdict(CropStatistics.of(crop_scale_N, dead_fraction=0.0, radius_N=radius_N)).to_dict(),
         },
+        diagnostics=_diagnostics(targets, mean_ND[:200], sigma_D, truth_ND[:200]),
         rotation=_rotation(num_examples, sigma_D) if num_examples else None,
         history=[
             {
@@ -113,6 +115,11 @@ def _seeds(targets: TargetSchema, difference: float) -> dict:
     tril = 0.1 * torch.eye(len(targets), dtype=torch.float64).expand(10, 1, -1, -1)
     first, second = (Mixture(mean, factor * tril, targets) for factor in (1.0, 1.0 + difference))
     return seed_agreement(first, second).to_dict(0.1)
+
+
+def _diagnostics(targets: TargetSchema, mean_ND: np.ndarray, sigma_D: np.ndarray, truth_ND: np.ndarray) -> dict:
+    tril = torch.diag(torch.from_numpy(sigma_D)).expand(len(mean_ND), 1, -1, -1)
+    return diagnose(Mixture(torch.from_numpy(mean_ND)[:, None], tril, targets), truth_ND, {"psf": mean_ND[:, 0] ** 2})
 
 
 def _target(name: str, unit: str, transform, location: float, scale: float) -> Target:

@@ -77,8 +77,9 @@ def test_summary_names_the_worst_coverage(data):
 
 def test_every_figure_has_alternative_text(text):
     plots = Page(text).plots
-    # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, 3 rotations, crop, loss, learning rate
-    assert len(plots) == 6 * 5 + 3 + 3 + 4 + 3 + 3
+    # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, as many ranks and curves, TARP, 3 bins,
+    # 3 rotations, crop, loss, learning rate
+    assert len(plots) == 6 * 5 + 3 + 3 + 3 * 4 + 1 + 3 + 3 + 3
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
 
 
@@ -129,6 +130,7 @@ def test_hostile_text_is_shown_and_does_nothing(hostile, text):
                 },
             )
         ],
+        diagnostics=json.loads(json.dumps(data.diagnostics).replace(old, json.dumps(hostile)[1:-1])),
         facts={hostile: hostile},
     )
     page = Page(render(data))
@@ -161,6 +163,7 @@ def test_missing_parts_are_reported(data):
             history=[],
             examples=[],
             seeds=None,
+            diagnostics=None,
             rotation=None,
             facts={},
             coverage={"uncalibrated": [], "calibrated": []},
@@ -172,6 +175,7 @@ def test_missing_parts_are_reported(data):
         "Rotation stability was not tested",
         "No training history",
         "No second seed was tried",
+        "This evaluation has no diagnostics",
     )
     for sentence in (*missing, "No facts were recorded"):
         assert sentence in page
@@ -205,8 +209,22 @@ def test_a_collapsed_crop_is_red(scale_N: np.ndarray, dead: float, verdict: str)
 def test_one_target_and_one_galaxy():
     page = render(make_data(num_galaxies=1, num_targets=1, num_examples=1))
     assert "1 target for" in page and "1 galaxy, compared" in " ".join(page.split())
-    # 2 images + 1 curve, prediction, residual, 2 coverages, rotation, crop, loss, learning rate
-    assert len(Page(page).plots) == 3 + 1 + 1 + 2 + 1 + 3
+    # 2 images + 1 curve, prediction, residual, 2 coverages, as many ranks and curves, TARP, bins, rotation, crop, training
+    assert len(Page(page).plots) == 3 + 1 + 1 + 3 * 2 + 1 + 1 + 1 + 3
+
+
+def test_diagnostics_end_in_their_verdicts(data):
+    names = ("ranks", "joint", "levels", "tarp", "bins", "local", "scores")
+    verdicts = {name: {"verdict": "fails", "text": f"the {name} are off"} for name in names}
+    page = " ".join(render(dataclasses.replace(data, verdicts=verdicts)).split())
+    section = page[page.index('<section id="diagnostics">') : page.index('<section id="crop">')]
+    for name in names:
+        assert section.count(f'<p class="verdict"><b class="fails">Fails</b>: the {name} are off.</p>') == 1
+    values = Page(section).values
+    assert {row["value"] for row in data.diagnostics["scores"]} <= set(values)
+    assert set(data.diagnostics["local"]["effects"].values()) <= set(values)
+    worst = max(data.diagnostics["bins"]["rows"], key=lambda row: abs(row["mean_rank"] - 0.5) / row["mean_rank_error"])
+    assert worst["mean_rank"] in values
 
 
 def test_density_without_finite_values_at_the_ends():

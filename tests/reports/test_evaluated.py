@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from gampen_ray.model.measure import PLAIN_NUMBERS, plain_numbers
+from gampen_ray.posterior.diagnostics import evaluate
+from gampen_ray.reports.evaluated import EvaluatedCatalog
+from tests.networks import bundle, dataset, galaxies
+
+GALAXIES = 400
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedCatalog:
+    """A catalogue whose order is not that of its shards."""
+    data = dataset(str(tmp_path_factory.mktemp("d")), {"test": GALAXIES}, rows_per_shard=150)
+    columns, order = galaxies(GALAXIES), np.random.default_rng(0).permutation(GALAXIES)
+    catalog = pa.table({"object_id": columns["object_id"][order], "crop_scale": np.linspace(0.2, 0.9, GALAXIES)})
+    inference = {"dataset": data, "split": "test", "num_passes": 3, "seed": 0, "precision": "float32"}
+    truths_ND = np.stack([columns[name] for name in ("flux", "concentration")], axis=1)[order]
+    return EvaluatedCatalog(manifest={"config": inference}, digest="", bundle=bundle(), catalog=catalog, truths_ND=truths_ND)
+
+
+def test_cutouts_come_in_the_order_of_the_rows(judged: EvaluatedCatalog) -> None:
+    rows = np.array([41, 3, 317, 258])
+    ids = judged.catalog["object_id"].to_numpy()[rows]
+    np.testing.assert_array_equal(judged.images(rows)[0], galaxies(GALAXIES)["image"][ids])
+
+
+def test_features_of_some_rows_are_measured_in_their_own_cutouts(judged: EvaluatedCatalog) -> None:
+    rows = judged.spread(7)
+    found = judged.features(rows)
+    assert list(found) == ["crop_scale", "measured_noise", "measured_brightness", "measured_size", "measured_stray_light"]
+    numbers_NQ = plain_numbers(torch.from_numpy(judged.images(rows)[0]), judged.bundle.images.softening)[..., 0].numpy()
+    for name, value_N in list(found.items())[1:]:
+        expected_N = numbers_NQ[:, PLAIN_NUMBERS.index(name.removeprefix("measured_"))]
+        np.testing.assert_allclose(value_N[rows], expected_N, rtol=1e-5)
+        assert np.isnan(np.delete(value_N, rows)).all()
+    flux_N = judged.truths_ND[rows, 0]
+    assert np.corrcoef(found["measured_brightness"][rows], np.log(flux_N))[0, 1] > 0.95
+
+
+def test_an_untrained_network_fails_every_test_of_its_posteriors(judged: EvaluatedCatalog) -> None:
+    mixture = judged.bundle.predict(judged.images(judged.spread(GALAXIES)), num_passes=3)
+    rows = judged.spread(300)
+    found = evaluate(mixture, judged.bundle.calibration, judged.truths_ND, columns=judged.features(rows), rows=rows)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["diagnostics"]["num_drawn"] == 300
+    verdicts = judged.verdicts(found | {"seeds": judged.seed_agreement(mixture, 10)})
+    words = {name: verdicts[name]["verdict"] for name in ("ranks", "levels", "tarp", "bins", "local", "scores")}
+    assert set(words.values()) == {"fails"}, words
+    assert verdicts["joint"]["verdict"] != "holds"
