@@ -94,7 +94,7 @@ class EvaluatedCatalog:
         return np.concatenate(images)[order], np.concatenate(sides)[order]
 
     def _cutouts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield the cutouts of some rows, shard by shard: their places in ``rows``, N x C x H x W, and their sides (`images`)."""
+        """Yield the cutouts of some rows, shard by shard: their places in ``rows``, N x C x H x W, and sides; see `images`."""
         inference = self.manifest["config"]
         wanted = self.catalog["object_id"].take(rows).combine_chunks().to_numpy(zero_copy_only=False)
         order = np.argsort(wanted)

@@ -44,7 +44,7 @@ def test_features_of_some_rows_are_measured_in_their_own_cutouts(judged: Evaluat
 
 
 def test_an_untrained_network_fails_every_test_of_its_posteriors(judged: EvaluatedCatalog) -> None:
-    mixture = judged.bundle.predict(judged.images(judged.spread(GALAXIES)), num_passes=3)
+    mixture = judged.bundle.predict(judged.images(judged.spread(GALAXIES))[0], num_passes=3)
     rows = judged.spread(300)
     found = evaluate(mixture, judged.bundle.calibration, judged.truths_ND, columns=judged.features(rows), rows=rows)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
