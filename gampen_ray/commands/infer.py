@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -116,8 +117,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.parquet import MANIFEST
-    from gampen_ray.commands.tile_plans import PLAN, catalog_identity, planned_units, tile_source
-    from gampen_ray.data.sources import check_num_rows, layout_identity, pinned
+    from gampen_ray.commands.tile_plans import PLAN, planned_units, tile_source
+    from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
@@ -135,11 +136,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
     if config.estimate:
         return _estimate(config, bundle, digest, source, units)
-    inputs = {"bundle": digest, "dataset": source.info.fingerprint}
-    if source.tiles:
-        inputs["catalog"] = catalog_identity(config.catalog)
-    else:
-        inputs["dataset layout"] = layout_identity(config.dataset, units)
+    inputs = {"bundle": digest, **_identity(config, source, units)}
     run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
     run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
@@ -148,7 +145,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
             if not source.tiles:
                 check_num_rows(config.dataset, config.split, source.info, units)
             if precision == "auto":
-                precision = _settled(config, sum(unit.num_rows for unit in units), stack)
+                # The sources of a footprint are not counted before they are assigned to tiles.
+                count = sys.maxsize if source.tiles else sum(unit.num_rows for unit in units)
+                precision = _settled(config, count, stack)
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
         manifest_uri = folder.path(MANIFEST)
@@ -209,6 +208,16 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
     if config.precision != "auto" or not storage.exists(run):
         return config.precision
     return storage.read_json(run)["config"].get("precision", "auto")
+
+
+def _identity(config: InferConfig, source: "Source", units: "list[Unit]") -> dict[str, str]:
+    """Return what identifies the input by its content."""
+    from gampen_ray.commands.tile_plans import catalog_identity
+    from gampen_ray.data.sources import layout_identity
+
+    if source.tiles:
+        return {"dataset": source.info.fingerprint, "catalog": catalog_identity(config.catalog)}
+    return {"dataset": source.info.fingerprint, "dataset layout": layout_identity(config.dataset, units)}
 
 
 def _settled(config: InferConfig, num_rows: int, stack: contextlib.ExitStack) -> "Precision":

@@ -6,6 +6,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,34 +186,52 @@ def open_source(
         If there is neither a complete dataset nor a matching file, if a shard is damaged, or if a condition is missing or no
         number.
     """
-
-    def check(columns: pa.Schema) -> None:
-        missing = [name for name in conditions if name not in columns.names]
-        if missing and not fill_conditions:
+    catalog = catalog or CatalogConfig()
+    check = functools.partial(_check_conditions, dataset, conditions, fill_conditions)
+    if not storage.exists(storage.join(dataset, shards.DATASET_JSON)):
+        plan, info, reader = _planned_files(dataset, catalog, bands, size, pixel_scale_arcsec)
+        check(plan.schema)
+        if split:
             raise UserError(
-                f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it, or give "
-                "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
+                f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first"
             )
-        for name in (name for name in conditions if name not in missing):
-            if not shards.holds_numbers(column := columns.field(name)):
-                raise UserError(
-                    f"dataset: {dataset}: the column {name}, a condition of the bundle, holds {column.type}, not numbers; "
-                    "convert it"
-                )
+        step = _unit_rows(unit_rows, len(plan))
+        parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
+        units = [
+            Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.PlannedRows(part)) for start, part in parts
+        ]
+        return Source(info=info, reader=reader, conditions=conditions), units
+    usual = CatalogConfig()
+    for name in fields(CatalogConfig):
+        if getattr(catalog, name) != getattr(usual, name):
+            raise UserError(f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out")
+    info = shards.read_dataset_info(dataset)
+    if conditions:
+        check(shards.columns(dataset, split, info))
+    return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
 
-    catalog, usual = catalog or CatalogConfig(), CatalogConfig()
-    how = {name: getattr(catalog, name) for name in fields(CatalogConfig)}
-    if storage.exists(storage.join(dataset, shards.DATASET_JSON)):
-        for name, value in how.items():
-            if value != getattr(usual, name):
-                raise UserError(
-                    f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out"
-                )
-        info = shards.read_dataset_info(dataset)
-        if conditions:
-            check(shards.columns(dataset, split, info))
-        return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
+
+def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, columns: pa.Schema) -> None:
+    missing = [name for name in conditions if name not in columns.names]
+    if missing and not fill:
+        raise UserError(
+            f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it, or give "
+            "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
+        )
+    for name in (name for name in conditions if name not in missing):
+        if not shards.holds_numbers(column := columns.field(name)):
+            raise UserError(
+                f"dataset: {dataset}: the column {name}, a condition of the bundle, holds {column.type}, not numbers; "
+                "convert it"
+            )
+
+
+def _planned_files(
+    dataset: str, catalog: CatalogConfig, bands: tuple[str, ...], size: int, pixel_scale_arcsec: float | None
+) -> tuple[pa.Table, shards.DatasetInfo, ReaderConfig]:
+    """Return the plan of a folder of images, see `gampen_ray.data.ingest_plan.plan`, and how they are read."""
     reader = dataclasses.replace(catalog.reader, bands=bands)
+    how = {name: getattr(catalog, name) for name in fields(CatalogConfig)}
     cutouts = CutoutsConfig(**how | {"images": dataset, "cutout_size": size, "reader": reader})
     try:
         plan, info = ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
@@ -225,15 +244,7 @@ def open_source(
     except UserError as error:
         # Here, the folder of images is the dataset.
         raise UserError(re.sub("^images:", "dataset:", str(error))) from None
-    check(plan.schema)
-    if split:
-        raise UserError(f"split: {split}, but {dataset} holds cutouts without splits; leave split out, or ingest them first")
-    step = _unit_rows(unit_rows, len(plan))
-    parts = [(start, plan.slice(start, step)) for start in range(0, len(plan), step)]
-    units = [
-        Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.PlannedRows(part)) for start, part in parts
-    ]
-    return Source(info=info, reader=reader, conditions=conditions), units
+    return plan, info, reader
 
 
 def layout_identity(dataset: str, units: Sequence[Unit]) -> str:
