@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _log_to_stderr()
     try:
-        verb, config = parse(sys.argv[1:] if arguments is None else arguments)
+        given = sys.argv[1:] if arguments is None else arguments
+        verb, config = parse(given or ["--help"])
         verb.run(config)
     except (UserError, StorageError, StartError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {printable(str(error))}\n")
@@ -64,6 +65,9 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     SystemExit
         After ``--help``, ``--version`` and ``--completion``.
     """
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in (verbs := load_verbs()):
+        close = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(arguments[0], verbs, 1))
+        raise UserError(f"{arguments[0]}: unknown verb; {close}`{_PROGRAM} --help` lists the valid ones")
     parsed, unknown = _parser(arguments).parse_known_args(list(arguments))
     flags = vars(parsed)
     name = flags.pop("verb")

@@ -84,7 +84,7 @@ def test_mistakes_are_those_of_the_command_line(echo: Callable[..., EchoConfig],
         gampen_ray.train(output="o")
     with pytest.raises(UserError, match=r"^targets\.flux\.clip: 0\.1 has no effect with targets\.flux\.transform log"):
         gampen_ray.train(dataset="d", output="o", targets={"flux": TargetConfig(transform="log", clip=0.1)})
-    with pytest.raises(UserError, match=r"no-such-catalog has no manifest\.json"):
+    with pytest.raises(UserError, match=r"catalog: .*/no-such-catalog does not exist"):
         gampen_ray.evaluate(catalog=str(tmp_path / "no-such-catalog"), output=str(tmp_path / "o"))
 
 

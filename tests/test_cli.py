@@ -63,8 +63,8 @@ def test_underscores_and_hyphens_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ([], "the following arguments are required: VERB"),
-        (["trian"], "invalid choice: 'trian'"),
+        (["--verbose"], "the following arguments are required: VERB"),
+        (["trian"], "trian: unknown verb; did you mean train? `gampen-ray --help` lists the valid ones"),
         (["train"], "dataset: required"),
         (["train", "--bogus", "1"], "--bogus: unknown flag; `gampen-ray train --help` lists the valid ones"),
         (["train", "--optimizer.clip-norm=3"], "optimizer.clip_norm: renamed to optimizer.max_grad_norm"),
@@ -73,10 +73,19 @@ def test_underscores_and_hyphens_are_the_same() -> None:
         (["train", "--optimizer.epoch=3"], "--optimizer.epoch=3: unknown flag; did you mean --optimizer.epochs?"),
         (["train", "--optimizer.epochs", "many", "--dataset", "d", "--output", "o"], "optimizer.epochs: 'many' is not allowed"),
         (["train", "no-such.toml"], "no-such.toml: no such file or folder"),
-        (["train", "--dataset", "no-such-dataset", "--output", "o"], "dataset no-such-dataset does not exist"),
-        (["infer", "--bundle", "no-such-bundle", "--dataset", "d", "--output", "o"], "no-such-bundle holds no bundle.json"),
-        (["evaluate", "--catalog", "no-such", "--output", "o"], "no-such has no manifest.json"),
-        (["report", "--evaluation", "no-such", "--output", "o.html"], "no-such has no evaluation.json"),
+        (
+            ["train", "--dataset", "no-such-dataset", "--output", "o"],
+            "no-such-dataset does not exist; make it with",
+        ),
+        (
+            ["infer", "--bundle", "no-such-bundle", "--dataset", "d", "--output", "o"],
+            "no-such-bundle does not exist; give",
+        ),
+        (["evaluate", "--catalog", "no-such", "--output", "o"], "no-such does not exist"),
+        (
+            ["report", "--evaluation", "no-such", "--output", "o.html"],
+            "no-such does not exist; give the folder",
+        ),
         (["ingest", "--images", "no-such", "--output", "o"], "no-such"),
     ],
 )
@@ -107,6 +116,13 @@ def test_unreachable_storage_is_exit_code_2_before_anything_starts(
     assert error.count("\n") == 1
 
 
+def test_the_program_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 0
+    assert "simulate" in capsys.readouterr().out
+
+
 def test_program_error_is_exit_code_1_with_its_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +130,7 @@ def test_program_error_is_exit_code_1_with_its_traceback(
         raise RuntimeError("not the user's")
 
     monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, fails))
-    assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
+    assert cli.main(["report", "--evaluation", ".", "--output", "o"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -123,7 +139,7 @@ def test_interruption_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[
         raise KeyboardInterrupt
 
     monkeypatch.setitem(registry.VERBS, "report", Verb(load_verbs()["report"].config, interrupted))
-    assert cli.main(["report", "--evaluation", "e", "--output", "o"]) == 1
+    assert cli.main(["report", "--evaluation", ".", "--output", "o"]) == 1
     assert capsys.readouterr().err == "gampen-ray: interrupted; run the same command again to resume\n"
 
 

@@ -27,6 +27,11 @@ from gampen_ray.plugins import Registry, load_plugins
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
 _BUILT_IN += ("footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
+# Fields of files and folders that a verb reads, with a remedy where there is none.
+_INPUTS = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
+_INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
+_INPUTS |= {"evaluation": "give the folder that `evaluate` wrote"}
+_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles"), "give one that does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +73,17 @@ class Verb:
         return build(self.config, _merged(self.config, _read(self.config, file) if file else {}, plain(values)))
 
     def run(self, config: Any) -> Any:
-        """Run the verb; a `UserError` names the field whose object storage cannot be reached."""
+        """Run the verb; a `UserError` names the field whose file does not exist or whose object storage cannot be reached."""
         from gampen_ray import storage
 
         for leaf in (leaf for _, _, leaves in sections(self.config, instance=config) for leaf in leaves):
-            if isinstance(leaf.default, str) and not storage.is_local(leaf.default):
+            if not isinstance(leaf.default, str):
+                continue
+            if storage.is_local(leaf.default):
+                # Before torch and the like are imported.
+                if leaf.name in _INPUTS and leaf.default and not storage.exists(leaf.default):
+                    raise UserError(f"{leaf.name}: {storage.absolute(leaf.default)} does not exist; {_INPUTS[leaf.name]}")
+            else:
                 try:
                     storage.exists(leaf.default)
                 except (UserError, StorageError) as error:
