@@ -28,7 +28,7 @@ _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", 
 _BUILT_IN += ("footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 # Fields of files and folders that a verb reads, with a remedy where there is none.
-_INPUTS = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
+_INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
 _INPUTS |= {"evaluation": "give the folder that `evaluate` wrote"}
 _INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles"), "give one that does")
