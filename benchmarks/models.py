@@ -118,6 +118,8 @@ def make(recipe: Recipe, work: Path) -> Path:
 
 def card(recipe: Recipe, evaluation: Mapping[str, Any], limit: Mapping[str, Any], shifts: Mapping[str, Any]) -> Card:
     """Return the card of what was measured; the last two may be empty."""
+    # A few galaxies fill no bin.
+    binned, ratio = ({name: bins for name, bins in limit.get(key, {}).items() if bins} for key in ("coverage", "median_ratio"))
     everything = {"all": {"all": evaluation["coverage"]["calibrated"]}}
     return build(
         Card,
@@ -126,9 +128,9 @@ def card(recipe: Recipe, evaluation: Mapping[str, Any], limit: Mapping[str, Any]
             "galaxies": f"simulated {recipe.simulate['survey']} galaxies never trained on (seed {recipe.test['seed']})",
             "num_galaxies": evaluation["num_galaxies"],
             "num_passes": recipe.num_passes,
-            "coverage": {**limit.get("coverage", {}), **everything},
+            "coverage": {**binned, **everything},
             "width": limit.get("median_posterior", {}),
-            "width_over_limit": limit.get("median_ratio", {}),
+            "width_over_limit": ratio,
             "shifts": [
                 {
                     "name": row["shift"],

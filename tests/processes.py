@@ -60,6 +60,12 @@ def variables(pid: int) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
+def peak_memory_gb() -> float:
+    """Return the largest memory that this process had; that of `getrusage` is at least what its parent had."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e6
+
+
 def listening(pids: Iterable[int]) -> set[tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]]:
     """Return addresses and ports at which processes wait for connections."""
     own = set()

@@ -30,6 +30,7 @@ from gampen_ray.data.containers import container_rows, open_container
 from gampen_ray.data.containers.stacks import INDEX
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.errors import UserError
+from tests.processes import peak_memory_gb
 
 _SIDE, _COUNT = 12, 8
 _SECONDS, _BYTES = 20, 6 << 30
@@ -95,13 +96,13 @@ def _serve(kind: str, seed: int, first: int, stop: int) -> None:
                     path = Path(folder, name)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(data)
-            start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            start, before = time.perf_counter(), peak_memory_gb()
             signal.alarm(_SECONDS)
             outcome = _outcome(str(Path(folder, _NAMES[kind])))
             signal.alarm(0)
-            seconds, grown = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            seconds, grown = time.perf_counter() - start, peak_memory_gb() - before
         outcome = " ".join(re.sub(rf"{re.escape(folder)}\S*|'[^']*'|[^a-zA-Z ]+", "#", outcome).split()[:12])
-        sys.stdout.write(json.dumps([outcome, round(seconds, 2), round(grown / 1e6, 2)]) + "\n")
+        sys.stdout.write(json.dumps([outcome, round(seconds, 2), round(grown, 2)]) + "\n")
         sys.stdout.flush()
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import faulthandler
 import re
-import resource
 import signal
 import tempfile
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 from gampen_ray.errors import UserError
 from gampen_ray.messages import printable
+from tests.processes import peak_memory_gb
 
 __all__ = ["Fuzzer", "generator", "run"]
 
@@ -39,15 +39,15 @@ def run(fuzzer: Fuzzer, count: int, seed: int, *, start: int = 0) -> dict[str, A
         _outcome(fuzzer(generator(seed, start), start, Path(folder))[1])
     outcomes: Counter[str] = Counter()
     slowest, findings = (0.0, -1, ""), []
-    at_start, growth = _peak_gb(), (0.0, -1, "")
+    at_start, growth = peak_memory_gb(), (0.0, -1, "")
     for number in range(start, start + count):
         with tempfile.TemporaryDirectory() as folder:
             name, read = fuzzer(generator(seed, number), number, Path(folder))
-            before, begun = _peak_gb(), time.process_time()
+            before, begun = peak_memory_gb(), time.process_time()
             reason, fault = _outcome(read)
         seconds = time.process_time() - begun
         slowest = max(slowest, (round(seconds, 2), number, name))
-        growth = max(growth, (round(_peak_gb() - before, 2), number, name))
+        growth = max(growth, (round(peak_memory_gb() - before, 2), number, name))
         if not fault and seconds > _HANG_SECONDS:
             fault = f"took {seconds:.1f} s: {reason}"
         if fault:
@@ -59,7 +59,7 @@ def run(fuzzer: Fuzzer, count: int, seed: int, *, start: int = 0) -> dict[str, A
         "read": outcomes["read"],
         "findings": len(findings),
         "slowest_s": slowest,
-        "peak_memory_gb": round(_peak_gb(), 2),
+        "peak_memory_gb": round(peak_memory_gb(), 2),
         "memory_at_start_gb": round(at_start, 2),
         "largest_growth_gb": growth,
         "outcomes": dict(outcomes.most_common(30)),
@@ -95,7 +95,3 @@ def _ended(seconds: int) -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
