@@ -25,6 +25,11 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("s3_folder")
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'a\\ud800' is no text that a name of a file can be"):
+        storage.exists("a\ud800")
+
+
 def test_bytes_come_back_and_are_replaced(root: str) -> None:
     uri = storage.join(root, "deep", "a.bin")
     storage.write_bytes_atomic(uri, b"one")

@@ -273,7 +273,7 @@ def _damage_explained(uri: str) -> Iterator[None]:
     with storage.explained(uri, damaged):
         try:
             yield
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{uri}: {damaged}{' '.join(str(error).split())}") from None
 
 
