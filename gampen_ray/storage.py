@@ -72,8 +72,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     UserError
         For an empty URI, a scheme other than ``s3``, a name that is no text, or a built-in bundle that does not exist.
     """
-    if any("\ud800" <= character <= "\udfff" for character in uri):
-        raise UserError(f"{uri!r} is no text that a name of a file can be")
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{uri!r} is no text that a name of a file can be") from None
     if uri.startswith(_BUILTIN):
         return pafs.LocalFileSystem(), _builtin_path(uri)
     if uri.startswith(_S3):

@@ -165,14 +165,14 @@ def _local_units(
 
 @contextlib.contextmanager
 def _threads_kept() -> Iterator[None]:
-    """Restore PyTorch's number of threads, which is the process's: a worker sets its own."""
-    import torch
-
-    threads = torch.get_num_threads()
+    """Restore PyTorch's number of threads, which is the process's, where a caller uses PyTorch: a worker sets its own."""
+    torch: Any = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def _has_gpu() -> bool:

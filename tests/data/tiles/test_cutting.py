@@ -25,7 +25,7 @@ SURVEY = TileSurvey(
     mask=Plane(hdus=("MASK",)),
     zero_point_mag=27.0,
 )
-DES = Path("/work/shared/data/real/des_r.fits")
+DES = Path(__file__).parents[4] / "shared" / "data" / "real" / "des_r.fits"
 
 
 @pytest.fixture(params=["plain", "packed", "gzip"])
