@@ -89,22 +89,25 @@ class EvaluatedCatalog:
 
     def images(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the cutouts of some rows of the catalogue (N x C x H x W), and their sides before they were padded (N)."""
-        places, images, sides = zip(*self._cutouts(rows), strict=True)
-        order = np.argsort(np.concatenate(places))
-        return np.concatenate(images)[order], np.concatenate(sides)[order]
+        id_U, inverse_N = np.unique(self._ids(rows), return_inverse=True)
+        places, images, sides = (np.concatenate(parts) for parts in zip(*self._cutouts(id_U), strict=True))
+        # Of several images of one identifier, as for the rest of the catalogue, any.
+        index_U = np.zeros(len(id_U), int)
+        index_U[places] = np.arange(len(places))
+        return images[index_U[inverse_N]], sides[index_U[inverse_N]]
 
-    def _cutouts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield the cutouts of some rows, shard by shard: their places in ``rows``, N x C x H x W, and sides; see `images`."""
+    def _ids(self, rows: np.ndarray) -> np.ndarray:
+        return self.catalog["object_id"].take(rows).combine_chunks().to_numpy(zero_copy_only=False)
+
+    def _cutouts(self, id_U: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield the cutouts of sorted identifiers, shard by shard: their places, N x C x H x W, and sides; see `images`."""
         inference = self.manifest["config"]
-        wanted = self.catalog["object_id"].take(rows).combine_chunks().to_numpy(zero_copy_only=False)
-        order = np.argsort(wanted)
         for uri in shards.shard_uris(inference["dataset"], inference["split"]):
             ids = shards.read_shard(uri, ["object_id"])["object_id"].to_numpy()
-            there = np.flatnonzero(np.isin(ids, wanted))
+            there = np.flatnonzero(np.isin(ids, id_U))
             if there.size:
                 table = shards.read_shard(uri, ["image"], optional=[shards.SIDE])
-                place_N = order[np.searchsorted(wanted, ids[there], sorter=order)]
-                yield place_N, shards.images(table)[there], shards.sides(table)[there]
+                yield np.searchsorted(id_U, ids[there]), shards.images(table)[there], shards.sides(table)[there]
 
     def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return what is known of the galaxies without their truth, by name, N each.
@@ -113,9 +116,10 @@ class EvaluatedCatalog:
         of `gampen_ray.model.measure.PLAIN_NUMBERS`, the mean over the bands); NaN elsewhere.
         """
         images, options = self.bundle.images, self.prediction_options()
-        measured_QN = np.full((len(_MEASURED), len(self.catalog)), np.nan)
+        id_U, inverse_N = np.unique(self._ids(rows), return_inverse=True)
+        measured_QU = np.full((len(_MEASURED), len(id_U)), np.nan)
         chosen = [PLAIN_NUMBERS.index(name) for name in _MEASURED]
-        for place_N, image_NCHW, side_N in self._cutouts(rows):
+        for place_N, image_NCHW, side_N in self._cutouts(id_U):
             # Around a padded one there is neither sky nor noise.
             for some, inside in by_side(side_N, image_NCHW.shape[-1]):
                 matched = images.match(
@@ -124,7 +128,9 @@ class EvaluatedCatalog:
                     pixel_scale_arcsec=options["pixel_scale_arcsec"],
                 )
                 number_NQ = images.plain_numbers(matched)[:, chosen].mean(2)
-                measured_QN[:, rows[place_N[some]]] = number_NQ.T.double().numpy()
+                measured_QU[:, place_N[some]] = number_NQ.T.double().numpy()
+        measured_QN = np.full((len(_MEASURED), len(self.catalog)), np.nan)
+        measured_QN[:, rows] = measured_QU[:, inverse_N]
         crop = {} if self.bundle.network.transformer is None else {"crop_scale": self.catalog["crop_scale"].to_numpy()}
         measured = {f"measured_{name}": value_N for name, value_N in zip(_MEASURED, measured_QN, strict=True)}
         return self.conditions(slice(None)) | crop | measured

@@ -1,10 +1,13 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from gampen_ray.data import shards
 from gampen_ray.model.measure import PLAIN_NUMBERS, plain_numbers
 from gampen_ray.posterior.diagnostics import evaluate
 from gampen_ray.reports.evaluated import EvaluatedCatalog
@@ -28,6 +31,24 @@ def test_cutouts_come_in_the_order_of_the_rows(judged: EvaluatedCatalog) -> None
     rows = np.array([41, 3, 317, 258])
     ids = judged.catalog["object_id"].to_numpy()[rows]
     np.testing.assert_array_equal(judged.images(rows)[0], galaxies(GALAXIES)["image"][ids])
+
+
+def test_an_identifier_may_stand_in_several_rows_and_shards(judged: EvaluatedCatalog, tmp_path: Path) -> None:
+    columns = galaxies(4)
+    columns["object_id"][:] = [7, 8, 7, 9]
+    info = dataclasses.replace(shards.read_dataset_info(judged.manifest["config"]["dataset"]), num_rows={"test": 4})
+    for part in range(2):
+        rows = {name: values[2 * part : 2 * part + 2] for name, values in columns.items()}
+        shards.write_shard(shards.part_uri(str(tmp_path), "test", part), rows, info)
+    shards.write_dataset_info(str(tmp_path), info)
+    manifest = {"config": judged.manifest["config"] | {"dataset": str(tmp_path)}}
+    catalog = pa.table({"object_id": columns["object_id"], "crop_scale": np.ones(4)})
+    repeated = dataclasses.replace(judged, manifest=manifest, catalog=catalog)
+    image_NCHW, side_N = repeated.images(np.arange(4))
+    assert len(image_NCHW) == len(side_N) == 4
+    np.testing.assert_array_equal(image_NCHW[[1, 3]], columns["image"][[1, 3]])
+    np.testing.assert_array_equal(image_NCHW[0], image_NCHW[2])
+    assert all(np.isfinite(values).all() for values in repeated.features(np.arange(4)).values())
 
 
 def test_features_of_some_rows_are_measured_in_their_own_cutouts(judged: EvaluatedCatalog) -> None:
