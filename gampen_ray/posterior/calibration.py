@@ -111,7 +111,7 @@ class Coverage:
 
 
 @one_thread()
-def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Coverage]:
+def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0, joint_rank_N: np.ndarray | None = None) -> list[Coverage]:
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 
     A target's region is its equal-tailed credible interval. The joint region is the highest-density region of the joint
@@ -125,6 +125,8 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         True physical values; clipped and standardised as in training.
     seed
         Seed of the draws.
+    joint_rank_N
+        Ranks of the truths' joint densities, if they are known; None: they are computed.
 
     Raises
     ------
@@ -138,7 +140,7 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         for d, name in enumerate(mixture.targets.names)
         for i, level in enumerate(LEVELS.values())
     ]
-    rank_N = joint_density(mixture, z_ND, seed).rank_N
+    rank_N = joint_density(mixture, z_ND, seed).rank_N if joint_rank_N is None else joint_rank_N
     return rows + [_row(JOINT, level, float((rank_N <= level).mean()), len(mixture)) for level in LEVELS.values()]
 
 

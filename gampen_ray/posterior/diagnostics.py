@@ -12,7 +12,7 @@ import numpy as np
 from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
 from gampen_ray.posterior.local import in_bins, local_coverage, terms
 from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.ranks import coverage_ribbon, joint_density, rosenblatt, uniformity
+from gampen_ray.posterior.ranks import JointDensity, coverage_ribbon, joint_density, rosenblatt, uniformity
 from gampen_ray.posterior.scores import crps, energy_score
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.posterior.tarp import references, tarp
@@ -51,14 +51,17 @@ def evaluate(
         ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
         space), each for ``uncalibrated`` and ``calibrated``; ``diagnostics`` of the latter (`diagnose`).
     """
+    joint = joint_density(mixture, mixture.targets.standardise(truths_ND), seed)
     versions = {"uncalibrated": calibration.undone(mixture), "calibrated": mixture}
+    ranks = {"uncalibrated": None, "calibrated": joint.rank_N}
     return {
         "num_galaxies": len(mixture),
         "accuracy": accuracy(mixture, truths_ND),
         "coverage": {
-            name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed)] for name, version in versions.items()
+            name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed, ranks[name])]
+            for name, version in versions.items()
         },
-        "diagnostics": diagnose(mixture, truths_ND, columns or {}, rows=rows, seed=seed),
+        "diagnostics": diagnose(mixture, truths_ND, columns or {}, joint=joint, rows=rows, seed=seed),
         "negative_log_density": {name: negative_log_density(version, truths_ND) for name, version in versions.items()},
     }
 
@@ -68,6 +71,7 @@ def diagnose(
     truths_ND: np.ndarray,
     columns: Mapping[str, np.ndarray],
     *,
+    joint: JointDensity | None = None,
     rows: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -82,8 +86,10 @@ def diagnose(
     columns
         What galaxies are grouped by, and the features of local tests, beside the posterior medians: N values by name, known
         without the truth; NaN where unknown.
+    joint
+        Ranks of the truths' joint densities with their log score, if they are known; None: they are computed.
     rows
-        Indices of the M galaxies for what takes draws or a time that grows with the square of the passes; None: all.
+        Indices of the M galaxies for what else takes draws or a time that grows with the square of the passes; None: all.
     seed
         Seed of the draws.
 
@@ -101,7 +107,8 @@ def diagnose(
     columns = dict(zip(names, mixture.quantile(0.5).T, strict=True)) | dict(columns)
     z_ND, rank_ND = mixture.targets.standardise(truths_ND), mixture.cdf(truths_ND)
     some, z_MD = mixture[rows], z_ND[rows]
-    joint, single, energy = joint_density(some, z_MD, seed), crps(some, z_MD), energy_score(some, z_MD, seed)
+    joint = joint or joint_density(mixture, z_ND, seed)
+    single, energy = crps(some, z_MD), energy_score(some, z_MD, seed)
     term_names, term_MF = terms({name: value_N[rows] for name, value_N in columns.items()})
     reference_MD = references(z_MD, term_MF, np.random.default_rng(seed))
     ranks = dict(zip(names, rank_ND.T, strict=True)) | {
