@@ -89,7 +89,12 @@ def test_few_units_are_processed_in_this_process(tmp_path: Path, cpus_per_task: 
     job = {"total": 3, "noun": "rows", "resources": resources, "cpus_per_task": cpus_per_task, "write": _noted}
     job["receive"] = lambda receipt, workers: receipts.append((receipt, workers.count)) or ""
     threads = torch.get_num_threads()
-    run_units("touch", _units(3), functools.partial(Touch, tmp_path), **job)
+
+    def start(workers: Workers) -> Touch:
+        torch.set_num_threads(threads + 1)
+        return Touch(tmp_path, workers)
+
+    run_units("touch", _units(3), start, **job)
     assert receipts == [((f"{unit.name} written", 1), 1) for unit in _units(3)]
     assert [path.name.split("-")[1] for path in tmp_path.glob("start-*")] == [str(os.getpid())]
     with pytest.raises(UserError, match="bad: no such unit"):
