@@ -207,8 +207,9 @@ class OptimizerConfig:
     """Fraction of all steps over which the learning rate rises linearly from zero."""
     max_grad_norm: float = pydantic.Field(default=5.0, ge=0)
     """Norm to which larger gradients are clipped; 0: no clipping."""
-    epochs: int = pydantic.Field(default=12, ge=1)
-    """Number of epochs."""
+    epochs: int = pydantic.Field(default=12, ge=0)
+    """Number of epochs on images; 0, for a network that is given numbers: it is trained on these alone, and its answer does not
+    depend on what else is in the image."""
     numbers_epochs: int = pydantic.Field(default=20, ge=1)
     """For a network that is given numbers: epochs on the numbers alone, measured once and kept in memory, before the epochs on
     images."""

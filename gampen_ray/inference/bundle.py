@@ -50,7 +50,7 @@ from gampen_ray.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,8 @@ _EXCESS_SIGMA, _EXCESS_SHARE, _CORE, _WINGS = 3.5, 0.2, 3.0, 3
 _BORDER = 0.08
 """Width of the border in which sky and noise are measured, sides of the image."""
 _CLIP, _CLIP_STEPS = 3.0, 4
+_FAR, _SQUARE = 4, 4
+"""Pixels so far apart have independent noise; side of the squares of pixels in which stray light is measured."""
 _BRIGHTEST = 1e14
 """Signal to noise at which pixels saturate: their squares are finite in float32."""
 _LEAST = 1e-6
@@ -62,7 +64,7 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     The median and 1.4826 MAD of the border's pixels, then mean and standard deviation of those within 3 sigma, four times. An
     image without noise has a noise of zero.
     """
-    border_NCB = torch.cat([part.flatten(2) for part in _border(images_NCHW)], dim=2)
+    border_NCB = _joined(_border(images_NCHW))
     sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
     noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
     for _ in range(_CLIP_STEPS):
@@ -96,6 +98,11 @@ def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]
 
 
+def _joined(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the pixels of parts of images, N x C x B."""
+    return torch.cat([part.flatten(2) for part in parts], dim=2)
+
+
 def window_widths(size: int) -> list[float]:
     """Return the widths (sigma, pixels) of the windows for images of a side."""
     largest = max(_LARGEST_WINDOW * size, 2 * _SMALLEST_WINDOW)
@@ -109,7 +116,7 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     widths = range(len(window_widths(size)))
     names = ["log_radius"]
     for band in bands:
-        names += [f"noise_{band}", f"noise_correlation_{band}"]
+        names += [f"noise_{band}", f"noise_correlation_{band}", f"stray_light_{band}"]
         names += [
             f"{kind}_{band}_{s}" for kind in ("blended_flux", "flux", "dipole", "elongation", "twist", "fourth") for s in widths
         ]
@@ -160,6 +167,7 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
     numbers = [
         log_noise_NC[..., None],
         correlation_NC[..., None],
+        _stray_light(signal_NCHW)[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -209,8 +217,8 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     * ``brightness``: flux in the largest window with light of the galaxy, log
     * ``size``: half-light radius over the image's side, log, of all bands together
     * ``constant``: share of pixels exactly equal to their right neighbour, or upper one if that is more
-    * ``correlation``: of neighbouring pixels of the border, without those beyond 3 sigma
-    * ``stray_light``: sum of the border's pixels above 3 sigma, over the noise of that sum, log(1 + x)
+    * ``correlation``: of the noise of neighbouring pixels of the border
+    * ``stray_light``: sum x of the border's squares of 4 x 4 pixels above 3 sigma, over the noise of that sum, log(1 + x)
     * ``zeros``: share of pixels that are exactly zero
 
     Parameters
@@ -238,9 +246,6 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     light_NC = (flux_NCS * widths_S).gather(2, last_N[:, None, None].expand(-1, flux_NCS.shape[1], 1))[..., 0]
     light_NC = math.sqrt(math.pi) * noise_NC * light_NC
     same = [images_NCHW[..., 1:] == images_NCHW[..., :-1], images_NCHW[..., 1:, :] == images_NCHW[..., :-1, :]]
-    border = _border(signal_NCHW)
-    border_NCB = torch.cat([part.flatten(2) for part in border], dim=2)
-    stray_NC = (border_NCB * (border_NCB > _CLIP)).sum(2) / math.sqrt(border_NCB.shape[2])
     numbers = [
         torch.asinh(sky_NC / noise_NC),
         torch.log(noise_NC / unit),
@@ -248,7 +253,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
         noise.correlation_NC if noise else _correlation(signal_NCHW),
-        torch.log1p(stray_NC),
+        _stray_light(signal_NCHW),
         (images_NCHW == 0).float().mean((2, 3)),
     ]
     return torch.stack(numbers, dim=1)
@@ -327,17 +332,41 @@ def _border_width(images_NCHW: torch.Tensor) -> int:
     return max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
 
 
+def _stray_light(signal_NCHW: torch.Tensor) -> torch.Tensor:
+    """Return log(1 + x) of the light x in the border, over its noise, N x C: of squares of 4 x 4 pixels above 3 sigma.
+
+    The noise of such squares, unlike that of pixels, is the same after images have been resampled.
+    """
+    side = min(_SQUARE, *signal_NCHW.shape[-2:])
+    squares_NCHW = side * F.avg_pool2d(signal_NCHW, side)
+    depth = max(1, round(_border_width(signal_NCHW) / side))
+    inside_HW = torch.ones_like(squares_NCHW[0, 0])
+    inside_HW[depth:-depth, depth:-depth] = 0
+    border_NCB = squares_NCHW[..., inside_HW > 0]
+    return torch.log1p((border_NCB * (border_NCB > _CLIP)).sum(2) / math.sqrt(border_NCB.shape[2]))
+
+
 def _correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return the correlation of horizontally and vertically neighbouring pixels of the border, N x C; 0 without noise."""
-    b = _border_width(signal_NCHW)
-    products, squares = [], []
-    # All four with their corners, so that it is the same for a turned image.
-    for strip in (signal_NCHW[..., :b, :], signal_NCHW[..., -b:, :], signal_NCHW[..., :b], signal_NCHW[..., -b:]):
-        kept = strip * (strip.abs() <= _CLIP)
-        products += [(kept[..., 1:] * kept[..., :-1]).flatten(2), (kept[..., 1:, :] * kept[..., :-1, :]).flatten(2)]
-        squares.append((kept**2).flatten(2))
-    variance_NC = torch.cat(squares, dim=2).mean(2)
-    return torch.cat(products, dim=2).mean(2) / variance_NC.clamp(min=_LEAST)
+    """Return the correlation of horizontally and vertically neighbouring pixels of the border, N x C; 0 without noise.
+
+    It is one minus the ratio of the variances of differences between neighbours and between pixels four apart: light that
+    varies slowly has no part in it. Differences beyond 3 sigma are left out.
+    """
+    b, far = _border_width(signal_NCHW), min(_FAR, min(signal_NCHW.shape[-2:]) - 1)
+
+    def variance(lag: int) -> torch.Tensor:
+        # All four strips with their corners, so that it is the same for a turned image.
+        rows = (strip[..., lag:] - strip[..., :-lag] for strip in (signal_NCHW[..., :b, :], signal_NCHW[..., -b:, :]))
+        columns = (strip[..., lag:, :] - strip[..., :-lag, :] for strip in (signal_NCHW[..., :b], signal_NCHW[..., -b:]))
+        square_NCB = _joined((*rows, *columns)) ** 2
+        # That of independent pixels, whose noise is one.
+        variance_NC1 = torch.full_like(square_NCB[..., :1], 2.0)
+        for _ in range(_CLIP_STEPS):
+            kept_NCB = square_NCB <= _CLIP**2 * variance_NC1
+            variance_NC1 = (square_NCB * kept_NCB).sum(2, keepdim=True) / kept_NCB.sum(2, keepdim=True).clamp(min=1)
+        return variance_NC1[..., 0]
+
+    return 1 - (variance(1) + _LEAST) / (variance(far) + _LEAST)
 
 
 def _centroid(signal_NHW: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,11 @@ def training_text(provenance: Mapping[str, Any], *, numbers: bool) -> str:
     if not (config := provenance.get("train")):
         return "unknown"
     optimizer = config["optimizer"]
-    first = f"{_epochs(optimizer['numbers_epochs'])} on numbers, " if numbers else ""
-    text = f"{first}{_epochs(optimizer['epochs'])}{' on images' if numbers else ''}, seed {config['seed']}"
+    epochs = _epochs(optimizer["epochs"])
+    if numbers:
+        on_images = f", {epochs} on images" if optimizer["epochs"] else ""
+        epochs = f"{_epochs(optimizer['numbers_epochs'])} on numbers{on_images}"
+    text = f"{epochs}, seed {config['seed']}"
     return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
 
 

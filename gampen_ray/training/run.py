@@ -146,7 +146,7 @@ def prepare(config: TrainConfig) -> Run:
         start=start,
         splits=splits,
     )
-    _check_dropout(run)
+    _check_network(run)
     return run
 
 
@@ -164,7 +164,7 @@ def with_config(run: Run, config: TrainConfig) -> Run:
         if config.images != run.config.images:
             images = _fitted_images(config, run.info, run.splits["train"], run.images.conditions)
         changed = dataclasses.replace(changed, network=config.network, images=images)
-    _check_dropout(changed)
+    _check_network(changed)
     return changed
 
 
@@ -210,9 +210,12 @@ def sample_images(units: Sequence[Unit]) -> np.ndarray:
     return images_NCHW[side_N >= side][..., inside, inside]
 
 
-def _check_dropout(run: Run) -> None:
-    config = run.config
-    dropout = [layer for layer in build_network(run).modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
+def _check_network(run: Run) -> None:
+    config, network = run.config, build_network(run)
+    if not config.optimizer.epochs and (run.start or not network.merge):
+        why = "the network is that of fine_tune.bundle" if run.start else "the network is given none: set images.measure"
+        raise UserError(f"optimizer.epochs: 0 trains on numbers alone, and {why}; or give 1 or more")
+    dropout = [layer for layer in network.modules() if isinstance(layer, nn.Dropout) and layer.p > 0]
     if not dropout and config.calibration.num_passes > 1:
         rate = "fine_tune.dropout_rate" if run.start else "network.backbone.dropout_rate"
         raise UserError(

@@ -161,11 +161,11 @@ def test_damaged_file_is_named(saved: Path, name: str) -> None:
         load_bundle(str(saved))
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(3, "train or import it again"), (5, "upgrade gampen_ray")])
+@pytest.mark.parametrize(("version", "remedy"), [(4, "train or import it again"), (6, "upgrade gampen_ray")])
 def test_another_format_is_refused(saved: Path, version: int, remedy: str) -> None:
     description = json.loads((saved / "bundle.json").read_text()) | {"format_version": version}
     (saved / "bundle.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=rf"bundle: .* has format_version {version}, this gampen_ray reads 4; {remedy}"):
+    with pytest.raises(UserError, match=rf"bundle: .* has format_version {version}, this gampen_ray reads 5; {remedy}"):
         load_bundle(str(saved))
 
 

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from gampen_ray.config import TrainConfig
 from gampen_ray.engine.trial import _State
+from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
@@ -134,6 +136,28 @@ def test_the_crop_lives_and_follows_the_measured_radius(data: str, unbroken: tup
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert layer.weight.grad is not None
             assert (layer.weight.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_without_epochs_on_images_the_numbers_decide_alone(data: str, tmp_path: Path) -> None:
+    config = numbers_config(data, str(tmp_path / "run"), epochs=0, numbers_epochs=20)
+    run = prepare(config)
+    made = execute(LocalWorker.read(run), run)
+    assert made is not None
+    (history,) = json.loads((tmp_path / "run" / "history.json").read_bytes())
+    assert history["epoch"] == 0
+    assert made.metrics["verdicts"]["training"]["verdict"] == "holds"
+    images = galaxies(20, seed=5)["image"]
+    merge = made.network.merge
+    assert merge is not None
+    assert not merge.image.weight.any()
+    assert np.isfinite(made.predict(images, num_passes=8).mean()).all()
+
+
+def test_a_network_without_numbers_needs_epochs_on_images(data: str, tmp_path: Path) -> None:
+    config = numbers_config(data, str(tmp_path / "run"), epochs=0, numbers_epochs=20)
+    config = dataclasses.replace(config, images=dataclasses.replace(config.images, measure=False), conditions=())
+    with pytest.raises(UserError, match="optimizer.epochs: 0 trains on numbers alone, and the network is given none"):
+        prepare(config)
 
 
 def test_epoch_0_counts_in_a_trials_loss_but_not_as_an_epoch(tmp_path: Path) -> None:
