@@ -45,11 +45,6 @@ class Progress:
         self._done += count
         self._skipped += count
 
-    def restart(self) -> None:
-        """Count the time from now: what came before was other work."""
-        self._start = time.monotonic()
-        self._skipped = self._done
-
     def advance(self, count: int, note: str = "", *, always: bool = False) -> None:
         """Add what was finished now, and show it with ``note`` if a line is due, or ``always``."""
         self._done += count

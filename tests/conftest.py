@@ -16,8 +16,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray's workers inherit these: two of them on two cores must not start four threads each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# This process has the cores to itself while it computes, or shares them with those that test beside it.
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# On a busy machine threads of small tensors wait for one another.
+torch.set_num_threads(1)
 # The hats libraries: compiling takes ten seconds, what is compiled none.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from gampen_ray import storage
-from gampen_ray.config import TrainConfig
+from gampen_ray.config import OptimizerConfig, TrainConfig
 from gampen_ray.engine.cluster import LONGEST_WAIT_S, can_autoscale
 from gampen_ray.engine.feed import read_chunks
 from gampen_ray.engine.resources import Workers
@@ -196,11 +196,12 @@ class RayWorker:
         for tensor, mean in zip(tensors, (flat / self.world_size).split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor | None = None) -> None:
         """Send the driver a progress message every few seconds (worker 0)."""
         if self.rank == 0 and time.monotonic() - self._shown > _PROGRESS_S:
             self._shown = time.monotonic()
-            send(self._messages, {"epoch": epoch, "galaxies": galaxies, "loss": float(loss.mean())})
+            found = {} if loss is None else {"loss": float(loss.mean())}
+            send(self._messages, {"epoch": epoch, "galaxies": galaxies, **found})
 
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Write a checkpoint (worker 0), and report the metrics.
@@ -246,10 +247,8 @@ def _shown(messages: Queue, run: Run, num_workers: int, track: Track) -> Iterato
 
 
 def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threading.Event) -> None:
-    epochs, numbers_epochs = run.config.optimizer.epochs, run.config.optimizer.numbers_epochs
-    per_epoch = run.orders(0, num_workers)["train"].rows_per_epoch
-    with Progress("train", epochs * per_epoch, "galaxies") as progress:
-        shown, last = 0, False
+    with _Shown(run.config.optimizer, run.orders(0, num_workers)["train"].rows_per_epoch) as shown:
+        last = False
         while True:
             try:
                 message = messages.get_nowait()
@@ -258,32 +257,62 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
                     return
                 last = done.wait(0.5)
                 continue
-            if "restored" in message:
-                # Also after the death of a worker: what followed its last checkpoint is repeated.
-                progress.skip(message["restored"] - shown)
-                shown = message["restored"]
-                continue
-            finished = "val_loss" in message
-            on_numbers = not message["epoch"]
-            galaxies = int(message["epoch"]) * per_epoch if finished else message["galaxies"]
-            note = f"epoch {message['epoch']}/{epochs}, "
-            if on_numbers:
-                number, galaxies = min(1 + galaxies // per_epoch, numbers_epochs), 0
-                note = f"numbers, epoch {numbers_epochs if finished else number}/{numbers_epochs}, "
-            if finished:
+            if "val_loss" in message:
                 track(message)
-                note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
-                if "crop_scale_p05" in message:
-                    note += f", crop {message['crop_scale_p05']:.3f} to {message['crop_scale_p95']:.3f}"
-                    if dead := message["crop_dead_fraction"]:
-                        note += f", {dead:.0%} of its units dead"
-            else:
-                note += f"loss {message['loss']:.3f}"
-            # Metrics of an epoch may come after the first progress of the next.
-            progress.advance(max(galaxies - shown, 0), note, always=True)
-            shown = max(galaxies, shown)
-            if on_numbers:
-                progress.restart()
+            shown(message)
+
+
+class _Shown:
+    """The progress of a training, a counter for each of its parts: measure, train on numbers, train."""
+
+    def __init__(self, config: OptimizerConfig, per_epoch: int) -> None:
+        self._per_epoch = per_epoch
+        self._epochs = {"measure": 1, "train on numbers": config.numbers_epochs, "train": config.epochs}
+        self._part, self._galaxies, self._open = "", 0, contextlib.ExitStack()
+
+    def __enter__(self) -> "_Shown":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def __call__(self, message: Mapping[str, float]) -> None:
+        """Show a worker's message."""
+        if "restored" in message:
+            # Also after the death of a worker: what followed its last checkpoint is repeated.
+            if message["restored"]:
+                self._begin("train").skip(int(message["restored"]) - self._galaxies)
+                self._galaxies = int(message["restored"])
+            return
+        finished = "val_loss" in message
+        part = "train" if message["epoch"] else "train on numbers" if finished or "loss" in message else "measure"
+        progress, epochs = self._begin(part), self._epochs[part]
+        if finished:
+            epoch = int(message["epoch"]) or epochs
+            galaxies = epoch * self._per_epoch
+        else:
+            galaxies = int(message["galaxies"])
+            epoch = int(message["epoch"]) or min(1 + galaxies // self._per_epoch, epochs)
+        note = "" if part == "measure" else f"epoch {epoch}/{epochs}, "
+        if finished:
+            note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
+            if "crop_scale_p05" in message:
+                note += f", crop {message['crop_scale_p05']:.3f} to {message['crop_scale_p95']:.3f}"
+                if dead := message["crop_dead_fraction"]:
+                    note += f", {dead:.0%} of its units dead"
+        elif "loss" in message:
+            note += f"loss {message['loss']:.3f}"
+        # Metrics of an epoch may come after the first progress of the next.
+        progress.advance(max(galaxies - self._galaxies, 0), note, always=True)
+        self._galaxies = max(galaxies, self._galaxies)
+
+    def _begin(self, part: str) -> Progress:
+        """Return the counter of a part, a new one if another part was shown."""
+        if part != self._part:
+            self._open.close()
+            self._part, self._galaxies = part, 0
+            self._progress = self._open.enter_context(Progress(part, self._epochs[part] * self._per_epoch, "galaxies"))
+        return self._progress
 
 
 @contextlib.contextmanager

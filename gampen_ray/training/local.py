@@ -68,7 +68,7 @@ class LocalWorker:
     def average(self, tensors: Iterable[torch.Tensor]) -> None:
         """Do nothing: there is one worker."""
 
-    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor | None = None) -> None:
         """Do nothing."""
 
     def report(self, metrics: dict[str, float], state: State) -> None:

@@ -26,6 +26,8 @@ _STEPS = 16
 _WHITENED = 50_000
 """Galaxies from which the whitening of the numbers, and the linear part of the means, is learned."""
 _WARMUP = 0.05
+_SKIPPED = 0.01
+"""Largest share of an epoch's steps that may be left out."""
 
 
 def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> dict[str, float]:
@@ -54,9 +56,9 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     """
     network, config = plan.network.to(worker.device), plan.optimizer
     began = time.perf_counter()
-    number_NM, target_ND, waited = _measured(plan, train)
+    number_NM, target_ND, waited = _measured(worker, plan, train)
     seconds = time.perf_counter() - began
-    held_out = _measured(plan, next(stream))[:2]
+    held_out = _measured(worker, plan, next(stream))[:2]
     _learn_scales(worker, network, number_NM, target_ND)
     total = sum(worker.gather(len(number_NM)))
     size = max(1, min(_BATCH, total // _STEPS) // worker.world_size)
@@ -85,13 +87,15 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
             losses.append(_step(worker, plan, optimizer, number_NM[rows], target_ND[rows]))
             schedule.step()
             worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
-        train_loss = _mean(worker, torch.stack(losses))
-        val_loss = _mean(worker, _losses(network, *held_out))
-        if not math.isfinite(train_loss):
+        loss_S = torch.stack(losses)
+        finite_S = loss_S.isfinite()
+        if 1 - _mean(worker, finite_S) > _SKIPPED:
             raise UserError(
                 f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the loss "
                 f"of epoch {epoch + 1} on the numbers is not finite; lower it, or look for extreme targets and conditions"
             )
+        train_loss = _mean(worker, loss_S[finite_S])
+        val_loss = _mean(worker, _losses(network, *held_out))
         if val_loss < best_loss:
             best_loss, best = val_loss, copy.deepcopy(network.state_dict())
     network.load_state_dict(best)
@@ -123,28 +127,34 @@ def _learn_scales(worker: Worker, network: Network, number_NM: torch.Tensor, tar
 def _step(
     worker: Worker, plan: Plan, optimizer: torch.optim.Optimizer, number_NM: torch.Tensor, target_ND: torch.Tensor
 ) -> torch.Tensor:
-    """Take a step on this worker's part of a batch and return its mean loss."""
+    """Take a step on this worker's part of a batch and return its mean loss; none if a gradient is not finite.
+
+    The loss of one galaxy in millions may overflow.
+    """
     network, config = plan.network, plan.optimizer
     loss_N = network.likelihood.loss(network.from_numbers(number_NM), target_ND, beta=config.beta)
     optimizer.zero_grad(set_to_none=True)
     loss_N.mean().backward()
     trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
     worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
-    if config.max_grad_norm:
-        nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+    norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
+    if not norm.isfinite():
+        optimizer.zero_grad(set_to_none=True)
     optimizer.step()
     return loss_N.detach().mean()
 
 
 @torch.inference_mode()
-def _measured(plan: "Plan", batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _measured(worker: Worker, plan: Plan, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return the numbers and standardised targets of galaxies, and the seconds of waiting for them."""
-    numbers, targets, waited = [], [], 0.0
+    numbers, targets, waited, seen = [], [], 0.0, 0
     asked = time.perf_counter()
     for batch in batches:
         waited += time.perf_counter() - asked
         numbers.append(plan.numbers(batch))
         targets.append(batch.target_ND)
+        seen += len(batch.target_ND)
+        worker.progress(0, seen * worker.world_size)
         asked = time.perf_counter()
     number_NM = torch.cat(numbers)
     usable_N = number_NM.isfinite().all(1)

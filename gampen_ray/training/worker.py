@@ -54,10 +54,10 @@ class Worker(Protocol):
         """Give tensors their means over all workers."""
         ...
 
-    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor) -> None:
+    def progress(self, epoch: int, galaxies: int, loss: torch.Tensor | None = None) -> None:
         """Report progress after each step: galaxies seen by all workers in all epochs, and the losses of this batch.
 
-        Epoch 0 is that of the numbers alone, whose own epochs are counted by themselves.
+        Epoch 0 is that of the numbers alone: first galaxies are measured, without a loss; then its own epochs are counted.
         """
         ...
 

@@ -19,6 +19,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import fit
+from gampen_ray.training.numbers import _step, fit_numbers
 from gampen_ray.training.run import build_network, prepare
 from gampen_ray.training.worker import Plan, one_sweep
 from tests.networks import dataset, galaxies, numbers_config
@@ -156,8 +157,41 @@ def test_without_epochs_on_images_the_numbers_decide_alone(data: str, tmp_path: 
 def test_a_network_without_numbers_needs_epochs_on_images(data: str, tmp_path: Path) -> None:
     config = numbers_config(data, str(tmp_path / "run"), epochs=0, numbers_epochs=20)
     config = dataclasses.replace(config, images=dataclasses.replace(config.images, measure=False), conditions=())
-    with pytest.raises(UserError, match="optimizer.epochs: 0 trains on numbers alone, and the network is given none"):
+    with pytest.raises(UserError, match=r"optimizer\.epochs: 0 trains on numbers alone, and the network is given none"):
         prepare(config)
+
+
+def test_a_step_whose_gradient_overflows_is_left_out(data: str) -> None:
+    made, network = plan(numbers_config(data, "unused"))
+    worker = LocalWorker.read(prepare(numbers_config(data, "unused")))
+    assert network.merge is not None
+    number_NM, target_ND = torch.randn(8, len(network.merge.location_M)), torch.randn(8, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+
+    def step() -> bool:
+        before = copy.deepcopy(network.state_dict())
+        _step(worker, made, optimizer, number_NM, target_ND)
+        assert all(value.isfinite().all() for value in network.state_dict().values())
+        return any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    assert step()
+    target_ND[3] = 1e30
+    assert not step()
+    target_ND[3] = 0
+    assert step()
+
+
+def test_steps_that_all_overflow_end_the_training(data: str) -> None:
+    made, network = plan(numbers_config(data, "unused"))
+    worker = LocalWorker.read(prepare(numbers_config(data, "unused")))
+    batches = [
+        dataclasses.replace(batch, target_ND=torch.full_like(batch.target_ND, 1e30)) for batch in one_sweep(worker, "train")
+    ]
+    with pytest.raises(
+        UserError, match=r"optimizer\.numbers_learning_rate: .* the loss of epoch 1 on the numbers is not finite"
+    ):
+        fit_numbers(worker, made, iter(batches), iter([iter(batches)]))
+    assert all(value.isfinite().all() for value in network.state_dict().values())
 
 
 def test_epoch_0_counts_in_a_trials_loss_but_not_as_an_epoch(tmp_path: Path) -> None:
