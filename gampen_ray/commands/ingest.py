@@ -149,11 +149,16 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
     for name, text in {
         "cropped": f"have more than {side} pixels on a side: what lies outside the central {side} x {side} was cropped",
         "padded": f"have fewer than {side} pixels on a side and were zero-padded",
-        "filled": "have pixels without a value, which were filled as reader.nan_policy says",
+        "filled": "have pixels without a value, which were filled as reader.nan_policy says" + _by_band(remarks),
         "misplaced": "have a WCS whose centre is more than 5 pixels from the catalogue's position",
     }.items():
         if remarks[name]:
             logger.warning("%s of %s cutouts %s", f"{remarks[name]:,}", f"{total:,}", text)
+
+
+def _by_band(remarks: Counter[str]) -> str:
+    counts = [f"{name.removeprefix('filled ')} {count:,}" for name, count in sorted(remarks.items()) if name[:7] == "filled "]
+    return f": {', '.join(counts)}" if len(counts) > 1 else ""
 
 
 def _pack_all(

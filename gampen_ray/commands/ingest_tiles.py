@@ -129,4 +129,5 @@ def _reader(config: "IngestConfig") -> "TileReader":
     bands = config.reader.bands
     if bands == ReaderConfig().bands:
         bands = Footprint(config.images).info.bands
-    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, nan_policy=config.reader.nan_policy)
+    policies = config.reader.nan_policies(bands)
+    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, policies=policies)

@@ -42,7 +42,7 @@ class Rows(NamedTuple):
         Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
     remarks
         Numbers of rows by what was done to them or seen in them: ``cropped`` (pixels of the file lie outside the cutout),
-        ``padded``, ``filled``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
+        ``padded``, ``filled``, ``filled BAND``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
     num_bytes
         Read from the files, as stored.
     """
@@ -155,6 +155,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
     reasons = np.array(rows.column(REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in _BOOKKEEPING}
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    policies = reader.nan_policies(info.bands)
     side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, core, sides = (np.full(len(rows), value, dtype=np.int32) for value in (0, 0, side))
@@ -169,11 +170,13 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 try:
                     cutout = agreed(raised(found), reader, info)
                     inside_CHW = without_blanks(central(cutout.image_CHW, side))
-                    image_NCHW[row] = fit_to_size(inside_CHW, side, reader.nan_policy, info.bands)
+                    image_NCHW[row] = fit_to_size(inside_CHW, side, policies, info.bands)
                 except CutoutError as error:
                     reasons[row] = str(error)
                     continue
-                filled[row] = np.count_nonzero(~np.isfinite(inside_CHW))
+                filled_C = np.count_nonzero(~np.isfinite(inside_CHW), axis=(1, 2))
+                filled[row] = filled_C.sum()
+                remarks.update(f"filled {info.bands[band]}" for band in np.flatnonzero(filled_C))
                 core[row] = np.count_nonzero(~np.isfinite(central(inside_CHW, CORE)))
                 sides[row] = min(inside_CHW.shape[1:])
                 offset = positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout)

@@ -22,7 +22,8 @@ IMAGE = np.random.default_rng(0).normal(100, 10, size=SHAPE).astype(np.float32)
 
 
 def _facts(cards: Mapping[str, Any], primary: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return header_facts(fits.Header(cards), fits.Header(primary or {}), SHAPE)
+    header = fits.Header([(name, *(value if isinstance(value, tuple) else (value,))) for name, value in cards.items()])
+    return header_facts(header, fits.Header(primary or {}), SHAPE)
 
 
 def _read(hdus: list[Any], **fields: object) -> Cutout:
@@ -59,6 +60,11 @@ def _wcs(scale_arcsec: float = 0.2, **cards: object) -> dict[str, Any]:
         # ACS F814W: 25.94 for electrons per second.
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS/S"}, 25.946),
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 100}, 30.946),
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "electron s-1"}, 25.946),
+        # NOAO's pipeline for DECam: MAGZERO is that of the whole exposure.
+        ({"MAGZERO": 30.27, "MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
+        ({"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
+        ({"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu/s"}, 24.713),
         ({"BSOFTEN": 12.0, "BOFFSET": 1.0, "EXPTIME": 1000.0}, 32.5),
         # Pan-STARRS's cutouts are not compressed.
         ({"HIERARCH FPA.ZP": 25.0, "EXPTIME": 1000.0}, 32.5),
@@ -86,6 +92,10 @@ def test_zero_points(cards: dict[str, Any], zero_point: float) -> None:
         {"MAGZPT": 23.9, "MAGSYS": "Vega"},
         {"SURVEY": "LegacySurvey", "BUNIT": "electrons"},
         {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS"},
+        # WFPC2: counts of the whole exposure, without a unit.
+        {"PHOTFLAM": 3.48e-18, "PHOTPLAM": 5442.9, "EXPTIME": 1600.0, "PHOTMODE": "WFPC2,1,A2D7,F555W,,CAL"},
+        {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "UNKNOWN", "EXPTIME": 100.0},
+        {"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0},
     ],
 )
 def test_headers_without_a_zero_point_in_ab_magnitudes(cards: dict[str, Any]) -> None:
@@ -186,6 +196,8 @@ def test_the_wheel_that_is_not_clear_has_the_band() -> None:
     assert _facts({"FILTER1": "CLEAR1L", "FILTER2": "F814W"})["band"] == "F814W"
     assert _facts({"FILTER": "F150W2", "PUPIL": "F162M"})["band"] == "F162M"
     assert _facts({"FILTER": "F200W", "PUPIL": "CLEAR"})["band"] == "F200W"
+    assert _facts({"FILTER1": 25, "FILTNAM1": "F555W"})["band"] == "F555W"
+    assert _facts({"PHOTMODE": "ACS WFC1 F814W MJD#56000.0"})["band"] == "F814W"
     assert _facts({"HIERARCH FPA.FILTERID": "r.00000"})["band"] == "r"
 
 

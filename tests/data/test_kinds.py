@@ -43,6 +43,7 @@ def _hdu(pixels: np.ndarray, name: str = "", **cards: object) -> fits.ImageHDU:
         ("DQ", "mask"),
         ("invvar", "weight"),
         ("coverage", "weight"),
+        ("WCSDVARR", "other"),
         ("NGC1300", ""),
         ("", ""),
     ],
@@ -203,6 +204,11 @@ def test_saturated_pixels_have_no_value_in_the_core_alone() -> None:
         (["a_sci", "a_wht", "a_err", "b_sci"], [1, 2]),
         (["mask_G1", "G1"], [0]),
         (["ls-0591m305-image-r", "ls-0591m305-invvar-r", "ls-0591m305-psfsize-r"], [1, 2]),
+        # NOAO's pipelines; unWISE; GALFIT's users.
+        (["ksb_ooi_g.CCD4", "ksb_ood_g.CCD4", "ksb_oow_g.CCD4"], [1, 2]),
+        (["unwise-1866p257-w1-img-m", "unwise-1866p257-w1-invvar-m", "unwise-1866p257-w1-std-m"], [1, 2]),
+        (["2114_F115Wsci", "2114_F115Wsigma", "mask2114_F115W"], [1, 2]),
+        (["f115w", "f115w_err", "f115w_mask"], [1, 2]),
         # No other file is theirs, or the word is part of a name.
         (["G1mask", "G2mask"], []),
         (["exp_0001", "dev_0001"], []),
@@ -220,3 +226,12 @@ def test_siblings_in_a_folder_are_counted_and_named(tmp_path: Path, caplog: pyte
     assert "2 of 4 files are left out" in caplog.text
     assert "such as G1_mask.fits.gz, G1_psf.fits" in caplog.text
     assert len(matching_files(str(tmp_path), "*psf*")) == 1
+
+
+def test_folders_of_psfs_and_masks_are_left_out(tmp_path: Path) -> None:
+    for name in ("1/f115w.fits", "1/PSF/F115W_hybrid.fits", "2/F115W.fits", "masks/G1.fits"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [uri.rpartition("/")[2] for uri in matching_files(str(tmp_path), "*.fits*")] == ["f115w.fits", "F115W.fits"]
+    assert len(matching_files(str(tmp_path / "masks"), "*.fits*")) == 1
+    assert len(matching_files(str(tmp_path / "1" / "PSF"), "*.fits*")) == 1

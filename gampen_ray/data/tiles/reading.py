@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.data.cutouts import CORE, CutoutError, NanPolicy, central, fit_to_size, without_blanks
+from gampen_ray.config.inputs import NanPolicy
+from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, without_blanks
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.tiles.assignment import assign
 from gampen_ray.data.tiles.cutting import MASKED, Cuts, Tile
@@ -47,7 +48,7 @@ class TileReader:
         URI of the footprint.
     bands, size
         Bands and side of the cutouts, pixels.
-    nan_policy
+    policies
         What becomes of pixels without a value, off the tile too (`gampen_ray.data.cutouts.fit_to_size`).
     max_beyond
         Pixels by which a cutout may reach over the edge of its tile, if it is not that of the plan.
@@ -56,7 +57,7 @@ class TileReader:
     footprint: str
     bands: tuple[str, ...]
     size: int
-    nan_policy: NanPolicy = "quarantine"
+    policies: tuple[NanPolicy, ...] = ("quarantine",)
     max_beyond: int = 0
 
     @property
@@ -149,7 +150,7 @@ class TileReader:
                 try:
                     # As a stored cutout of the same pixels is read (`gampen_ray.data.packing`).
                     image_CHW = without_blanks(cuts.image_NCHW[row])
-                    image_NCHW[row] = fit_to_size(image_CHW, self.size, self.nan_policy, self.bands)
+                    image_NCHW[row] = fit_to_size(image_CHW, self.size, self.policies, self.bands)
                 except CutoutError as error:
                     reason_N[row] = str(error)
                     continue

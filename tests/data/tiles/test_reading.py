@@ -25,7 +25,7 @@ def test_cutouts_that_reach_over_the_edge_are_filled_or_refused_as_asked(nan_pol
     how = {"footprint": uri, "bands": ("g", "r"), "size": SIZE}
     planning = Planning(**how, output=str(tmp_path / "plan"), max_beyond=SIZE, optional=("psf_fwhm_g", "other"))
     plan_locally(str(tmp_path / "catalog.parquet"), planning)
-    reader = TileReader(**how, nan_policy=nan_policy)
+    reader = TileReader(**how, policies=(nan_policy,))
     read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32)]
     rows = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
     np.testing.assert_array_equal(np.sort(rows["object_id"]), np.arange(len(psf_N)))
@@ -67,7 +67,7 @@ def test_a_source_whose_centre_is_masked_is_cut_from_the_next_best_tile(tmp_path
     how = {"footprint": uri, "bands": ("g",), "size": 12}
     planning = Planning(**how, output=str(tmp_path / "plan"))
     plan_locally(str(tmp_path / "catalog.parquet"), planning)
-    reader = TileReader(**how, nan_policy="zero")
+    reader = TileReader(**how, policies=("zero",))
     read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32)]
     rows = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
     assert sorted(rows["object_id"]) == sorted(layout.tiles)
