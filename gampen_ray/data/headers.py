@@ -83,6 +83,8 @@ def canonical_band(name: str) -> str:
     Understands names such as ``HSC-I2``, ``r DECam SDSS c0002 6415.0 1480.0``, ``i.MP9702``, ``sdssr`` and ``NIR_Y``.
     """
     for word in re.findall("[a-z0-9]+", name.lower()):
+        if word in ("b", "v", "nuv", "fuv"):
+            return word.upper()
         if re.fullmatch(r"f\d{3,4}(w|m|n|lp|x|w2)", word):
             return word.upper()
         if match := re.fullmatch(_SURVEY + r"([ugrizyjhk])[2s]?", word):
@@ -142,7 +144,7 @@ def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | Non
 
 
 def _zero_point(header: Header, scale: float | None) -> float | None:
-    unit = _text(header, "BUNIT")
+    unit = _unit(header)
     if re.match(r"mag(nitudes?|$|[^a-z])", unit, re.IGNORECASE):
         raise CutoutError(f"the pixels are magnitudes by BUNIT {unit}, not linear in flux; take the image of fluxes")
     found = {f"BUNIT {unit}": unit_zero_point(unit, _number(header, "PIXAR_SR"), scale)}
@@ -183,11 +185,21 @@ def _of_survey(header: Header, unit: str) -> float | None:
 
 def _of_exposure(header: Header, unit: str, per_second: float) -> float | None:
     """Return the zero point of pixels in a unit from that of a count per second; None for other units and without the time."""
-    match = _COUNTS.fullmatch(re.sub(r"[\s*.]", "", unit))
+    match = _COUNTS.fullmatch(_bare(unit))
     if not match or match[1] or match[2]:
         return per_second if match else None
     seconds = _number(header, "EXPTIME")
     return per_second + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+
+
+def _unit(header: Header) -> str:
+    unit = _text(header, "BUNIT")
+    # MultiDrizzle left the counts of the exposures in BUNIT; drizzle records what it wrote, counts or cps.
+    return (_text(header, "D001OUUN") if not unit or _COUNTS.fullmatch(_bare(unit)) else "") or unit
+
+
+def _bare(unit: str) -> str:
+    return re.sub(r"[\s*.]", "", unit)
 
 
 def _comment(header: Any, name: str) -> str:

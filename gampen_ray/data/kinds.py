@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-__all__ = ["Kind", "hdu_kind", "hdu_name", "is_aside", "kind_of", "without_siblings"]
+__all__ = ["Kind", "hdu_kind", "hdu_name", "is_aside", "kind_of", "shows_galaxies", "without_siblings"]
 
 Kind = Literal["", "science", "mask", "variance", "weight", "error", "psf", "other"]
 """Of an image; empty: its name does not say. ``variance`` and ``error`` grow with the noise, ``weight`` falls."""
@@ -43,6 +43,11 @@ def kind_of(name: str) -> Kind:
     return ""
 
 
+def shows_galaxies(name: str) -> bool:
+    """Return whether images of a name may be those of galaxies: it is that of no mask, PSF or the like."""
+    return kind_of(name) in ("", "science")
+
+
 def hdu_name(hdu: Any) -> str:
     """Return the name of an HDU; some of the Legacy Surveys' and HSC's cutouts have other cards than EXTNAME."""
     names = (str(hdu.header.get(card) or "") for card in _NAMES)
@@ -73,6 +78,8 @@ def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:
     """
     names = [_GLUED.sub("_", name) for name in names]
     split = [_split(name) for name in names]
+    if not any(split):
+        return list(range(len(names))), []
     others = sorted(name for name, parts in zip(names, split, strict=True) if parts is None)
     bare = {_bare(name) for name in others}
 

@@ -28,6 +28,7 @@ _CELESTIAL = re.compile(
 )
 _STALE = re.compile(r"CHECKSUM|DATASUM|ZHECKSUM|ZDATASUM|DATAMIN|DATAMAX|BLANK|BSCALE|BZERO")
 _TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR")
+_OF_TABLES = re.compile(_TABLES.pattern + r"|(DP|DQ|D2IM|CPERR|CQERR|D2IMERR)\d.*")
 # Projections with a fourth part in CTYPE: only SIP is understood.
 _OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
 # Numbers by which WCSLIB and astropy allocate memory before they look at anything else; beyond them a process may end.
@@ -56,9 +57,10 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
         if limit is not None and not 0 <= int(str(header[name])) <= limit:
             raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
         # WCSLIB would skip the card and take its default.
-        value: Any = header[name]
-        if _NUMBERS.fullmatch(name) and (type(value) not in (int, float) or not math.isfinite(value)):
-            raise ValueError(f"{name} is {value!r}: not a number")
+        if _NUMBERS.fullmatch(name):
+            value: Any = header[name]
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}: not a number")
         if name.startswith("CTYPE") and str(header[name])[4:8] == "-TAB":
             raise ValueError(f"{name} is {header[name]}: coordinates in a table are not read")
     level = log.level
@@ -73,7 +75,8 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
 def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float, float | None]:
     """Return the sky position of an image's centre, deg (ICRS), and the side of a pixel there, arcsec.
 
-    The scale is the square root of a pixel's area, from the whole WCS with its distortions (SIP, TPV).
+    The scale is the square root of a pixel's area, from the whole WCS with its distortions (SIP, TPV); lookup tables of
+    distortions, as in HST's exposures, are in other HDUs and left out, which moves the centre by up to some pixels.
 
     Parameters
     ----------
@@ -92,7 +95,10 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     if "CTYPE1" not in header:
         return nowhere
     try:
-        celestial: Any = celestial_wcs(header).celestial
+        try:
+            celestial: Any = celestial_wcs(header).celestial
+        except Exception:
+            celestial = celestial_wcs(_readable(header)).celestial
         # astropy would read the coordinates of other systems by RADESYS as equatorial, or those of the Earth by its rotation.
         if celestial.naxis != 2 or celestial.wcs.lngtyp not in ("RA", "GLON"):
             return nowhere
@@ -111,6 +117,20 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     if not math.isfinite(ra + dec):
         return nowhere
     return ra, dec, scale if _PLAUSIBLE_ARCSEC[0] < scale < _PLAUSIBLE_ARCSEC[1] else None
+
+
+def _readable(header: fits.Header) -> fits.Header:
+    # Without lookup tables, and without damaged cards that do not belong to the coordinates.
+    return fits.Header([card for card in header.cards if not _OF_TABLES.fullmatch(card.keyword) and _is_readable(card)])
+
+
+def _is_readable(card: fits.Card) -> bool:
+    if _CELESTIAL.fullmatch(card.keyword):
+        return True
+    try:
+        return card.value is not None
+    except Exception:
+        return False
 
 
 def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:

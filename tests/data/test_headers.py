@@ -61,6 +61,10 @@ def _wcs(scale_arcsec: float = 0.2, **cards: object) -> dict[str, Any]:
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS/S"}, 25.946),
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 100}, 30.946),
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "electron s-1"}, 25.946),
+        # COSMOS: MultiDrizzle wrote counts per second, and kept the unit of the exposures.
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 4056.0, "D001OUUN": "cps"}, 25.946),
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "EXPTIME": 100.0, "D001OUUN": "counts"}, 30.946),
+        ({"BUNIT": "uJy", "D001OUUN": "cps"}, 23.9),
         # NOAO's pipeline for DECam: MAGZERO is that of the whole exposure.
         ({"MAGZERO": 30.27, "MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
         ({"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
@@ -183,6 +187,9 @@ def test_hostile_coordinates_are_left_out_before_they_take_memory(cards: dict[st
         ("NIR_Y", "y"),
         ("Ks", "K"),
         ("VIS", "VIS"),
+        ("B", "B"),
+        ("V Harris", "V"),
+        ("bokr", "r"),
         ("CLEAR1L", ""),
         ("unknown", ""),
         ("", ""),
@@ -248,3 +255,16 @@ def test_real_files(name: str, zero_point: float | None, scale: float | None, ba
     assert cutout.pixel_scale_arcsec == (scale and pytest.approx(scale, rel=2e-3))
     assert (cutout.band, cutout.image_CHW.shape[1]) == (band, side)
     assert cutout.image_CHW.std() > 0
+
+
+def test_coordinates_without_their_lookup_tables_and_damaged_cards() -> None:
+    tables = {"CPDIS1": "LOOKUP", "DP1.EXTVER": 1.0, "D2IMDIS1": "Lookup", "D2IMEXT": "ref.fits"}
+    header = fits.Header(_wcs(0.05, **{name: value for name, value in tables.items() if "." not in name}))
+    header.append(fits.Card("SKEW", "0"))
+    ra, dec, scale = centre_and_scale(header, SHAPE)
+    assert (ra, dec, scale) == (pytest.approx(150, abs=1e-3), pytest.approx(2, abs=1e-3), pytest.approx(0.05))
+    # A scanned plate's header, in which a number has lost its place.
+    damaged = fits.Header.fromstring(header.tostring().replace("SKEW    = '0       '", "SKEW    = -1.3, 0.2 "))
+    assert centre_and_scale(damaged, SHAPE)[2] == pytest.approx(0.05)
+    damaged["CRPIX1"] = "none"
+    assert centre_and_scale(damaged, SHAPE)[2] is None

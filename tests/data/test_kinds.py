@@ -115,6 +115,14 @@ def test_two_images_of_one_name_are_not_guessed_between() -> None:
     np.testing.assert_array_equal(_read(hdus, hdu=2)[0], OTHER)
 
 
+def test_many_images_without_a_name_are_not_guessed_between() -> None:
+    stamps = [fits.PrimaryHDU(IMAGE), *(_hdu(OTHER) for _ in range(6))]
+    with pytest.raises(CutoutError, match=r"7 HDUs hold images, none of which has a name; reader\.hdu takes one of them"):
+        _read(stamps)
+    np.testing.assert_array_equal(_read(stamps[:6])[0], IMAGE)
+    np.testing.assert_array_equal(_read(stamps, hdu=3)[0], OTHER)
+
+
 def test_a_file_without_a_galaxy_has_a_reason() -> None:
     with pytest.raises(CutoutError, match=r"no HDU holds the image of a galaxy, by their names MASK, VARIANCE; reader\.hdu"):
         _read([fits.PrimaryHDU(), _hdu(IMAGE, "MASK"), _hdu(IMAGE, "VARIANCE")])
