@@ -193,7 +193,7 @@ def fit_to_size(
     ------
     CutoutError
         If a pixel is not finite and its band's policy is ``"quarantine"``, or ``"interpolate"`` and it is in a hole wider than
-        the Gaussian; or if in a band no pixel is finite or all have the same value.
+        the Gaussian; or if in a band no pixel is finite, or all have the same value or one of two.
     """
     _, height, width = image_CHW.shape
     (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
@@ -218,8 +218,11 @@ def fit_to_size(
             elif not finite_HW.all():
                 band_HW[:] = _interpolated(band_HW, finite_HW, name)
     for band_HW, name in zip(inside_CHW, which, strict=True):
-        if band_HW.min() == band_HW.max():
-            raise CutoutError(f"all pixels{name} have the same value {band_HW.flat[0]:g}")
+        low, high = band_HW.min(), band_HW.max()
+        if low == high:
+            raise CutoutError(f"all pixels{name} have the same value {low:g}")
+        if np.isin(band_HW, (low, high)).all():
+            raise CutoutError(f"all pixels{name} have one of two values, {low:g} and {high:g}, as in a mask")
     result = np.zeros((len(image_CHW), size, size), dtype=np.float32)
     result[:, target_rows, target_columns] = inside_CHW
     return result

@@ -28,6 +28,7 @@ _WORDS: dict[str, Kind] = {
     **dict.fromkeys(("ood", "okd", "opd", "osd"), "mask"),
     **dict.fromkeys(("oow", "okw", "opw", "osw"), "weight"),
 }
+_FILLERS = ("map", "maps")
 # In the name of a file these may as well be part of that of a galaxy, such as one with an exponential profile.
 _HDU_WORDS: dict[str, Kind] = dict.fromkeys(("con", "ctx", "exp", "sky", "wcsdvarr", "footprint"), "other")
 _NAMES = ("EXTNAME", "DES_EXT", "IMAGETYP", "IMTYPE", "EXTTYPE")
@@ -102,6 +103,6 @@ def _split(name: str) -> tuple[str, str] | None:
 
 
 def _bare(name: str) -> str:
-    # The name without delimiters and words such as "sci".
+    # The name without delimiters and words such as "sci" and "map".
     words = re.findall(r"[A-Za-z]+|\d+|[^\W_]", name)
-    return " ".join(word for word in words if _WORDS.get(word.lower()) != "science")
+    return " ".join(word for word in words if _WORDS.get(word.lower()) != "science" and word.lower() not in _FILLERS)

@@ -52,6 +52,12 @@ def test_nan_policies() -> None:
     assert (median[0, 25, 20:23] == np.median(image[np.isfinite(image)])).all()
 
 
+def test_a_mask_is_no_image() -> None:
+    mask = (IMAGE > 105).astype(np.float32)[None]
+    with pytest.raises(CutoutError, match="all pixels have one of two values, 0 and 1, as in a mask"):
+        fit_to_size(mask, 16)
+
+
 def test_missing_pixels_are_interpolated_from_those_around_them() -> None:
     y, x = np.indices((40, 50))
     plane = np.stack([3.0 * x + 2 * y, 7.0 * x]).astype(np.float32)

@@ -217,6 +217,7 @@ def test_saturated_pixels_have_no_value_in_the_core_alone() -> None:
         (["unwise-1866p257-w1-img-m", "unwise-1866p257-w1-invvar-m", "unwise-1866p257-w1-std-m"], [1, 2]),
         (["2114_F115Wsci", "2114_F115Wsigma", "mask2114_F115W"], [1, 2]),
         (["f115w", "f115w_err", "f115w_mask"], [1, 2]),
+        (["data", "noise_map", "psf"], [1, 2]),
         # No other file is theirs, or the word is part of a name.
         (["G1mask", "G2mask"], []),
         (["exp_0001", "dev_0001"], []),
