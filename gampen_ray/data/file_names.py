@@ -19,7 +19,6 @@ import pyarrow.compute
 from gampen_ray import storage
 from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.data import kinds
-from gampen_ray.data.cutouts import stem
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
@@ -100,14 +99,15 @@ def _of_galaxies(uris: list[str], root: str) -> list[str]:
     folders = {uri.rpartition("/")[0] for uri in uris}
     aside = {folder for folder in folders if kinds.is_aside(folder.removeprefix(root).rpartition("/")[2])}
     beside = [uri for uri in uris if uri.rpartition("/")[0] not in aside] or uris
-    galaxies = [beside[row] for row in kinds.without_siblings([stem(uri) for uri in beside])[0]]
+    names = stems(pa.chunked_array([pa.array(beside, pa.string())])).fill_null("").to_pylist()
+    galaxies = [beside[row] for row in kinds.without_siblings(names)[0]]
     if count := len(uris) - len(galaxies):
         kept = set(galaxies)
-        names = ", ".join(uri.rpartition("/")[2] for uri in itertools.islice((uri for uri in uris if uri not in kept), 3))
+        some = ", ".join(uri.rpartition("/")[2] for uri in itertools.islice((uri for uri in uris if uri not in kept), 3))
         logger.warning(
             "%s of %s files are left out, as masks, weights, PSFs or the like of others by their names, such as %s; another "
             "pattern takes them",
-            *(f"{count:,}", f"{len(uris):,}", names),
+            *(f"{count:,}", f"{len(uris):,}", some),
         )
     return galaxies
 

@@ -121,11 +121,11 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
 
 def _readable(header: fits.Header) -> fits.Header:
     # Without lookup tables, and without damaged cards that do not belong to the coordinates.
-    return fits.Header([card for card in header.cards if not _OF_TABLES.fullmatch(card.keyword) and _is_readable(card)])
+    return fits.Header([card for card in header.cards if not _OF_TABLES.fullmatch(str(card.keyword)) and _is_readable(card)])
 
 
 def _is_readable(card: fits.Card) -> bool:
-    if _CELESTIAL.fullmatch(card.keyword):
+    if _CELESTIAL.fullmatch(str(card.keyword)):
         return True
     try:
         return card.value is not None
