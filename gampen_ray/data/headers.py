@@ -36,6 +36,7 @@ _SAME_MAG = 0.01
 _COUNTS = re.compile(r"(?:electrons?|e-?|counts?|dns?|adu)(/s(?:ec(?:ond)?)?|s-1|s\^-1)?|(cps)", re.IGNORECASE)
 # Nanomaggies, the unit of SDSS and the Legacy Surveys.
 _NANOMAGGY = 22.5
+_LEGACY_ARCSEC = 0.262
 # Pan-STARRS: 2.5 log10(e), and the zero point of a count per second.
 _ASINH = 2.5 * math.log10(math.e)
 _PS1_ZERO_POINT = 25.0
@@ -166,13 +167,16 @@ def _zero_point(header: Header, scale: float | None) -> float | None:
     if known and max(known.values()) - min(known.values()) > _SAME_MAG:
         told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
         raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
-    return next(iter(known.values()), None) if known else _of_survey(header, unit)
+    return next(iter(known.values()), None) if known else _of_survey(header, unit, scale)
 
 
-def _of_survey(header: Header, unit: str) -> float | None:
+def _of_survey(header: Header, unit: str, scale: float | None) -> float | None:
     # SDSS's frames (data model, "frame") and the Legacy Surveys' cutouts (their cutout service) need not have a unit.
-    if not unit and ("NMGY" in header or _LEGACY_SURVEYS.match(_text(header, "SURVEY"))):
+    if not unit and "NMGY" in header:
         return _NANOMAGGY
+    if not unit and scale and _LEGACY_SURVEYS.match(_text(header, "SURVEY")):
+        # The service interpolates at other scales: the sum over a galaxy grows with the number of pixels.
+        return _NANOMAGGY - 5 * math.log10(scale / _LEGACY_ARCSEC)
     # Pan-STARRS's stacks (STScI, PS1 stack images); HST's PHOTFLAM and PHOTPLAM (ACS data handbook, sec. 5.1).
     per_second = _number(header, "FPA.ZP")
     if per_second is not None or _number(header, "BSOFTEN") is not None:

@@ -73,7 +73,9 @@ def _wcs(scale_arcsec: float = 0.2, **cards: object) -> dict[str, Any]:
         # Pan-STARRS's cutouts are not compressed.
         ({"HIERARCH FPA.ZP": 25.0, "EXPTIME": 1000.0}, 32.5),
         ({"NMGY": 0.0048, "EXPTIME": "53.9"}, 22.5),
-        ({"SURVEY": "LegacySurvey"}, 22.5),
+        ({"SURVEY": "LegacySurvey"} | _wcs(0.262), 22.5),
+        # A cutout of Galaxy Zoo DECaLS: at 0.1 arcsec the sums are (0.262 / 0.1)^2 times those at 0.262 arcsec.
+        ({"SURVEY": "DECaLS"} | _wcs(0.1), 22.5 + 2.5 * math.log10(2.62**2)),
         ({"BUNIT": "uJy/arcsec2"} | _wcs(0.2), 23.9 - 2.5 * math.log10(0.2**2)),
     ],
 )
@@ -95,6 +97,8 @@ def test_zero_points(cards: dict[str, Any], zero_point: float) -> None:
         {"MAGZPT": 23.9, "MAGZRR": 0.02},
         {"MAGZPT": 23.9, "MAGSYS": "Vega"},
         {"SURVEY": "LegacySurvey", "BUNIT": "electrons"},
+        # The sum of its pixels depends on their scale.
+        {"SURVEY": "LegacySurvey"},
         {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS"},
         # WFPC2: counts of the whole exposure, without a unit.
         {"PHOTFLAM": 3.48e-18, "PHOTPLAM": 5442.9, "EXPTIME": 1600.0, "PHOTMODE": "WFPC2,1,A2D7,F555W,,CAL"},
