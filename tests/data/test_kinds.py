@@ -144,7 +144,7 @@ def test_pixels_without_exposure_have_no_value(name: str, value: float) -> None:
     assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[2, 3]]
 
 
-@pytest.mark.parametrize("card", ["EXTNAME", "EXTTYPE", "IMAGETYP"])
+@pytest.mark.parametrize("card", ["EXTNAME", "DES_EXT", "EXTTYPE", "IMAGETYP"])
 def test_the_name_of_an_hdu_may_be_another_card(card: str) -> None:
     variance = np.full_like(IMAGE, 4.0)
     variance[0] = np.inf
