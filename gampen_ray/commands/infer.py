@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.engine.resources import Workers
-    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.inference.predictor import Precision
     from gampen_ray.run_folder import RunFolder
@@ -261,19 +260,15 @@ def _predict_all(
         rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
         return rates.text()
 
-    def start(refusal: str = "") -> "Start[Unit]":
-        return functools.partial(_start, config, digest, dataclasses.replace(source, refusal=refusal), None)
-
     run_units(
         "infer",
         todo,
-        start(),
+        functools.partial(_start, config, digest, source, None),
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
         write=_writer(config, bundle, config.output),
         receive=receive,
-        give_up=start,
     )
     measured = rates.to_dict()
     if measured:
