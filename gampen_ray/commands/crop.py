@@ -79,8 +79,8 @@ def crop(config: CropConfig) -> dict[str, Any]:
         If the bundle has no spatial transformer, the output holds another run, two crops would have the same name, or no file
         can be cropped.
     """
-    from gampen_ray import storage
-    from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray import documents, storage
+    from gampen_ray.catalog.manifest import MANIFEST
     from gampen_ray.data import quarantine, shards
     from gampen_ray.data.file_names import matching_files
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
@@ -108,7 +108,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
-            return storage.read_json(folder.path(MANIFEST))
+            return documents.read(dict[str, Any], folder.path(MANIFEST), "restore the file, or crop into a new folder")
         began = time.monotonic()
         _crop_all(config, sorted(names - _done(config.output, names)), len(names), digest)
         if missing := names - _done(config.output, names):

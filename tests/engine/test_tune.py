@@ -119,7 +119,7 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
 
 def test_search_goes_on_where_the_study_was_and_starts_no_trial_after_its_hours(tmp_path: Path) -> None:
     study = config("data", str(tmp_path), hours=1.0)
-    space, ledger = SearchSpace.of(study), Ledger(str(tmp_path))
+    space, ledger = SearchSpace.of(study), Ledger(str(tmp_path), SearchSpace.of(study))
     search = Search(study, space, ledger, [], at_a_time=2)
     drawn = [search.suggest(name) for name in "abcd"]
     assert [one["number"] for one in drawn] == [0, 1, 2, 3]
