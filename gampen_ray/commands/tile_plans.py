@@ -50,7 +50,7 @@ def make_plan(catalog: str, planning: "Planning", resources: TaskResources | Act
 
     uri = storage.join(planning.output, plans.PLAN_JSON)
     if storage.exists(uri):
-        return storage.read_json(uri)
+        return plans.read_summary(planning.output)
     job: dict[str, Any] = {"noun": "sources", "resources": resources, "cpus_per_task": _CPUS_PER_TASK}
     batches = list(plans.batches(catalog, planning.id_column))
     done = plans.assigned(planning)

@@ -33,6 +33,8 @@ _OF_TABLES = re.compile(_TABLES.pattern + r"|(DP|DQ|D2IM|CPERR|CQERR|D2IMERR)\d.
 _OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
 # Numbers by which WCSLIB and astropy allocate memory before they look at anything else; beyond them a process may end.
 _LIMITS = {"WCSAXES": 9, "NAXIS": 9, "A_ORDER": 9, "B_ORDER": 9, "AP_ORDER": 9, "BP_ORDER": 9}
+# WCSLIB looks an axis up that a distortion names, whether there is one or not.
+_AXIS = re.compile(r"D[PQ]\d+[A-Z]?\.(?:AXIS|OFFSET|SCALE)\.(\d+)")
 _NUMBERS = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d+[A-Z]?|(PC|CD|PV)\d+_\d+[A-Z]?|[AB]P?_\d+_\d+|(LON|LAT)POLE[A-Z]?")
 # Coarser or finer pixels do not show galaxies: the header has default values.
 _PLAUSIBLE_ARCSEC = (1e-4, 60.0)
@@ -56,6 +58,8 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
         limit = _LIMITS.get("WCSAXES" if name.startswith("WCSAXES") else name)
         if limit is not None and not 0 <= int(str(header[name])) <= limit:
             raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
+        if (axis := _AXIS.match(name)) and not 1 <= int(axis[1]) <= _LIMITS["NAXIS"]:
+            raise ValueError(f"{name}: there is no such axis")
         # WCSLIB would skip the card and take its default.
         if _NUMBERS.fullmatch(name):
             value: Any = header[name]

@@ -13,7 +13,7 @@ from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.config import ReaderConfig, SplitConfig
 from gampen_ray.data import shards
 from gampen_ray.data.ingest_plan import plan
-from gampen_ray.data.packing import pack
+from gampen_ray.data.packing import read_rows, write_rows
 from gampen_ray.data.readers import READERS
 from gampen_ray.errors import UserError
 from tests.data.test_readers import NpyReader
@@ -38,8 +38,8 @@ def _ingested(config: IngestConfig, per_part: int = 1000) -> tuple[dict[str, int
     rows, info = plan(config)
     counts: dict[str, int] = {}
     for part, start in enumerate(range(0, len(rows), per_part)):
-        packed = pack(rows.slice(start, per_part), part, output=config.output, reader=config.reader, info=info)
-        for key, count in packed.counts.items():
+        read = read_rows(rows.slice(start, per_part), config.reader, info)
+        for key, count in write_rows(read, part, output=config.output, info=info).items():
             counts[key] = counts.get(key, 0) + count
     good, bad = {}, []
     for uri in storage.list_files(config.output, ".parquet"):

@@ -4,7 +4,7 @@ Shape legend: N sources, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,13 @@ class TileReader:
             fingerprint=info.fingerprint + catalog_identity,
         )
 
-    def read(self, unit: TileUnit, num_rows: int, refusal: str = "") -> Iterator[tuple[dict[str, Any], int]]:
+    def read(self, unit: TileUnit, num_rows: int, refused: Mapping[int, str]) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the sources of a unit in batches of at most ``num_rows``, each with the number of stored bytes read.
 
         Parameters
         ----------
-        refusal
-            Why no tile may be read: the reason of every row; empty: they are read.
+        refused
+            Reasons of rows that may not be cut, by their numbers in the unit; they come first.
 
         Yields
         ------
@@ -94,12 +94,13 @@ class TileReader:
         """
         table, names = read_unit(unit), self.selection.names
         tile = int(np.searchsorted(names, table[TILE][0].as_py()))
-        if not refusal:
-            yield from self._cut(table, tile, num_rows, frozenset())
-            return
-        for start in range(0, len(table), num_rows):
-            some = table.slice(start, num_rows)
-            yield self._columns(some, None, np.full(len(some), refusal, dtype=object), self._source(tile)), 0
+        left_out = sorted(refused)
+        for start in range(0, len(left_out), num_rows):
+            some = left_out[start : start + num_rows]
+            reason_N = np.array([refused[row] for row in some], dtype=object)
+            yield self._columns(table.take(pa.array(some)), None, reason_N, self._source(tile)), 0
+        if kept := [row for row in range(len(table)) if row not in refused]:
+            yield from self._cut(table.take(pa.array(kept)), tile, num_rows, frozenset())
 
     def _cut(self, table: pa.Table, tile: int, num_rows: int, without: frozenset[int]) -> Iterator[tuple[dict[str, Any], int]]:
         # Sources from one tile; those whose centre is masked there are cut from the next best, if there is one.
