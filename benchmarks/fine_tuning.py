@@ -22,7 +22,7 @@ from gampen_ray.data import shards
 from gampen_ray.simulation.dataset import dataset_info
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
-from gampen_ray.training.execute import HISTORY
+from gampen_ray.training.history import HISTORY
 
 TARGET = {"concentration": TargetConfig()}
 NUM_ROWS = {"train": 2_000, "val": 1_000}

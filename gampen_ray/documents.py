@@ -7,15 +7,17 @@ what several fields must fulfil together, ``__post_init__`` checks, with a Value
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
+from gampen_ray import storage
 from gampen_ray.errors import UserError
 from gampen_ray.messages import brief
 
-__all__ = ["LENIENT", "STRICT", "Versioned", "parsed", "refused"]
+__all__ = ["LENIENT", "STRICT", "Versioned", "holds", "parsed", "read", "refused"]
 
 T = TypeVar("T")
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -54,6 +56,21 @@ def parsed(kind: type[T], data: bytes | str, where: str, remedy: str) -> T:
         return _adapter(kind).validate_json(data)
     except pydantic.ValidationError as error:
         raise UserError(f"{where}: {_explained(error.errors(include_url=False)[0])}; {remedy}") from None
+
+
+def read(kind: Any, uri: str, remedy: str) -> Any:
+    """Return the JSON document of a file; see `parsed`."""
+    return parsed(kind, storage.read_bytes(uri), f"{uri} is damaged", remedy)
+
+
+def holds(kind: Any) -> pydantic.AfterValidator:
+    """Return the check that a dictionary has at least what a dataclass says; it is kept as it is."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        _adapter(kind).validate_json(json.dumps(value))
+        return value
+
+    return pydantic.AfterValidator(check)
 
 
 @contextlib.contextmanager

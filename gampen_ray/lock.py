@@ -6,6 +6,7 @@ takes the lock over if the holder's process is gone or the count stops. Clocks o
 """
 
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -17,9 +18,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from gampen_ray import s3, storage
+import pydantic
+
+from gampen_ray import documents, s3, storage
 from gampen_ray.errors import StorageError, UserError
 
 __all__ = ["LOCK_FILE", "Lock", "locked"]
@@ -279,32 +282,44 @@ def _flock(file: int) -> bool:
     return True
 
 
-def _parsed(content: bytes) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """Who holds a lock."""
+
+    __pydantic_config__: ClassVar = documents.LENIENT
+
+    host: str = "?"
+    pid: Annotated[int, pydantic.Field(gt=0, lt=1 << 31)] | None = None
+    namespace: str = ""
+    process_start: str = ""
+    since: str = "?"
+
+
+def _parsed(content: bytes) -> _Holder:
     try:
-        found = json.loads(content)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return documents.parsed(_Holder, content, "", "")
+    except UserError:
+        return _Holder()
 
 
-def _named(holder: dict[str, Any]) -> str:
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')} (since {holder.get('since', '?')})"
+def _named(holder: _Holder) -> str:
+    return f"process {holder.pid or '?'} on {holder.host} (since {holder.since})"
 
 
-def _is_alive(holder: dict[str, Any]) -> bool | None:
+def _is_alive(holder: _Holder) -> bool | None:
     """Return whether the holder's process is running; None if that is unknown here."""
-    if holder.get("host") != socket.gethostname() or holder.get("namespace") != _namespace():
+    if holder.pid is None or holder.host != socket.gethostname() or holder.namespace != _namespace():
         return None
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(holder.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         # It runs under another user.
         pass
-    start = _process_start(holder["pid"])
+    start = _process_start(holder.pid)
     # Process identifiers are reused.
-    return start == holder["process_start"] if start and holder.get("process_start") else None
+    return start == holder.process_start if start and holder.process_start else None
 
 
 def _namespace() -> str:

@@ -4,13 +4,16 @@ A unit is finished once its receipt is there, which is written last. A resumed j
 repeats the units whose files were damaged, exchanged or lost meanwhile.
 """
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from gampen_ray import storage
+import pydantic
+
+from gampen_ray import documents, storage
 from gampen_ray.errors import UserError
 
 __all__ = ["RECEIPTS", "verified_receipts", "write_receipt"]
@@ -20,6 +23,16 @@ RECEIPTS = "receipts"
 _THREADS = 32
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Receipt(Generic[T]):
+    __pydantic_config__: ClassVar = documents.STRICT
+
+    unit: str
+    files: Annotated[dict[str, str], pydantic.Field(min_length=1)]
+    values: T
 
 
 def write_receipt(output: str, unit: str, uris: Iterable[str], values: Mapping[str, Any]) -> None:
@@ -40,16 +53,19 @@ def write_receipt(output: str, unit: str, uris: Iterable[str], values: Mapping[s
     storage.write_json(storage.join(output, RECEIPTS, f"{unit}.json"), {"unit": unit, "files": files, "values": dict(values)})
 
 
-def verified_receipts(output: str) -> dict[str, dict[str, Any]]:
-    """Return the values of the receipts whose files are as they were written, by unit; each file is read once."""
+def verified_receipts(output: str, kind: type[T]) -> dict[str, T]:
+    """Return the values of the receipts whose files are as they were written, by unit; each file is read once.
 
-    def verified(uri: str) -> dict[str, Any]:
+    ``kind`` is the type of the values, as for `gampen_ray.documents.parsed`.
+    """
+
+    def verified(uri: str) -> dict[str, T]:
         try:
-            receipt = storage.read_json(uri)
-            files = receipt["files"].items()
-            if all(_stamp(storage.join(output, name)) == stamp for name, stamp in files):
-                return {receipt["unit"]: receipt["values"]}
-        except (UserError, TypeError, KeyError, AttributeError):
+            receipt: _Receipt[T] = documents.read(_Receipt[kind], uri, "")
+            files = receipt.files.items()
+            if uri.endswith(f"/{receipt.unit}.json") and all(_stamp(storage.join(output, file)) == it for file, it in files):
+                return {receipt.unit: receipt.values}
+        except UserError:
             # A file is gone, or the receipt itself is damaged.
             pass
         logger.warning("%s: the files of this finished unit are damaged or gone, and are made again", uri)

@@ -93,10 +93,13 @@ class RunFolder:
             if any(file != lock for file in storage.list_files(output)):
                 raise UserError(f"output: {output} already holds other files; {_UNCHANGED}")
             return "free"
-        where = f"output: {output} holds a {RUN_FILE} of another program, or a damaged one"
-        there = documents.parsed(_Record, storage.read_bytes(uri), where, _UNCHANGED)
-        _compare(output, there, _description(verb, config, inputs, ignored), type(config), ignored)
+        _compare(output, _recorded(output), _description(verb, config, inputs, ignored), type(config), ignored)
         return "complete" if storage.exists(storage.join(output, complete)) else "resumable"
+
+    @staticmethod
+    def recorded(output: str) -> dict[str, Any]:
+        """Return the config of the run that an output folder holds, empty if it holds none; a `UserError` if it is damaged."""
+        return _recorded(output).config if storage.exists(storage.join(output, RUN_FILE)) else {}
 
     @classmethod
     @contextlib.contextmanager
@@ -199,6 +202,11 @@ class _Record:
     inputs: dict[str, str | dict[str, str]]
     schema_version: int = 0
     verb: str = ""
+
+
+def _recorded(output: str) -> _Record:
+    where = f"output: {output} holds a {RUN_FILE} of another program, or a damaged one"
+    return documents.parsed(_Record, storage.read_bytes(storage.join(output, RUN_FILE)), where, _UNCHANGED)
 
 
 def _compare(output: str, there: _Record, wanted: dict[str, Any], cls: type, ignored: Collection[str]) -> None:

@@ -21,6 +21,7 @@ from gampen_ray.commands.demo import DemoConfig, demo
 from gampen_ray.commands.train import train
 from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
+from gampen_ray.engine import death_watch
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
@@ -196,6 +197,21 @@ def assert_closed_to_others(mark: str) -> Path:
         read = subprocess.run(["cat", folder / "token"], user=65534, capture_output=True, text=True, check=False)
         assert (read.stdout, "Permission denied" in read.stderr) == ("", True)
     return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_workers_of_a_training_listen_on_the_loopback_interface_alone(tmp_path: Path) -> None:
+    data, two = dataset(str(tmp_path / "d"), {"train": 60, "val": 30}), TrainResources(num_workers=2, cpus_per_worker=0.5)
+    config = dataclasses.replace(train_config(data, str(tmp_path / "o"), epochs=1000), resources=two)
+    (tmp_path / "c.toml").write_text(to_toml(config))
+    with driver("train", f"{tmp_path}/c.toml") as (process, mark):
+        wait_for(process, "epoch 1/")
+        processes = death_watch._processes(str(ray_folder(mark)))
+        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
+        assert sum("RayTrainWorker" in title for title in titles) == 2
+        addresses = listening(processes)
+        assert all(address.is_loopback for address, _ in addresses), addresses
 
 
 @pytest.mark.ray

@@ -21,10 +21,10 @@ def test_files_are_as_they_were_written_also_elsewhere(output: str, tmp_path: Pa
     for unit in ("a", "b"):
         _write(output, unit, unit.encode() * 9)
     wanted = {"a": {"id_sum": 2**63 + 9}, "b": {"id_sum": 2**63 + 9}}
-    assert verified_receipts(output) == wanted
+    assert verified_receipts(output, dict[str, int]) == wanted
     storage.copy(output, str(tmp_path / "moved"))
-    assert verified_receipts(str(tmp_path / "moved")) == wanted
-    assert verified_receipts(str(tmp_path / "none")) == {}
+    assert verified_receipts(str(tmp_path / "moved"), dict[str, int]) == wanted
+    assert verified_receipts(str(tmp_path / "none"), dict[str, int]) == {}
 
 
 @pytest.mark.parametrize("name", ["catalog/a", "quarantine/a", "receipts/a.json"])
@@ -39,10 +39,10 @@ def test_damaged_exchanged_and_lost_files_are_not(
     else:
         (tmp_path / name).write_bytes(damage)
     with caplog.at_level(logging.WARNING):
-        assert verified_receipts(str(tmp_path)).keys() == {"b"}
+        assert verified_receipts(str(tmp_path), dict[str, int]).keys() == {"b"}
     # Without a receipt, there is nothing to say.
     assert ("a.json: the files of this finished unit are damaged or gone" in caplog.text) == (
         tmp_path / "receipts/a.json"
     ).exists()
     shutil.rmtree(tmp_path / "receipts")
-    assert verified_receipts(str(tmp_path)) == {}
+    assert verified_receipts(str(tmp_path), dict[str, int]) == {}

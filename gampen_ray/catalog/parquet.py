@@ -20,7 +20,7 @@ from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL, Rows, catalog
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
-CATALOG, QUARANTINE, MANIFEST = "catalog", "quarantine", "manifest.json"
+CATALOG, QUARANTINE = "catalog", "quarantine"
 """Contents of the output folder of an inference."""
 
 

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -79,8 +79,8 @@ def crop(config: CropConfig) -> dict[str, Any]:
         If the bundle has no spatial transformer, the output holds another run, two crops would have the same name, or no file
         can be cropped.
     """
-    from gampen_ray import storage
-    from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray import documents, storage
+    from gampen_ray.catalog.manifest import MANIFEST
     from gampen_ray.data import quarantine, shards
     from gampen_ray.data.file_names import matching_files
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
@@ -108,7 +108,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
-            return storage.read_json(folder.path(MANIFEST))
+            return documents.read(dict[str, Any], folder.path(MANIFEST), "restore the file, or crop into a new folder")
         began = time.monotonic()
         _crop_all(config, sorted(names - _done(config.output, names)), len(names), digest)
         if missing := names - _done(config.output, names):
@@ -139,6 +139,7 @@ class _Batch:
     """Files that are cropped together."""
 
     files: tuple[str, ...]
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -162,55 +163,64 @@ def _crop_all(config: CropConfig, names: list[str], total: int, digest: str) -> 
 
     batches = [_Batch(tuple(names[i : i + config.batch_size])) for i in range(0, len(names), config.batch_size)]
 
-    def start(refusal: str = "") -> Callable[["Workers"], "_Crop"]:
-        return functools.partial(_Crop, config, digest, refusal)
-
     job: dict[str, Any] = {"total": total, "noun": "files", "resources": config.resources}
-    run_units("crop", batches, start(), receive=receive, give_up=start, **job)
+    start, write = functools.partial(_Crop, config, digest), functools.partial(_write, config)
+    run_units("crop", batches, start, write=write, receive=receive, **job)
 
 
 class _Crop:
-    """Crops the files of a batch; called from two threads, so that one reads and writes while the other computes."""
+    """Crops the files of a batch; called from two threads, so that one reads while the other computes."""
 
-    def __init__(self, config: CropConfig, digest: str, refusal: str, workers: "Workers") -> None:
+    def __init__(self, config: CropConfig, digest: str, workers: "Workers") -> None:
         import torch
 
         from gampen_ray.inference.bundle import load_bundle
 
         torch.set_num_threads(workers.threads)
-        self._config, self._refusal, self._lock = config, refusal, threading.Lock()
+        self._config, self._lock = config, threading.Lock()
         self._crop = _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
 
-    def __call__(self, batch: _Batch) -> int:
+    def __call__(self, batch: _Batch) -> tuple[_Batch, list[Any]]:
+        """Return the batch, and of each file the crop or why there is none."""
         from concurrent.futures import ThreadPoolExecutor
 
         from gampen_ray import storage
-        from gampen_ray.data import shards
-        from gampen_ray.data.cutouts import CutoutError, stem
-        from gampen_ray.data.file_names import is_file_name
+        from gampen_ray.data.cutouts import CutoutError
         from gampen_ray.data.image_reading import file_content
-        from gampen_ray.inference.crops import crop_name
 
-        uris = [storage.join(self._config.images, name) for name in batch.files]
-        if self._refusal:
-            crops: list[Any] = [CutoutError(self._refusal)] * len(uris)
+        def content(row: int, name: str) -> bytes | CutoutError:
+            if row in batch.refused:
+                return CutoutError(batch.refused[row])
+            return file_content(storage.join(self._config.images, name), self._config.reader)
+
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            contents = list(pool.map(content, range(batch.num_rows), batch.files))
+        with self._lock:
+            return batch, list(self._crop(batch.files, contents))
+
+
+def _write(config: CropConfig, cropped: tuple[_Batch, list[Any]]) -> int:
+    """Write the crops of a batch, and the other files to quarantine; return the number of these."""
+    from gampen_ray import storage
+    from gampen_ray.data import shards
+    from gampen_ray.data.cutouts import CutoutError, stem
+    from gampen_ray.data.file_names import is_file_name
+    from gampen_ray.inference.crops import crop_name
+
+    batch, crops = cropped
+    bad: dict[str, str] = {}
+    for name, result in zip(batch.files, crops, strict=True):
+        uri = storage.join(config.images, name)
+        if isinstance(result, CutoutError):
+            bad[uri] = str(result)
+        elif not is_file_name(crop_name(name)):
+            bad[uri] = "its crop has no valid name: a part of more than 255 bytes, more than 1,024 in all, or a NUL"
         else:
-            with ThreadPoolExecutor(_READ_THREADS) as pool:
-                contents = list(pool.map(lambda uri: file_content(uri, self._config.reader), uris))
-            with self._lock:
-                crops = self._crop(batch.files, contents)
-        bad: dict[str, str] = {}
-        for name, uri, result in zip(batch.files, uris, crops, strict=True):
-            if isinstance(result, CutoutError):
-                bad[uri] = str(result)
-            elif not is_file_name(crop_name(name)):
-                bad[uri] = "its crop has no valid name: a part of more than 255 bytes, more than 1,024 in all, or a NUL"
-            else:
-                storage.write_bytes_atomic(storage.join(self._config.output, crop_name(name)), result)
-        if bad:
-            quarantine = storage.join(self._config.output, shards.QUARANTINE, batch.name)
-            shards.write_quarantine(quarantine, object_id=map(stem, bad), source=bad, reason=bad.values())
-        return len(bad)
+            storage.write_bytes_atomic(storage.join(config.output, crop_name(name)), result)
+    if bad:
+        quarantine = storage.join(config.output, shards.QUARANTINE, batch.name)
+        shards.write_quarantine(quarantine, object_id=map(stem, bad), source=bad, reason=bad.values())
+    return len(bad)
 
 
 def _files_and_folders(names: set[str]) -> list[str]:

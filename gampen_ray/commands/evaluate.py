@@ -42,8 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.parquet import mixture_from_catalog
     from gampen_ray.posterior import diagnostics
-    from gampen_ray.posterior.calibration import Calibration
-    from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog
+    from gampen_ray.reports.evaluated import EVALUATION, load_evaluated_catalog, read_evaluation
     from gampen_ray.run_folder import RunFolder
 
     config = replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
@@ -54,13 +53,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise UserError(f"catalog: {config.catalog}: {error}") from None
     with RunFolder.open(config.output, "evaluate", config, {"catalog": catalog.digest}, complete=EVALUATION) as folder:
         if folder.is_complete:
-            evaluation = storage.read_json(folder.path(EVALUATION))
+            evaluation = read_evaluation(folder.path(EVALUATION))
         else:
-            calibration = Calibration.from_dict(catalog.manifest["calibration"])
             rows = catalog.spread(_MOST_DRAWN)
+            versions = (mixture, catalog.bundle.calibration, catalog.truths_ND)
             evaluation = {
                 "catalog": config.catalog,
-                **diagnostics.evaluate(mixture, calibration, catalog.truths_ND, columns=catalog.features(rows), rows=rows),
+                **diagnostics.evaluate(*versions, columns=catalog.features(rows), rows=rows),
                 "seeds": catalog.seed_agreement(mixture, config.seed_galaxies),
             }
             evaluation["verdicts"] = catalog.verdicts(evaluation)

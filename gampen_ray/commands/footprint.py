@@ -5,6 +5,7 @@ import functools
 import logging
 import sys
 import typing
+from collections.abc import Mapping
 
 import pydantic
 
@@ -14,10 +15,12 @@ from gampen_ray.config.base import config_class, default, replace
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
-    from gampen_ray.data.tiles.footprint import FootprintInfo
+    from gampen_ray.data.tiles.footprint import BandFile, FootprintInfo
     from gampen_ray.data.tiles.listing import Entry
     from gampen_ray.data.tiles.preset import TileSurvey
     from gampen_ray.engine.resources import Workers
+
+    _Described = tuple[int, list[BandFile], list[tuple[str, str, str]]]
 
 __all__ = ["FootprintConfig", "footprint"]
 
@@ -130,6 +133,7 @@ class _Part:
 
     index: int
     entries: "tuple[Entry, ...]"
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -154,37 +158,43 @@ def _describe_all(config: FootprintConfig, survey: "TileSurvey", entries: "list[
         num_bad += bad
         return f"{num_bad:,} in quarantine" if num_bad else ""
 
-    def work(refusal: str = "") -> typing.Any:
-        return lambda _: functools.partial(_describe, config=config, survey=survey, refusal=refusal)
-
+    describe, write = functools.partial(_describe, config=config, survey=survey), functools.partial(_write, config.output)
     job: dict[str, typing.Any] = {"noun": "images", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
     todo = [part for part in parts if part.name not in done]
-    run_units("footprint", todo, work(), total=len(entries), receive=receive, give_up=work, **job)
+    run_units("footprint", todo, lambda _: describe, total=len(entries), write=write, receive=receive, **job)
 
 
-def _describe(part: _Part, *, config: FootprintConfig, survey: "TileSurvey", refusal: str) -> int:
+def _describe(part: _Part, *, config: FootprintConfig, survey: "TileSurvey") -> "_Described":
+    """Return the number of a part, the rows of the index, and what goes to quarantine."""
     from concurrent.futures import ThreadPoolExecutor
 
     from gampen_ray import storage
     from gampen_ray.data.cutouts import CutoutError
     from gampen_ray.data.tiles.describing import describe
-    from gampen_ray.data.tiles.footprint import BandFile, write_part
+    from gampen_ray.data.tiles.footprint import BandFile
 
-    def described(entry: "Entry") -> BandFile | str:
+    def described(row: int, entry: "Entry") -> BandFile | str:
         try:
-            return refusal or describe(
+            return part.refused.get(row) or describe(
                 entry, survey, config.tiles, zero_point_mag=config.zero_point_mag, mask_planes=config.mask_planes
             )
         except CutoutError as error:
             return str(error)
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(zip(part.entries, pool.map(described, part.entries), strict=True))
+        found = list(zip(part.entries, pool.map(described, range(part.num_rows), part.entries), strict=True))
     rows = [row for _, row in found if isinstance(row, BandFile) and (not config.bands or row.band in config.bands)]
     bad = [
         (f"{entry.tile} {entry.band}".strip(), storage.join(config.tiles, entry.files["image"]), row)
         for entry, row in found
         if isinstance(row, str)
     ]
-    write_part(config.output, part.index, rows, bad)
+    return part.index, rows, bad
+
+
+def _write(output: str, described: "_Described") -> int:
+    from gampen_ray.data.tiles.footprint import write_part
+
+    index, rows, bad = described
+    write_part(output, index, rows, bad)
     return len(bad)

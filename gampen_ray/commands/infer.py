@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.engine.resources import Workers
-    from gampen_ray.engine.units import Start
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.inference.predictor import Precision
     from gampen_ray.run_folder import RunFolder
@@ -116,7 +115,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
 
     from gampen_ray import storage
     from gampen_ray.catalog.columns import catalog_columns
-    from gampen_ray.catalog.parquet import MANIFEST
+    from gampen_ray.catalog.manifest import MANIFEST, read_manifest
     from gampen_ray.commands.tile_plans import PLAN, planned_units, tile_source
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
@@ -153,7 +152,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         manifest_uri = folder.path(MANIFEST)
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
-            return storage.read_json(manifest_uri)
+            return read_manifest(config.output)
         num_unassigned = unassigned = 0
         if source.tiles:
             units, num_unassigned, unassigned = planned_units(config, folder, source)
@@ -201,13 +200,13 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
 
 def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:
     """Return the requested precision, for ``auto`` that of the run in the output folder if there is one."""
-    from gampen_ray import storage
-    from gampen_ray.run_folder import RUN_FILE
+    from gampen_ray.run_folder import RunFolder
 
-    run = storage.join(config.output, RUN_FILE)
-    if config.precision != "auto" or not storage.exists(run):
+    if config.precision != "auto":
         return config.precision
-    return storage.read_json(run)["config"].get("precision", "auto")
+    precision = RunFolder.recorded(config.output).get("precision", "auto")
+    # Any other is a difference between the runs.
+    return precision if precision in ("float32", "bfloat16") else "auto"
 
 
 def _identity(config: InferConfig, source: "Source", units: "list[Unit]") -> dict[str, str]:
@@ -249,9 +248,9 @@ def _predict_all(
     from gampen_ray.inference.rates import Rates, UnitReceipt
     from gampen_ray.receipts import verified_receipts
 
-    done = verified_receipts(config.output)
+    done = verified_receipts(config.output, UnitReceipt)
     todo = [unit for unit in units if unit.name not in done]
-    total = sum(values["id_sum"] for values in done.values()) % 2**64
+    total = sum(receipt.id_sum for receipt in done.values()) % 2**64
     rates = Rates(config.num_passes, began)
 
     def receive(receipt: UnitReceipt, workers: "Workers") -> str:
@@ -261,19 +260,15 @@ def _predict_all(
         rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
         return rates.text()
 
-    def start(refusal: str = "") -> "Start[Unit]":
-        return functools.partial(_start, config, digest, dataclasses.replace(source, refusal=refusal), None)
-
     run_units(
         "infer",
         todo,
-        start(),
+        functools.partial(_start, config, digest, source, None),
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
         write=_writer(config, bundle, config.output),
         receive=receive,
-        give_up=start,
     )
     measured = rates.to_dict()
     if measured:

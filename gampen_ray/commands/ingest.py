@@ -5,7 +5,7 @@ import functools
 import logging
 import typing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pydantic
 
@@ -15,7 +15,7 @@ from gampen_ray.config.base import config_class, default, replace
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 
 if typing.TYPE_CHECKING:
-    from gampen_ray.data.packing import PlannedRows
+    from gampen_ray.data.packing import PlannedRows, Rows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.engine.resources import Workers
 
@@ -97,13 +97,13 @@ def ingest(config: IngestConfig) -> IngestSummary:
         else:
             if rows is None:
                 info, parts, num_unassigned = ingest_tiles.parts(config, folder, info)
-                counts, remarks = _pack_all(config, info, parts, ingest_tiles.pack)
+                counts, remarks = _pack_all(config, info, parts, ingest_tiles.read)
                 counts[shards.QUARANTINE] += num_unassigned
             else:
                 starts = range(0, len(rows), config.galaxies_per_shard)
                 some = (rows.slice(start, config.galaxies_per_shard) for start in starts)
                 parts = [_Part(index, len(part), packing.PlannedRows(part)) for index, part in enumerate(some)]
-                counts, remarks = _pack_all(config, info, parts, _pack)
+                counts, remarks = _pack_all(config, info, parts, _read)
             _log_remarks(remarks, info, counts.total())
             num_bad = counts.pop(shards.QUARANTINE)
             folder.check_lock()
@@ -137,6 +137,7 @@ class _Part:
     index: int
     num_rows: int
     rows: "PlannedRows"
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -149,18 +150,23 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
     for name, text in {
         "cropped": f"have more than {side} pixels on a side: what lies outside the central {side} x {side} was cropped",
         "padded": f"have fewer than {side} pixels on a side and were zero-padded",
-        "filled": "have pixels without a value, which were filled as reader.nan_policy says",
+        "filled": "have pixels without a value, which were filled as reader.nan_policy says" + _by_band(remarks),
         "misplaced": "have a WCS whose centre is more than 5 pixels from the catalogue's position",
     }.items():
         if remarks[name]:
             logger.warning("%s of %s cutouts %s", f"{remarks[name]:,}", f"{total:,}", text)
 
 
+def _by_band(remarks: Counter[str]) -> str:
+    counts = [f"{name.removeprefix('filled ')} {count:,}" for name, count in sorted(remarks.items()) if name[:7] == "filled "]
+    return f": {', '.join(counts)}" if len(counts) > 1 else ""
+
+
 def _pack_all(
-    config: IngestConfig, info: "DatasetInfo", parts: list[typing.Any], pack: Callable[..., dict[str, dict[str, int]]]
+    config: IngestConfig, info: "DatasetInfo", parts: list[typing.Any], read: Callable[..., "Rows"]
 ) -> tuple[Counter[str], Counter[str]]:
     """Write the missing shards, and return the number of rows of each split and in quarantine, and the remarks."""
-    from gampen_ray import storage
+    from gampen_ray import documents, storage
     from gampen_ray.data import shards
     from gampen_ray.engine.units import run_units
 
@@ -177,29 +183,34 @@ def _pack_all(
 
     for part in parts:
         if part.name in receipts:
-            receive(storage.read_json(receipts[part.name]))
+            receive(documents.read(dict[str, dict[str, int]], receipts[part.name], "delete it: its shards are made again"))
 
-    def work(refusal: str = "") -> Callable[["Workers"], Callable[..., typing.Any]]:
-        return lambda _: functools.partial(_packed, pack=pack, config=config, info=info, refusal=refusal)
-
+    how: dict[str, typing.Any] = {"config": config, "info": info}
+    work, write = functools.partial(_worked, read=read, **how), functools.partial(_written, **how)
     total = sum(part.num_rows for part in parts)
     job = {"total": total, "noun": "cutouts", "resources": config.resources, "cpus_per_task": _CPUS_PER_TASK}
     todo = [part for part in parts if part.name not in receipts]
-    run_units("ingest", todo, work(), receive=receive, give_up=work, **job)
+    run_units("ingest", todo, lambda _: work, write=write, receive=receive, **job)
     return counts, remarks
 
 
-def _packed(part: typing.Any, *, pack: Callable[..., typing.Any], config: IngestConfig, **how: typing.Any) -> typing.Any:
-    from gampen_ray import storage
-
-    receipt = pack(part, config=config, **how)
-    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
-    return receipt
-
-
-def _pack(part: _Part, *, config: IngestConfig, info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
+def _read(part: _Part, *, config: IngestConfig, info: "DatasetInfo") -> "Rows":
     from gampen_ray.data import packing
 
-    rows = packing.refused(part.rows.table, refusal) if refusal else part.rows.table
-    packed = packing.pack(rows, part.index, output=config.output, reader=config.reader, info=info)
-    return {name: dict(numbers) for name, numbers in packed._asdict().items()}
+    return packing.read_rows(packing.refused(part.rows.table, part.refused), config.reader, info)
+
+
+def _worked(part: typing.Any, *, read: Callable[..., "Rows"], **how: typing.Any) -> tuple[typing.Any, "Rows"]:
+    return part, read(part, **how)
+
+
+def _written(result: tuple[typing.Any, "Rows"], *, config: IngestConfig, info: "DatasetInfo") -> dict[str, dict[str, int]]:
+    """Write the shards and the quarantine file of a part, and last its receipt, which is returned."""
+    from gampen_ray import storage
+    from gampen_ray.data import packing
+
+    part, rows = result
+    counts = packing.write_rows(rows, part.index, output=config.output, info=info)
+    receipt = {"counts": dict(counts), "remarks": dict(rows.remarks)}
+    storage.write_json(storage.join(config.output, _RECEIPTS, part.name), receipt)
+    return receipt

@@ -1,6 +1,8 @@
 """`ingest` from a footprint: sources with labels are cut from tiles and stored, by the same code that `infer` cuts with."""
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gampen_ray.commands.tile_plans import PLAN, catalog_identity, check_catalog, make_plan
@@ -9,12 +11,13 @@ from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
     from gampen_ray.commands.ingest import IngestConfig
+    from gampen_ray.data.packing import Rows
     from gampen_ray.data.shards import DatasetInfo
     from gampen_ray.data.tiles.planning import TileUnit
     from gampen_ray.data.tiles.reading import TileReader
     from gampen_ray.run_folder import RunFolder
 
-__all__ = ["dataset_info", "pack", "parts"]
+__all__ = ["dataset_info", "parts", "read"]
 
 _BATCH_ROWS = 256
 
@@ -48,6 +51,7 @@ class TilePart:
 
     index: int
     unit: "TileUnit"
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -94,8 +98,8 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
     return info, made, found["num_quarantined"]
 
 
-def pack(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo", refusal: str) -> dict[str, dict[str, int]]:
-    """Cut the sources of a part and write their shards and quarantine file; return their numbers by folder, and remarks."""
+def read(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo") -> "Rows":
+    """Cut the sources of a part."""
     import numpy as np
     import pyarrow as pa
 
@@ -104,7 +108,7 @@ def pack(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo", refusal
     from gampen_ray.data.target_columns import convert_targets
     from gampen_ray.data.tiles.planning import read_unit
 
-    batches = [rows for rows, _ in _reader(config).read(part.unit, _BATCH_ROWS, refusal)]
+    batches, sizes = zip(*_reader(config).read(part.unit, _BATCH_ROWS, part.refused), strict=True)
     read: dict[str, Any] = {name: np.concatenate([rows[name] for rows in batches]) for name in batches[0]}
     reasons, sources = read.pop("reason").astype(object), read.pop("source")
     units = read_unit(part.unit).schema
@@ -117,8 +121,8 @@ def pack(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo", refusal
     splits = np.full(len(table), shards.ALL, dtype=object)
     if config.targets:
         splits = assign_splits(read["object_id"], config.split)
-    counts = packing.write_rows(columns, sources, reasons, splits, part.index, output=config.output, info=info)
-    return {"counts": dict(counts), "remarks": {"filled": int(np.count_nonzero(read["pixels_filled"]))}}
+    remarks = Counter(filled=int(np.count_nonzero(read["pixels_filled"])))
+    return packing.Rows(columns, sources, reasons, splits, remarks, sum(sizes))
 
 
 def _reader(config: "IngestConfig") -> "TileReader":
@@ -129,4 +133,5 @@ def _reader(config: "IngestConfig") -> "TileReader":
     bands = config.reader.bands
     if bands == ReaderConfig().bands:
         bands = Footprint(config.images).info.bands
-    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, nan_policy=config.reader.nan_policy)
+    policies = config.reader.nan_policies(bands)
+    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, policies=policies)

@@ -66,11 +66,11 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
 
 def _retrained(number: int, config: TrainConfig, num_galaxies: int) -> "Trial":
     from gampen_ray import storage
-    from gampen_ray.training.execute import HISTORY
+    from gampen_ray.training.history import HISTORY, read_history
     from gampen_ray.tuning.trials import Trial, objectives
 
     bundle = train(config)
-    history = storage.read_json(storage.join(config.output, HISTORY))
+    history = read_history(storage.join(config.output, HISTORY))
     return Trial(
         number=number,
         state="complete",

@@ -50,7 +50,7 @@ def make_plan(catalog: str, planning: "Planning", resources: TaskResources | Act
 
     uri = storage.join(planning.output, plans.PLAN_JSON)
     if storage.exists(uri):
-        return storage.read_json(uri)
+        return plans.read_summary(planning.output)
     job: dict[str, Any] = {"noun": "sources", "resources": resources, "cpus_per_task": _CPUS_PER_TASK}
     batches = list(plans.batches(catalog, planning.id_column))
     done = plans.assigned(planning)
@@ -107,7 +107,7 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
             raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
     images, info = bundle.images, Footprint(config.dataset).info
     size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
-    how: dict[str, Any] = {"nan_policy": config.reader.nan_policy, "max_beyond": config.max_beyond}
+    how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
     tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)
     source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)

@@ -64,7 +64,7 @@ def tune(config: TuneConfig) -> "Bundle":
                 for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
                 trials = search(config, space, run, workers)
-                table, ledger = trials_table(trials, space), Ledger(config.output)
+                table, ledger = trials_table(trials, space), Ledger(config.output, space)
                 number = best(table, config.objectives)
                 for other in {trial.number for trial in trials} - {number, *pareto_front(table, config.objectives)}:
                     storage.delete(storage.join(ledger.folder(other), BUNDLE))

@@ -1,11 +1,14 @@
 """Where images and catalogues come from, and how they are read: the fields that `ingest`, `infer` and `inspect` share."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args
 
 import pydantic
 
 from gampen_ray.config.base import Needs, config_class, default
+from gampen_ray.errors import UserError
 
+NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
 _IfSplit = Needs("targets", unless=())
 FITS_FILES = "*.fits*"
 """Default pattern of the names of cutouts in a folder."""
@@ -54,10 +57,11 @@ class ReaderConfig:
     """Names of the bands, in the order of the image's axis of bands; an image of one band is two-dimensional. Where files name
     their bands (several HDUs, a file a band, Multimodal Universe), those are taken in this order. Left out: one band, by the
     headers."""
-    nan_policy: Literal["quarantine", "zero", "median", "interpolate"] = "quarantine"
+    nan_policy: str = "quarantine"
     """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
     the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them (interpolate; a hole of
-    more than 8 pixels across is quarantined). A band without any value is always quarantined."""
+    more than 8 pixels across is quarantined). One word for all bands, or one for each by name: g=zero,r=interpolate. A band
+    without any value is always quarantined."""
     max_mebibytes: int = pydantic.Field(default=64, ge=1)
     """Largest file, decompressed, and largest image that is read, MiB. A file may take 2 s of processor time and 1.5 GB of
     memory; a larger size than 64 extends both in proportion."""
@@ -69,12 +73,43 @@ class ReaderConfig:
     def __post_init__(self) -> None:
         if not all(self.bands) or len(set(self.bands)) < len(self.bands):
             raise ValueError(f"bands is {', '.join(map(repr, self.bands))}; give each band once, by its name")
+        _policies_by_band(self.nan_policy)
+
+    def nan_policies(self, bands: Sequence[str]) -> tuple[NanPolicy, ...]:
+        """Return the policy of each band for pixels without a value.
+
+        Raises
+        ------
+        UserError
+            If policies are given by band, and not for these bands.
+        """
+        policies = _policies_by_band(self.nan_policy)
+        if "" in policies:
+            return (policies[""],) * len(bands)
+        if policies.keys() != set(bands):
+            raise UserError(
+                f"reader.nan_policy: is {self.nan_policy!r}, but the bands are {', '.join(bands)}; give one for each"
+            )
+        return tuple(policies[band] for band in bands)
 
     def refuse(self, *names: str) -> None:
         """Raise a ValueError if one of these fields, which the bundle determines, is given."""
         for name in names:
             if (value := getattr(self, name)) != getattr(ReaderConfig(), name):
                 raise ValueError(f"reader.{name} is {value!r}, but it comes from the bundle; leave it out")
+
+
+def _policies_by_band(text: str) -> dict[str, NanPolicy]:
+    # By the name of the band; under an empty name, that of all bands.
+    policies: dict[str, NanPolicy] = {}
+    for part in text.split(","):
+        band, _, word = part.strip().rpartition("=")
+        policy = next((one for one in get_args(NanPolicy) if one == word), None)
+        if policy is None or band in policies or ("," in text and not band):
+            words = ", ".join(get_args(NanPolicy))
+            raise ValueError(f"nan_policy is {text!r}; give one of {words}, or one for each band, such as g=zero,r=interpolate")
+        policies[band] = policy
+    return policies
 
 
 @config_class

@@ -8,12 +8,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
+from gampen_ray.config.inputs import NanPolicy
 from gampen_ray.errors import UserError
 
 __all__ = [
@@ -38,7 +38,6 @@ _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
 _COMMON = 0.1
 _NO_VALUE = "NaN, infinite, masked, a sentinel such as -999, or a border of one value"
 
-NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
 # A Gaussian of this standard deviation, pixels, weighs the neighbours of a pixel that is interpolated.
 _KERNEL_PIXELS = 1.0
 
@@ -165,7 +164,7 @@ def without_blanks(image_CHW: np.ndarray) -> np.ndarray:
 
 
 def fit_to_size(
-    image_CHW: np.ndarray, size: int, nan_policy: NanPolicy = "quarantine", bands: Sequence[str] = ()
+    image_CHW: np.ndarray, size: int, policies: Sequence[NanPolicy] = ("quarantine",), bands: Sequence[str] = ()
 ) -> np.ndarray:
     """Crop or zero-pad an image about its centre, and fill non-finite pixels.
 
@@ -178,9 +177,10 @@ def fit_to_size(
         Image (C x H x W).
     size
         Side of the result, pixels.
-    nan_policy
-        Whether non-finite pixels make the image unusable, become zero, become the median of their band's finite ones, or the
-        mean of the finite ones around them, weighted by a Gaussian of 1 pixel (astropy's ``interpolate_replace_nans``).
+    policies
+        For each band or for all: whether non-finite pixels make the image unusable, become zero, become the median of their
+        band's finite ones, or the mean of the finite ones around them, weighted by a Gaussian of 1 pixel (astropy's
+        ``interpolate_replace_nans``).
     bands
         Names of the bands, for the reasons.
 
@@ -192,8 +192,8 @@ def fit_to_size(
     Raises
     ------
     CutoutError
-        If a pixel is not finite and the policy is ``"quarantine"``, or ``"interpolate"`` and it is in a hole wider than the
-        Gaussian; or if in a band no pixel is finite or all have the same value.
+        If a pixel is not finite and its band's policy is ``"quarantine"``, or ``"interpolate"`` and it is in a hole wider than
+        the Gaussian; or if in a band no pixel is finite, or all have the same value or one of two.
     """
     _, height, width = image_CHW.shape
     (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
@@ -203,23 +203,26 @@ def fit_to_size(
     for finite_HW, name in zip(finite, which, strict=True):
         if not finite_HW.any():
             raise CutoutError(f"all pixels{name} are without a value: {_NO_VALUE}")
-    num_bad = finite.size - int(finite.sum())
-    if num_bad and nan_policy == "quarantine":
-        named = " and".join(name for finite_HW, name in zip(finite, which, strict=True) if not finite_HW.all())
+    policy_C = (*policies,) if len(policies) > 1 else (*policies,) * len(image_CHW)
+    bad_C = (finite.shape[1] * finite.shape[2]) - finite.sum(axis=(1, 2))
+    if kept := [band for band, policy in enumerate(policy_C) if policy == "quarantine" and bad_C[band]]:
         raise CutoutError(
-            f"{num_bad:,} of {finite.size:,} pixels{named} are without a value: {_NO_VALUE}; nan_policy zero, median or "
-            "interpolate fills them"
+            f"{sum(bad_C[kept]):,} of {finite.size:,} pixels{' and'.join(which[band] for band in kept)} are without a value: "
+            f"{_NO_VALUE}; nan_policy zero, median or interpolate fills them"
         )
-    if num_bad:
+    if bad_C.any():
         inside_CHW = inside_CHW.copy()
-        for band_HW, finite_HW, name in zip(inside_CHW, finite, which, strict=True):
-            if nan_policy != "interpolate":
-                band_HW[~finite_HW] = 0.0 if nan_policy == "zero" else np.median(band_HW[finite_HW])
+        for band_HW, finite_HW, policy, name in zip(inside_CHW, finite, policy_C, which, strict=True):
+            if policy != "interpolate":
+                band_HW[~finite_HW] = 0.0 if policy == "zero" else np.median(band_HW[finite_HW])
             elif not finite_HW.all():
                 band_HW[:] = _interpolated(band_HW, finite_HW, name)
     for band_HW, name in zip(inside_CHW, which, strict=True):
-        if band_HW.min() == band_HW.max():
-            raise CutoutError(f"all pixels{name} have the same value {band_HW.flat[0]:g}")
+        low, high = band_HW.min(), band_HW.max()
+        if low == high:
+            raise CutoutError(f"all pixels{name} have the same value {low:g}")
+        if np.isin(band_HW, (low, high)).all():
+            raise CutoutError(f"all pixels{name} have one of two values, {low:g} and {high:g}, as in a mask")
     result = np.zeros((len(image_CHW), size, size), dtype=np.float32)
     result[:, target_rows, target_columns] = inside_CHW
     return result

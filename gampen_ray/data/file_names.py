@@ -4,6 +4,7 @@ A catalogue may have 10^7 rows: columns stay in Arrow.
 """
 
 import fnmatch
+import itertools
 import logging
 import posixpath
 import re
@@ -18,7 +19,6 @@ import pyarrow.compute
 from gampen_ray import storage
 from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.data import kinds
-from gampen_ray.data.cutouts import stem
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
@@ -89,22 +89,27 @@ def matching(images: str, pattern: str, uris: Sequence[str]) -> list[str]:
     for one in (pattern, *_OTHERS) if pattern == FITS_FILES else (pattern,):
         matches = re.compile(fnmatch.translate(one)).match
         if found := [uri for uri, name in zip(uris, names, strict=True) if matches(name)]:
-            return _of_galaxies(found)
+            return _of_galaxies(found, root)
     there = f", such as {names[0].rpartition('/')[2]}," if names else ""
     raise NoFilesError(f"images: none of the {len(uris):,} files below {images}{there} matches the pattern {pattern!r}")
 
 
-def _of_galaxies(uris: list[str]) -> list[str]:
+def _of_galaxies(uris: list[str], root: str) -> list[str]:
     # Without masks, weights, PSFs and the like.
-    galaxies, siblings = kinds.without_siblings([stem(uri) for uri in uris])
-    if siblings:
-        names = ", ".join(uris[row].rpartition("/")[2] for row in siblings[:3])
+    folders = {uri.rpartition("/")[0] for uri in uris}
+    aside = {folder for folder in folders if kinds.is_aside(folder.removeprefix(root).rpartition("/")[2])}
+    beside = [uri for uri in uris if uri.rpartition("/")[0] not in aside] or uris
+    names = stems(pa.chunked_array([pa.array(beside, pa.string())])).fill_null("").to_pylist()
+    galaxies = [beside[row] for row in kinds.without_siblings(names)[0]]
+    if count := len(uris) - len(galaxies):
+        kept = set(galaxies)
+        some = ", ".join(uri.rpartition("/")[2] for uri in itertools.islice((uri for uri in uris if uri not in kept), 3))
         logger.warning(
             "%s of %s files are left out, as masks, weights, PSFs or the like of others by their names, such as %s; another "
             "pattern takes them",
-            *(f"{len(siblings):,}", f"{len(uris):,}", names),
+            *(f"{count:,}", f"{len(uris):,}", some),
         )
-    return [uris[row] for row in galaxies]
+    return galaxies
 
 
 def _expanded(template: str, table: pa.Table) -> pa.ChunkedArray:

@@ -26,14 +26,17 @@ _ZERO_POINTS = ("MAGZERO", "MAGZPT", "MAGZP", "MAGZEROP", "MAG_ZP", "MAG0", "ABM
 _VEGA = re.compile(r"WISE|2MASS|UKIRT|VISTA", re.IGNORECASE)
 _SYSTEMS = ("MAGSYS", "MAGSYST", "PHOTSYS", "ZPSYS")
 # JWST has narrow filters in the wheel of the pupil, beside a wide one of the other wheel or CLEAR.
-_BANDS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM", "BAND", "FPA.FILTERID", "BANDS")
+_BANDS = ("PUPIL", "FILTER", "FILTER1", "FILTER2", "FILTNAM", "FILTNAM1", "BAND", "FPA.FILTERID", "BANDS", "PHOTMODE")
 _LEGACY_SURVEYS = re.compile(r"LegacySurvey|DECaLS|BASS|MzLS", re.IGNORECASE)
 _SCALES = ("PIXSCALE", "PIXELSCL", "SECPIX")
 _PREFIX = {"": 1.0, "n": 1e-9, "nano": 1e-9, "u": 1e-6, "micro": 1e-6, "m": 1e-3, "milli": 1e-3, "M": 1e6, "mega": 1e6}
-_SURVEY = r"(?:sdss|hsc|des|decam|ps1?|lsst|kids|omegacam|megacam|subaru|cfht|vst)?"
+_SURVEY = r"(?:sdss|hsc|des|decam|ps1?|lsst|kids|omegacam|megacam|subaru|cfht|vst|bok)?"
 _SAME_MAG = 0.01
+# Units of pixels that count, in total or per second.
+_COUNTS = re.compile(r"(?:electrons?|e-?|counts?|dns?|adu)(/s(?:ec(?:ond)?)?|s-1|s\^-1)?|(cps)", re.IGNORECASE)
 # Nanomaggies, the unit of SDSS and the Legacy Surveys.
 _NANOMAGGY = 22.5
+_LEGACY_ARCSEC = 0.262
 # Pan-STARRS: 2.5 log10(e), and the zero point of a count per second.
 _ASINH = 2.5 * math.log10(math.e)
 _PS1_ZERO_POINT = 25.0
@@ -81,6 +84,8 @@ def canonical_band(name: str) -> str:
     Understands names such as ``HSC-I2``, ``r DECam SDSS c0002 6415.0 1480.0``, ``i.MP9702``, ``sdssr`` and ``NIR_Y``.
     """
     for word in re.findall("[a-z0-9]+", name.lower()):
+        if word in ("b", "v", "nuv", "fuv"):
+            return word.upper()
         if re.fullmatch(r"f\d{3,4}(w|m|n|lp|x|w2)", word):
             return word.upper()
         if match := re.fullmatch(_SURVEY + r"([ugrizyjhk])[2s]?", word):
@@ -140,7 +145,7 @@ def unit_zero_point(unit: str, pixel_sr: float | None = None, scale: float | Non
 
 
 def _zero_point(header: Header, scale: float | None) -> float | None:
-    unit = _text(header, "BUNIT")
+    unit = _unit(header)
     if re.match(r"mag(nitudes?|$|[^a-z])", unit, re.IGNORECASE):
         raise CutoutError(f"the pixels are magnitudes by BUNIT {unit}, not linear in flux; take the image of fluxes")
     found = {f"BUNIT {unit}": unit_zero_point(unit, _number(header, "PIXAR_SR"), scale)}
@@ -150,35 +155,55 @@ def _zero_point(header: Header, scale: float | None) -> float | None:
             value = _number(header, name)
             # 0 is what programs write where there is none. CASU's MAGZPT, beside MAGZRR, is one of Vega and of a second.
             second = name == "MAGZPT" and "MAGZRR" in header
-            if value is not None and 5 < value < 60 and not second and "vega" not in _comment(header, name):
-                found[name] = value
+            if value is None or not 5 < value < 60 or second or "vega" in (comment := _comment(header, name)):
+                continue
+            # NOAO's pipelines write MAGZPT beside MAGZERO.
+            total = _of_exposure(header, unit, value) if "per sec" in comment else value
+            if total is not None:
+                found[name] = total
     if (counts := _number(header, "FLUXMAG0")) and counts > 0:
         found["FLUXMAG0"] = 2.5 * math.log10(counts)
     known = {name: value for name, value in found.items() if value is not None}
     if known and max(known.values()) - min(known.values()) > _SAME_MAG:
         told = " but ".join(f"{value:.3f} by {name}" for name, value in known.items())
         raise CutoutError(f"the header contradicts itself: the zero point is {told}; state it, with reader.headers 'ignore'")
-    return next(iter(known.values()), None) if known else _of_survey(header, unit)
+    return next(iter(known.values()), None) if known else _of_survey(header, unit, scale)
 
 
-def _of_survey(header: Header, unit: str) -> float | None:
+def _of_survey(header: Header, unit: str, scale: float | None) -> float | None:
     # SDSS's frames (data model, "frame") and the Legacy Surveys' cutouts (their cutout service) need not have a unit.
-    if not unit and ("NMGY" in header or _LEGACY_SURVEYS.match(_text(header, "SURVEY"))):
+    if not unit and "NMGY" in header:
         return _NANOMAGGY
+    if not unit and scale and _LEGACY_SURVEYS.match(_text(header, "SURVEY")):
+        # The service interpolates at other scales: the sum over a galaxy grows with the number of pixels.
+        return _NANOMAGGY - 5 * math.log10(scale / _LEGACY_ARCSEC)
     # Pan-STARRS's stacks (STScI, PS1 stack images); HST's PHOTFLAM and PHOTPLAM (ACS data handbook, sec. 5.1).
-    seconds = _number(header, "EXPTIME")
     per_second = _number(header, "FPA.ZP")
     if per_second is not None or _number(header, "BSOFTEN") is not None:
-        zero_point = _PS1_ZERO_POINT if per_second is None else per_second
-        return zero_point + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+        return _of_exposure(header, "counts", _PS1_ZERO_POINT if per_second is None else per_second)
     photflam, photplam = _number(header, "PHOTFLAM"), _number(header, "PHOTPLAM")
     if not (photflam and photplam and photflam > 0 and photplam > 0):
         return None
-    zero_point = -2.5 * math.log10(photflam) - 5 * math.log10(photplam) - 2.408
-    if re.fullmatch(r"electrons?|e-?|counts?|dn|adu", unit, re.IGNORECASE):
-        # The pixels hold counts, PHOTFLAM is that of counts per second.
-        return zero_point + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
-    return zero_point
+    return _of_exposure(header, unit, -2.5 * math.log10(photflam) - 5 * math.log10(photplam) - 2.408)
+
+
+def _of_exposure(header: Header, unit: str, per_second: float) -> float | None:
+    """Return the zero point of pixels in a unit from that of a count per second; None for other units and without the time."""
+    match = _COUNTS.fullmatch(_bare(unit))
+    if not match or match[1] or match[2]:
+        return per_second if match else None
+    seconds = _number(header, "EXPTIME")
+    return per_second + 2.5 * math.log10(seconds) if seconds and seconds > 0 else None
+
+
+def _unit(header: Header) -> str:
+    unit = _text(header, "BUNIT")
+    # MultiDrizzle left the counts of the exposures in BUNIT; drizzle records what it wrote, counts or cps.
+    return (_text(header, "D001OUUN") if not unit or _COUNTS.fullmatch(_bare(unit)) else "") or unit
+
+
+def _bare(unit: str) -> str:
+    return re.sub(r"[\s*.]", "", unit)
 
 
 def _comment(header: Any, name: str) -> str:

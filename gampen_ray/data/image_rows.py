@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
+from gampen_ray.config.inputs import FITS_FILES
 from gampen_ray.data import containers, gampen_folder, readers
 from gampen_ray.data.catalog_rows import by_catalog, by_template, names_files, read_catalog
 from gampen_ray.data.container_rows import folder_containers, in_containers, one_container
 from gampen_ray.data.file_names import NoFilesError, listed_files, matching, stems
 from gampen_ray.data.located import Located
+from gampen_ray.data.name_templates import band_template
 from gampen_ray.errors import UserError
 
 __all__ = ["check_format", "locate"]
@@ -57,7 +59,10 @@ def locate(config: CutoutsConfig) -> Located:
         raise UserError(f"targets: {', '.join(config.targets)}: there is no catalogue to read them from; set catalog")
     if config.file_template:
         return by_template(config, listing)
-    source = pa.chunked_array([pa.array(matching(images, config.pattern, listing), pa.string())])
+    files = matching(images, config.pattern, listing)
+    if is_folder and config.pattern == FITS_FILES and len(config.reader.bands) == 1:
+        _refuse_bands(images, files)
+    source = pa.chunked_array([pa.array(files, pa.string())])
     if catalog and len(catalog) > 1:
         raise UserError(
             f"images: {images} is one image, but catalog {config.catalog} has {len(catalog):,} rows; give the folder of their "
@@ -66,6 +71,17 @@ def locate(config: CutoutsConfig) -> Located:
     if catalog:
         return Located(table=catalog, source=source, catalog=config.catalog)
     return Located(table=pa.table({"object_id": stems(source)}), source=source)
+
+
+def _refuse_bands(images: str, files: list[str]) -> None:
+    # The g and the r image of a galaxy are not two galaxies.
+    root = storage.join(storage.absolute(images), "")
+    template, bands = band_template([uri.removeprefix(root) for uri in files])
+    if template:
+        raise UserError(
+            f"file_template: the files of {images} are one a band by their names, of {', '.join(bands)}; give {template!r}, or "
+            "a pattern of those to be read"
+        )
 
 
 def check_format(config: ReaderConfig) -> None:

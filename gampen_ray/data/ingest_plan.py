@@ -88,6 +88,8 @@ def plan(
     sample, failed = _sample(located, reasons, config.reader)
     sources = dict(zip(sample, located.source.take(pa.array(list(sample), pa.int64())).to_pylist(), strict=True))
     reader = settle(config.reader, {sources[row]: cutout for row, cutout in sample.items()}, origin=origin)
+    # Refuses those of other bands.
+    reader.nan_policies(reader.bands)
     _check_positions(config, sky, sample, sources)
     for name in sorted({name for cutout in sample.values() for name in cutout.numbers} - columns.keys()):
         # Known only when the images are read.

@@ -29,7 +29,7 @@ from gampen_ray.errors import UserError
 __all__ = ["Inspection", "inspect_images"]
 
 _MOST_PLANNED, _MOST_MEBIBYTES = 100_000, 1024
-_MOST_ODD = 5
+_MOST_ODD, _MOST_HDUS = 5, 16
 _ODD_TABLE = re.compile(r"\.(fits?|parquet)(\.gz)?$", re.IGNORECASE)
 _TABLES = (".csv", ".ecsv", ".vot", ".votable", ".csv.gz")
 _IDS = ("object_id", "objid", "objectid", "source_id", "sourceid", "id", "name", "galaxy", "#id")
@@ -284,7 +284,7 @@ def _with_bands(config: CutoutsConfig, listing: Sequence[str], facts: dict[str, 
         found = _listing(first, config.reader)
         facts["format"] = "FITS, a file a galaxy" if found.images is not None else "files that are not FITS, a file a galaxy"
         if found.images:
-            facts["HDUs"] = f"{'; '.join(found.texts)} (of {first.rpartition('/')[2]})"
+            facts["HDUs"] = f"{_shortened(found.texts)} (of {first.rpartition('/')[2]})"
             return _banded(config, found.bands)
     return config
 
@@ -336,6 +336,11 @@ def _with_images(config: CutoutsConfig, sample: Located, facts: dict[str, str]) 
     facts["size"] = ", ".join(f"{h} x {w} ({count:,})" for (h, w), count in sizes.most_common(4))
     facts |= {name: _values(values) for name, values in cards.items() if values}
     return config
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _MOST_HDUS:,} more" if len(texts) > _MOST_HDUS else ""
+    return "; ".join(texts[:_MOST_HDUS]) + more
 
 
 def _given(config: CutoutsConfig) -> bool:

@@ -8,25 +8,33 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-__all__ = ["Kind", "hdu_kind", "hdu_name", "kind_of", "without_siblings"]
+__all__ = ["Kind", "hdu_kind", "hdu_name", "is_aside", "kind_of", "shows_galaxies", "without_siblings"]
 
 Kind = Literal["", "science", "mask", "variance", "weight", "error", "psf", "other"]
 """Of an image; empty: its name does not say. ``variance`` and ``error`` grow with the noise, ``weight`` falls."""
 
 _WORDS: dict[str, Kind] = {
     **dict.fromkeys(("sci", "science", "image", "img", "data", "flux", "fitim"), "science"),
-    **dict.fromkeys(("mask", "masks", "msk", "mskim", "maskbits", "dq", "flag", "flags", "badpix", "bpm"), "mask"),
+    **dict.fromkeys(("mask", "masks", "msk", "mskim", "maskbits", "dq", "dqmask", "flag", "flags", "badpix", "bpm"), "mask"),
     **dict.fromkeys(("var", "variance"), "variance"),
-    **dict.fromkeys(("wht", "weight", "weights", "wgt", "wei", "ivar", "invvar", "coverage"), "weight"),
-    **dict.fromkeys(("err", "error", "errors", "rms", "sigma", "noise", "uncert", "unc", "stddev"), "error"),
+    **dict.fromkeys(("wht", "weight", "weights", "wgt", "wei", "ivar", "invvar", "coverage", "wtmap"), "weight"),
+    **dict.fromkeys(("err", "error", "errors", "rms", "sigma", "noise", "uncert", "unc", "std", "stddev"), "error"),
     **dict.fromkeys(("psf", "psfs", "psfim", "psfsize", "psfex"), "psf"),
     **dict.fromkeys(("seg", "segim", "segm", "segmap", "segmentation", "nexp", "depth", "galdepth", "psfdepth"), "other"),
     **dict.fromkeys(("model", "blobmodel", "resid", "residual", "residuals", "chi", "bkg", "background", "bgmod"), "other"),
     **dict.fromkeys(("preview", "thumb", "thumbnail", "quicklook"), "other"),
+    # NOAO's pipelines for DECam, Mosaic and 90prime: c4d_170801_080516_ooi_g_v1, and _ood_ and _oow_ beside it.
+    **dict.fromkeys(("ooi", "oki", "opi", "osi"), "science"),
+    **dict.fromkeys(("ood", "okd", "opd", "osd"), "mask"),
+    **dict.fromkeys(("oow", "okw", "opw", "osw"), "weight"),
 }
+_FILLERS = ("map", "maps")
 # In the name of a file these may as well be part of that of a galaxy, such as one with an exponential profile.
-_HDU_WORDS: dict[str, Kind] = dict.fromkeys(("con", "ctx", "exp", "sky"), "other")
-_NAMES = ("EXTNAME", "IMAGETYP", "IMTYPE", "EXTTYPE")
+_HDU_WORDS: dict[str, Kind] = dict.fromkeys(("con", "ctx", "exp", "sky", "wcsdvarr", "footprint"), "other")
+_NAMES = ("EXTNAME", "DES_EXT", "IMAGETYP", "IMTYPE", "EXTTYPE")
+_LETTERS = re.compile("[A-Za-z]+")
+# A filter such as F115W and a word without a delimiter: F115Wsci.
+_GLUED = re.compile(rf"(?<=\d[WMN])(?=(?:{'|'.join(_WORDS)})(?![a-z]))", re.IGNORECASE)
 
 
 def kind_of(name: str) -> Kind:
@@ -35,6 +43,11 @@ def kind_of(name: str) -> Kind:
         if kind := (_WORDS | _HDU_WORDS).get(word.removeprefix("mer")):
             return kind
     return ""
+
+
+def shows_galaxies(name: str) -> bool:
+    """Return whether images of a name may be those of galaxies: it is that of no mask, PSF or the like."""
+    return kind_of(name) in ("", "science")
 
 
 def hdu_name(hdu: Any) -> str:
@@ -49,6 +62,11 @@ def hdu_kind(hdu: Any) -> Kind:
     return kind_of(hdu_name(hdu))
 
 
+def is_aside(folder: str) -> bool:
+    """Return whether a folder holds masks, weights, PSFs or the like of images elsewhere, by its name."""
+    return _WORDS.get(folder.lower()) in ("mask", "variance", "weight", "error", "psf")
+
+
 def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:
     """Return which files show galaxies and which are their siblings (masks, weights, PSFs, ...), by index, in order.
 
@@ -60,6 +78,11 @@ def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:
     names
         Files by their names without a suffix such as ``.fits``.
     """
+    # Of 10^6 names most have the same few words.
+    words = {word.lower() for name in names for word in _LETTERS.findall(name)}
+    if not any(_WORDS.get(word, "science") != "science" for inside in words for word in (inside, inside[1:])):
+        return list(range(len(names))), []
+    names = [_GLUED.sub("_", name) for name in names]
     split = [_split(name) for name in names]
     others = sorted(name for name, parts in zip(names, split, strict=True) if parts is None)
     bare = {_bare(name) for name in others}
@@ -76,13 +99,13 @@ def without_siblings(names: Sequence[str]) -> tuple[list[int], list[int]]:
 
 def _split(name: str) -> tuple[str, str] | None:
     # What stands before and after the word that makes a file a sibling.
-    for match in re.finditer("[A-Za-z]+", name):
+    for match in _LETTERS.finditer(name):
         if _WORDS.get(match[0].lower(), "science") != "science":
             return name[: match.start()].rstrip("-_. "), name[match.end() :]
     return None
 
 
 def _bare(name: str) -> str:
-    # The name without delimiters and words such as "sci".
+    # The name without delimiters and words such as "sci" and "map".
     words = re.findall(r"[A-Za-z]+|\d+|[^\W_]", name)
-    return " ".join(word for word in words if _WORDS.get(word.lower()) != "science")
+    return " ".join(word for word in words if _WORDS.get(word.lower()) != "science" and word.lower() not in _FILLERS)

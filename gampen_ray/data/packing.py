@@ -5,6 +5,7 @@ Shape legend: N galaxies, C bands, H x W pixels.
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, wit
 from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
-__all__ = ["REASON", "SPLIT", "Packed", "PlannedRows", "Rows", "pack", "read_rows", "refused", "write_rows"]
+__all__ = ["REASON", "SPLIT", "PlannedRows", "Rows", "read_rows", "refused", "write_rows"]
 
 SPLIT, REASON = "gampen_ray:split", "gampen_ray:reason"
 """Columns of the plan with the split of each row, and why it cannot be used."""
@@ -40,9 +41,11 @@ class Rows(NamedTuple):
         File of each row.
     reasons
         Why each row cannot be used, empty text for a good row; the image of a bad row is zero.
+    splits
+        Split of each row, ``"all"`` without targets.
     remarks
         Numbers of rows by what was done to them or seen in them: ``cropped`` (pixels of the file lie outside the cutout),
-        ``padded``, ``filled``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
+        ``padded``, ``filled``, ``filled BAND``, ``misplaced`` (see `gampen_ray.data.positions.misplaced`).
     num_bytes
         Read from the files, as stored.
     """
@@ -50,15 +53,9 @@ class Rows(NamedTuple):
     columns: dict[str, Any]
     sources: np.ndarray
     reasons: np.ndarray
+    splits: np.ndarray
     remarks: Counter[str]
     num_bytes: int
-
-
-class Packed(NamedTuple):
-    """Numbers of rows that were packed, by split (``"all"`` without targets) and in ``"quarantine"``; remarks as in `Rows`."""
-
-    counts: Counter[str]
-    remarks: Counter[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,46 +76,21 @@ def _received(data: bytes) -> PlannedRows:
         return PlannedRows(reader.read_all())
 
 
-def pack(rows: pa.Table, part: int, *, output: str, reader: ReaderConfig, info: DatasetInfo) -> Packed:
-    """Read the files of some rows and write their shards and quarantine file, all numbered ``part``; repeatable.
+def write_rows(rows: Rows, part: int, *, output: str, info: DatasetInfo) -> Counter[str]:
+    """Write rows to the shards of their splits and to quarantine; return their numbers by folder. Repeatable.
 
     Parameters
     ----------
     rows
-        Some rows of the plan.
+        From `read_rows`.
     part
         Number of the files.
     output
         URI of the dataset.
-    reader, info
+    info
         See `gampen_ray.data.ingest_plan.plan`.
     """
-    read = read_rows(rows, reader, info)
-    splits = np.array(rows.column(SPLIT).to_pylist(), dtype=object)
-    return Packed(write_rows(read.columns, read.sources, read.reasons, splits, part, output=output, info=info), read.remarks)
-
-
-def write_rows(
-    columns: dict[str, Any],
-    sources: np.ndarray,
-    reasons: np.ndarray,
-    splits: np.ndarray,
-    part: int,
-    *,
-    output: str,
-    info: DatasetInfo,
-) -> Counter[str]:
-    """Write rows to the shards of their splits and to quarantine, all numbered ``part``; return their numbers by folder.
-
-    Parameters
-    ----------
-    columns, sources, reasons
-        See `Rows`.
-    splits
-        Split of each row, or ``"all"``.
-    part, output, info
-        See `pack`.
-    """
+    columns, sources, reasons, splits, *_ = rows
     ids = columns["object_id"].to_pylist()
     counts: Counter[str] = Counter()
     for split in shards.SPLITS if info.targets else (shards.ALL,):
@@ -145,9 +117,12 @@ def write_rows(
     return counts
 
 
-def refused(rows: pa.Table, reason: str) -> pa.Table:
-    """Return rows of the plan none of which is read, for a reason."""
-    return rows.set_column(rows.column_names.index(REASON), REASON, pa.array([reason] * len(rows), pa.string()))
+def refused(rows: pa.Table, reasons: Mapping[int, str]) -> pa.Table:
+    """Return rows of the plan some of which are not read, for the reasons that are given by their numbers."""
+    if not reasons:
+        return rows
+    texts = [reasons.get(row, reason) for row, reason in enumerate(rows.column(REASON).to_pylist())]
+    return rows.set_column(rows.column_names.index(REASON), REASON, pa.array(texts, pa.string()))
 
 
 def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
@@ -155,6 +130,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
     reasons = np.array(rows.column(REASON).to_pylist(), dtype=object)
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names if name not in _BOOKKEEPING}
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
+    policies = reader.nan_policies(info.bands)
     side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
     image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
     filled, core, sides = (np.full(len(rows), value, dtype=np.int32) for value in (0, 0, side))
@@ -169,11 +145,13 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 try:
                     cutout = agreed(raised(found), reader, info)
                     inside_CHW = without_blanks(central(cutout.image_CHW, side))
-                    image_NCHW[row] = fit_to_size(inside_CHW, side, reader.nan_policy, info.bands)
+                    image_NCHW[row] = fit_to_size(inside_CHW, side, policies, info.bands)
                 except CutoutError as error:
                     reasons[row] = str(error)
                     continue
-                filled[row] = np.count_nonzero(~np.isfinite(inside_CHW))
+                filled_C = np.count_nonzero(~np.isfinite(inside_CHW), axis=(1, 2))
+                filled[row] = filled_C.sum()
+                remarks.update(f"filled {info.bands[band]}" for band in np.flatnonzero(filled_C))
                 core[row] = np.count_nonzero(~np.isfinite(central(inside_CHW, CORE)))
                 sides[row] = min(inside_CHW.shape[1:])
                 offset = positions.offset_arcsec(float(ra[row]), float(dec[row]), cutout)
@@ -191,4 +169,5 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                         numbers[name][row] = cutout.numbers[name]
     read = {"ra": ra, "dec": dec, "image": image_NCHW, "pixels_filled": filled, "core_filled": core, shards.SIDE: sides}
     sources = np.array(rows.column(SOURCE).to_pylist(), dtype=object)
-    return Rows(columns | numbers | read, sources, reasons, remarks, num_bytes)
+    splits = np.array(rows.column(SPLIT).to_pylist(), dtype=object)
+    return Rows(columns | numbers | read, sources, reasons, splits, remarks, num_bytes)

@@ -47,8 +47,8 @@ def text_of(header: fits.Header) -> str:
     """Return the cards of a header as text, without those that `header_of` could not read."""
     cards = []
     for card in header.cards:
-        # Cards with characters that no header may have are left out.
-        with contextlib.suppress(ValueError):
+        # Cards with characters that no header may have, and strings without an end, are left out.
+        with contextlib.suppress(ValueError, fits.VerifyError):
             cards.append(str(card))
     return "".join(cards)
 

@@ -8,7 +8,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -60,6 +60,8 @@ class Unit:
         `gampen_ray.data.shards.Footer.stamp` of the shard.
     rows
         Rows of an ingest plan; None for shards.
+    refused
+        Reasons of rows whose images may not be read, by their numbers in the unit.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Unit:
     stop: int = 0
     stamp: str = ""
     rows: packing.PlannedRows | None = None
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,6 @@ class Source:
         How the files of a folder are read; None for shards.
     conditions
         Names of columns that the model is given beside the image.
-    refusal
-        Why no image may be read: the reason of every row. Empty: images are read.
     tiles
         How images are cut from the tiles of a footprint; None: they are stored.
     """
@@ -92,7 +93,6 @@ class Source:
     info: shards.DatasetInfo
     reader: ReaderConfig | None
     conditions: tuple[str, ...] = ()
-    refusal: str = ""
     tiles: TileReader | None = None
 
     def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
@@ -107,36 +107,37 @@ class Source:
             `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
         """
         if self.tiles is not None:
-            yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, self.refusal)
+            yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, unit.refused)
             return
         wanted = (*_COLUMNS, *self.conditions)
         if self.reader is None:
-            if self.refusal:
+            reasons_N, start = np.array([unit.refused.get(row, "") for row in range(unit.num_rows)], dtype=object), 0
+            if (reasons_N != "").all():
+                # Reading them may be what must not be done.
                 wanted = tuple(name for name in wanted if name != "image")
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, num_rows):
-                yield self._refused(table, unit.uri) if self.refusal else _shard_rows(table, unit.uri), num_bytes
+                yield self._shard_rows(table, unit.uri, reasons_N[start : start + len(table)]), num_bytes
+                start += len(table)
             return
-        plan = packing.refused(_planned(unit), self.refusal) if self.refusal else _planned(unit)
+        plan = packing.refused(_planned(unit), unit.refused)
         for start in range(0, len(plan), num_rows):
             table = plan.slice(start, num_rows)
-            columns, source_N, reason_N, _, num_bytes = packing.read_rows(table, self.reader, self.info)
-            columns = {name: columns[name] for name in wanted if name in columns} | {"object_id": _filled(table["object_id"])}
-            yield _rows(columns, reason_N, source_N), num_bytes
+            read = packing.read_rows(table, self.reader, self.info)
+            columns = {name: read.columns[name] for name in wanted if name in read.columns}
+            columns["object_id"] = _filled(table["object_id"])
+            yield _rows(columns, read.reasons, read.sources), read.num_bytes
 
-    def _refused(self, table: pa.Table, uri: str) -> dict[str, np.ndarray]:
-        image_NCHW = np.zeros((len(table), *self.info.image_shape), np.float32)
+    def _shard_rows(self, table: pa.Table, uri: str, reason_N: np.ndarray) -> dict[str, np.ndarray]:
+        if "image" in table.column_names:
+            image_NCHW = shards.images(table)
+            reason_N = np.where(reason_N != "", reason_N, validation.validate_rows({"image": image_NCHW}))
+        else:
+            image_NCHW = np.zeros((len(table), *self.info.image_shape), np.float32)
+        if (bad := reason_N != "").any():
+            image_NCHW = image_NCHW.copy()
+            image_NCHW[bad] = 0.0
         columns = {name: table[name] for name in table.column_names} | {"image": image_NCHW}
-        return _rows(columns, np.full(len(table), self.refusal), np.full(len(table), uri))
-
-
-def _shard_rows(table: pa.Table, uri: str) -> dict[str, np.ndarray]:
-    image_NCHW = shards.images(table)
-    reason_N = validation.validate_rows({"image": image_NCHW})
-    if (bad := reason_N != "").any():
-        image_NCHW = image_NCHW.copy()
-        image_NCHW[bad] = 0.0
-    columns = {name: table[name] for name in table.column_names} | {"image": image_NCHW}
-    return _rows(columns, reason_N, np.full(len(table), uri))
+        return _rows(columns, reason_N, np.full(len(table), uri))
 
 
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:

@@ -28,10 +28,13 @@ _CELESTIAL = re.compile(
 )
 _STALE = re.compile(r"CHECKSUM|DATASUM|ZHECKSUM|ZDATASUM|DATAMIN|DATAMAX|BLANK|BSCALE|BZERO")
 _TABLES = re.compile(r"(CPDIS|CQDIS|D2IMDIS)\d[A-Z]?|D2IMEXT|D2IMARR|AXISCORR")
+_OF_TABLES = re.compile(_TABLES.pattern + r"|(DP|DQ|D2IM|CPERR|CQERR|D2IMERR)\d.*")
 # Projections with a fourth part in CTYPE: only SIP is understood.
 _OTHER_DISTORTION = re.compile(r".{8}-(?!SIP)\w+")
 # Numbers by which WCSLIB and astropy allocate memory before they look at anything else; beyond them a process may end.
 _LIMITS = {"WCSAXES": 9, "NAXIS": 9, "A_ORDER": 9, "B_ORDER": 9, "AP_ORDER": 9, "BP_ORDER": 9}
+# WCSLIB looks an axis up that a distortion names, whether there is one or not.
+_AXIS = re.compile(r"D[PQ]\d+[A-Z]?\.(?:AXIS|OFFSET|SCALE)\.(\d+)")
 _NUMBERS = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)\d+[A-Z]?|(PC|CD|PV)\d+_\d+[A-Z]?|[AB]P?_\d+_\d+|(LON|LAT)POLE[A-Z]?")
 # Coarser or finer pixels do not show galaxies: the header has default values.
 _PLAUSIBLE_ARCSEC = (1e-4, 60.0)
@@ -55,10 +58,13 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
         limit = _LIMITS.get("WCSAXES" if name.startswith("WCSAXES") else name)
         if limit is not None and not 0 <= int(str(header[name])) <= limit:
             raise ValueError(f"{name} is {header[name]}: not within 0 to {limit}")
+        if (axis := _AXIS.match(name)) and not 1 <= int(axis[1]) <= _LIMITS["NAXIS"]:
+            raise ValueError(f"{name}: there is no such axis")
         # WCSLIB would skip the card and take its default.
-        value: Any = header[name]
-        if _NUMBERS.fullmatch(name) and (type(value) not in (int, float) or not math.isfinite(value)):
-            raise ValueError(f"{name} is {value!r}: not a number")
+        if _NUMBERS.fullmatch(name):
+            value: Any = header[name]
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"{name} is {value!r}: not a number")
         if name.startswith("CTYPE") and str(header[name])[4:8] == "-TAB":
             raise ValueError(f"{name} is {header[name]}: coordinates in a table are not read")
     level = log.level
@@ -73,7 +79,8 @@ def celestial_wcs(header: fits.Header, **options: Any) -> WCS:
 def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float, float, float | None]:
     """Return the sky position of an image's centre, deg (ICRS), and the side of a pixel there, arcsec.
 
-    The scale is the square root of a pixel's area, from the whole WCS with its distortions (SIP, TPV).
+    The scale is the square root of a pixel's area, from the whole WCS with its distortions (SIP, TPV); lookup tables of
+    distortions, as in HST's exposures, are in other HDUs and left out, which moves the centre by up to some pixels.
 
     Parameters
     ----------
@@ -92,7 +99,10 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     if "CTYPE1" not in header:
         return nowhere
     try:
-        celestial: Any = celestial_wcs(header).celestial
+        try:
+            celestial: Any = celestial_wcs(header).celestial
+        except Exception:
+            celestial = celestial_wcs(_readable(header)).celestial
         # astropy would read the coordinates of other systems by RADESYS as equatorial, or those of the Earth by its rotation.
         if celestial.naxis != 2 or celestial.wcs.lngtyp not in ("RA", "GLON"):
             return nowhere
@@ -111,6 +121,20 @@ def centre_and_scale(header: fits.Header, shape: tuple[int, ...]) -> tuple[float
     if not math.isfinite(ra + dec):
         return nowhere
     return ra, dec, scale if _PLAUSIBLE_ARCSEC[0] < scale < _PLAUSIBLE_ARCSEC[1] else None
+
+
+def _readable(header: fits.Header) -> fits.Header:
+    # Without lookup tables, and without damaged cards that do not belong to the coordinates.
+    return fits.Header([card for card in header.cards if not _OF_TABLES.fullmatch(str(card.keyword)) and _is_readable(card)])
+
+
+def _is_readable(card: fits.Card) -> bool:
+    if _CELESTIAL.fullmatch(str(card.keyword)):
+        return True
+    try:
+        return card.value is not None
+    except Exception:
+        return False
 
 
 def mapped_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray) -> fits.Header:

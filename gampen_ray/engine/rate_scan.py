@@ -13,7 +13,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.progress import Progress
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import Run
-from gampen_ray.tuning.dropout_scan import ScannedRate, scan
+from gampen_ray.tuning.dropout_scan import ScannedRate, read_scan, scan
 
 
 def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers: Workers) -> list[ScannedRate]:
@@ -31,7 +31,7 @@ def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers
         The worker that scans.
     """
     if storage.exists(uri):
-        return [ScannedRate(**row) for row in storage.read_json(uri)]
+        return read_scan(uri)
     rows: Any = _scan.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote(run, network, rates, workers)
     found = []
     with Progress("scan", len(rates), "rates") as progress:

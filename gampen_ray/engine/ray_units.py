@@ -1,7 +1,7 @@
 """Units of work on Ray; see `gampen_ray.engine.units`.
 
 A unit whose worker ends twice, as by a crash or for lack of memory, is left for the end of the job, when it is processed alone.
-If that ends its worker too, the unit is at fault, and given up.
+If that ends its worker too, the unit is at fault: the rows to blame are found by bisection, and left out.
 """
 
 import dataclasses
@@ -18,11 +18,12 @@ import ray.exceptions
 from ray.data.exceptions import ExecutionTimeoutError
 
 from gampen_ray.config import ActorResources, TaskResources
+from gampen_ray.engine.bisection import culprits
 from gampen_ray.engine.cluster import cluster_workers, task_cpus
 from gampen_ray.engine.interrupts import raise_if_interrupted
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
-from gampen_ray.engine.units import Start, U
+from gampen_ray.engine.units import Refusable, Start, U
 from gampen_ray.errors import AGAIN, StorageError
 
 __all__ = ["ray_units", "stream_units"]
@@ -38,6 +39,8 @@ _WRITERS_PER_GPU = 4
 _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 # How often a unit is begun beside others, and then alone: nodes are lost too, and another unit may end its worker.
 _ATTEMPTS = 2
+# Units of a job that are bisected: each takes minutes, in which the cluster has nothing else to do.
+_MOST_BISECTED = 16
 logger = logging.getLogger(__name__)
 
 
@@ -48,7 +51,6 @@ def ray_units(
     resources: TaskResources | ActorResources,
     cpus_per_task: float | None,
     write: Callable[[Any], Any] | None,
-    give_up: Callable[[str], Start[U]] | None,
 ) -> Generator[tuple[int, Any, Workers]]:
     """Process units in a session of Ray; see `gampen_ray.engine.units.run_units`, and `stream_units` for what it yields."""
     with ray_session():
@@ -59,8 +61,7 @@ def ray_units(
         else:
             cpus = task_cpus(resources, cpus_per_task)
             workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
-        how: dict[str, Any] = {"write": write, "actors": cpus_per_task is None, "give_up": give_up}
-        for num_rows, receipt in stream_units(units, start, workers, **how):
+        for num_rows, receipt in stream_units(units, start, workers, write=write, actors=cpus_per_task is None):
             yield num_rows, receipt, workers
 
 
@@ -71,13 +72,12 @@ def stream_units(
     *,
     write: Callable[[Any], Any] | None = None,
     actors: bool = True,
-    give_up: Callable[[str], Start[U]] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Process units within a session of Ray and yield the number of rows and the receipt of each when it is finished.
 
     Parameters
     ----------
-    units, start, write, give_up
+    units, start, write
         See `gampen_ray.engine.units.run_units`.
     workers
         Actors, no more than units, or how many tasks may run at a time (0: as many as there is room for) and their CPUs.
@@ -115,27 +115,63 @@ def stream_units(
             f"no unit was finished for {_NO_PROGRESS_TIMEOUT_S / 3600:g} hours; {len(waiting)} are waited for, such as {some}: "
             f"see that workers and storage answer, and {AGAIN}"
         ) from None
-    for unit in left:
+    for number, unit in enumerate(left):
         raise_if_interrupted()
-        yield unit.num_rows, _alone(unit, start, workers, write, give_up)
+        yield unit.num_rows, _Alone(start, workers, write).receipt(unit, bisect=number < _MOST_BISECTED)
 
 
-def _alone(
-    unit: U, start: Start[U], workers: Workers, write: Callable | None, give_up: Callable[[str], Start[U]] | None
-) -> Any:
-    """Return the receipt of a unit that is processed in a task of its own, or else given up in one."""
-    task = ray.remote(_process_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=0)
-    reason = ""
-    for _ in range(_ATTEMPTS):
-        try:
-            return ray.get(task.remote(pickle.dumps(unit), start, workers, write))
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
-            how = "took the memory of its node" if isinstance(error, ray.exceptions.OutOfMemoryError) else "killed the process"
-            reason = f"working on it {how} {2 * _ATTEMPTS} times"
-    if give_up is None:
-        raise StorageError(f"{unit.name}: {reason}; take it out of the input, or give the workers more memory")
-    logger.warning("%s: %s: its %s rows go to quarantine", unit.name, reason, unit.num_rows)
-    return _alone(unit, give_up(reason), workers, write, None)
+class _Alone:
+    """Processes units that ended their workers, in tasks of their own."""
+
+    def __init__(self, start: Start[Any], workers: Workers, write: Callable | None) -> None:
+        self._task = ray.remote(_process_alone).options(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=0)
+        self._start, self._workers, self._write = start, workers, write
+
+    def receipt(self, unit: Any, *, bisect: bool) -> Any:
+        """Return the receipt of a unit, with as many rows as can be processed."""
+        receipt, end = self._tried(unit, self._write)
+        if not end:
+            return receipt
+        if not isinstance(unit, Refusable):
+            reason = f"working on it {end} {2 * _ATTEMPTS} times"
+            raise StorageError(f"{unit.name}: {reason}; take it out of the input, or give the workers more memory")
+        logger.warning("%s: working on its %s rows %s: looking for those to blame", unit.name, unit.num_rows, end)
+        found = culprits(unit.num_rows, functools.partial(self._end_of_some, unit)) if bisect else {}
+        everything = dict.fromkeys(range(unit.num_rows), f"{end} {2 * _ATTEMPTS} times, together with others")
+        for refused in (found, everything) if found else (everything,):
+            reasons = {row: f"working on it {how}" for row, how in refused.items()}
+            receipt, end = self._tried(_without(unit, reasons), self._write)
+            if not end:
+                logger.warning("%s: %s of its %s rows go to quarantine", unit.name, len(refused), unit.num_rows)
+                return receipt
+        raise StorageError(f"{unit.name}: working on it {end}, even with all its rows left out; {AGAIN}")
+
+    def _end_of_some(self, unit: Any, rows: range) -> str:
+        """Return how the work on some rows of a unit ends its process, a single one's each time; empty: it does not."""
+        others = dict.fromkeys(set(range(unit.num_rows)) - set(rows), "not tried")
+        attempts = _ATTEMPTS if len(rows) == 1 else 1
+        return self._tried(_without(unit, others), _nothing, attempts)[1]
+
+    def _tried(self, unit: Any, then: Callable | None, attempts: int = _ATTEMPTS) -> tuple[Any, str]:
+        """Return the receipt of a unit, or how each attempt ended its process."""
+        end = ""
+        for _ in range(attempts):
+            raise_if_interrupted()
+            try:
+                return ray.get(self._task.remote(pickle.dumps(unit), self._start, self._workers, then)), ""
+            except ray.exceptions.OutOfMemoryError:
+                end = "took the memory of its node"
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):
+                end = "killed the process"
+        return None, end
+
+
+def _without(unit: Any, reasons: dict[int, str]) -> Any:
+    return dataclasses.replace(unit, refused=reasons)
+
+
+def _nothing(result: Any) -> None:
+    """Drop a result that was worked for to see whether that can be done."""
 
 
 def _actor_pool(count: int) -> ray.data.ActorPoolStrategy:

@@ -60,7 +60,7 @@ def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -
     UserError, StorageError
         For an error that every trial would meet; finished trials are kept.
     """
-    ledger = Ledger(config.output)
+    ledger = Ledger(config.output, space)
     ended = ledger.ended()
     if len(ended) < config.num_trials:
         _run_trials(config, space, run, ended, workers)
@@ -68,7 +68,7 @@ def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -
 
 
 def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[FinishedTrial], workers: Workers) -> None:
-    ledger = Ledger(config.output)
+    ledger = Ledger(config.output, space)
     with TemporaryDirectory() as folder, quiet_optuna():
         trainable = tune.with_parameters(run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers)
         tune.Tuner(

@@ -20,7 +20,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, prepare_model
+from ray.train.torch import TorchTrainer, prepare_model
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
@@ -29,6 +29,7 @@ from gampen_ray import storage
 from gampen_ray.config import OptimizerConfig, TrainConfig
 from gampen_ray.engine.cluster import LONGEST_WAIT_S, can_autoscale
 from gampen_ray.engine.feed import read_chunks
+from gampen_ray.engine.meeting import torch_config
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause
 from gampen_ray.errors import UserError
@@ -73,7 +74,7 @@ def run_workers(run: Run, workers: Workers) -> None:
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"run": run, "workers": workers, "messages": messages},
-        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        torch_config=torch_config("nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(config.resources.min_workers, workers.count) if config.resources.min_workers else workers.count,
             use_gpu=bool(workers.gpus),

@@ -9,8 +9,8 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.interrupts import interrupts
@@ -18,7 +18,7 @@ from gampen_ray.engine.resources import Node, Workers, plan_workers
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
-__all__ = ["Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
+__all__ = ["Refusable", "Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
 
 # What one process does in the time in which Ray starts.
 _MOST_LOCAL_ROWS = 500
@@ -38,6 +38,19 @@ class WorkUnit(Protocol):
         ...
 
 
+@runtime_checkable
+class Refusable(WorkUnit, Protocol):
+    """A unit, as a dataclass, of which some rows may be left out: those whose work ends the process.
+
+    What processes it writes nothing, so that it can be tried on parts of it: that is left to the second step.
+    """
+
+    @property
+    def refused(self) -> Mapping[int, str]:
+        """By their numbers in the unit, rows that go to quarantine unread, with their reasons."""
+        ...
+
+
 U = TypeVar("U", bound=WorkUnit)
 Start = Callable[[Workers], Callable[[U], Any]]
 """Called on a worker, it returns the function that processes a unit."""
@@ -54,7 +67,6 @@ def run_units(
     cpus_per_task: float | None = None,
     write: Callable[[Any], Any] | None = None,
     receive: Callable[[Any, Workers], str] = lambda *_: "",
-    give_up: Callable[[str], Start[U]] | None = None,
 ) -> None:
     """Process the units of a job that are not finished, in no particular order, and show its progress.
 
@@ -65,7 +77,7 @@ def run_units(
     what, noun
         Name of the job and of its rows, e.g. ``"simulate"`` and ``"galaxies"``.
     units
-        The unfinished units.
+        The unfinished units. Of a `Refusable` one, the rows that end its worker go to quarantine; another ends the job.
     start
         Called once on each worker: it loads what the worker needs and returns the function that processes a unit and returns
         its receipt, a small value that can be pickled. On actors that function is called from two threads at a time.
@@ -80,14 +92,11 @@ def run_units(
         Second step, from a worker's result for a unit to the receipt; for GPU workers it runs in CPU tasks.
     receive
         Called in the driver with each receipt and the job's workers; it returns a note for the progress.
-    give_up
-        From the reason why a unit is given up to a ``start`` whose function writes the unit's rows to quarantine; None: the
-        unit ends the job. Only where a unit ends a worker, not this process.
 
     Raises
     ------
     UserError, StorageError
-        If a worker raises one, the cluster is too small, a unit that cannot be given up ends its workers, or no unit is
+        If a worker raises one, the cluster is too small, a unit that is not `Refusable` ends its workers, or no unit is
         finished for six hours.
     """
     if len({unit.name for unit in units}) < len(units):
@@ -102,8 +111,7 @@ def run_units(
         else:
             from gampen_ray.engine.ray_units import ray_units
 
-            how: dict[str, Any] = {"write": write, "give_up": give_up}
-            done = ray_units(units, start, resources=resources, cpus_per_task=cpus_per_task, **how)
+            done = ray_units(units, start, resources=resources, cpus_per_task=cpus_per_task, write=write)
         with contextlib.closing(done):
             for num_rows, receipt, workers in done:
                 progress.advance(num_rows, receive(receipt, workers))

@@ -33,17 +33,6 @@ REMEDY = "copy the bundle again"
 _Table = Annotated[list[list[float]], pydantic.Field(min_length=1)]
 
 
-def _holds(kind: Any) -> pydantic.AfterValidator:
-    """Return the check that a dictionary has at least what a class says; it is kept as it is."""
-    adapter = pydantic.TypeAdapter(kind)
-
-    def check(value: dict[str, Any]) -> dict[str, Any]:
-        adapter.validate_python(value, strict=False)
-        return value
-
-    return pydantic.AfterValidator(check)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Optimizer:
     epochs: int
@@ -159,8 +148,8 @@ class Description:
     calibration: _Knots
     novelty: _Threshold | None = None
     ranges: _Ends | None = None
-    metrics: Annotated[dict[str, Any], _holds(_Metrics)]
-    provenance: Annotated[dict[str, Any], _holds(_Provenance)]
+    metrics: Annotated[dict[str, Any], documents.holds(_Metrics)]
+    provenance: Annotated[dict[str, Any], documents.holds(_Provenance)]
 
 
 def checksums(files: dict[str, bytes]) -> bytes:

@@ -94,6 +94,7 @@ class Cropper:
         self._oversampling = oversampling
         self._reader = dataclasses.replace(reader or ReaderConfig(), bands=bundle.images.bands)
         chosen_readers(self._reader)
+        self._policies = self._reader.nan_policies(bundle.images.bands)
 
     def __call__(self, names: Sequence[str], contents: Sequence[bytes | CutoutError]) -> list[bytes | CutoutError]:
         """Return the crop of each file, or why there is none.
@@ -117,7 +118,7 @@ class Cropper:
         try:
             cutout = read_file(raised(content), name, self._reader)
             inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
-            image_CHW = fit_to_size(inside_CHW, self._images.size, self._reader.nan_policy, self._images.bands)
+            image_CHW = fit_to_size(inside_CHW, self._images.size, self._policies, self._images.bands)
             return _Input(image_CHW, self._factor(cutout), cutout.header, cutout.image_CHW.shape[1:])
         except CutoutError as error:
             return error

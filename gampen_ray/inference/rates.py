@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, ClassVar
+
+from gampen_ray import documents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class UnitReceipt:
     seconds, device_seconds
         Time from the first read to the last write, and on the device.
     """
+
+    __pydantic_config__: ClassVar = documents.STRICT
 
     num_rows: int
     num_quarantined: int

@@ -20,9 +20,9 @@ from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.reports.card import training_text
-from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog
+from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog, read_evaluation
 from gampen_ray.reports.page import Example, ReportData, render
-from gampen_ray.training.execute import HISTORY
+from gampen_ray.training.history import HISTORY, read_history
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,11 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     uri = storage.join(evaluation_folder, EVALUATION)
     if not storage.exists(uri):
         raise UserError(f"evaluation: {evaluation_folder} has no {EVALUATION}; give the output folder of `evaluate`")
-    evaluation = storage.read_json(uri)
+    evaluation = read_evaluation(uri)
     judged = load_evaluated_catalog(evaluation["catalog"])
     bundle, catalog = judged.bundle, judged.catalog
+    if list(evaluation["accuracy"]) != list(bundle.targets.names):
+        raise UserError(f"evaluation: {uri} is not one of {', '.join(bundle.targets.names)}; run evaluate again")
     rows = _example_rows(catalog, num_examples)
     image_NCHW, side_N = judged.images(rows)
     no_transformer = bundle.config.spatial_transformer.family == "none"
@@ -142,7 +144,7 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
     """Return the training history if the bundle is in its run folder, else an empty list."""
     for uri in (storage.join(bundle_uri, HISTORY), storage.join(bundle_uri, "..", HISTORY)):
         if storage.exists(uri):
-            return storage.read_json(uri)
+            return read_history(uri)
     return []
 
 
@@ -161,7 +163,7 @@ def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
         "parameters of the network": f"{judged.num_parameters:,}",
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
-        "calibration factors": "; ".join(_range(scales) for scales in manifest["calibration"]["scale"]),
+        "calibration factors": "; ".join(_range(scales) for scales in judged.bundle.calibration.scale_DB.tolist()),
         **speed,
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",

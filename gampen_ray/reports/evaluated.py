@@ -6,14 +6,16 @@ Shape legend: N galaxies, D targets.
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pydantic
 import torch
 
-from gampen_ray import storage
-from gampen_ray.catalog.parquet import MANIFEST, catalog_parts
+from gampen_ray import documents, storage
+from gampen_ray.catalog.manifest import MANIFEST, read_manifest
+from gampen_ray.catalog.parquet import catalog_parts
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import by_side
 from gampen_ray.errors import UserError
@@ -33,7 +35,7 @@ from gampen_ray.inference.verdicts import (
 )
 from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import JOINT
+from gampen_ray.posterior.calibration import JOINT, LEVELS, Coverage
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 
@@ -41,6 +43,34 @@ EVALUATION = "evaluation.json"
 _MEASURED = ("noise", "brightness", "size", "stray_light")
 # Above it many predictions take too long: the published VGG-16 takes many seconds a cutout on a CPU.
 _MAX_LIGHT_PARAMETERS = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Accuracy:
+    median_absolute_relative_error: float | None
+    mean_absolute_error: float
+    unit: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Evaluation:
+    """What is read again of ``evaluation.json``, except in its diagnostics."""
+
+    __pydantic_config__: ClassVar = documents.LENIENT
+
+    catalog: str
+    num_galaxies: Annotated[int, pydantic.Field(ge=1)]
+    accuracy: dict[str, _Accuracy]
+    coverage: dict[str, tuple[Coverage, ...]]
+    seeds: dict[str, Any] | None = None
+    verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)
+    diagnostics: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for kind in ("uncalibrated", "calibrated"):
+            found = [(row.target, row.level) for row in self.coverage.get(kind, ())]
+            if found != [(name, level) for name in (*self.accuracy, JOINT) for level in LEVELS.values()]:
+                raise ValueError(f"coverage.{kind}: its rows are not those of each target and level")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +225,11 @@ class EvaluatedCatalog:
         return agreement.to_dict(self.bundle.config.backbone.dropout_rate)
 
 
+def read_evaluation(uri: str) -> dict[str, Any]:
+    """Return what a file of an evaluation holds, see `gampen_ray.commands.evaluate`; a `UserError` if it is damaged."""
+    return documents.read(Annotated[dict[str, Any], documents.holds(_Evaluation)], uri, "delete it, and run evaluate again")
+
+
 def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     """Join a catalogue (the output folder of ``infer``) with the true values of its dataset, by object_id.
 
@@ -207,7 +242,7 @@ def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     if not storage.exists(manifest_uri):
         raise UserError(f"catalog: {output} has no {MANIFEST}; give the output folder of a finished `infer`")
     digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
-    manifest = storage.read_json(manifest_uri)
+    manifest = read_manifest(output)
     inference = manifest["config"]
     now = {"bundle": bundle_digest(inference["bundle"]), "dataset": shards.read_dataset_info(inference["dataset"]).fingerprint}
     for name, value in now.items():

@@ -15,7 +15,7 @@ from gampen_ray.posterior.calibration import JOINT
 from gampen_ray.reports import tune_figures as figures
 from gampen_ray.reports.figures import number
 from gampen_ray.reports.page import environment
-from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, scan_space, shortlisted
+from gampen_ray.tuning.dropout_scan import SCAN, ScannedRate, read_scan, scan_space, shortlisted
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import BEST, OBJECTIVES, TRIALS, best, pareto_front, study
 
@@ -56,7 +56,7 @@ def tune_page(config: TuneConfig | ScanDropoutConfig) -> str:
         StudyData(
             config=config,
             table=table,
-            scanned=[ScannedRate(**row) for row in storage.read_json(scan)] if storage.exists(scan) else [],
+            scanned=read_scan(scan) if storage.exists(scan) else [],
             best_toml=storage.read_bytes(toml).decode() if storage.exists(toml) else None,
         )
     )

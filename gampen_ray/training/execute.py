@@ -28,11 +28,12 @@ from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
+from gampen_ray.training.history import HISTORY
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network
 from gampen_ray.training.worker import Plan, Worker, one_sweep
 
-BUNDLE, HISTORY = "bundle", "history.json"
+BUNDLE = "bundle"
 UNCALIBRATED = "uncalibrated"
 """Subfolder of a run folder, for the weights of a network without any finite posterior."""
 # Per split and worker.

@@ -8,11 +8,13 @@ Shape legend: N galaxies, K passes, D targets.
 import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import pydantic
 from torch import nn
 
+from gampen_ray import documents
 from gampen_ray.config import ScanDropoutConfig, SearchRange, TrainConfig
 from gampen_ray.config.base import build, replace
 from gampen_ray.config.tuning import DROPOUT_RATE
@@ -20,7 +22,7 @@ from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
-from gampen_ray.posterior.calibration import coverage
+from gampen_ray.posterior.calibration import Coverage, coverage
 from gampen_ray.posterior.diagnostics import negative_log_density
 from gampen_ray.training.execute import validation_posterior
 from gampen_ray.training.reading import split_units
@@ -30,6 +32,11 @@ from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import calibration_error
 
 SCAN = "scan.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Covered(Coverage):
+    __pydantic_config__: ClassVar = documents.STRICT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,10 +55,18 @@ class ScannedRate:
         Mean negative log density of the mixture of all passes at the truth, standardised target space.
     """
 
+    __pydantic_config__: ClassVar = documents.STRICT
+
     rate: float
-    coverage: list[dict[str, Any]]
+    coverage: list[Annotated[dict[str, Any], documents.holds(_Covered)]]
     calibration_error: float
     val_nll: float
+
+
+def read_scan(uri: str) -> list[ScannedRate]:
+    """Return the rates of a finished scan from its file; a `UserError` if it is damaged."""
+    kind = Annotated[list[ScannedRate], pydantic.Field(min_length=1)]
+    return documents.read(kind, uri, "delete it: the rates are scanned again")
 
 
 def rates(config: ScanDropoutConfig) -> list[float]:

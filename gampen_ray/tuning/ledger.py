@@ -1,12 +1,14 @@
 """The record of a study's trials, from which it resumes after a kill without repeating a finished trial."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
-from gampen_ray import storage
-from gampen_ray.tuning.trials import Trial
+from gampen_ray import documents, storage
+from gampen_ray.tuning.space import SearchSpace
+from gampen_ray.tuning.trials import OBJECTIVES, Trial
 
 _VALUES, _STATE, _ENDED = "values.json", "state.pt", "trial.json"
+_REMEDY = "delete the folder of this trial, which is then trained again, or restore the file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +17,20 @@ class FinishedTrial:
 
     trial: Trial
     losses: list[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Row(Trial):
+    """The content of the file of a trial that has ended."""
+
+    __pydantic_config__: ClassVar = documents.STRICT
+
+    losses: list[float]
+
+    def __post_init__(self) -> None:
+        names = {"complete": OBJECTIVES, "stopped early": ("val_loss",), "failed": ()}[self.state]
+        if set(self.objectives) != set(names):
+            raise ValueError(f"objectives: a trial that is {self.state} has {', '.join(names) or 'none'}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +44,12 @@ class Ledger:
     ----------
     output
         The study folder.
+    space
+        From which the trials' values are drawn.
     """
 
     output: str
+    space: SearchSpace
 
     def folder(self, number: int) -> str:
         """Return the run folder of a trial."""
@@ -51,13 +70,23 @@ class Ledger:
         storage.delete(self.state(trial.number))
 
     def begun(self) -> dict[int, dict[str, Any]]:
-        """Return the values of all trials that were ever begun, by number, in order."""
-        return {int(uri.split("/")[-2]): storage.read_json(uri) for uri in self._files(_VALUES)}
+        """Return the values of all trials that were ever begun, by number, in order; a `UserError` if a file is damaged."""
+        found = {}
+        for number, uri in self._files(_VALUES):
+            found[number] = documents.read(dict[str, Any], uri, _REMEDY)
+            with documents.refused(f"{uri} is damaged", _REMEDY):
+                self.space.check(found[number])
+        return found
 
     def ended(self) -> list[FinishedTrial]:
-        """Return the trials that have ended, in the order of their numbers."""
-        rows = [storage.read_json(uri) for uri in self._files(_ENDED)]
-        return [FinishedTrial(losses=row.pop("losses"), trial=Trial(**row)) for row in rows]
+        """Return the trials that have ended, in the order of their numbers; a `UserError` if the record of one is damaged."""
+        found = []
+        for number, uri in self._files(_ENDED):
+            row = vars(documents.read(_Row, uri, _REMEDY)) | {"number": number}
+            with documents.refused(f"{uri} is damaged", _REMEDY):
+                self.space.check(row["values"])
+            found.append(FinishedTrial(losses=row.pop("losses"), trial=Trial(**row)))
+        return found
 
-    def _files(self, name: str) -> list[str]:
-        return storage.list_files(storage.join(self.output, "trials"), name)
+    def _files(self, name: str) -> list[tuple[int, str]]:
+        return [(int(uri.split("/")[-2]), uri) for uri in storage.list_files(storage.join(self.output, "trials"), name)]

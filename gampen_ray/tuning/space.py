@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import optuna
 import pydantic
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
@@ -68,6 +69,16 @@ class SearchSpace:
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of each field."""
         return {name: _distribution(name, range_) for name, range_ in self.ranges.items()}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise a ValueError for values that no trial can have drawn."""
+        if unknown := values.keys() - self.distributions.keys():
+            raise ValueError(f"{min(unknown)} is not searched")
+        distributions = {name: self.distributions[name] for name in values}
+        try:
+            optuna.trial.create_trial(value=0.0, params=dict(values), distributions=distributions)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(str(error)) from None
 
     @property
     def start(self) -> dict[str, Any] | None:

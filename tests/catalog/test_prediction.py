@@ -73,19 +73,23 @@ def test_a_summary_that_is_not_finite_goes_to_quarantine(tmp_path: Path) -> None
     assert {row["reason"] for row in quarantine} == {"the posterior summary flux_mean is not finite"}
 
 
-def test_all_rows_of_a_refused_unit_go_to_quarantine(tmp_path: Path) -> None:
+def test_refused_rows_of_a_unit_go_to_quarantine_and_leave_the_others_as_they_are(tmp_path: Path) -> None:
     model, data = bundle(), dataset(str(tmp_path / "data"), {shards.ALL: 20})
     source, (unit,) = open_source(data, split="", bands=("r",), size=SIZE)
     predict = Predictor(model, num_passes=PASSES, seed=0, device="cpu")
-    for refusal, left in (("", 20), ("it kills", 0)):
-        refusing = dataclasses.replace(source, refusal=refusal)
-        table = write(UnitPredictor(predict, refusing)(unit), tmp_path / f"{left}")
-        assert len(table) == left
-        schemas = [pq.read_schema(path) for path in tmp_path.glob("*/catalog/*.parquet")]
-        assert schemas[0].equals(schemas[-1])
-    quarantine = pq.read_table(tmp_path / "0" / "quarantine").to_pylist()
-    assert {row["reason"] for row in quarantine} == {"it kills"}
-    assert [row["object_id"] for row in quarantine] == [str(i) for i in range(20)]
+    predict.batch_size = 8
+    whole = write(UnitPredictor(predict, source)(unit), tmp_path / "whole")
+    for rows in ([3, 9, 19], range(20)):
+        refusing = dataclasses.replace(unit, refused=dict.fromkeys(rows, "it kills"))
+        table = write(UnitPredictor(predict, source)(refusing), tmp_path / str(len(rows)))
+        left = whole.filter(pa.array([row not in rows for row in range(20)]))
+        assert table.schema.equals(left.schema)
+        assert table["object_id"].to_pylist() == left["object_id"].to_pylist()
+        for name in left.column_names[3:]:
+            np.testing.assert_allclose(np.array(table[name].to_pylist()), np.array(left[name].to_pylist()), rtol=1e-12)
+        quarantine = pq.read_table(tmp_path / str(len(rows)) / "quarantine").to_pylist()
+        assert {row["reason"] for row in quarantine} == {"it kills"}
+        assert [row["object_id"] for row in quarantine] == [str(row) for row in rows]
 
 
 def test_rows_with_a_reason_are_not_predicted_and_keep_it(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def _unit(tmp_path: Path, images: list[np.ndarray], as_shards: bool, **reader: A
     if as_shards:
         rows, info = ingest_plan.plan(CutoutsConfig(images=data, cutout_size=SIZE, reader=how))
         data, catalog = str(tmp_path / "shards"), None
-        packing.pack(rows, 0, output=data, reader=how, info=info)
+        packing.write_rows(packing.read_rows(rows, how, info), 0, output=data, info=info)
         shards.write_dataset_info(data, info)
     source, (unit,) = open_source(data, split="", bands=("r",), size=SIZE, catalog=catalog)
     return unit, source

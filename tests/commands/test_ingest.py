@@ -70,9 +70,9 @@ def test_interrupted_ingest_is_continued_and_a_finished_one_stays(
     whole = ingest(dataclasses.replace(config, output="whole"))
     assert sum(whole.num_rows.values()) == 6
 
-    def killed_in_the_second_part(what: str, parts: list, start: Callable, **_: object) -> None:
+    def killed_in_the_second_part(what: str, parts: list, start: Callable, *, write: Callable, **_: object) -> None:
         for part in parts[:2]:
-            start(None)(part)
+            write(start(None)(part))
         # The shards are there, the receipt is not.
         storage.delete("out/ingest/part-000001.json")
         raise KeyboardInterrupt

@@ -10,8 +10,10 @@ import pytest
 import torch
 from astropy.io import fits
 
-from gampen_ray.config import ReaderConfig
-from gampen_ray.data import ingest_plan, packing
+from gampen_ray.commands.ingest import ingest
+from gampen_ray.config import ReaderConfig, TaskResources
+from gampen_ray.config.base import build
+from gampen_ray.data import ingest_plan, packing, shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
 from gampen_ray.model.images import ImagePreprocessing
@@ -191,8 +193,8 @@ def test_positions_that_are_not_the_images_are_refused_beyond_a_share(tmp_path: 
     # Below the share they are counted.
     config = _catalog(tmp_path, "object_id,file_name,ra,dec", [*good[:9], shifted[9]])
     rows, info = ingest_plan.plan(config)
-    packed = packing.pack(rows, 0, output=str(tmp_path / "p"), reader=config.reader, info=info)
-    assert (packed.counts["all"], packed.remarks["misplaced"]) == (10, 1)
+    read = packing.read_rows(rows, config.reader, info)
+    assert ("".join(read.reasons), read.remarks["misplaced"]) == ("", 1)
 
 
 def test_right_ascensions_in_hours_are_recognised_by_the_images(tmp_path: Path) -> None:
@@ -234,9 +236,8 @@ def test_the_size_is_that_of_the_files_and_a_crop_is_said(tmp_path: Path, caplog
         rows, info = ingest_plan.plan(config)
     assert info.cutout_size == 30
     assert "30 pixels, the median of the files' shorter sides, which have 20 to 41; the longest side has 41" in caplog.text
-    packed = packing.pack(rows, 0, output=str(tmp_path / "p"), reader=config.reader, info=info)
-    assert packed.remarks == {"cropped": 1, "padded": 1, "filled": 0, "misplaced": 0}
     read = packing.read_rows(rows, config.reader, info)
+    assert read.remarks == {"cropped": 1, "padded": 1, "filled": 0, "misplaced": 0}
     assert read.columns["side_pixels"].tolist() == [20, 30, 30, 30, 30]
 
 
@@ -262,3 +263,34 @@ def test_bands_are_filled_and_refused_one_by_one(tmp_path: Path) -> None:
     assert reasons["c"].startswith("all pixels of band r are without a value: NaN")
     quarantined = dataclasses.replace(config, reader=ReaderConfig(bands=("g", "r")), output=str(tmp_path / "q"))
     assert dict(_ingested(quarantined)[2])["a"].startswith("1 of 512 pixels of band g are without a value: NaN")
+
+
+def test_each_band_has_its_own_policy_for_pixels_without_a_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reader = ReaderConfig(bands=("g", "r"), nan_policy="r=median,g=zero")
+    config = dataclasses.replace(_folder(tmp_path), reader=reader, resources=TaskResources(engine="local"))
+    cube = np.random.default_rng(0).normal(5, 1, (2, SIDE, SIDE)).astype(np.float32)
+    cube[1, 3, 4] = np.nan
+    (tmp_path / "images").mkdir()
+    fits.PrimaryHDU(cube).writeto(tmp_path / "images" / "a.fits")
+    cube[0, 5, 6] = np.nan
+    fits.PrimaryHDU(cube).writeto(tmp_path / "images" / "b.fits")
+    ingest(config)
+    pixels_NCHW = shards.images(shards.read_shard(shards.part_uri(config.output, shards.ALL, 0)))
+    assert (pixels_NCHW[:, 1, 3, 4] == np.nanmedian(cube[1])).all()
+    assert pixels_NCHW[1, 0, 5, 6] == 0
+    assert "2 of 2 cutouts have pixels without a value, which were filled as reader.nan_policy says: g 1, r 2" in caplog.text
+    one_kept = ReaderConfig(bands=("g", "r"), nan_policy="r=median,g=quarantine")
+    _, good, bad = _ingested(dataclasses.replace(config, reader=one_kept, output=str(tmp_path / "q")))
+    assert list(good) == ["a"]
+    assert bad[0][1].startswith("1 of 512 pixels of band g are without a value")
+    other = ReaderConfig(bands=("g", "r"), nan_policy="g=zero,i=median")
+    with pytest.raises(
+        UserError, match=r"^reader\.nan_policy: is 'g=zero,i=median', but the bands are g, r; give one for each$"
+    ):
+        ingest_plan.plan(dataclasses.replace(config, reader=other))
+
+
+@pytest.mark.parametrize("text", ["zeros", "zero,median", "g=zero,g=median", "g=zero,median", ""])
+def test_a_policy_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"nan_policy is .*; give one of quarantine, zero, median, interpolate, or one"):
+        build(ReaderConfig, {"nan_policy": text})

@@ -250,6 +250,11 @@ def test_images_that_cannot_be_found_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no array of images .*; give reader.dataset; there are: one \(40, 12, 12\), two"):
         read_plan(tmp_path / "a.npz")
     np.testing.assert_array_equal(read_plan(tmp_path / "a.npz", dataset="two")["image"][:, 0], ONE)
+    # The only readable array of a file whose images are Python objects.
+    np.savez(tmp_path / "a.npz", psf=ONE)
+    with pytest.raises(UserError, match=r"no array of images .*; there are: psf \(40, 12, 12\)"):
+        read_plan(tmp_path / "a.npz")
+    np.testing.assert_array_equal(read_plan(tmp_path / "a.npz", dataset="psf")["image"][:, 0], ONE)
     pq.write_table(pa.table({"id": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet has no column of images"):
         read_plan(tmp_path / "a.parquet")

@@ -47,9 +47,15 @@ def test_nan_policies() -> None:
         CutoutError, match=r"3 of 2,000 pixels are without a value: NaN, .*; nan_policy zero, median or interpolate"
     ):
         fit_to_size(image, 64)
-    zero, median = fit_to_size(image, 50, "zero"), fit_to_size(image, 50, "median")
+    zero, median = fit_to_size(image, 50, ("zero",)), fit_to_size(image, 50, ("median",))
     assert (zero[0, 25, 20:23] == 0).all()
     assert (median[0, 25, 20:23] == np.median(image[np.isfinite(image)])).all()
+
+
+def test_a_mask_is_no_image() -> None:
+    mask = (IMAGE > 105).astype(np.float32)[None]
+    with pytest.raises(CutoutError, match="all pixels have one of two values, 0 and 1, as in a mask"):
+        fit_to_size(mask, 16)
 
 
 def test_missing_pixels_are_interpolated_from_those_around_them() -> None:
@@ -57,7 +63,7 @@ def test_missing_pixels_are_interpolated_from_those_around_them() -> None:
     plane = np.stack([3.0 * x + 2 * y, 7.0 * x]).astype(np.float32)
     image = plane.copy()
     image[0, 20, 20] = image[0, :, 30] = image[1, 9:12, 15:18] = np.nan
-    filled = fit_to_size(image, 40, "interpolate")
+    filled = fit_to_size(image, 40, ("interpolate",))
     # Less than the step from pixel to pixel, also in a hole and at the edge.
     assert np.abs(filled - plane[:, :, 5:45]).max() < 7
     # Of a linear image, the mean around a pixel is its value.
@@ -66,7 +72,7 @@ def test_missing_pixels_are_interpolated_from_those_around_them() -> None:
     np.testing.assert_array_equal(filled[known], plane[:, :, 5:45][known])
     image[1, 10:30, 10:30] = np.nan
     with pytest.raises(CutoutError, match=r"^\d+ pixels of band r without a value are too far from others to be interpolated"):
-        fit_to_size(image, 40, "interpolate", ("g", "r"))
+        fit_to_size(image, 40, ("interpolate",), ("g", "r"))
 
 
 def test_only_pixels_inside_the_crop_count() -> None:
@@ -78,9 +84,9 @@ def test_only_pixels_inside_the_crop_count() -> None:
 @pytest.mark.parametrize("policy", ["quarantine", "zero", "median", "interpolate"])
 def test_constant_images_are_refused_under_every_policy(policy: str) -> None:
     with pytest.raises(CutoutError, match="all pixels are without a value: NaN, infinite, masked"):
-        fit_to_size(np.full((1, 8, 8), np.nan, dtype=np.float32), 16, policy)  # type: ignore[arg-type]
+        fit_to_size(np.full((1, 8, 8), np.nan, dtype=np.float32), 16, (policy,))  # type: ignore[arg-type]
     with pytest.raises(CutoutError, match="all pixels have the same value 3"):
-        fit_to_size(np.full((1, 8, 8), 3, dtype=np.float32), 16, policy)  # type: ignore[arg-type]
+        fit_to_size(np.full((1, 8, 8), 3, dtype=np.float32), 16, (policy,))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

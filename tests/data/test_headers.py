@@ -22,7 +22,8 @@ IMAGE = np.random.default_rng(0).normal(100, 10, size=SHAPE).astype(np.float32)
 
 
 def _facts(cards: Mapping[str, Any], primary: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return header_facts(fits.Header(cards), fits.Header(primary or {}), SHAPE)
+    header = fits.Header([(name, *(value if isinstance(value, tuple) else (value,))) for name, value in cards.items()])
+    return header_facts(header, fits.Header(primary or {}), SHAPE)
 
 
 def _read(hdus: list[Any], **fields: object) -> Cutout:
@@ -59,11 +60,22 @@ def _wcs(scale_arcsec: float = 0.2, **cards: object) -> dict[str, Any]:
         # ACS F814W: 25.94 for electrons per second.
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS/S"}, 25.946),
         ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 100}, 30.946),
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "electron s-1"}, 25.946),
+        # COSMOS: MultiDrizzle wrote counts per second, and kept the unit of the exposures.
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS", "EXPTIME": 4056.0, "D001OUUN": "cps"}, 25.946),
+        ({"PHOTFLAM": 7.0332e-20, "PHOTPLAM": 8045.0, "EXPTIME": 100.0, "D001OUUN": "counts"}, 30.946),
+        ({"BUNIT": "uJy", "D001OUUN": "cps"}, 23.9),
+        # NOAO's pipeline for DECam: MAGZERO is that of the whole exposure.
+        ({"MAGZERO": 30.27, "MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
+        ({"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu"}, 30.27),
+        ({"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0, "BUNIT": "adu/s"}, 24.713),
         ({"BSOFTEN": 12.0, "BOFFSET": 1.0, "EXPTIME": 1000.0}, 32.5),
         # Pan-STARRS's cutouts are not compressed.
         ({"HIERARCH FPA.ZP": 25.0, "EXPTIME": 1000.0}, 32.5),
         ({"NMGY": 0.0048, "EXPTIME": "53.9"}, 22.5),
-        ({"SURVEY": "LegacySurvey"}, 22.5),
+        ({"SURVEY": "LegacySurvey"} | _wcs(0.262), 22.5),
+        # A cutout of Galaxy Zoo DECaLS: at 0.1 arcsec the sums are (0.262 / 0.1)^2 times those at 0.262 arcsec.
+        ({"SURVEY": "DECaLS"} | _wcs(0.1), 22.5 + 2.5 * math.log10(2.62**2)),
         ({"BUNIT": "uJy/arcsec2"} | _wcs(0.2), 23.9 - 2.5 * math.log10(0.2**2)),
     ],
 )
@@ -85,7 +97,13 @@ def test_zero_points(cards: dict[str, Any], zero_point: float) -> None:
         {"MAGZPT": 23.9, "MAGZRR": 0.02},
         {"MAGZPT": 23.9, "MAGSYS": "Vega"},
         {"SURVEY": "LegacySurvey", "BUNIT": "electrons"},
+        # The sum of its pixels depends on their scale.
+        {"SURVEY": "LegacySurvey"},
         {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "ELECTRONS"},
+        # WFPC2: counts of the whole exposure, without a unit.
+        {"PHOTFLAM": 3.48e-18, "PHOTPLAM": 5442.9, "EXPTIME": 1600.0, "PHOTMODE": "WFPC2,1,A2D7,F555W,,CAL"},
+        {"PHOTFLAM": 7e-20, "PHOTPLAM": 8045.0, "BUNIT": "UNKNOWN", "EXPTIME": 100.0},
+        {"MAGZPT": (24.713, "[mag] Magnitude zero point per sec"), "EXPTIME": 167.0},
     ],
 )
 def test_headers_without_a_zero_point_in_ab_magnitudes(cards: dict[str, Any]) -> None:
@@ -173,6 +191,9 @@ def test_hostile_coordinates_are_left_out_before_they_take_memory(cards: dict[st
         ("NIR_Y", "y"),
         ("Ks", "K"),
         ("VIS", "VIS"),
+        ("B", "B"),
+        ("V Harris", "V"),
+        ("bokr", "r"),
         ("CLEAR1L", ""),
         ("unknown", ""),
         ("", ""),
@@ -186,6 +207,8 @@ def test_the_wheel_that_is_not_clear_has_the_band() -> None:
     assert _facts({"FILTER1": "CLEAR1L", "FILTER2": "F814W"})["band"] == "F814W"
     assert _facts({"FILTER": "F150W2", "PUPIL": "F162M"})["band"] == "F162M"
     assert _facts({"FILTER": "F200W", "PUPIL": "CLEAR"})["band"] == "F200W"
+    assert _facts({"FILTER1": 25, "FILTNAM1": "F555W"})["band"] == "F555W"
+    assert _facts({"PHOTMODE": "ACS WFC1 F814W MJD#56000.0"})["band"] == "F814W"
     assert _facts({"HIERARCH FPA.FILTERID": "r.00000"})["band"] == "r"
 
 
@@ -236,3 +259,16 @@ def test_real_files(name: str, zero_point: float | None, scale: float | None, ba
     assert cutout.pixel_scale_arcsec == (scale and pytest.approx(scale, rel=2e-3))
     assert (cutout.band, cutout.image_CHW.shape[1]) == (band, side)
     assert cutout.image_CHW.std() > 0
+
+
+def test_coordinates_without_their_lookup_tables_and_damaged_cards() -> None:
+    tables = {"CPDIS1": "LOOKUP", "DP1.EXTVER": 1.0, "D2IMDIS1": "Lookup", "D2IMEXT": "ref.fits"}
+    header = fits.Header(_wcs(0.05, **{name: value for name, value in tables.items() if "." not in name}))
+    header.append(fits.Card("SKEW", "0"))
+    ra, dec, scale = centre_and_scale(header, SHAPE)
+    assert (ra, dec, scale) == (pytest.approx(150, abs=1e-3), pytest.approx(2, abs=1e-3), pytest.approx(0.05))
+    # A scanned plate's header, in which a number has lost its place.
+    damaged = fits.Header.fromstring(header.tostring().replace("SKEW    = '0       '", "SKEW    = -1.3, 0.2 "))
+    assert centre_and_scale(damaged, SHAPE)[2] == pytest.approx(0.05)
+    damaged["CRPIX1"] = "none"
+    assert centre_and_scale(damaged, SHAPE)[2] is None

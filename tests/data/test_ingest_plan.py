@@ -13,7 +13,7 @@ from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.config import ReaderConfig, SplitConfig
 from gampen_ray.data import shards
 from gampen_ray.data.ingest_plan import plan
-from gampen_ray.data.packing import pack
+from gampen_ray.data.packing import read_rows, write_rows
 from gampen_ray.data.readers import READERS
 from gampen_ray.errors import UserError
 from tests.data.test_readers import NpyReader
@@ -38,8 +38,8 @@ def _ingested(config: IngestConfig, per_part: int = 1000) -> tuple[dict[str, int
     rows, info = plan(config)
     counts: dict[str, int] = {}
     for part, start in enumerate(range(0, len(rows), per_part)):
-        packed = pack(rows.slice(start, per_part), part, output=config.output, reader=config.reader, info=info)
-        for key, count in packed.counts.items():
+        read = read_rows(rows.slice(start, per_part), config.reader, info)
+        for key, count in write_rows(read, part, output=config.output, info=info).items():
             counts[key] = counts.get(key, 0) + count
     good, bad = {}, []
     for uri in storage.list_files(config.output, ".parquet"):
@@ -191,7 +191,7 @@ def test_position_comes_from_the_header_where_the_catalogue_gives_none(tmp_path:
         {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 4.5, "CRPIX2": 4.5}
     )
     header.update({"CDELT1": -1e-4, "CDELT2": 1e-4})
-    fits.PrimaryHDU(np.eye(SIZE, dtype=np.float32), header).writeto(tmp_path / "images" / "w.fits")
+    fits.PrimaryHDU(np.diag(np.arange(SIZE, dtype=np.float32)), header).writeto(tmp_path / "images" / "w.fits")
     _, good, _ = _ingested(_config(tmp_path, catalog=catalog, reader=ReaderConfig(pixel_scale_arcsec=0.36)))
     assert (good[1]["ra"], good[1]["dec"]) == (pytest.approx(150.0), pytest.approx(2.0))
     assert (good[2]["ra"], good[2]["dec"]) == (3.0, 4.0)
@@ -351,3 +351,15 @@ def test_ids_that_a_spreadsheet_rounded_are_refused(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, "object_id,file_name", ["3.90E+16,f0.fits", "3.90E+16,f1.fits"])
     with pytest.raises(UserError, match=r"id_column: the identifier '3\.90E\+16' has been rounded by a spreadsheet"):
         plan(_config(tmp_path, catalog=catalog))
+
+
+def test_files_of_several_bands_are_not_a_galaxy_each(tmp_path: Path) -> None:
+    for index, name in enumerate(("G1_g", "G1_r", "G2_g", "G2_r")):
+        _cutout(tmp_path / "images" / f"{name}.fits", index)
+    with pytest.raises(
+        UserError, match=r"^file_template: .* are one a band by their names, of g, r; give '{object_id}_{band}\.fits'"
+    ):
+        plan(_config(tmp_path))
+    assert len(plan(_config(tmp_path, pattern="*_r.fits"))[0]) == 2
+    rows, info = plan(_config(tmp_path, file_template="{object_id}_{band}.fits"))
+    assert (rows.column("object_id").to_pylist(), info.bands) == (["G1", "G2"], ("r",))

@@ -43,6 +43,7 @@ def _hdu(pixels: np.ndarray, name: str = "", **cards: object) -> fits.ImageHDU:
         ("DQ", "mask"),
         ("invvar", "weight"),
         ("coverage", "weight"),
+        ("WCSDVARR", "other"),
         ("NGC1300", ""),
         ("", ""),
     ],
@@ -114,6 +115,14 @@ def test_two_images_of_one_name_are_not_guessed_between() -> None:
     np.testing.assert_array_equal(_read(hdus, hdu=2)[0], OTHER)
 
 
+def test_many_images_without_a_name_are_not_guessed_between() -> None:
+    stamps = [fits.PrimaryHDU(IMAGE), *(_hdu(OTHER) for _ in range(6))]
+    with pytest.raises(CutoutError, match=r"7 HDUs hold images, none of which has a name; reader\.hdu takes one of them"):
+        _read(stamps)
+    np.testing.assert_array_equal(_read(stamps[:6])[0], IMAGE)
+    np.testing.assert_array_equal(_read(stamps, hdu=3)[0], OTHER)
+
+
 def test_a_file_without_a_galaxy_has_a_reason() -> None:
     with pytest.raises(CutoutError, match=r"no HDU holds the image of a galaxy, by their names MASK, VARIANCE; reader\.hdu"):
         _read([fits.PrimaryHDU(), _hdu(IMAGE, "MASK"), _hdu(IMAGE, "VARIANCE")])
@@ -135,7 +144,7 @@ def test_pixels_without_exposure_have_no_value(name: str, value: float) -> None:
     assert np.argwhere(np.isnan(_read(hdus)[0])).tolist() == [[2, 3]]
 
 
-@pytest.mark.parametrize("card", ["EXTNAME", "EXTTYPE", "IMAGETYP"])
+@pytest.mark.parametrize("card", ["EXTNAME", "DES_EXT", "EXTTYPE", "IMAGETYP"])
 def test_the_name_of_an_hdu_may_be_another_card(card: str) -> None:
     variance = np.full_like(IMAGE, 4.0)
     variance[0] = np.inf
@@ -203,6 +212,12 @@ def test_saturated_pixels_have_no_value_in_the_core_alone() -> None:
         (["a_sci", "a_wht", "a_err", "b_sci"], [1, 2]),
         (["mask_G1", "G1"], [0]),
         (["ls-0591m305-image-r", "ls-0591m305-invvar-r", "ls-0591m305-psfsize-r"], [1, 2]),
+        # NOAO's pipelines; unWISE; GALFIT's users.
+        (["ksb_ooi_g.CCD4", "ksb_ood_g.CCD4", "ksb_oow_g.CCD4"], [1, 2]),
+        (["unwise-1866p257-w1-img-m", "unwise-1866p257-w1-invvar-m", "unwise-1866p257-w1-std-m"], [1, 2]),
+        (["2114_F115Wsci", "2114_F115Wsigma", "mask2114_F115W"], [1, 2]),
+        (["f115w", "f115w_err", "f115w_mask"], [1, 2]),
+        (["data", "noise_map", "psf"], [1, 2]),
         # No other file is theirs, or the word is part of a name.
         (["G1mask", "G2mask"], []),
         (["exp_0001", "dev_0001"], []),
@@ -220,3 +235,12 @@ def test_siblings_in_a_folder_are_counted_and_named(tmp_path: Path, caplog: pyte
     assert "2 of 4 files are left out" in caplog.text
     assert "such as G1_mask.fits.gz, G1_psf.fits" in caplog.text
     assert len(matching_files(str(tmp_path), "*psf*")) == 1
+
+
+def test_folders_of_psfs_and_masks_are_left_out(tmp_path: Path) -> None:
+    for name in ("1/f115w.fits", "1/PSF/F115W_hybrid.fits", "2/F115W.fits", "masks/G1.fits"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [uri.rpartition("/")[2] for uri in matching_files(str(tmp_path), "*.fits*")] == ["f115w.fits", "F115W.fits"]
+    assert len(matching_files(str(tmp_path / "masks"), "*.fits*")) == 1
+    assert len(matching_files(str(tmp_path / "1" / "PSF"), "*.fits*")) == 1

@@ -72,15 +72,22 @@ def test_a_refused_unit_has_the_same_rows_without_images(tmp_path: Path) -> None
     _folder(tmp_path / "cutouts")
     for folder in ("data", "cutouts"):
         source, units = open_source(str(tmp_path / folder), split="", bands=("r",), size=SIZE)
-        refusing = dataclasses.replace(source, refusal="it kills")
         for unit in units:
-            for (rows, _), (refused, _) in zip(source.read(unit, 50), refusing.read(unit, 50), strict=True):
+            refusing = dataclasses.replace(unit, refused=dict.fromkeys(range(unit.num_rows), "it kills"))
+            for (rows, _), (refused, _) in zip(source.read(unit, 50), source.read(refusing, 50), strict=True):
                 assert refused.keys() == rows.keys()
                 assert refused["object_id"].tolist() == rows["object_id"].tolist()
                 assert refused["source"].tolist() == rows["source"].tolist()
                 assert set(refused["reason"].tolist()) == {"it kills"}
                 assert refused["image"].shape == rows["image"].shape
                 assert not refused["image"].any()
+            (whole, _), (partly, _) = (
+                next(source.read(one, 70)) for one in (unit, dataclasses.replace(unit, refused={1: "it kills"}))
+            )
+            assert np.flatnonzero(partly["reason"] == "it kills").tolist() == [1]
+            others = np.arange(len(whole["reason"])) != 1
+            np.testing.assert_array_equal(partly["image"][others], whole["image"][others])
+            assert not partly["image"][1].any()
 
 
 def test_layout_is_that_of_rows_in_files(tmp_path: Path) -> None:

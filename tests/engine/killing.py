@@ -24,7 +24,8 @@ import torch
 from ray.cluster_utils import Cluster
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import CATALOG, MANIFEST, QUARANTINE
+from gampen_ray.catalog.manifest import MANIFEST
+from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.posterior.summary import summary_columns

@@ -119,12 +119,14 @@ def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
 
 def test_search_goes_on_where_the_study_was_and_starts_no_trial_after_its_hours(tmp_path: Path) -> None:
     study = config("data", str(tmp_path), hours=1.0)
-    space, ledger = SearchSpace.of(study), Ledger(str(tmp_path))
+    space = SearchSpace.of(study)
+    ledger = Ledger(str(tmp_path), space)
     search = Search(study, space, ledger, [], at_a_time=2)
     drawn = [search.suggest(name) for name in "abcd"]
     assert [one["number"] for one in drawn] == [0, 1, 2, 3]
     assert drawn[0]["values"] == space.start
-    ended = Trial(number=1, state="complete", epochs=4, seconds=7000.0, objectives={"val_loss": 0.5}, values=drawn[1]["values"])
+    found = {"val_loss": 0.5, "calibration_error": 0.1, "flops": 1e6}
+    ended = Trial(number=1, state="complete", epochs=4, seconds=7000.0, objectives=found, values=drawn[1]["values"])
     ledger.end(ended, [0.7, 0.5])
     again = Search(study, space, ledger, ledger.ended(), at_a_time=2)
     # Those that were begun come first, as they were; then other ones than before.

@@ -5,9 +5,11 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -38,8 +40,29 @@ def _deadly(folder: Path, workers: Workers) -> Callable[[Unit], str]:
     return work
 
 
-def _quarantined(reason: str) -> Callable[[Workers], Callable[[Unit], str]]:
-    return lambda workers: lambda unit: f"{unit.name}: {reason}"
+@dataclasses.dataclass(frozen=True)
+class ManyRows:
+    name: str
+    num_rows: int
+    deadly: int = -1
+    """The row that ends the process; the number of rows: more than one of them at a time."""
+    refused: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+def _rows_that_kill(workers: Workers) -> Callable[[ManyRows], ManyRows]:
+    def work(unit: ManyRows) -> ManyRows:
+        left = set(range(unit.num_rows)) - unit.refused.keys()
+        if unit.deadly in left or (unit.deadly == unit.num_rows and len(left) > 1):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return unit
+
+    return work
+
+
+def _rows_written(folder: Path, unit: ManyRows) -> str:
+    with (folder / unit.name).open("x") as file:
+        file.writelines(f"{row} {unit.refused.get(row, 'good')}\n" for row in range(unit.num_rows))
+    return unit.name
 
 
 class Touch:
@@ -138,20 +161,39 @@ def test_work_without_a_start_runs_in_tasks_and_errors_reach_the_user(ray_local:
         run_units("touch", [Unit("bad")], functools.partial(Touch, tmp_path), **job)
 
 
+# Rows that do it only together: no row is found, and all go.
+@pytest.mark.ray
+@pytest.mark.parametrize("deadly", [1, pytest.param(3, marks=pytest.mark.kill)])
+def test_a_row_that_kills_its_worker_goes_to_quarantine_and_all_others_are_written_once(
+    ray_local: None, tmp_path: Path, deadly: int
+) -> None:
+    receipts: list[str] = []
+    job: dict[str, Any] = {"total": 5, "noun": "rows", "resources": ONE, "cpus_per_task": 0.4}
+    job["receive"] = lambda receipt, _: receipts.append(receipt) or ""
+    units, write = [ManyRows("good", 2), ManyRows("bad", 3, deadly)], functools.partial(_rows_written, tmp_path)
+    run_units("kill", units, _rows_that_kill, write=write, **job)
+    assert sorted(receipts) == ["bad", "good"]
+    assert (tmp_path / "good").read_text() == "0 good\n1 good\n"
+    alone = "0 good\n1 working on it killed the process\n2 good\n"
+    together = "".join(f"{row} working on it killed the process 4 times, together with others\n" for row in range(3))
+    assert (tmp_path / "bad").read_text() == (alone if deadly == 1 else together)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("actors", [True, False])
-def test_a_unit_that_kills_its_worker_is_given_up_and_the_others_finish(ray_local: None, tmp_path: Path, actors: bool) -> None:
+def test_a_unit_without_rows_to_leave_out_that_kills_its_worker_ends_the_job(
+    ray_local: None, tmp_path: Path, actors: bool
+) -> None:
     receipts: list[str] = []
     job = {"total": 6, "noun": "rows", "resources": ONE, "cpus_per_task": None if actors else 0.4}
     job["receive"] = lambda receipt, _: receipts.append(receipt) or ""
-    start = functools.partial(_deadly, tmp_path)
-    run_units("kill", _units(6), start, give_up=_quarantined, **job)
-    reason = "working on it killed the process 4 times"
-    assert sorted(receipts) == sorted(f"{u.name}: {reason}" if u.name == "unit-00001" else u.name for u in _units(6))
+    reason = "working on it killed the process 4 times; take it out of the input, or give the workers more memory"
+    with pytest.raises(StorageError, match=f"^unit-00001: {reason}"):
+        run_units("kill", _units(6), functools.partial(_deadly, tmp_path), **job)
+    # On an actor, units that were beside it are left for the end too.
+    assert {unit.name for unit in _units(6)} - {"unit-00001", *receipts} == set() or actors
+    assert "unit-00001" not in receipts
     assert len(list(tmp_path.glob("unit-00001-*"))) == 4
-    if actors:
-        with pytest.raises(StorageError, match=f"^unit-00001: {reason}; take it out of the input, or give the workers more"):
-            run_units("kill", _units(2), start, **job)
 
 
 def _slowly(unit: Unit) -> None:

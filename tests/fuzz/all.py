@@ -1,6 +1,6 @@
 """The fuzzers by name."""
 
-from tests.fuzz import bundles, catalogs, configs, datasets, gampen_weights, run_folders
+from tests.fuzz import bundles, catalogs, configs, datasets, gampen_weights, records, run_folders
 
 FUZZERS = {
     "datasets": datasets.descriptions,
@@ -11,4 +11,5 @@ FUZZERS = {
     "flags": configs.flags,
     "catalogs": catalogs.catalogs,
     "run_folders": run_folders.files,
+    "records": records.files,
 }

@@ -1,4 +1,4 @@
-"""Mutated ``run.json`` files and receipts, read as a resumed job reads them."""
+"""Mutated ``run.json`` files, locks and receipts, read as a resumed job reads them."""
 
 import json
 import os
@@ -19,6 +19,9 @@ def files(rng: np.random.Generator, number: int, folder: Path) -> tuple[str, Cal
     config, inputs = train_config("d", str(folder)), {"dataset": "f", "dataset shard": {"a": "1"}}
     with RunFolder.open(str(folder), "train", config, inputs, complete="bundle"):
         pass
+    # A mutation is the same at every time.
+    record = json.loads((folder / RUN_FILE).read_bytes())
+    (folder / RUN_FILE).write_text(json.dumps(record | {"provenance": {}}))
     (folder / "a.txt").write_text("a")
     write_receipt(str(folder), "unit", [str(folder / "a.txt")], {"num_rows": 1})
     name = (RUN_FILE, os.path.join(RECEIPTS, "unit.json"))[number % 2]  # noqa: PTH118
@@ -26,7 +29,7 @@ def files(rng: np.random.Generator, number: int, folder: Path) -> tuple[str, Cal
     path.write_bytes(document(json.loads(path.read_bytes()), rng))
 
     def read() -> None:
-        verified_receipts(str(folder))
+        verified_receipts(str(folder), dict[str, int])
         RunFolder.check(str(folder), "train", config, inputs, complete="bundle")
 
     return name, read

@@ -14,6 +14,7 @@ from gampen_ray.data.catalog_formats import scalar_table
 from gampen_ray.data.containers.faults import row_faults
 from gampen_ray.data.containers.stacks import check_rows
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
+from gampen_ray.data.kinds import shows_galaxies
 from gampen_ray.data.reader_process import read_content
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
@@ -57,7 +58,7 @@ class ParquetContainer:
             if wanted not in schema.names:
                 raise UserError(f"reader.dataset: {self._uri} has no column {wanted!r}; there are: {', '.join(schema.names)}")
             return wanted
-        found = [field.name for field in schema if _is_image(field.type)]
+        found = [field.name for field in schema if _is_image(field.type) and shows_galaxies(field.name)]
         chosen = next((name for name in _IMAGES if name in found), found[0] if len(found) == 1 else "")
         if not chosen:
             raise UserError(

@@ -11,6 +11,7 @@ import pyarrow as pa
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.containers.faults import row_faults
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
+from gampen_ray.data.kinds import shows_galaxies
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
 
@@ -116,7 +117,7 @@ class StackContainer:
             if wanted not in self._arrays:
                 raise UserError(f"reader.dataset: {self._uri} has no array {wanted!r}; there are: {', '.join(self._arrays)}")
             return wanted
-        deep = [name for name, array in self._arrays.items() if len(array.shape) in (3, 4)]
+        deep = [name for name, array in self._arrays.items() if len(array.shape) in (3, 4) and shows_galaxies(name)]
         chosen = next((name for name in _IMAGES if name in deep), deep[0] if len(deep) == 1 else "")
         if not chosen:
             there = ", ".join(f"{name} {array.shape}" for name, array in self._arrays.items()) or "none"

@@ -25,6 +25,8 @@ from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, che
 __all__ = ["FitsReader"]
 
 _SATURATED = ("SAT", "SATURATED")
+# An image with its mask, segmentation map, noise and PSF; more are those of many galaxies.
+_MOST_NAMELESS = 6
 
 
 class FitsReader:
@@ -92,6 +94,10 @@ class _File:
         if not wanted:
             names = ", ".join(hdu_name(hdus[place]) for place in images)
             raise CutoutError(f"no HDU holds the image of a galaxy, by their names {names}; reader.hdu takes one all the same")
+        if len(wanted) > _MOST_NAMELESS and not any(
+            hdu_name(hdus[place]) or header_band(hdus[place].header) for place in wanted
+        ):
+            raise CutoutError(f"{len(wanted)} HDUs hold images, none of which has a name; reader.hdu takes one of them")
         science = [place for place in wanted if kinds[place] == "science"]
         # A preview in colours has other axes.
         fitting = [place for place in science or wanted if _fits_bands(image_shape(hdus[place]), num_bands)]

@@ -9,13 +9,14 @@ import functools
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
-from gampen_ray import storage
+from gampen_ray import documents, storage
 from gampen_ray.data import shards
 from gampen_ray.data.tiles.grid import Grid, unit_vectors
 from gampen_ray.data.tiles.preset import ROLES, NoiseKind, TileSurvey
@@ -118,11 +119,13 @@ class FootprintInfo:
         See `gampen_ray.data.tiles.preset.TileSurvey`.
     """
 
+    __pydantic_config__: ClassVar = documents.LENIENT
+
     survey: str
     tiles: str
-    bands: tuple[str, ...]
+    bands: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
     zero_point_mag: float
-    pixel_scale_arcsec: float
+    pixel_scale_arcsec: Annotated[float, pydantic.Field(gt=0)]
     num_tiles: int
     num_rows: int
     num_quarantined: int
@@ -200,14 +203,10 @@ class Footprint:
             raise UserError(
                 f"dataset: {uri} holds no finished footprint ({FOOTPRINT_JSON}); make one with `gampen-ray footprint`"
             )
-        stored = storage.read_json(path)
-        if stored.get("format_version", 0) > FORMAT_VERSION:
+        remedy = "make the footprint again"
+        if documents.read(documents.Versioned, path, remedy).format_version > FORMAT_VERSION:
             raise UserError(f"dataset: {uri} was made by a newer gampen_ray; upgrade gampen_ray")
-        known = {field.name for field in dataclasses.fields(FootprintInfo)}
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in stored.items() if name in known
-        }
-        self.uri, self.info = uri, FootprintInfo(**values)
+        self.uri, self.info = uri, documents.read(FootprintInfo, path, remedy)
         self.root = tiles or self.info.tiles
         self.table = _index(uri)
         names = self.table["tile"].to_numpy()

@@ -13,14 +13,14 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from gampen_ray import storage
+from gampen_ray import documents, storage
 from gampen_ray.data import catalogs, positions, shards
 from gampen_ray.data.catalog_formats import parquet_files, scalar_table
 from gampen_ray.data.packing import PlannedRows
@@ -46,6 +46,7 @@ __all__ = [
     "merge_part",
     "parts",
     "plan_locally",
+    "read_summary",
     "read_unit",
     "selected",
     "unassigned",
@@ -291,6 +292,21 @@ def finish(planning: Planning) -> dict[str, Any]:
     storage.write_json(storage.join(planning.output, PLAN_JSON), values)
     storage.delete(storage.join(planning.output, _ASSIGNED))
     return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Summary:
+    __pydantic_config__: ClassVar = documents.LENIENT
+
+    num_sources: int
+    num_quarantined: int
+    integer_ids: bool
+
+
+def read_summary(plan: str) -> dict[str, Any]:
+    """Return what `finish` said of a finished plan; a `UserError` if the file is damaged."""
+    kind = Annotated[dict[str, Any], documents.holds(_Summary)]
+    return documents.read(kind, storage.join(plan, PLAN_JSON), "delete it: the plan is finished again")
 
 
 def unassigned(planning: Planning) -> list[str]:

@@ -4,14 +4,15 @@ Shape legend: N sources, C bands, H x W pixels.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
-from gampen_ray.data.cutouts import CORE, CutoutError, NanPolicy, central, fit_to_size, without_blanks
+from gampen_ray.config.inputs import NanPolicy
+from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, without_blanks
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.tiles.assignment import assign
 from gampen_ray.data.tiles.cutting import MASKED, Cuts, Tile
@@ -47,7 +48,7 @@ class TileReader:
         URI of the footprint.
     bands, size
         Bands and side of the cutouts, pixels.
-    nan_policy
+    policies
         What becomes of pixels without a value, off the tile too (`gampen_ray.data.cutouts.fit_to_size`).
     max_beyond
         Pixels by which a cutout may reach over the edge of its tile, if it is not that of the plan.
@@ -56,7 +57,7 @@ class TileReader:
     footprint: str
     bands: tuple[str, ...]
     size: int
-    nan_policy: NanPolicy = "quarantine"
+    policies: tuple[NanPolicy, ...] = ("quarantine",)
     max_beyond: int = 0
 
     @property
@@ -76,13 +77,13 @@ class TileReader:
             fingerprint=info.fingerprint + catalog_identity,
         )
 
-    def read(self, unit: TileUnit, num_rows: int, refusal: str = "") -> Iterator[tuple[dict[str, Any], int]]:
+    def read(self, unit: TileUnit, num_rows: int, refused: Mapping[int, str]) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield the sources of a unit in batches of at most ``num_rows``, each with the number of stored bytes read.
 
         Parameters
         ----------
-        refusal
-            Why no tile may be read: the reason of every row; empty: they are read.
+        refused
+            Reasons of rows that may not be cut, by their numbers in the unit; they come first.
 
         Yields
         ------
@@ -93,12 +94,13 @@ class TileReader:
         """
         table, names = read_unit(unit), self.selection.names
         tile = int(np.searchsorted(names, table[TILE][0].as_py()))
-        if not refusal:
-            yield from self._cut(table, tile, num_rows, frozenset())
-            return
-        for start in range(0, len(table), num_rows):
-            some = table.slice(start, num_rows)
-            yield self._columns(some, None, np.full(len(some), refusal, dtype=object), self._source(tile)), 0
+        left_out = sorted(refused)
+        for start in range(0, len(left_out), num_rows):
+            some = left_out[start : start + num_rows]
+            reason_N = np.array([refused[row] for row in some], dtype=object)
+            yield self._columns(table.take(pa.array(some)), None, reason_N, self._source(tile)), 0
+        if kept := [row for row in range(len(table)) if row not in refused]:
+            yield from self._cut(table.take(pa.array(kept)), tile, num_rows, frozenset())
 
     def _cut(self, table: pa.Table, tile: int, num_rows: int, without: frozenset[int]) -> Iterator[tuple[dict[str, Any], int]]:
         # Sources from one tile; those whose centre is masked there are cut from the next best, if there is one.
@@ -149,7 +151,7 @@ class TileReader:
                 try:
                     # As a stored cutout of the same pixels is read (`gampen_ray.data.packing`).
                     image_CHW = without_blanks(cuts.image_NCHW[row])
-                    image_NCHW[row] = fit_to_size(image_CHW, self.size, self.nan_policy, self.bands)
+                    image_NCHW[row] = fit_to_size(image_CHW, self.size, self.policies, self.bands)
                 except CutoutError as error:
                     reason_N[row] = str(error)
                     continue

@@ -7,7 +7,7 @@ import pytest
 
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.cutting import first_pixels
-from gampen_ray.data.tiles.planning import Planning, plan_locally, units
+from gampen_ray.data.tiles.planning import Planning, plan_locally, read_unit, units
 from gampen_ray.data.tiles.reading import TILE_COLUMNS, TileReader
 from tests.data.tiles.layouts import LAYOUTS, write_sky
 from tests.data.tiles.test_surveys import made_footprint
@@ -25,8 +25,8 @@ def test_cutouts_that_reach_over_the_edge_are_filled_or_refused_as_asked(nan_pol
     how = {"footprint": uri, "bands": ("g", "r"), "size": SIZE}
     planning = Planning(**how, output=str(tmp_path / "plan"), max_beyond=SIZE, optional=("psf_fwhm_g", "other"))
     plan_locally(str(tmp_path / "catalog.parquet"), planning)
-    reader = TileReader(**how, nan_policy=nan_policy)
-    read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32)]
+    reader = TileReader(**how, policies=(nan_policy,))
+    read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32, {})]
     rows = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
     np.testing.assert_array_equal(np.sort(rows["object_id"]), np.arange(len(psf_N)))
     assert set(TILE_COLUMNS) <= rows.keys()
@@ -51,10 +51,17 @@ def test_cutouts_that_reach_over_the_edge_are_filled_or_refused_as_asked(nan_pol
     np.testing.assert_array_equal(rows["psf_fwhm_g"], 0.7)
     np.testing.assert_array_equal(rows["psf_fwhm_r"][cut_N], 1.25)
     # The tiles' files, and those that were looked into for masked sources.
-    read_bytes = sum(num_bytes for unit in units(planning.output) for _, num_bytes in reader.read(unit, 32))
+    read_bytes = sum(num_bytes for unit in units(planning.output) for _, num_bytes in reader.read(unit, 32, {}))
     assert read_bytes >= sum(path.stat().st_size for path in (tmp_path / "tiles").rglob("*.fz"))
-    refused = [rows for rows, _ in reader.read(units(planning.output)[0], 32, "the worker died")]
-    assert {reason for one in refused for reason in one["reason"]} == {"the worker died"}
+    unit = max(units(planning.output), key=lambda unit: unit.num_rows)
+    whole = {
+        id_: reason for one, _ in reader.read(unit, 32, {}) for id_, reason in zip(one["object_id"], one["reason"], strict=True)
+    }
+    for rows in ([0, 2], range(unit.num_rows)):
+        found = [one for one, _ in reader.read(unit, 2, dict.fromkeys(rows, "it kills"))]
+        reasons = {id_: reason for one in found for id_, reason in zip(one["object_id"], one["reason"], strict=True)}
+        refused = read_unit(unit)["object_id"].take(pa.array(list(rows))).to_pylist()
+        assert reasons == whole | dict.fromkeys(refused, "it kills")
 
 
 def test_a_source_whose_centre_is_masked_is_cut_from_the_next_best_tile(tmp_path: Path) -> None:
@@ -67,8 +74,8 @@ def test_a_source_whose_centre_is_masked_is_cut_from_the_next_best_tile(tmp_path
     how = {"footprint": uri, "bands": ("g",), "size": 12}
     planning = Planning(**how, output=str(tmp_path / "plan"))
     plan_locally(str(tmp_path / "catalog.parquet"), planning)
-    reader = TileReader(**how, nan_policy="zero")
-    read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32)]
+    reader = TileReader(**how, policies=("zero",))
+    read = [rows for unit in units(planning.output) for rows, _ in reader.read(unit, 32, {})]
     rows = {name: np.concatenate([one[name] for one in read]) for name in read[0]}
     assert sorted(rows["object_id"]) == sorted(layout.tiles)
     moved_N = rows["object_id"] != rows["tile"]

@@ -1,0 +1,66 @@
+"""``manifest.json`` of a catalogue, which is written last: what was predicted, with what, and how fast."""
+
+import dataclasses
+from typing import Annotated, Any, ClassVar, Literal
+
+import pydantic
+
+from gampen_ray import documents, storage
+
+__all__ = ["MANIFEST", "read_manifest"]
+
+MANIFEST = "manifest.json"
+_Count = Annotated[int, pydantic.Field(ge=0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inference:
+    """What is used again of the config of `infer`."""
+
+    bundle: str
+    dataset: str
+    split: Literal["", "train", "val", "test"]
+    num_passes: Annotated[int, pydantic.Field(ge=1)]
+    seed: _Count
+    precision: Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    bundle: str
+    dataset: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rates:
+    galaxies_per_second: Annotated[float, pydantic.Field(gt=0)]
+    workers: _Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Provenance:
+    git_revision: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    __pydantic_config__: ClassVar = documents.LENIENT
+
+    num_galaxies: _Count
+    num_quarantined: _Count
+    config: _Inference
+    inputs: _Inputs
+    rates: _Rates | Annotated[dict[str, Any], pydantic.Field(max_length=0)]
+    provenance: _Provenance
+
+
+def read_manifest(output: str) -> dict[str, Any]:
+    """Return the manifest of a finished catalogue.
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
+    """
+    kind = Annotated[dict[str, Any], documents.holds(_Manifest)]
+    return documents.read(kind, storage.join(output, MANIFEST), "restore the file, or run infer into a new folder")
