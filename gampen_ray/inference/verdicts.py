@@ -191,7 +191,8 @@ def training_verdict(history: Sequence[Mapping[str, float | None]], num_targets:
             verdict="fails",
             text=f"least validation loss {best:.3g}, and {prior:.3g} without any knowledge: nothing was learned",
         )
-    text = f"least validation loss {best:.3g}, at epoch {epoch:g} of {history[-1]['epoch']:g}"
+    last = history[-1]["epoch"]
+    text = f"least validation loss {best:.3g}, " + (f"at epoch {epoch:g} of {last:g}" if last else "on numbers alone")
     if losses.index(best) < len(losses) / 2 and losses[-1] - best > _OVERFIT * num_targets:
         return Verdict(verdict="marginal", text=f"{text}, and {losses[-1]:.3g} at the last: overfitting")
     return Verdict(verdict="holds", text=text)
