@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.ingest import IngestConfig, ingest
 from gampen_ray.commands.ingest_tiles import dataset_info
+from gampen_ray.commands.tile_plans import tile_source
 from gampen_ray.config import ActorResources, CatalogConfig, ImagesConfig, ReaderConfig, TaskResources
 from gampen_ray.data import shards, validation
 from gampen_ray.data.cutouts import overlap
-from gampen_ray.data.ingest_plan import content_settings
+from gampen_ray.data.ingest_plan import content_settings, plan
+from gampen_ray.data.packing import read_rows
 from gampen_ray.data.reader_process import read_file
 from gampen_ray.data.readers import read_cutout
+from gampen_ray.engine import feed
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.crops import Cropper
@@ -29,6 +33,7 @@ from gampen_ray.inference.rotation import rotation_stability
 from gampen_ray.model.images import AUGMENTATIONS, ImagePreprocessing
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
+from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import prepare, with_config
 from tests.networks import SIZE, dataset, galaxies, train_config
 
@@ -42,9 +47,11 @@ PLANES = {
 """What HDUs of a name hold."""
 
 
-def content(*planes: tuple[str, np.ndarray]) -> bytes:
+def content(*planes: tuple[str, np.ndarray], **cards: str) -> bytes:
+    """Return a FITS file of an HDU each; the cards are those of the first."""
     buffer = io.BytesIO()
     images = [fits.ImageHDU(pixels.astype(np.float32), name=name) for name, pixels in planes]
+    images[0].header.update(cards)
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(buffer)
     return buffer.getvalue()
 
@@ -54,7 +61,7 @@ def noise(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", PLANES)
-@pytest.mark.parametrize("layout", ["one", "cube", "in turn", "grouped"])
+@pytest.mark.parametrize("layout", ["one", "cube", "named cube", "in turn", "grouped"])
 def test_planes_of_each_kind_are_standard_deviations(name: str, layout: str) -> None:
     image_CHW, sigma_CHW = RNG.normal(size=(2, 9, 7)), noise(2, 9, 7).astype(np.float64)
     planes_CHW, bands = PLANES[name](sigma_CHW), ("g", "r")
@@ -64,6 +71,8 @@ def test_planes_of_each_kind_are_standard_deviations(name: str, layout: str) -> 
         data = content(("SCI", image_CHW[0]), (name, planes_CHW[0]))
     elif layout == "cube":
         data = content(("SCI", image_CHW), (name, planes_CHW))
+    elif layout == "named cube":
+        data = content(("SCI", image_CHW[::-1]), (name, planes_CHW[::-1]), BAND0="r", BAND1="g")
     else:
         science, rest = (
             [(f"{kind}_{b}", of[i]) for i, b in enumerate(bands)] for kind, of in (("SCI", image_CHW), (name, planes_CHW))
@@ -82,12 +91,32 @@ def test_planes_of_each_kind_are_standard_deviations(name: str, layout: str) -> 
         assert_array_equal(np.isnan(cutout.image_CHW), ~np.broadcast_to(known, image_CHW.shape))
         assert_allclose(cutout.scaled(4).sigma_CHW, 4 * cutout.sigma_CHW)
     assert read_cutout(data, "a.fits", dataclasses.replace(config, noise_planes=False)).sigma_CHW is None
+    if layout in ("in turn", "grouped"):
+        alone = read_cutout(data, "a.fits", dataclasses.replace(config, bands=("r",)))
+        assert_array_equal(alone.sigma_CHW, cutout.sigma_CHW[1:])
 
 
 def test_a_part_of_a_variance_and_a_weight_of_unknown_unit_are_no_noise() -> None:
     for name in ("VAR_POISSON", "WHT"):
         data = content(("SCI", RNG.normal(size=(9, 7))), (name, noise(9, 7)))
         assert read_cutout(data, "a.fits", ReaderConfig(noise_planes=True)).sigma_CHW is None
+
+
+@pytest.mark.parametrize("layout", ["HDUs", "files"])
+def test_the_band_without_noise_is_named(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    bands = {"g": [("SCI_g", RNG.normal(size=(9, 9))), ("ERR_g", noise(9, 9))], "r": [("SCI_r", RNG.normal(size=(9, 9)))]}
+    files = {f"a_{band}": hdus for band, hdus in bands.items()} if layout == "files" else {"a": [*bands["g"], *bands["r"]]}
+    for name, hdus in files.items():
+        (tmp_path / "images" / f"{name}.fits").write_bytes(content(*hdus))
+    template = "{object_id}_{band}.fits" if layout == "files" else ""
+    reader = ReaderConfig(bands=("g", "r"), noise_planes=True)
+    config = ingest_config(tmp_path, catalog="", targets=(), reader=reader, file_template=template, cutout_size=9)
+    rows, info = plan(config)
+    assert [*read_rows(rows, reader, info).reasons] == [REASON]
+    fewer = dataclasses.replace(reader, bands=("g",))
+    rows, info = plan(dataclasses.replace(config, reader=fewer))
+    assert [*read_rows(rows, fewer, info).reasons] == [""]
 
 
 def write_files(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -244,7 +273,9 @@ def test_training_on_a_dataset_without_planes_is_refused(tmp_path: Path) -> None
         prepare(dataclasses.replace(config, images=dataclasses.replace(config.images, noise_planes=True)))
 
 
-def test_tiles_have_no_planes() -> None:
+def test_tiles_have_no_planes(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"^bundle: b takes noise planes, which are not cut from tiles; give cutouts"):
+        tile_source(InferConfig(bundle="b", dataset="f", output="o", catalog="c"), bundle)
     config = IngestConfig(images="f", catalog="c", output="o", cutout_size=8, reader=ReaderConfig(noise_planes=True))
     with pytest.raises(UserError, match=r"^reader\.noise_planes: has no effect with a footprint"):
         dataset_info(config)
@@ -317,6 +348,16 @@ def test_noise_is_converted_as_fluxes_and_with_the_pixel_size() -> None:
         # As white noise of this level has when it is summed: a sum over the same sky has the same noise.
         torch.testing.assert_close(matched.sigma_NCHW[known], torch.full_like(matched.sigma_NCHW[known], 1.5 / zoom))
         assert float((~known).double().mean()) == pytest.approx((12 / 40) ** 2, rel=0.1)
+
+
+def test_ray_reads_what_one_process_reads(root: Path) -> None:
+    config = train_config(str(root / "data"), "o")
+    run = prepare(dataclasses.replace(config, images=dataclasses.replace(config.images, noise_planes=True)))
+    chunks = list(run.orders()["train"].chunks(0, 0))
+    block = feed._read(pa.table({"chunks": [pickle.dumps(chunks)]}), columns=run.columns)
+    for chunk, (lane, rows) in zip(chunks, feed._parts(block, len(run.targets)), strict=True):
+        assert lane == chunk.lane
+        assert_array_equal(rows.cutout_NCHW, read_unit(run.columns, chunk.unit).take(chunk.rows).cutout_NCHW)
 
 
 def test_a_band_that_is_repeated_has_no_planes() -> None:

@@ -180,7 +180,7 @@ def _checked(config: CutoutsConfig, located: Located) -> pa.Table:
     catalogs.require_columns(uri, table, {id_column: "id_column"} | wanted)
     for name in table.column_names:
         clash = name == "object_id" and id_column != "object_id"
-        if clash or name in ("split", *shards.image_columns(config.reader.noise_planes)) or name.startswith("gampen_ray:"):
+        if clash or name in ("image", "split", shards.NOISE) or name.startswith("gampen_ray:"):
             raise UserError(f"catalog {uri}: column {name!r} is reserved in shards; rename it in the catalogue")
     ids = catalogs.to_ids(table.column(id_column))
     others = [name for name in table.column_names if name != id_column]

@@ -287,7 +287,7 @@ def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:
 
 
 def _complete(uri: str, table: pa.Table) -> pa.Table:
-    for name in ("object_id", "image"):
+    for name in ("object_id", "image", NOISE):
         if name in table.column_names and (count := table.column(name).null_count):
             raise UserError(f"{uri}: column {name} is empty in {count:,} rows; make the dataset again")
     return table

@@ -150,7 +150,7 @@ class _File:
         names = (facts["band"],) if bands == ReaderConfig().bands and facts.get("band") else bands
         numbers: dict[str, float] = {}
         sigma_CHW = None
-        for kind, companion in self._companions(place, shape, bands[0] if len(bands) == 1 else ""):
+        for kind, companion in self._companions(place, shape):
             # M planes: one, or as many as the image has.
             pixels_MHW = self.pixels(companion).reshape(-1, *shape)
             marked_MHW = _marked(pixels_MHW, kind, self._hdus[companion].header, config.mask_planes)
@@ -175,18 +175,22 @@ class _File:
                 check_compression(tables[place], image_shape(hdu), self._data)
         return hdu.data
 
-    def _companions(self, place: int, shape: tuple[int, ...], band: str) -> Iterator[tuple[Kind, int]]:
-        # The variance, error, weight and mask of the size of a galaxy's image, by kind and place: those that name its band,
-        # of several, or name none and come before the next galaxy.
-        bands, following = self._config.bands, True
+    def _companions(self, place: int, shape: tuple[int, ...]) -> Iterator[tuple[Kind, int]]:
+        # The variance, error, weight and mask of the size of a galaxy's image, by kind and place: those of its band, where
+        # both name one of the file's, else those before the next galaxy.
+        bands = self._config.bands
+        if len(bands) == 1:
+            images = [hdu for hdu in self._hdus if _holds_image(hdu)]
+            bands = band_names(images) if len(images) > 1 else []
+        mine, following = set(named_bands(self._hdus[place], bands)), True
         for other, hdu in enumerate(self._hdus):
             if not _holds_image(hdu):
                 continue
             kind = hdu_kind(hdu)
             if other > place and kind in ("", "science"):
                 following = False
-            named = named_bands(hdu, bands) if band and len(bands) > 1 else []
-            own = band in named if named else following and other > place
+            named = set(named_bands(hdu, bands))
+            own = bool(named & mine) if named and mine else following and other > place
             if own and kind in ("variance", "error", "weight", "mask") and image_shape(hdu)[-2:] == shape:
                 yield kind, other
 
