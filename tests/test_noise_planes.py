@@ -340,7 +340,7 @@ def test_noise_is_converted_as_fluxes_and_with_the_pixel_size() -> None:
     for scale in (0.1, 0.3):
         zoom = scale / 0.2
         x[:, 2:] = 1.5
-        x[:, 2:, 10:22, 10:22] = 0
+        x[:, 2:, 10:22, 10:22] = torch.tensor([0.0, np.nan, np.inf, -1]).repeat(3)
         matched = PREPROCESSING.match(x, zero_point_mag=30.0, pixel_scale_arcsec=scale)
         assert matched.sigma_NCHW is not None
         assert matched.sigma_NCHW.shape == matched.image_NCHW.shape == (3, 2, *2 * (round(40 * zoom),))

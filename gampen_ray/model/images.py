@@ -107,8 +107,8 @@ class ImagePreprocessing:
     """Local sky, centre crop or zero-pad, asinh stretch, repeat of a single band over channels; the numbers beside the image.
 
     It is stored in the bundle. With noise planes, cutouts are N x 2C x H x W: behind the bands the standard deviation of each
-    pixel, flux units, zero where it is unknown. The network is given asinh(softening / standard deviation) of each band behind
-    all bands: zero where the noise is unknown, as beyond the edge of a cutout, which is neither finite nor small noise.
+    pixel, flux units; it is unknown where that is not positive and finite. The network is given asinh(softening / standard
+    deviation) of each band behind all bands, and zero, as of infinite noise, where it is unknown or beyond the edge.
 
     Parameters
     ----------
@@ -242,7 +242,8 @@ class ImagePreprocessing:
         if not self.noise_planes:
             return Matched(cutouts)
         image_NCHW, sigma_NCHW = cutouts.split(len(self.bands), dim=1)
-        return Matched(image_NCHW, sigma_NCHW=sigma_NCHW)
+        known_NCHW = torch.isfinite(sigma_NCHW) & (sigma_NCHW > 0)
+        return Matched(image_NCHW, sigma_NCHW=torch.where(known_NCHW, sigma_NCHW, 0.0))
 
     def numbers(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return the numbers of cutouts in flux units, N x M in the order of `number_names`; None: the network takes none.
@@ -278,7 +279,7 @@ class ImagePreprocessing:
         return Inputs(self(cutouts), self.numbers(cutouts, condition_NJ))
 
     def check(self, shape: tuple[int, ...], num_planes: int = 0) -> None:
-        """Raise a UserError if cutouts of this shape are not N x planes x H x W, or there are none; 0: `num_planes`."""
+        """Raise a UserError if cutouts of this shape are not N x planes x H x W, or there are none; 0: also noise planes."""
         num_planes = num_planes or self.num_planes
         if len(shape) != 4 or shape[1] != num_planes or shape[0] == 0:
             noise = " and their noise planes" if num_planes > len(self.bands) else ""
@@ -290,9 +291,8 @@ class ImagePreprocessing:
     def match(self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> Matched:
         """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.
 
-        Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays. The noise
-        of a pixel becomes that of independent pixels of the new size, its variance interpolated by a kernel without negative
-        weights; it is unknown where it is so in most of the pixels that contribute.
+        Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays. Noise
+        planes become those of independent pixels of the new size.
         """
         images_NCHW, _, sigma_NCHW = self._matched(images_NCHW)
         factor = 1.0
@@ -304,10 +304,7 @@ class ImagePreprocessing:
         if zoom == 1.0:
             return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor, sigma_NCHW=sigma_NCHW)
         if sigma_NCHW is not None:
-            known_NCHW = (sigma_NCHW > 0).double()
-            share_NCHW = resample(known_NCHW, zoom, order=1)
-            variance_NCHW = resample(sigma_NCHW.double() ** 2 * known_NCHW, zoom, order=1) / share_NCHW
-            sigma_NCHW = torch.where(share_NCHW > 0.5, variance_NCHW.sqrt() / zoom, 0.0).float()
+            sigma_NCHW = _resampled_noise(sigma_NCHW, zoom) / zoom
         images_NCHW = factor * images_NCHW.float()
         # The light of a pixel falls with its area, its independent noise with its side.
         sigma_NC, correlation_NC = border_noise(images_NCHW)
@@ -357,6 +354,13 @@ def resample(images_NCHW: torch.Tensor, zoom: float, order: int = 5) -> torch.Te
     height, width = images_NCHW.shape[-2:]
     y_HH, x_WW = (_lanczos(side, zoom, order).to(images_NCHW) for side in (height, width))
     return y_HH @ images_NCHW @ x_WW.T
+
+
+def _resampled_noise(sigma_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
+    """Return noise planes on other pixels: the variance is interpolated; unknown where it is in most of what contributes."""
+    share_NCHW = resample((sigma_NCHW > 0).double(), zoom, order=1)
+    variance_NCHW = resample(sigma_NCHW.double() ** 2, zoom, order=1) / share_NCHW
+    return torch.where(share_NCHW > 0.5, variance_NCHW.sqrt(), 0.0).float()
 
 
 @functools.lru_cache(maxsize=64)
