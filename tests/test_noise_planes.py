@@ -89,7 +89,9 @@ def test_planes_of_each_kind_are_standard_deviations(name: str, layout: str) -> 
         assert_allclose(cutout.sigma_CHW[:, known], sigma_CHW[:, known], rtol=2e-7)
         assert_array_equal(cutout.sigma_CHW[:, 4, 2], 0)
         assert_array_equal(np.isnan(cutout.image_CHW), ~np.broadcast_to(known, image_CHW.shape))
-        assert_allclose(cutout.scaled(4).sigma_CHW, 4 * cutout.sigma_CHW)
+        scaled = cutout.scaled(4).sigma_CHW
+        assert scaled is not None
+        assert_allclose(scaled, 4 * cutout.sigma_CHW)
     assert read_cutout(data, "a.fits", dataclasses.replace(config, noise_planes=False)).sigma_CHW is None
     if layout in ("in turn", "grouped"):
         alone = read_cutout(data, "a.fits", dataclasses.replace(config, bands=("r",)))
@@ -137,13 +139,18 @@ def write_files(folder: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ingest_config(folder: Path, **changes: Any) -> IngestConfig:
-    values = {"images": str(folder / "images"), "catalog": str(folder / "c.csv"), "output": str(folder / "data")}
+    values: dict[str, Any] = {
+        "images": str(folder / "images"),
+        "catalog": str(folder / "c.csv"),
+        "output": str(folder / "data"),
+    }
     values |= {
         "cutout_size": SIZE,
         "targets": ("flux", "concentration"),
         "reader": ReaderConfig(bands=("r",), noise_planes=True),
     }
-    return IngestConfig(**values | {"resources": TaskResources(engine="local")} | changes)
+    values["resources"] = TaskResources(engine="local")
+    return IngestConfig(**values | changes)
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +230,12 @@ def test_the_posterior_follows_the_noise_planes(root: Path, bundle: Bundle) -> N
 def test_inference_reads_the_planes_of_files_and_shards(root: Path, bundle: Bundle, tmp_path: Path) -> None:
     def catalog(dataset: str, **fields: Any) -> tuple[pa.Table, dict[str, Any]]:
         output = tmp_path / str(len(list(tmp_path.iterdir())))
-        job = {"bundle": str(root / "run"), "dataset": str(root / dataset), "output": str(output), "num_passes": 4}
+        job: dict[str, Any] = {
+            "bundle": str(root / "run"),
+            "dataset": str(root / dataset),
+            "output": str(output),
+            "num_passes": 4,
+        }
         manifest = infer(InferConfig(**job, resources=ActorResources(engine="local"), **fields))
         return pq.read_table(output / "catalog").sort_by("object_id"), manifest | {"output": output}
 
@@ -249,7 +261,8 @@ def test_crops_of_files_with_noise_planes_are_those_of_their_images(root: Path, 
     names = ["0.fits", "7.fits"]
     crop, reason = Cropper(bundle, "digest")(names, [(root / "images" / name).read_bytes() for name in names])
     assert isinstance(crop, bytes)
-    assert fits.getdata(io.BytesIO(crop)).ndim == 2
+    image: Any = fits.getdata(io.BytesIO(crop))
+    assert image.ndim == 2
     assert str(reason) == REASON
 
 
@@ -317,6 +330,7 @@ def test_channels_of_noise_are_finite_and_apart_from_the_image() -> None:
     inputs, expected = PREPROCESSING.inputs(x), plain.inputs(x[:, :2])
     assert torch.equal(inputs.image_NCHW[:, :2], expected.image_NCHW)
     assert inputs.number_NM is not None
+    assert expected.number_NM is not None
     assert torch.equal(inputs.number_NM, expected.number_NM)
     assert torch.equal(PREPROCESSING.plain_numbers(x), plain.plain_numbers(x[:, :2]))
     channels = inputs.image_NCHW[:, 2:]
