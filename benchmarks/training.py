@@ -155,7 +155,7 @@ def bare_loop(run: Run, threads: int) -> float:
     """Return galaxies/s of a loop over batches in memory."""
     torch.set_num_threads(threads)
     config = run.config.optimizer
-    rows = [read_unit(run.targets, (), unit) for unit in run.splits["train"][:8]]
+    rows = [read_unit(run.columns, unit) for unit in run.splits["train"][:8]]
     x_NCHW = torch.from_numpy(np.concatenate([part.cutout_NCHW for part in rows])).to(DEVICE)
     y_ND = torch.from_numpy(np.concatenate([part.target_ND for part in rows])).to(DEVICE)
     network = build_network(run).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]

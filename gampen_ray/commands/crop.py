@@ -64,7 +64,7 @@ class CropConfig:
     """Resources requested from Ray."""
 
     def __post_init__(self) -> None:
-        self.reader.refuse("bands", "zero_point_mag", "pixel_scale_arcsec")
+        self.reader.refuse("bands", "noise_planes", "zero_point_mag", "pixel_scale_arcsec")
 
 
 @verb("crop")

@@ -97,7 +97,7 @@ class InferConfig(CatalogConfig):
     """Resources requested from Ray."""
 
     def __post_init__(self) -> None:
-        self.reader.refuse("bands")
+        self.reader.refuse("bands", "noise_planes")
 
 
 @verb("infer")
@@ -186,6 +186,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         split=config.split,
         catalog=config,
         bands=bundle.images.bands,
+        noise_planes=bundle.images.noise_planes,
         size=bundle.images.size,
         pixel_scale_arcsec=bundle.images.pixel_scale_arcsec,
         unit_rows=config.galaxies_per_file,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gampen_ray.commands.tile_plans import PLAN, catalog_identity, check_catalog, make_plan
-from gampen_ray.config.base import fields, to_dict
+from gampen_ray.config.base import to_dict
 from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def dataset_info(config: "IngestConfig") -> "DatasetInfo":
     UserError
         If the config has no catalogue or size, or a field that has no effect with a footprint.
     """
-    from gampen_ray.config import CutoutsConfig
+    from gampen_ray.data.ingest_plan import content_settings
     from gampen_ray.provenance import content_fingerprint
 
     check_catalog(config, "reader.bands")
@@ -38,10 +38,8 @@ def dataset_info(config: "IngestConfig") -> "DatasetInfo":
         raise UserError("cutout_size: is missing; with a footprint, give the side of the cutouts, pixels")
     if config.split_slug:
         raise UserError("split_slug: cannot be had with a footprint; leave it out")
-    settings = {name: value for name, value in to_dict(config).items() if name in fields(CutoutsConfig)}
-    settings = {name: value for name, value in settings.items() if name not in ("images", "catalog")}
     info = _reader(config).info()
-    fingerprint = content_fingerprint(settings, [info.fingerprint, catalog_identity(config.catalog)])
+    fingerprint = content_fingerprint(content_settings(config), [info.fingerprint, catalog_identity(config.catalog)])
     return dataclasses.replace(info, fingerprint=fingerprint, flux_unit=config.flux_unit, source=to_dict(config))
 
 

@@ -105,7 +105,13 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     ):
         if given_:
             raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
-    images, info = bundle.images, Footprint(config.dataset).info
+    images = bundle.images
+    if images.noise_planes:
+        raise UserError(
+            f"bundle: {config.bundle} takes noise planes, which are not cut from tiles; give cutouts that have them, not a "
+            "footprint"
+        )
+    info = Footprint(config.dataset).info
     size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
     how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
     tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)

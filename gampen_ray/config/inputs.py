@@ -46,6 +46,9 @@ class ReaderConfig:
     mask_planes: tuple[str, ...] = ("NO_DATA",)
     """Planes of the file's mask image, by name, whose pixels have no value; any: all planes. Pixels with zero weight, or
     without a finite variance or error, have none either, nor have those of a plane SAT within 6 pixels of the middle."""
+    noise_planes: bool = False
+    """Read the standard deviation of each pixel beside the image, from the file's own variance, inverse variance or error
+    image; a file without one for each band is quarantined. For `infer` and `crop` the bundle decides."""
     dataset: str = ""
     """Name of the images in a file of many (HDF5, Zarr, NumPy .npz, Parquet); empty: by usual names, or the only one."""
     axes: Literal["auto", "chw", "hwc"] = "auto"

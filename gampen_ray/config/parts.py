@@ -61,6 +61,9 @@ class ImagesConfig:
     measure: bool = True
     """Whether sky, noise, and fluxes and elongations in Gaussian windows are measured in each cutout and given to the network
     beside the image (`gampen_ray.model.measure`); GaMPEN: no."""
+    noise_planes: bool = False
+    """Whether the network is given the noise of each pixel as a further channel of each band, from a dataset that was ingested
+    with reader.noise_planes; the galaxies to predict must have it too."""
 
 
 @config_class

@@ -23,6 +23,7 @@ __all__ = [
     "by_side",
     "central",
     "fit_to_size",
+    "noise_to_size",
     "overlap",
     "sentinels",
     "side_at_scale",
@@ -69,6 +70,9 @@ class Cutout:
         Name of the band as the file says, of an image of one band; empty where it does not.
     numbers
         Values of the galaxy that come with its image, by the name of their column: ``psf_fwhm_r``, ``noise_r``.
+    sigma_CHW
+        Standard deviation of each pixel, flux units, float32 (C x H x W), zero where it is unknown; None: not asked for, or
+        unknown.
     """
 
     image_CHW: np.ndarray
@@ -79,13 +83,15 @@ class Cutout:
     pixel_scale_arcsec: float | None = None
     band: str = ""
     numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    sigma_CHW: np.ndarray | None = None
 
     def scaled(self, factor: float) -> "Cutout":
         """Return the cutout with its pixels and its noise multiplied by a factor, as in another unit of flux."""
         if factor == 1:
             return self
         numbers = {name: value * factor if name.startswith("noise_") else value for name, value in self.numbers.items()}
-        return dataclasses.replace(self, image_CHW=self.image_CHW * np.float32(factor), numbers=numbers)
+        sigma_CHW = None if self.sigma_CHW is None else self.sigma_CHW * np.float32(factor)
+        return dataclasses.replace(self, image_CHW=self.image_CHW * np.float32(factor), numbers=numbers, sigma_CHW=sigma_CHW)
 
 
 def stem(name: str) -> str:
@@ -195,8 +201,6 @@ def fit_to_size(
         If a pixel is not finite and its band's policy is ``"quarantine"``, or ``"interpolate"`` and it is in a hole wider than
         the Gaussian; or if in a band no pixel is finite, or all have the same value or one of two.
     """
-    _, height, width = image_CHW.shape
-    (_, target_rows), (_, target_columns) = overlap(height, size), overlap(width, size)
     inside_CHW = central(image_CHW, size)
     finite = np.isfinite(inside_CHW)
     which = [f" of band {band}" for band in bands] if len(bands) > 1 else [""] * len(image_CHW)
@@ -223,8 +227,48 @@ def fit_to_size(
             raise CutoutError(f"all pixels{name} have the same value {low:g}")
         if np.isin(band_HW, (low, high)).all():
             raise CutoutError(f"all pixels{name} have one of two values, {low:g} and {high:g}, as in a mask")
-    result = np.zeros((len(image_CHW), size, size), dtype=np.float32)
-    result[:, target_rows, target_columns] = inside_CHW
+    return _padded(inside_CHW, size)
+
+
+def noise_to_size(cutout: Cutout, inside_CHW: np.ndarray, size: int, bands: Sequence[str]) -> np.ndarray:
+    """Return the noise of a cutout's pixels, cropped and padded as its image is by `fit_to_size`.
+
+    Parameters
+    ----------
+    cutout
+        As read.
+    inside_CHW
+        The part of its image inside the crop, before pixels without a value are filled.
+    size
+        Side of the result, pixels.
+    bands
+        Names of the bands, for the reasons.
+
+    Returns
+    -------
+    np.ndarray
+        Standard deviations (C x size x size), float32, finite; zero where the image or its noise has no value.
+
+    Raises
+    ------
+    CutoutError
+        If a band has no noise at all.
+    """
+    sigma_CHW = np.zeros_like(inside_CHW) if cutout.sigma_CHW is None else central(cutout.sigma_CHW, size)
+    sigma_CHW = np.where(np.isfinite(inside_CHW), sigma_CHW, np.float32(0))
+    for band, sigma_HW in zip(bands, sigma_CHW, strict=True):
+        if not sigma_HW.any():
+            raise CutoutError(
+                f"no noise plane of band {band}: the file has no variance (VAR, VARIANCE), inverse variance (IVAR) or error "
+                "(ERR, RMS) image of the band's size with values, which reader.noise_planes or the bundle asks for"
+            )
+    return _padded(sigma_CHW, size)
+
+
+def _padded(inside_CHW: np.ndarray, size: int) -> np.ndarray:
+    _, height, width = inside_CHW.shape
+    result = np.zeros((len(inside_CHW), size, size), dtype=np.float32)
+    result[:, overlap(height, size)[1], overlap(width, size)[1]] = inside_CHW
     return result
 
 

@@ -13,6 +13,7 @@ from gampen_ray.errors import UserError
 __all__ = [
     "DATASET_JSON",
     "FORMAT_VERSION",
+    "NOISE",
     "DatasetInfo",
     "check_schema",
     "read_dataset_info",
@@ -26,7 +27,9 @@ DATASET_JSON = "dataset.json"
 """Name of the file that declares a dataset complete."""
 _METADATA_KEY = b"gampen_ray"
 # Fields in which a shard's metadata must agree with dataset.json.
-_SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux_unit")
+_SHARED = ("bands", "cutout_size", "pixel_scale_arcsec", "zero_point_mag", "flux_unit", "noise_planes")
+NOISE = "noise_planes"
+"""Column with the standard deviation of each pixel, of a dataset that has it; zero where it is unknown."""
 _AGAIN = "make the dataset again"
 _STRANGER = f"take this file out of the dataset, or {_AGAIN}"
 _Count = Annotated[int, pydantic.Field(ge=0)]
@@ -60,6 +63,8 @@ class DatasetInfo:
         Hash of ids and settings, independent of the number of workers.
     source
         The config that made the dataset.
+    noise_planes
+        Whether the shards have the noise of each pixel beside the images (`NOISE`).
     format_version
         Version of this layout.
     """
@@ -77,12 +82,18 @@ class DatasetInfo:
     num_quarantined: _Count = 0
     fingerprint: str = ""
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise_planes: bool = False
     format_version: int = FORMAT_VERSION
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Bands, height and width (C, H, W)."""
         return len(self.bands), self.cutout_size, self.cutout_size
+
+    @property
+    def planes_shape(self) -> tuple[int, int, int]:
+        """Shape of what is read of a galaxy: the image, and behind it the noise of each band where the dataset has it."""
+        return (1 + self.noise_planes) * len(self.bands), self.cutout_size, self.cutout_size
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -109,13 +120,18 @@ def read_dataset_info(dataset: str) -> DatasetInfo:
 
 def write_dataset_info(dataset: str, info: DatasetInfo) -> None:
     """Write ``dataset.json``, the last step of making a dataset."""
-    storage.write_json(storage.join(dataset, DATASET_JSON), dataclasses.asdict(info))
+    storage.write_json(storage.join(dataset, DATASET_JSON), _described(info))
 
 
 def schema_metadata(info: DatasetInfo) -> dict[bytes, bytes]:
     """Return the metadata of the schema of a shard: what holds for each of the dataset's."""
     skipped = ("num_rows", "num_quarantined", "source")
-    return {_METADATA_KEY: json.dumps({k: v for k, v in dataclasses.asdict(info).items() if k not in skipped}).encode()}
+    return {_METADATA_KEY: json.dumps({k: v for k, v in _described(info).items() if k not in skipped}).encode()}
+
+
+def _described(info: DatasetInfo) -> dict[str, Any]:
+    # Shards without noise planes are byte for byte those of earlier versions.
+    return {k: v for k, v in dataclasses.asdict(info).items() if k != "noise_planes" or v}
 
 
 def schema_info(uri: str, schema: pa.Schema) -> DatasetInfo | None:
@@ -132,19 +148,21 @@ def schema_info(uri: str, schema: pa.Schema) -> DatasetInfo | None:
 
 def check_schema(uri: str, schema: pa.Schema, info: DatasetInfo) -> None:
     """Raise a UserError if a shard does not belong to a dataset, by its columns and metadata."""
-    for name in ("object_id", "image", *info.target_units):
+    tensors = ("image", NOISE) if info.noise_planes else ("image",)
+    for name in ("object_id", *tensors, *info.target_units):
         if (count := schema.names.count(name)) != 1:
             there = f"{count} columns are named {name!r}" if count else f"no column {name!r}"
             raise UserError(f"{uri}: {there}; found: {', '.join(schema.names)}")
-    types = {name: schema.field(name).type for name in ("object_id", "image", *info.target_units)}
-    image = types["image"]
-    plain = isinstance(image, pa.FixedShapeTensorType) and (image.permutation or [0, 1, 2]) == [0, 1, 2]
-    kind = (image.value_type, tuple(image.shape)) if plain else (image, ())
-    if kind != (pa.float32(), info.image_shape):
-        there, shape = f"{kind[0]} {list(kind[1])}", list(info.image_shape)
-        raise UserError(
-            f"{uri}: column image is {there}, but {DATASET_JSON} says float {shape} (bands, size, size); {_STRANGER}"
-        )
+    types = {name: schema.field(name).type for name in ("object_id", *tensors, *info.target_units)}
+    for name in tensors:
+        image = types[name]
+        plain = isinstance(image, pa.FixedShapeTensorType) and (image.permutation or [0, 1, 2]) == [0, 1, 2]
+        kind = (image.value_type, tuple(image.shape)) if plain else (image, ())
+        if kind != (pa.float32(), info.image_shape):
+            there, shape = f"{kind[0]} {list(kind[1])}", list(info.image_shape)
+            raise UserError(
+                f"{uri}: column {name} is {there}, but {DATASET_JSON} says float {shape} (bands, size, size); {_STRANGER}"
+            )
     if types["object_id"] not in (pa.int64(), pa.string()):
         raise UserError(f"{uri}: column object_id is {types['object_id']}, neither int64 nor string; {_STRANGER}")
     for name in info.target_units:

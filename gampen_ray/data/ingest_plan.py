@@ -30,7 +30,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 from gampen_ray.provenance import content_fingerprint
 
-__all__ = ["plan"]
+__all__ = ["content_settings", "plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def plan(
         target_units=target_units,
         fingerprint=_fingerprint(config, located, ids.cast(pa.string()), pa.array(splits, pa.string()), *columns.values()),
         source=to_dict(config),
+        noise_planes=reader.noise_planes,
     )
     texts = {SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}
     return pa.table(columns | located.bookkeeping | texts), info
@@ -179,7 +180,7 @@ def _checked(config: CutoutsConfig, located: Located) -> pa.Table:
     catalogs.require_columns(uri, table, {id_column: "id_column"} | wanted)
     for name in table.column_names:
         clash = name == "object_id" and id_column != "object_id"
-        if clash or name in ("image", "split") or name.startswith("gampen_ray:"):
+        if clash or name in ("image", "split", shards.NOISE) or name.startswith("gampen_ray:"):
             raise UserError(f"catalog {uri}: column {name!r} is reserved in shards; rename it in the catalogue")
     ids = catalogs.to_ids(table.column(id_column))
     others = [name for name in table.column_names if name != id_column]
@@ -204,7 +205,8 @@ def _sample(located: Located, reasons: np.ndarray, reader: ReaderConfig) -> tupl
             except CutoutError as error:
                 failed = failed or f"{located.source[row].as_py()}: {error}"
                 continue
-            sample[row] = dataclasses.replace(cutout, image_CHW=np.broadcast_to(np.float32(0), cutout.image_CHW.shape))
+            pixels_CHW = np.broadcast_to(np.float32(0), cutout.image_CHW.shape)
+            sample[row] = dataclasses.replace(cutout, image_CHW=pixels_CHW, sigma_CHW=None)
     return sample, failed
 
 
@@ -256,13 +258,21 @@ def _check_positions(
     )
 
 
-def _fingerprint(config: CutoutsConfig, located: Located, *columns: Any) -> str:
-    # Paths and the verb's own fields do not change the data; other pixels under the same name do.
+def content_settings(config: CutoutsConfig) -> dict[str, Any]:
+    """Return the settings that change the data: paths and the verb's own fields do not."""
     content = fields(CutoutsConfig).keys() - {"images", "catalog"}
     settings = {key: value for key, value in to_dict(config).items() if key in content}
+    if not config.reader.noise_planes:
+        # Datasets without noise planes keep the fingerprints of earlier versions.
+        del settings["reader"]["noise_planes"]
+    return settings
+
+
+def _fingerprint(config: CutoutsConfig, located: Located, *columns: Any) -> str:
+    # Other pixels under the same name change the data.
     files = located.source if located.files is None else located.files.combine_chunks().flatten()
     place = [] if located.index is None else [located.index.combine_chunks()]
-    return content_fingerprint(settings, _stamped(config, files), *place, *columns)
+    return content_fingerprint(content_settings(config), _stamped(config, files), *place, *columns)
 
 
 def _stamped(config: CutoutsConfig, source: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:

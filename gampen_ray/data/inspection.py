@@ -153,6 +153,7 @@ def _dataset(path: str) -> dict[str, str]:
         "format": "a dataset of cutout shards: `train` and `infer` read it as it is",
         "galaxies": f"{counts}; {info.num_quarantined:,} in quarantine",
         "bands": ", ".join(info.bands),
+        **({"noise planes": "of each band"} if info.noise_planes else {}),
         "size": f"{info.cutout_size} pixels",
         "pixel scale": _or_unknown(info.pixel_scale_arcsec, "arcsec"),
         "zero point": _or_unknown(info.zero_point_mag, "mag"),

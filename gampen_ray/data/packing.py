@@ -16,7 +16,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data import positions, shards
 from gampen_ray.data.agreement import agreed
 from gampen_ray.data.containers import INDEX
-from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, without_blanks
+from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, noise_to_size, without_blanks
 from gampen_ray.data.image_reading import FILES, SOURCE, Images, raised
 from gampen_ray.data.shards import DatasetInfo
 
@@ -34,9 +34,10 @@ class Rows(NamedTuple):
     Parameters
     ----------
     columns
-        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W), ``pixels_filled`` (number of
-        pixels), ``core_filled`` (those near the middle), ``side_pixels`` (shorter side of the file's image inside the cutout:
-        less than the cutout's where that is zero-padded), and numbers that come with the images.
+        By name, one value per row: the catalogue's, ``ra``, ``dec``, ``image`` (N x C x H x W; N x 2C x H x W with noise
+        planes), ``pixels_filled`` (number of pixels), ``core_filled`` (those near the middle), ``side_pixels`` (shorter side of
+        the file's image inside the cutout: less than the cutout's where that is zero-padded), and numbers that come with the
+        images.
     sources
         File of each row.
     reasons
@@ -132,7 +133,7 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
     ra, dec = (np.array(rows.column(name).to_numpy(), dtype=np.float64) for name in ("ra", "dec"))
     policies = reader.nan_policies(info.bands)
     side, remarks, num_bytes = info.cutout_size, Counter[str](), 0
-    image_NCHW = np.zeros((len(rows), *info.image_shape), dtype=np.float32)
+    image_NCHW = np.zeros((len(rows), *info.planes_shape), dtype=np.float32)
     filled, core, sides = (np.full(len(rows), value, dtype=np.int32) for value in (0, 0, side))
     numeric = {field.name for field in rows.schema if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)}
     numbers: dict[str, np.ndarray] = {}
@@ -145,7 +146,10 @@ def read_rows(rows: pa.Table, reader: ReaderConfig, info: DatasetInfo) -> Rows:
                 try:
                     cutout = agreed(raised(found), reader, info)
                     inside_CHW = without_blanks(central(cutout.image_CHW, side))
-                    image_NCHW[row] = fit_to_size(inside_CHW, side, policies, info.bands)
+                    planes = [fit_to_size(inside_CHW, side, policies, info.bands)]
+                    if info.noise_planes:
+                        planes.append(noise_to_size(cutout, inside_CHW, side, info.bands))
+                    np.concatenate(planes, out=image_NCHW[row])
                 except CutoutError as error:
                     reasons[row] = str(error)
                     continue

@@ -40,7 +40,7 @@ LINUX = sys.platform == "linux"
 # Headers of drizzled images have thousands.
 _MAX_CARDS = 36_000
 _JSON = json.JSONEncoder(default=float)
-_FACTS = tuple(field.name for field in dataclasses.fields(Cutout) if field.name not in ("image_CHW", "header"))
+_FACTS = tuple(field.name for field in dataclasses.fields(Cutout) if field.name not in ("image_CHW", "sigma_CHW", "header"))
 
 
 def text_of(header: fits.Header) -> str:
@@ -100,16 +100,17 @@ def _reply(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
         header = header_of(data.decode())
         return {"header": text_of(mapped_header(header, np.array(request["matrix"]), np.array(request["offset"])))}
     cutout = readers.read_cutout(data, request["name"], config)
-    image_CHW = np.ascontiguousarray(cutout.image_CHW, np.float32)
-    if image_CHW.nbytes > len(memory) // AHEAD:
-        raise too_large("the image", image_CHW.nbytes, config)
+    planes = cutout.image_CHW if cutout.sigma_CHW is None else np.concatenate([cutout.image_CHW, cutout.sigma_CHW])
+    planes = np.ascontiguousarray(planes, np.float32)
+    if planes.nbytes > len(memory) // AHEAD:
+        raise too_large("the image", planes.nbytes, config)
     if len(cutout.header) > _MAX_CARDS:
         raise CutoutError(f"the header has {len(cutout.header):,} cards, more than {_MAX_CARDS:,}")
-    np.frombuffer(memory, np.float32, image_CHW.size, start)[:] = image_CHW.ravel()
+    np.frombuffer(memory, np.float32, planes.size, start)[:] = planes.ravel()
     facts = {name: getattr(cutout, name) for name in _FACTS}
     if request["headers"]:
         facts["header"] = text_of(cutout.header)
-    return facts | {"shape": image_CHW.shape}
+    return facts | {"shape": planes.shape, "num_bands": len(cutout.image_CHW)}
 
 
 @functools.lru_cache(8)

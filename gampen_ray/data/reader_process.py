@@ -116,7 +116,7 @@ class _Request(NamedTuple):
 
 
 _Answer = tuple[dict[str, Any], np.ndarray] | CutoutError
-"""Facts of a file with the pixels of its image (C x H x W), or why there are none."""
+"""Facts of a file with the pixels of its image and their noise, if asked for (C or 2C x H x W), or why there are none."""
 
 
 class _Reader:
@@ -250,10 +250,11 @@ def _good(answer: _Answer) -> tuple[dict[str, Any], np.ndarray]:
 def _cutout(answer: _Answer) -> Cutout | CutoutError:
     if isinstance(answer, CutoutError):
         return answer
-    facts, image_CHW = answer
+    facts, planes = answer
     if "header" in facts:
         facts["header"] = header_of(facts["header"])
-    return Cutout(image_CHW, **facts)
+    num_bands = facts.pop("num_bands")
+    return Cutout(planes[:num_bands], sigma_CHW=planes[num_bands:] if len(planes) > num_bands else None, **facts)
 
 
 @functools.lru_cache(8)

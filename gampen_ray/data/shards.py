@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from gampen_ray import storage
 from gampen_ray.data.dataset_info import (
     DATASET_JSON,
+    NOISE,
     DatasetInfo,
     check_schema,
     read_dataset_info,
@@ -30,17 +31,20 @@ from gampen_ray.errors import UserError
 __all__ = [
     "ALL",
     "DATASET_JSON",
+    "NOISE",
     "QUARANTINE",
     "QUARANTINE_SCHEMA",
     "SIDE",
     "SPLITS",
     "DatasetInfo",
     "Footer",
+    "image_columns",
     "images",
     "part_uri",
     "read_dataset_info",
     "read_footer",
     "read_shard",
+    "require_noise_planes",
     "shard_uris",
     "sides",
     "write_dataset_info",
@@ -116,8 +120,8 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     uri
         File to write; see `part_uri`.
     columns
-        ``object_id`` (N, integers or strings), ``image`` (N x C x H x W, any float type), the targets of ``info``, and any
-        other scalar column (``ra`` and ``dec`` in degrees), as NumPy or Arrow arrays.
+        ``object_id`` (N, integers or strings), ``image`` (N x C x H x W, any float type; N x 2C x H x W with noise planes), the
+        targets of ``info``, and any other scalar column (``ra`` and ``dec`` in degrees), as NumPy or Arrow arrays.
     info
         The dataset; ``num_rows``, ``num_quarantined`` and ``source`` are not used.
 
@@ -128,18 +132,19 @@ def write_shard(uri: str, columns: Mapping[str, Any], info: DatasetInfo) -> None
     """
     require(uri, ["object_id", "image", *info.target_units], list(columns))
     image_NCHW = np.ascontiguousarray(columns["image"], dtype=np.float32)
-    if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != info.image_shape:
+    if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != info.planes_shape:
         raise UserError(
-            f"{uri}: images of shape {image_NCHW.shape[1:]}, but the dataset has (bands, size, size) = {info.image_shape}"
+            f"{uri}: images of shape {image_NCHW.shape[1:]}, but the dataset has (bands, size, size) = {info.planes_shape}"
         )
     arrays: dict[str, pa.Array] = {"object_id": _ids(columns["object_id"])}
     arrays |= {name: pa.array(columns[name], type=pa.float64()) for name in ("ra", "dec") if name in columns}
-    arrays["image"] = _tensor_array(image_NCHW)
+    tensors = dict(zip(image_columns(info.noise_planes), np.split(image_NCHW, 1 + info.noise_planes, axis=1), strict=True))
+    arrays |= {name: _tensor_array(values) for name, values in tensors.items()}
     arrays |= {name: pa.array(columns[name]).cast(pa.float64()) for name in info.target_units}
     arrays |= {name: pa.array(values) for name, values in columns.items() if name not in arrays}
     table = pa.table(arrays).replace_schema_metadata(schema_metadata(info))
     rows = max(1, min(_ROW_GROUP_ROWS, _ROW_GROUP_BYTES // max(1, image_NCHW[:1].nbytes)))
-    _write_parquet(uri, table, rows, use_byte_stream_split=["image.list.element"])
+    _write_parquet(uri, table, rows, use_byte_stream_split=[f"{name}.list.element" for name in tensors])
 
 
 def read_footer(uri: str, info: DatasetInfo) -> Footer:
@@ -228,16 +233,37 @@ def stream_shard(uri: str, row_groups: Sequence[int], columns: Sequence[str], nu
             yield table, round(compressed * len(batch) / sum(group.num_rows for group in groups))
 
 
+def image_columns(noise_planes: bool) -> tuple[str, ...]:
+    """Return the columns from which `images` takes images, with the noise of each pixel or without."""
+    return ("image", NOISE) if noise_planes else ("image",)
+
+
+def require_noise_planes(dataset: str, info: DatasetInfo) -> None:
+    """Raise a UserError if a dataset has no noise planes."""
+    if not info.noise_planes:
+        raise UserError(
+            f"dataset: {dataset} has no noise planes, which the network takes; make it with `ingest` and reader.noise_planes, "
+            "from files with a variance, inverse variance or error image"
+        )
+
+
 def images(table: pa.Table) -> np.ndarray:
-    """Return the images (N x C x H x W, float32) read-only, without a copy if the table holds them in one chunk."""
+    """Return the images (N x C x H x W, float32) read-only, without a copy if the table holds them in one chunk.
+
+    Where the table has `NOISE` too, its planes follow those of the images (N x 2C x H x W).
+    """
     require("table", ["image"], table.column_names)
-    column = table.column("image")
+    planes = [_planes(table.column(name)) for name in image_columns(NOISE in table.column_names)]
+    image_NCHW = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=1)
+    image_NCHW.flags.writeable = False
+    return image_NCHW
+
+
+def _planes(column: pa.ChunkedArray) -> np.ndarray:
     chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if not isinstance(chunk.type, pa.FixedShapeTensorType):
         raise UserError(f"column image is {chunk.type}, not a fixed-shape tensor; make the dataset with gampen_ray")
-    image_NCHW = chunk.to_numpy_ndarray()
-    image_NCHW.flags.writeable = False
-    return image_NCHW
+    return chunk.to_numpy_ndarray()
 
 
 def sides(table: pa.Table) -> np.ndarray:
@@ -261,7 +287,7 @@ def _opened(uri: str, source: pa.NativeFile) -> pq.ParquetFile:
 
 
 def _complete(uri: str, table: pa.Table) -> pa.Table:
-    for name in ("object_id", "image"):
+    for name in ("object_id", "image", NOISE):
         if name in table.column_names and (count := table.column(name).null_count):
             raise UserError(f"{uri}: column {name} is empty in {count:,} rows; make the dataset again")
     return table

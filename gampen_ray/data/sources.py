@@ -81,7 +81,7 @@ class Source:
     Parameters
     ----------
     info
-        Metadata of the dataset.
+        Metadata of the dataset; `DatasetInfo.noise_planes` says whether the model is given them.
     reader
         How the files of a folder are read; None for shards.
     conditions
@@ -101,20 +101,22 @@ class Source:
         Yields
         ------
         dict
-            ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W; zero in a row that cannot be predicted),
-            ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``, ``core_filled``, ``side_pixels``
-            (shorter side of what the file gave, pixels), conditions if there, and from tiles
+            ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W, or N x 2C x H x W with noise planes; zero in a
+            row that cannot be predicted), ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``,
+            ``core_filled``, ``side_pixels`` (shorter side of what the file gave, pixels), conditions if there, and from tiles
             `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
         """
         if self.tiles is not None:
             yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, unit.refused)
             return
         wanted = (*_COLUMNS, *self.conditions)
+        tensors = shards.image_columns(self.info.noise_planes)
         if self.reader is None:
             reasons_N, start = np.array([unit.refused.get(row, "") for row in range(unit.num_rows)], dtype=object), 0
             if (reasons_N != "").all():
                 # Reading them may be what must not be done.
-                wanted = tuple(name for name in wanted if name != "image")
+                wanted, tensors = tuple(name for name in wanted if name != "image"), ()
+            wanted = tuple(dict.fromkeys((*wanted, *tensors)))
             for table, num_bytes in shards.stream_shard(unit.uri, range(unit.start, unit.stop), wanted, num_rows):
                 yield self._shard_rows(table, unit.uri, reasons_N[start : start + len(table)]), num_bytes
                 start += len(table)
@@ -130,13 +132,14 @@ class Source:
     def _shard_rows(self, table: pa.Table, uri: str, reason_N: np.ndarray) -> dict[str, np.ndarray]:
         if "image" in table.column_names:
             image_NCHW = shards.images(table)
-            reason_N = np.where(reason_N != "", reason_N, validation.validate_rows({"image": image_NCHW}))
+            faults_N = validation.validate_rows({"image": image_NCHW[:, : len(self.info.bands)]})
+            reason_N = np.where(reason_N != "", reason_N, faults_N)
         else:
-            image_NCHW = np.zeros((len(table), *self.info.image_shape), np.float32)
+            image_NCHW = np.zeros((len(table), *self.info.planes_shape), np.float32)
         if (bad := reason_N != "").any():
             image_NCHW = image_NCHW.copy()
             image_NCHW[bad] = 0.0
-        columns = {name: table[name] for name in table.column_names} | {"image": image_NCHW}
+        columns = {name: table[name] for name in table.column_names if name != shards.NOISE} | {"image": image_NCHW}
         return _rows(columns, reason_N, np.full(len(table), uri))
 
 
@@ -154,6 +157,7 @@ def open_source(
     split: str,
     bands: tuple[str, ...],
     size: int,
+    noise_planes: bool = False,
     catalog: CatalogConfig | None = None,
     pixel_scale_arcsec: float | None = None,
     unit_rows: int = GALAXIES_PER_FILE,
@@ -170,6 +174,8 @@ def open_source(
         Split of a dataset of shards; empty: all rows.
     bands, size
         As the model takes them: the files of a folder are read with these.
+    noise_planes
+        Whether the model takes the noise of each pixel.
     catalog
         Which files of a folder are taken and how they are read; its bands are not used. None: the defaults.
     pixel_scale_arcsec
@@ -184,13 +190,14 @@ def open_source(
     Raises
     ------
     UserError
-        If there is neither a complete dataset nor a matching file, if a shard is damaged, or if a condition is missing or no
-        number.
+        If there is neither a complete dataset nor a matching file, if a shard is damaged, if a condition is missing or no
+        number, or if noise planes are missing.
     """
     catalog = catalog or CatalogConfig()
     check = functools.partial(_check_conditions, dataset, conditions, fill_conditions)
     if not storage.exists(storage.join(dataset, shards.DATASET_JSON)):
-        plan, info, reader = _planned_files(dataset, catalog, bands, size, pixel_scale_arcsec)
+        reader = dataclasses.replace(catalog.reader, bands=bands, noise_planes=noise_planes)
+        plan, info = _planned_files(dataset, catalog, reader, size, pixel_scale_arcsec)
         check(plan.schema)
         if split:
             raise UserError(
@@ -209,7 +216,10 @@ def open_source(
     info = shards.read_dataset_info(dataset)
     if conditions:
         check(shards.columns(dataset, split, info))
-    return Source(info=info, reader=None, conditions=conditions), dataset_units(dataset, split, info, unit_rows)
+    if noise_planes:
+        shards.require_noise_planes(dataset, info)
+    units = dataset_units(dataset, split, info, unit_rows)
+    return Source(info=dataclasses.replace(info, noise_planes=noise_planes), reader=None, conditions=conditions), units
 
 
 def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, columns: pa.Schema) -> None:
@@ -228,14 +238,13 @@ def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, col
 
 
 def _planned_files(
-    dataset: str, catalog: CatalogConfig, bands: tuple[str, ...], size: int, pixel_scale_arcsec: float | None
-) -> tuple[pa.Table, shards.DatasetInfo, ReaderConfig]:
-    """Return the plan of a folder of images, see `gampen_ray.data.ingest_plan.plan`, and how they are read."""
-    reader = dataclasses.replace(catalog.reader, bands=bands)
+    dataset: str, catalog: CatalogConfig, reader: ReaderConfig, size: int, pixel_scale_arcsec: float | None
+) -> tuple[pa.Table, shards.DatasetInfo]:
+    """Return the plan of a folder of images, see `gampen_ray.data.ingest_plan.plan`."""
     how = {name: getattr(catalog, name) for name in fields(CatalogConfig)}
     cutouts = CutoutsConfig(**how | {"images": dataset, "cutout_size": size, "reader": reader})
     try:
-        plan, info = ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
+        return ingest_plan.plan(cutouts, origin="that of the bundle", scale_arcsec=pixel_scale_arcsec)
     except file_names.NoFilesError:
         raise UserError(
             f"dataset: {dataset} holds neither a finished dataset ({shards.DATASET_JSON}) nor files that match the "
@@ -245,7 +254,6 @@ def _planned_files(
     except UserError as error:
         # Here, the folder of images is the dataset.
         raise UserError(re.sub("^images:", "dataset:", str(error))) from None
-    return plan, info, reader
 
 
 def layout_identity(dataset: str, units: Sequence[Unit]) -> str:

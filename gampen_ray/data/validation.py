@@ -80,7 +80,7 @@ def validate_dataset(dataset: str) -> list[tuple[str, str, str]]:
     counts = dict.fromkeys(info.num_rows, 0)
     for uri in shards.shard_uris(dataset):
         table = shards.read_shard(uri, info=info)
-        columns = {name: table.column(name) for name in table.column_names if name != "image"} | {"image": shards.images(table)}
+        columns = {name: table.column(name) for name in table.column_names} | {"image": shards.images(table.select(["image"]))}
         reasons = validate_rows({name: columns[name] for name in ("image", *info.target_units)}, info.targets)
         ids = table.column("object_id").combine_chunks()
         seen.append(ids.cast(pa.string()))

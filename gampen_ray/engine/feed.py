@@ -15,9 +15,8 @@ import ray.data
 from ray.data import ExecutionResources
 
 from gampen_ray.data import shards
-from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.order import Chunk
-from gampen_ray.training.reading import CHUNK_BYTES, Rows, ahead, read_unit
+from gampen_ray.training.reading import CHUNK_BYTES, Columns, Rows, ahead, read_unit
 
 # Workers may reserve all CPUs of a cluster; reading must continue beside them.
 _CPUS_PER_READ = 0
@@ -32,7 +31,7 @@ _NO_PROGRESS_TIMEOUT_S = 6 * 3600
 
 
 def read_chunks(
-    info: shards.DatasetInfo, targets: TargetSchema, conditions: tuple[str, ...], chunks: Iterable[Chunk], *, gpu: bool
+    info: shards.DatasetInfo, columns: Columns, chunks: Iterable[Chunk], *, gpu: bool
 ) -> Iterator[tuple[int, Rows]]:
     """Yield lane and rows of chunks in order.
 
@@ -41,10 +40,10 @@ def read_chunks(
 
     Parameters
     ----------
-    info, targets
-        Description and target schema of the dataset.
-    conditions
-        Names of the columns that the network is given beside the image.
+    info
+        Description of the dataset.
+    columns
+        What is read.
     chunks
         In the order of use.
     gpu
@@ -56,11 +55,9 @@ def read_chunks(
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=_WAITING_BYTES)
-    tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(info.image_shape)))
-    for block in ahead(
-        _blocks(functools.partial(_read, targets=targets, conditions=conditions), tasks, gpu=gpu), _WAITING_BLOCKS
-    ):
-        yield from _parts(block, len(targets))
+    tasks = _grouped(chunks, CHUNK_BYTES // (4 * math.prod(info.planes_shape)))
+    for block in ahead(_blocks(functools.partial(_read, columns=columns), tasks, gpu=gpu), _WAITING_BLOCKS):
+        yield from _parts(block, len(columns.targets))
 
 
 def _blocks(read: Callable[[pa.Table], pa.Table], tasks: Iterator[list[Chunk]], *, gpu: bool) -> Iterator[pa.Table]:
@@ -93,9 +90,9 @@ def _grouped(chunks: Iterable[Chunk], num_rows: int) -> Iterator[list[Chunk]]:
         yield group
 
 
-def _read(tasks: pa.Table, *, targets: TargetSchema, conditions: tuple[str, ...]) -> pa.Table:
+def _read(tasks: pa.Table, *, columns: Columns) -> pa.Table:
     chunks = [chunk for task in tasks["chunks"].to_pylist() for chunk in pickle.loads(task)]
-    rows = Rows.concatenate([read_unit(targets, conditions, chunk.unit).take(chunk.rows) for chunk in chunks])
+    rows = Rows.concatenate([read_unit(columns, chunk.unit).take(chunk.rows) for chunk in chunks])
     num_rows = [chunk.stop - chunk.start for chunk in chunks]
     return pa.table(
         {

@@ -92,7 +92,7 @@ def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[Fi
 def _shared(run: Run) -> Data:
     """Put the decoded data into the object store if they fit; all trials on a node then share one copy."""
     units = [unit for split in run.splits.values() for unit in split]
-    size = sum(unit.num_rows for unit in units) * 4 * math.prod(run.info.image_shape)
+    size = sum(unit.num_rows for unit in units) * 4 * math.prod(run.info.planes_shape)
     room = _SHARED_PART * min(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["Alive"])
     if size > room:
         logger.info(
@@ -105,7 +105,7 @@ def _shared(run: Run) -> Data:
         return dict(
             zip(
                 units,
-                pool.map(lambda unit: ray.put(read_unit(run.targets, run.images.condition_names, unit)), units),
+                pool.map(lambda unit: ray.put(read_unit(run.columns, unit)), units),
                 strict=True,
             )
         )

@@ -170,7 +170,7 @@ class RayWorker:
         """Yield an iterator of this worker's batches for each sweep; see `gampen_ray.training.worker.Worker.stream`."""
         chunks = chunks_of(sweeps, self.orders)
         run = self._run
-        rows = read_chunks(run.info, run.targets, run.images.condition_names, chunks, gpu=self.device.type == "cuda")
+        rows = read_chunks(run.info, run.columns, chunks, gpu=self.device.type == "cuda")
         return stream(sweeps, self.orders, rows, self.device)
 
     def gather(self, value: T) -> list[T]:

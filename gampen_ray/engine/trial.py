@@ -139,4 +139,4 @@ class TrialWorker(LocalWorker):
 
 def _read(run: Run, data: Data, unit: Unit) -> Rows:
     """Return the rows of a unit: from the object store without a copy, or from the dataset."""
-    return ray.get(data[unit]) if unit in data else read_unit(run.targets, run.images.condition_names, unit)
+    return ray.get(data[unit]) if unit in data else read_unit(run.columns, unit)

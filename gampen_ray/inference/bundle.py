@@ -93,6 +93,7 @@ class Bundle:
         self,
         images_NCHW: np.ndarray,
         *,
+        noise_planes: np.ndarray | None = None,
         conditions: Mapping[str, np.ndarray] | None = None,
         num_passes: int = NUM_PASSES,
         seed: int = 0,
@@ -111,6 +112,9 @@ class Bundle:
             For a bundle of one band also N x H x W, or one image of H x W.
             Masked pixels of a masked array, of NumPy or astropy, have no value; the unit of an astropy Quantity, such as nJy,
             gives the zero point.
+        noise_planes
+            Standard deviation of each pixel, in the shape and unit of the images, for a bundle that was trained with noise
+            planes; unknown where it is masked, zero or not finite.
         conditions
             Values (N, or one for all) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is
             replaced by the mean of the training galaxies.
@@ -131,12 +135,16 @@ class Bundle:
         Raises
         ------
         UserError
-            If a condition is left out, if the images have wrong bands or non-finite pixels or are too bright for the network,
-            or if their unit, zero point or pixel scale makes no sense.
+            If a condition or the noise planes are left out, if the images have wrong bands or non-finite pixels or are too
+            bright for the network, or if their unit, zero point or pixel scale makes no sense.
         """
+        sigma = self._noise(noise_planes, images_NCHW)
         images_NCHW, zero_point_mag = _plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
         if len(self.images.bands) == 1 and images_NCHW.ndim in (2, 3):
             images_NCHW = images_NCHW.reshape(-1, 1, *images_NCHW.shape[-2:])
+        if sigma is not None:
+            self.images.check(images_NCHW.shape, len(self.images.bands))
+            images_NCHW = np.concatenate([images_NCHW, sigma.reshape(images_NCHW.shape)], axis=1)
         predictor = Predictor(
             self,
             num_passes=num_passes,
@@ -177,6 +185,24 @@ class Bundle:
                 )
         values_JN = [np.broadcast_to(np.asarray(columns[name], np.float64), count) for name in names]
         return np.stack(values_JN, axis=1) if names else np.empty((count, 0))
+
+    def _noise(self, noise_planes: Any, images: Any) -> np.ndarray | None:
+        # Native float32 standard deviations in the images' shape; None for a bundle without noise planes.
+        if not self.images.noise_planes:
+            if noise_planes is not None:
+                raise UserError("noise_planes: are given, but the bundle was trained without; leave them out")
+            return None
+        if noise_planes is None:
+            raise UserError(
+                "noise_planes: are missing, and the bundle was trained with them; give the standard deviation of each pixel"
+            )
+        if np.shape(noise_planes) != np.shape(images):
+            shapes = f"have the shape {np.shape(noise_planes)}, but the images {np.shape(images)}"
+            raise UserError(f"noise_planes: {shapes}; give one for each pixel")
+        units = [str(getattr(planes, "unit", "") or "") for planes in (noise_planes, images)]
+        if units[0] not in ("", units[1]):
+            raise UserError(f"noise_planes: are in {units[0]}, but the images in {units[1] or 'no unit'}; convert one of them")
+        return _plain_pixels(getattr(noise_planes, "value", noise_planes), None, None)[0]
 
     @property
     def num_parameters(self) -> int:

@@ -19,7 +19,7 @@ from astropy.io import fits
 
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.agreement import agreed
-from gampen_ray.data.cutouts import Cutout, CutoutError, central, fit_to_size, overlap, without_blanks
+from gampen_ray.data.cutouts import Cutout, CutoutError, central, fit_to_size, noise_to_size, overlap, without_blanks
 from gampen_ray.data.image_reading import raised
 from gampen_ray.data.reader_process import map_header, read_file
 from gampen_ray.data.readers import chosen_readers
@@ -62,7 +62,7 @@ class Cropper:
         Each pixel is the mean of this many bilinear samples per side; 0: 4 where the crop's pixels are larger than the file's,
         else 1. Single samples, which the network uses, change the flux of objects narrower than a pixel.
     reader
-        Settings of the reader, except its bands; None: defaults.
+        Settings of the reader, except what the bundle decides; None: defaults.
     device
         Where the spatial transformer runs.
 
@@ -92,7 +92,8 @@ class Cropper:
             raise UserError(f"crop_size: a crop of {self._crop_size} pixel a side has no scale; give 2 or more")
         self._images, self._digest, self._device = bundle.images, digest, device
         self._oversampling = oversampling
-        self._reader = dataclasses.replace(reader or ReaderConfig(), bands=bundle.images.bands)
+        read = {"bands": bundle.images.bands, "noise_planes": bundle.images.noise_planes}
+        self._reader = dataclasses.replace(reader or ReaderConfig(), **read)
         chosen_readers(self._reader)
         self._policies = self._reader.nan_policies(bundle.images.bands)
 
@@ -108,7 +109,7 @@ class Cropper:
         """
         inputs = [self._read(name, content) for name, content in zip(names, contents, strict=True)]
         good = [item for item in inputs if isinstance(item, _Input)]
-        maps = iter(self._affine(np.stack([item.image_CHW * np.float32(item.factor) for item in good])) if good else ())
+        maps = iter(self._affine(np.stack([item.planes * np.float32(item.factor) for item in good])) if good else ())
         return [
             self._crop(name, item, next(maps)) if isinstance(item, _Input) else item
             for name, item in zip(names, inputs, strict=True)
@@ -118,8 +119,10 @@ class Cropper:
         try:
             cutout = read_file(raised(content), name, self._reader)
             inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
-            image_CHW = fit_to_size(inside_CHW, self._images.size, self._policies, self._images.bands)
-            return _Input(image_CHW, self._factor(cutout), cutout.header, cutout.image_CHW.shape[1:])
+            planes = [fit_to_size(inside_CHW, self._images.size, self._policies, self._images.bands)]
+            if self._images.noise_planes:
+                planes.append(noise_to_size(cutout, inside_CHW, self._images.size, self._images.bands))
+            return _Input(np.concatenate(planes), self._factor(cutout), cutout.header, cutout.image_CHW.shape[1:])
         except CutoutError as error:
             return error
 
@@ -145,7 +148,8 @@ class Cropper:
         sides = {"size": self._images.size, "crop_size": self._crop_size}
         matrix_22, offset_2 = pixel_map(theta_23, shape=item.shape, **sides)
         area = abs(np.linalg.det(matrix_22)) if np.isfinite(theta_23).all() else 0.0
-        crop_CHW = area * self._resampled(item.image_CHW, theta_23, self._oversampling or (4 if area > 1 else 1))
+        image_CHW = item.planes[: len(self._images.bands)]
+        crop_CHW = area * self._resampled(image_CHW, theta_23, self._oversampling or (4 if area > 1 else 1))
         # The file stores float32, and a map without area has no inverse.
         if not (area > 0 and np.abs(crop_CHW).max() <= np.finfo(np.float32).max):
             return CutoutError("the network gives no finite crop: extreme pixel values")
@@ -206,7 +210,8 @@ def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_s
 
 
 class _Input(NamedTuple):
-    image_CHW: np.ndarray
+    # The image (C x H x W) and the noise planes that the network takes.
+    planes: np.ndarray
     factor: float
     header: fits.Header
     shape: tuple[int, int]

@@ -124,7 +124,7 @@ class Predictor:
             dtype=getattr(torch, settled_precision(precision, gpu=gpu)),
             repeated_band=bundle.images.repeats_a_band,
         )
-        image_NCHW = torch.zeros(1, len(bundle.images.bands), bundle.images.size, bundle.images.size, device=self._device)
+        image_NCHW = torch.zeros(1, bundle.images.num_planes, bundle.images.size, bundle.images.size, device=self._device)
         condition_NJ = torch.zeros(1, len(bundle.images.conditions))
         numbers = bundle.images.numbers(image_NCHW, condition_NJ)
         num_bytes = self._thinned.prepare(bundle.images.stretched(image_NCHW), numbers)
@@ -143,7 +143,7 @@ class Predictor:
         Parameters
         ----------
         images_NCHW
-            Cutouts, in the units that the predictor was given.
+            Cutouts, in the units that the predictor was given; N x 2C x H x W if the bundle takes noise planes.
         condition_NJ
             Values of the bundle's conditions; where one is not finite, the training galaxies' mean is taken and the galaxy is
             flagged. Left out: so for all.
@@ -157,8 +157,9 @@ class Predictor:
             If a cutout has pixels that are not finite.
         """
         self._bundle.images.check(images_NCHW.shape)
-        if not np.isfinite(images_NCHW).all():
-            bad = np.flatnonzero(~np.isfinite(images_NCHW).reshape(len(images_NCHW), -1).all(axis=1))
+        finite_NCHW = np.isfinite(images_NCHW[:, : len(self._bundle.images.bands)])
+        if not finite_NCHW.all():
+            bad = np.flatnonzero(~finite_NCHW.reshape(len(images_NCHW), -1).all(axis=1))
             raise UserError(f"images: {bad.size} have non-finite pixels, the first is number {bad[0]}; fill or remove them")
         conditions = self._bundle.images.conditions
         if condition_NJ is None:
@@ -191,7 +192,7 @@ class Predictor:
         matched_NCHW = matched.image_NCHW
         mean_J = np.array([condition.mean for condition in images.conditions])
         filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
-        passes = self._thinned(images.stretched(matched_NCHW), images.numbers(matched, filled_NJ))
+        passes = self._thinned(images.stretched(matched), images.numbers(matched, filled_NJ))
         mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
@@ -209,7 +210,7 @@ class Predictor:
         flags_N |= condition_flags(condition_NJ, images.conditions)
         if self._bundle.ranges:
             flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
-        flat_N = flat_core(torch.tensor(images_NCHW, device=self._device)).cpu().numpy()
+        flat_N = flat_core(torch.tensor(images_NCHW[:, : len(images.bands)], device=self._device)).cpu().numpy()
         flags_N |= np.where(flat_N, Flag.CORE_SATURATED.value, 0)
         padded = min(matched_NCHW.shape[-2:]) < images.size
         return Prediction(

@@ -57,6 +57,7 @@ def rotation_stability(
     bundle: Bundle,
     images_NCHW: np.ndarray,
     *,
+    noise_planes: np.ndarray | None = None,
     conditions: Mapping[str, np.ndarray] | None = None,
     num_angles: int = 36,
     **options: Any,
@@ -74,7 +75,7 @@ def rotation_stability(
         Trained model.
     images_NCHW
         Square cutouts in flux units, at least one.
-    conditions
+    noise_planes, conditions
         As for `Bundle.predict`.
     num_angles
         Number A of angles, evenly spaced from 0; a multiple of 4 includes the quarter turns, which need no interpolation.
@@ -88,14 +89,20 @@ def rotation_stability(
     """
     if num_angles < 2:
         raise UserError(f"num_angles: {num_angles} rotates nothing; give at least 2")
-    bundle.images.check(np.shape(images_NCHW))
+    bundle.images.check(np.shape(images_NCHW), len(bundle.images.bands))
     conditions = conditions or {}
-    unrotated = bundle.predict(images_NCHW, conditions=conditions, **options)
+    unrotated = bundle.predict(images_NCHW, noise_planes=noise_planes, conditions=conditions, **options)
     angle_A = np.arange(num_angles) * 360 / num_angles
     image_NCHW = np.asarray(images_NCHW, dtype=np.float32)
-    rotated = np.concatenate([rotate(image_NCHW, float(angle)) for angle in angle_A[1:]])
+
+    def turned(planes_NCHW: np.ndarray) -> np.ndarray:
+        return np.concatenate([rotate(planes_NCHW, float(angle)) for angle in angle_A[1:]])
+
+    noise = None if noise_planes is None else turned(np.asarray(noise_planes, dtype=np.float32))
     repeated = {name: np.tile(value_N, num_angles - 1) for name, value_N in conditions.items()}
-    mixture = Mixture.concatenate([unrotated, bundle.predict(rotated, conditions=repeated, **options)])
+    mixture = Mixture.concatenate(
+        [unrotated, bundle.predict(turned(image_NCHW), noise_planes=noise, conditions=repeated, **options)]
+    )
 
     def by_galaxy(values: np.ndarray) -> np.ndarray:
         # (A N) x D, with the galaxy index fastest.

@@ -23,7 +23,8 @@ from gampen_ray.model.spatial_transformer import crop_images
 
 # Relative difference of pixel scales below which a cutout is not resampled.
 _SAME_PIXEL_SCALE = 0.005
-_LANCZOS = 5
+# Noise below this part of the softening, which no image has, would not be finite in the network's input.
+_LEAST_NOISE = 1e-6
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
@@ -77,10 +78,13 @@ class Matched(NamedTuple):
     noise
         Of the pixels before they were resampled, scaled to the pixels of the training: a sum over many pixels has this noise
         still, while that of the resampled pixels is smoothed. None: they were not resampled.
+    sigma_NCHW
+        Standard deviation of each pixel, likewise; None: the network takes none.
     """
 
     image_NCHW: torch.Tensor
     noise: BorderNoise | None = None
+    sigma_NCHW: torch.Tensor | None = None
 
 
 class Inputs(NamedTuple):
@@ -102,7 +106,9 @@ class Inputs(NamedTuple):
 class ImagePreprocessing:
     """Local sky, centre crop or zero-pad, asinh stretch, repeat of a single band over channels; the numbers beside the image.
 
-    It is stored in the bundle.
+    It is stored in the bundle. With noise planes, cutouts are N x 2C x H x W: behind the bands the standard deviation of each
+    pixel, flux units; it is unknown where that is not positive and finite. The network is given asinh(softening / standard
+    deviation) of each band behind all bands, and zero, as of infinite noise, where it is unknown or beyond the edge.
 
     Parameters
     ----------
@@ -113,7 +119,7 @@ class ImagePreprocessing:
     softening
         Scale of the stretch, flux units: x -> asinh(x / softening) (Lupton et al. 2004, up to a constant).
     channels
-        Input channels of the network: the number of bands, or more where a single band is repeated.
+        Input channels of the network: one a band, twice as many with noise planes, or more where a single band is repeated.
     zero_point_mag, pixel_scale_arcsec
         Of the training cutouts: AB magnitude of one unit of flux, and side of a pixel; None: unknown.
     sky
@@ -122,6 +128,8 @@ class ImagePreprocessing:
         Whether the numbers of `gampen_ray.model.measure` are given to the network.
     conditions
         Further numbers, from columns of the dataset.
+    noise_planes
+        Whether the network is given the noise of each pixel.
     """
 
     bands: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
@@ -133,12 +141,14 @@ class ImagePreprocessing:
     sky: Literal["none", "border"] = "none"
     measure: bool = False
     conditions: tuple[Condition, ...] = ()
+    noise_planes: bool = False
 
     def __post_init__(self) -> None:
-        if self.channels != len(self.bands) and len(self.bands) != 1:
+        if self.repeats_a_band and (len(self.bands) != 1 or self.noise_planes):
+            noise = " and their noise planes" if self.noise_planes else ""
             raise UserError(
                 f"images.channels: {self.channels} channels cannot be filled from the {len(self.bands)} bands "
-                f"{', '.join(self.bands)}; only a single band is repeated: leave images.channels out"
+                f"{', '.join(self.bands)}{noise}; only a single band is repeated: leave images.channels out"
             )
         if len(set(self.condition_names)) < len(self.conditions):
             raise UserError(f"conditions: {', '.join(self.condition_names)}: each needs a name of its own")
@@ -168,12 +178,13 @@ class ImagePreprocessing:
             bands=bands,
             size=config.size or images_NCHW.shape[-1],
             softening=softening,
-            channels=config.channels or len(bands),
+            channels=config.channels or len(bands) * (1 + config.noise_planes),
             zero_point_mag=zero_point_mag,
             pixel_scale_arcsec=pixel_scale_arcsec,
             sky=config.sky,
             measure=config.measure,
             conditions=conditions,
+            noise_planes=config.noise_planes,
         )
 
     @property
@@ -190,26 +201,49 @@ class ImagePreprocessing:
     @property
     def repeats_a_band(self) -> bool:
         """Whether all channels of the network's input hold the same band."""
-        return self.channels != len(self.bands)
+        return self.channels != self.num_planes
 
-    def __call__(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+    @property
+    def num_planes(self) -> int:
+        """Planes of a cutout: the bands and their noise planes."""
+        return len(self.bands) * (1 + self.noise_planes)
+
+    def __call__(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
         """Return network inputs, N x channels x size x size float32, from cutouts in flux units; see `stretched`."""
-        x = self.stretched(images_NCHW)
+        x = self.stretched(cutouts)
         return x.expand(-1, self.channels, -1, -1).contiguous(memory_format=torch.channels_last)
 
-    def stretched(self, images_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return network inputs before a band is repeated, N x C x size x size float32, from cutouts in flux units.
+    def stretched(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
+        """Return network inputs before a band is repeated, N x C (or 2C) x size x size float32, from cutouts as for `numbers`.
 
         Raises
         ------
         UserError
             If the images have another number of bands.
         """
-        self.check(tuple(images_NCHW.shape))
+        images_NCHW, _, sigma_NCHW = self._matched(cutouts)
+        self.check(tuple(images_NCHW.shape), len(self.bands))
         images_NCHW = images_NCHW.float()
         if self.sky == "border":
             images_NCHW = images_NCHW - local_sky(images_NCHW)[0][..., None, None]
-        return torch.asinh(resize(images_NCHW, self.size) / self.softening).contiguous(memory_format=torch.channels_last)
+        x = torch.asinh(resize(images_NCHW, self.size) / self.softening)
+        if sigma_NCHW is not None:
+            x = torch.cat([x, self._scaled_noise(resize(sigma_NCHW.float(), self.size))], dim=1)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _scaled_noise(self, sigma_NCHW: torch.Tensor) -> torch.Tensor:
+        noise_NCHW = torch.asinh(self.softening / sigma_NCHW.clamp(min=_LEAST_NOISE * self.softening))
+        return torch.where(sigma_NCHW > 0, noise_NCHW, 0.0)
+
+    def _matched(self, cutouts: "Matched | torch.Tensor") -> Matched:
+        if isinstance(cutouts, Matched):
+            return cutouts
+        self.check(tuple(cutouts.shape))
+        if not self.noise_planes:
+            return Matched(cutouts)
+        image_NCHW, sigma_NCHW = cutouts.split(len(self.bands), dim=1)
+        known_NCHW = torch.isfinite(sigma_NCHW) & (sigma_NCHW > 0)
+        return Matched(image_NCHW, sigma_NCHW=torch.where(known_NCHW, sigma_NCHW, 0.0))
 
     def numbers(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return the numbers of cutouts in flux units, N x M in the order of `number_names`; None: the network takes none.
@@ -217,11 +251,11 @@ class ImagePreprocessing:
         Parameters
         ----------
         cutouts
-            As `match` gives them, or images (N x C x H x W) that need no match.
+            As `match` gives them, or images (N x C x H x W, N x 2C x H x W with noise planes) that need no match.
         condition_NJ
             Values of the conditions; left out where there are none.
         """
-        images_NCHW, noise = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
+        images_NCHW, noise, _ = self._matched(cutouts)
         parts = []
         if self.measure:
             images_NCHW = images_NCHW.float()
@@ -235,38 +269,46 @@ class ImagePreprocessing:
 
     def plain_numbers(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
         """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts, as for `numbers`, without padding."""
-        images_NCHW, noise = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
+        images_NCHW, noise, _ = self._matched(cutouts)
         side = min(self.size, *images_NCHW.shape[-2:])
         return plain_numbers(resize(images_NCHW, side), self.softening, noise)
 
     def inputs(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> Inputs:
         """Return what the network is given of cutouts, as for `numbers`."""
-        cutouts = cutouts if isinstance(cutouts, Matched) else Matched(cutouts)
-        return Inputs(self(cutouts.image_NCHW), self.numbers(cutouts, condition_NJ))
+        cutouts = self._matched(cutouts)
+        return Inputs(self(cutouts), self.numbers(cutouts, condition_NJ))
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise a UserError if images of this shape are not N x C x H x W with these bands, or there are none."""
-        if len(shape) != 4 or shape[1] != len(self.bands) or shape[0] == 0:
+    def check(self, shape: tuple[int, ...], num_planes: int = 0) -> None:
+        """Raise a UserError if cutouts of this shape are not N x planes x H x W, or there are none; 0: also noise planes."""
+        num_planes = num_planes or self.num_planes
+        if len(shape) != 4 or shape[1] != num_planes or shape[0] == 0:
+            noise = " and their noise planes" if num_planes > len(self.bands) else ""
             raise UserError(
-                f"images: shape {shape} does not fit; give (galaxies, {len(self.bands)}, height, width) with the bands "
-                f"{', '.join(self.bands)}"
+                f"images: shape {shape} does not fit; give (galaxies, {num_planes}, height, width) with the bands "
+                f"{', '.join(self.bands)}{noise}"
             )
 
     def match(self, images_NCHW: torch.Tensor, *, zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> Matched:
         """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.
 
-        Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays.
+        Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays. Noise
+        planes become those of independent pixels of the new size.
         """
+        images_NCHW, _, sigma_NCHW = self._matched(images_NCHW)
         factor = 1.0
         if self.zero_point_mag is not None and zero_point_mag is not None:
             factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
         zoom = self.zoom(pixel_scale_arcsec)
+        if sigma_NCHW is not None:
+            sigma_NCHW = sigma_NCHW * factor
         if zoom == 1.0:
-            return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor)
+            return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor, sigma_NCHW=sigma_NCHW)
+        if sigma_NCHW is not None:
+            sigma_NCHW = _resampled_noise(sigma_NCHW, zoom) / zoom
         images_NCHW = factor * images_NCHW.float()
         # The light of a pixel falls with its area, its independent noise with its side.
         sigma_NC, correlation_NC = border_noise(images_NCHW)
-        return Matched(resample(images_NCHW, zoom) / zoom**2, BorderNoise(sigma_NC / zoom, correlation_NC))
+        return Matched(resample(images_NCHW, zoom) / zoom**2, BorderNoise(sigma_NC / zoom, correlation_NC), sigma_NCHW)
 
     def zoom(self, pixel_scale_arcsec: float | None) -> float:
         """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""
@@ -302,24 +344,32 @@ def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(images_NCHW, (left, size - width - left, top, size - height - top))
 
 
-def resample(images_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
+def resample(images_NCHW: torch.Tensor, zoom: float, order: int = 5) -> torch.Tensor:
     """Return images on pixels of 1 / ``zoom`` the size about the same centre, by a windowed sinc function; values stay.
 
     It keeps a band-limited image, whose PSF is sampled, and changes neither its PSF nor the noise of a sum over pixels (Lanczos
-    kernel of order 5, widened to the larger of the two pixels; Duchon 1979, J. Appl. Meteor. 18, 1016).
+    kernel of order 5, widened to the larger of the two pixels; Duchon 1979, J. Appl. Meteor. 18, 1016). That of order 1 has no
+    negative weights.
     """
     height, width = images_NCHW.shape[-2:]
-    y_HH, x_WW = (_lanczos(side, zoom).to(images_NCHW) for side in (height, width))
+    y_HH, x_WW = (_lanczos(side, zoom, order).to(images_NCHW) for side in (height, width))
     return y_HH @ images_NCHW @ x_WW.T
 
 
+def _resampled_noise(sigma_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
+    """Return noise planes on other pixels: the variance is interpolated; unknown where it is in most of what contributes."""
+    share_NCHW = resample((sigma_NCHW > 0).double(), zoom, order=1)
+    variance_NCHW = resample(sigma_NCHW.double() ** 2, zoom, order=1) / share_NCHW
+    return torch.where(share_NCHW > 0.5, variance_NCHW.sqrt(), 0.0).float()
+
+
 @functools.lru_cache(maxsize=64)
-def _lanczos(side: int, zoom: float) -> torch.Tensor:
+def _lanczos(side: int, zoom: float, order: int) -> torch.Tensor:
     """Return the weights of the pixels of a line in each pixel of the resampled line, whose rows add up to 1."""
     count, step = max(1, round(side * zoom)), 1 / zoom
     place = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * step + (side - 1) / 2
     distance = (place[:, None] - torch.arange(side, dtype=torch.float64)) / max(1.0, step)
-    weight = torch.sinc(distance) * torch.sinc(distance / _LANCZOS) * (distance.abs() < _LANCZOS)
+    weight = torch.sinc(distance) * torch.sinc(distance / order) * (distance.abs() < order)
     return weight / weight.sum(1, keepdim=True)
 
 

@@ -98,8 +98,11 @@ def _rotation(
     if num_angles == 0:
         return None
     logger.info("rotating %d cutouts to %d angles", len(image_NCHW), num_angles)
-    options = judged.prediction_options()
-    return rotation_stability(judged.bundle, image_NCHW, conditions=judged.conditions(rows), num_angles=num_angles, **options)
+    options, num_bands = judged.prediction_options(), len(judged.bundle.images.bands)
+    if judged.bundle.images.noise_planes:
+        options["noise_planes"] = image_NCHW[:, num_bands:]
+    conditions = judged.conditions(rows)
+    return rotation_stability(judged.bundle, image_NCHW[:, :num_bands], conditions=conditions, num_angles=num_angles, **options)
 
 
 def _range(scales: list[float]) -> str:

@@ -118,7 +118,8 @@ class EvaluatedCatalog:
         }
 
     def images(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the cutouts of some rows of the catalogue (N x C x H x W), and their sides before they were padded (N)."""
+        """Return the cutouts of some rows of the catalogue, N x C x H x W (N x 2C x H x W if the bundle takes noise planes),
+        and their sides before they were padded, N."""
         id_U, inverse_N = np.unique(self._ids(rows), return_inverse=True)
         places, images, sides = (np.concatenate(parts) for parts in zip(*self._cutouts(id_U), strict=True))
         # Of several images of one identifier, as for the rest of the catalogue, any.
@@ -131,12 +132,12 @@ class EvaluatedCatalog:
 
     def _cutouts(self, id_U: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield the cutouts of sorted identifiers, shard by shard: their places, N x C x H x W, and sides; see `images`."""
-        inference = self.manifest["config"]
+        inference, wanted = self.manifest["config"], shards.image_columns(self.bundle.images.noise_planes)
         for uri in shards.shard_uris(inference["dataset"], inference["split"]):
             ids = shards.read_shard(uri, ["object_id"])["object_id"].to_numpy()
             there = np.flatnonzero(np.isin(ids, id_U))
             if there.size:
-                table = shards.read_shard(uri, ["image"], optional=[shards.SIDE])
+                table = shards.read_shard(uri, wanted, optional=[shards.SIDE])
                 yield np.searchsorted(id_U, ids[there]), shards.images(table)[there], shards.sides(table)[there]
 
     def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ class Batch:
     object_id_N
         Identifiers.
     cutout_NCHW, target_ND, condition_NJ
-        Pixels in flux units, standardised targets, and conditions, on the worker's device.
+        Pixels in flux units (N x 2C x H x W with noise planes), standardised targets, and conditions, on the worker's device.
     position_N
         Index of each galaxy in the batch over all workers.
     side_N

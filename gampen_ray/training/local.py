@@ -47,7 +47,7 @@ class LocalWorker:
     @classmethod
     def read(cls, run: Run) -> "LocalWorker":
         """Return a worker for a run; it keeps every unit that it reads in memory."""
-        return cls(run.orders(), functools.cache(functools.partial(read_unit, run.targets, run.images.condition_names)))
+        return cls(run.orders(), functools.cache(functools.partial(read_unit, run.columns)))
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network itself."""

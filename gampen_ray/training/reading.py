@@ -23,6 +23,25 @@ _CHUNK_ROWS, CHUNK_BYTES = 1024, 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What is read of each galaxy.
+
+    Parameters
+    ----------
+    targets
+        Target columns, and how they are standardised.
+    conditions
+        Columns that the network is given beside the image.
+    noise_planes
+        Whether the noise of each pixel is read with the image.
+    """
+
+    targets: TargetSchema
+    conditions: tuple[str, ...] = ()
+    noise_planes: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
     """Galaxies of a unit.
 
@@ -31,7 +50,7 @@ class Rows:
     object_id_N
         Identifiers, integers or strings.
     cutout_NCHW
-        Flux units, float32.
+        Flux units, float32; N x 2C x H x W with the noise of each pixel.
     target_ND
         Standardised targets, float32.
     condition_NJ
@@ -61,11 +80,11 @@ class Rows:
 
 def split_units(dataset: str, split: str, info: shards.DatasetInfo) -> tuple[Unit, ...]:
     """Return the units of a split, each of which is read at once."""
-    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.image_shape))))
+    chunk_rows = max(1, min(_CHUNK_ROWS, CHUNK_BYTES // (4 * math.prod(info.planes_shape))))
     return tuple(dataset_units(dataset, split, info, chunk_rows))
 
 
-def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) -> Rows:
+def read_unit(columns: Columns, unit: Unit) -> Rows:
     """Return the galaxies of a unit with standardised targets, in stored order.
 
     Raises
@@ -73,8 +92,10 @@ def read_unit(targets: TargetSchema, conditions: tuple[str, ...], unit: Unit) ->
     UserError
         For a damaged or missing shard.
     """
-    columns = ["object_id", "image", *dict.fromkeys((*targets.names, *conditions))]
-    table = shards.read_shard(unit.uri, columns, row_groups=range(unit.start, unit.stop), optional=[shards.SIDE])
+    targets, conditions = columns.targets, columns.conditions
+    tensors = shards.image_columns(columns.noise_planes)
+    wanted = ["object_id", *tensors, *dict.fromkeys((*targets.names, *conditions))]
+    table = shards.read_shard(unit.uri, wanted, row_groups=range(unit.start, unit.stop), optional=[shards.SIDE])
     values_ND, condition_NJ = (
         np.stack([table[name].to_numpy() for name in names], axis=1) if names else np.empty((len(table), 0))
         for names in (targets.names, conditions)

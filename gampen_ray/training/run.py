@@ -24,7 +24,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.training.batches import Batch
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.order import Order
-from gampen_ray.training.reading import split_units
+from gampen_ray.training.reading import Columns, split_units
 
 _SAMPLE_IMAGES, _SAMPLE_UNITS = 2_000, 20
 
@@ -77,6 +77,11 @@ class Run:
         units = [unit for split in self.splits.values() for unit in split]
         inputs = {"dataset": self.info.fingerprint, "dataset shard": pinned(self.config.dataset, units)}
         return inputs | {"fine_tune.bundle": self.start.digest} if self.start else inputs
+
+    @property
+    def columns(self) -> Columns:
+        """What is read of each galaxy."""
+        return Columns(targets=self.targets, conditions=self.images.condition_names, noise_planes=self.images.noise_planes)
 
     def network_inputs(self, batch: Batch) -> Inputs:
         """Return the network's inputs for galaxies of the dataset."""
@@ -137,6 +142,8 @@ def prepare(config: TrainConfig) -> Run:
     else:
         network = config.network
         images = _fitted_images(config, info, splits["train"], conditions)
+    if images.noise_planes:
+        shards.require_noise_planes(config.dataset, info)
     run = Run(
         config=config,
         info=info,
@@ -163,6 +170,10 @@ def with_config(run: Run, config: TrainConfig) -> Run:
         images = run.images
         if config.images != run.config.images:
             images = _fitted_images(config, run.info, run.splits["train"], run.images.conditions)
+        if images.noise_planes != run.images.noise_planes:
+            raise UserError(
+                "images.noise_planes: cannot differ between trials, which share the data that was read; leave it out"
+            )
         changed = dataclasses.replace(changed, network=config.network, images=images)
     _check_network(changed)
     return changed

@@ -127,6 +127,8 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
     if len(info.bands) != len(bundle.images.bands):
         bands = f"bands {', '.join(info.bands)}, and the bundle was trained on {', '.join(bundle.images.bands)}"
         raise UserError(f"dataset: {trained.dataset} has {bands}; give a dataset with these")
+    if bundle.images.noise_planes:
+        shards.require_noise_planes(trained.dataset, info)
     return Run(
         config=trained,
         info=info,

@@ -128,6 +128,13 @@ def _check_universe(read: dict[str, Any]) -> None:
         assert read[f"noise_{band}"][3] == pytest.approx(np.median(ivar) ** -0.5)
 
 
+def _check_noise(read: dict[str, Any]) -> None:
+    good = np.broadcast_to(UNIVERSE["mask"][:, None], (COUNT, 2, SIZE, SIZE))
+    ivar = np.where(good, UNIVERSE["ivar"][:, [2, 0]], 0)
+    expected = np.divide(1, np.sqrt(ivar), out=np.zeros_like(ivar), where=ivar > 0)
+    np.testing.assert_allclose(read["image"][:, 2:], expected, rtol=2e-7)
+
+
 def test_multimodal_universe_in_hdf5(tmp_path: Path) -> None:
     for number, part in enumerate((slice(0, 15), slice(15, COUNT))):
         folder = tmp_path / f"healpix={number}"
@@ -145,6 +152,7 @@ def test_multimodal_universe_in_hdf5(tmp_path: Path) -> None:
             dec=RA[part],
         )
     _check_universe(read_plan(tmp_path, bands=("z", "g")))
+    _check_noise(read_plan(tmp_path, bands=("z", "g"), noise_planes=True))
     with pytest.raises(UserError, match=r"reader\.bands: .*the images have the bands des-g, des-r, des-z, none of them y"):
         read_plan(tmp_path, bands=("y",))
     with pytest.raises(UserError, match=r"reader\.pixel_scale_arcsec: 0\.2 is given, but .* says 0\.262"):
@@ -180,6 +188,7 @@ def test_multimodal_universe_in_hats(tmp_path: Path, layout: str) -> None:
     pq.write_table(table.slice(0, 3), tmp_path / "dataset" / "data_thumbnail.parquet")
     read = read_plan(tmp_path, bands=("z", "g"))
     _check_universe(read)
+    _check_noise(read_plan(tmp_path, bands=("z", "g"), noise_planes=True))
     assert "_healpix_29" not in read
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
-from gampen_ray.training.reading import Rows, read_unit
+from gampen_ray.training.reading import Columns, Rows, read_unit
 from tests.fuzz.mutations import damaged, document
 from tests.networks import bundle, dataset
 
@@ -78,7 +78,7 @@ def _written(folder: Path, description: bytes, shard: bytes) -> Callable[[], Any
         if info.num_rows.get("train"):
             targets = bundle().targets
             shards.columns(str(folder), "train", info)
-            Rows.concatenate([read_unit(targets, (), unit) for unit in units])
+            Rows.concatenate([read_unit(Columns(targets=targets), unit) for unit in units])
 
     return read
 

@@ -1,5 +1,6 @@
 """Parquet files with a column of images: tensors, nested lists, or Multimodal Universe's structures."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -148,7 +149,8 @@ class ParquetContainer:
         ivar = to_bands(taken["ivar"], config) if "ivar" in taken else None
         cutout = from_planes(to_bands(taken[flux], config), config, good=good, ivar=ivar)
         widths = zip(config.bands, taken.get("psf_fwhm", ()), strict=False)
-        return Cutout(cutout.image_CHW, numbers={**cutout.numbers, **{f"psf_fwhm_{band}": float(w) for band, w in widths}})
+        numbers = {**cutout.numbers, **{f"psf_fwhm_{band}": float(w) for band, w in widths}}
+        return dataclasses.replace(cutout, numbers=numbers)
 
     def close(self) -> None:
         self._source.close()

@@ -89,4 +89,6 @@ def _read(reader: CutoutReader, format_: str, data: bytes, config: ReaderConfig)
     shape, num_bands = cutout.image_CHW.shape, len(config.bands)
     if len(shape) != 3 or shape[0] != num_bands:
         raise CutoutError(f"the {format_} file's image has shape {shape}, not (bands, height, width) with {num_bands} bands")
+    if cutout.sigma_CHW is not None and cutout.sigma_CHW.shape != shape:
+        raise CutoutError(f"the {format_} file's noise planes have shape {cutout.sigma_CHW.shape}, not the image's {shape}")
     return cutout

@@ -14,7 +14,7 @@ import numpy as np
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.cutouts import Cutout, CutoutError
 
-__all__ = ["NOT_LINEAR", "NumpyReader", "band_order", "from_planes", "npy_header", "to_bands"]
+__all__ = ["NOT_LINEAR", "NumpyReader", "band_order", "from_planes", "npy_header", "standard_deviation", "to_bands"]
 
 NOT_LINEAR = (
     "8-bit pixels of a picture are stretched for display, not linear in flux, so that no flux or radius can be measured; take "
@@ -94,6 +94,16 @@ def band_order(there: Sequence[str], config: ReaderConfig) -> list[int]:
     return order
 
 
+def standard_deviation(planes: np.ndarray, power: float) -> np.ndarray:
+    """Return a power of noise planes as float32: 1 of errors, 0.5 of variances, -0.5 of inverse variances.
+
+    It is zero where there is no noise, no exposure or no value.
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        sigma = (planes.astype(np.float64) ** power).astype(np.float32)
+    return np.where(np.isfinite(sigma) & (sigma > 0), sigma, np.float32(0))
+
+
 def from_planes(
     image_CHW: np.ndarray, config: ReaderConfig, *, good: np.ndarray | None = None, ivar: np.ndarray | None = None
 ) -> Cutout:
@@ -104,7 +114,7 @@ def from_planes(
     image_CHW
         Pixels (C x H x W).
     config
-        Names of the bands.
+        Names of the bands, and whether the noise of each pixel is kept.
     good
         Whether a pixel can be used (H x W or C x H x W): the others become NaN, and the NaN policy decides.
     ivar
@@ -118,4 +128,6 @@ def from_planes(
         for band, plane_HW in zip(config.bands, ivar, strict=True):
             positive = plane_HW[plane_HW > 0]
             numbers[f"noise_{band}"] = float(np.median(positive) ** -0.5) if positive.size else float("nan")
-    return Cutout(np.where(bad, np.float32(np.nan), image_CHW) if bad.any() else image_CHW, numbers=numbers)
+    sigma_CHW = standard_deviation(ivar, -0.5) if config.noise_planes and ivar is not None else None
+    image_CHW = np.where(bad, np.float32(np.nan), image_CHW) if bad.any() else image_CHW
+    return Cutout(image_CHW, numbers=numbers, sigma_CHW=sigma_CHW)

@@ -18,8 +18,8 @@ from gampen_ray.data.cutouts import CORE, Cutout, CutoutError, overlap
 from gampen_ray.data.headers import canonical_band, header_band, header_facts, linear_pixels
 from gampen_ray.data.kinds import Kind, hdu_kind, hdu_name
 from gampen_ray.data.mask_planes import header_planes, plane_bits
-from gampen_ray.data.readers.arrays import band_order
-from gampen_ray.data.readers.fits_bands import band_hdus, band_names, plane_names, stacked
+from gampen_ray.data.readers.arrays import band_order, standard_deviation
+from gampen_ray.data.readers.fits_bands import band_hdus, band_names, named_bands, plane_names, stacked
 from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers, check_size, image_shape
 
 __all__ = ["FitsReader"]
@@ -149,14 +149,20 @@ class _File:
         image_CHW = _to_bands(linear_pixels(pixels, header), len(bands), order)
         names = (facts["band"],) if bands == ReaderConfig().bands and facts.get("band") else bands
         numbers: dict[str, float] = {}
+        sigma_CHW = None
         for kind, companion in self._companions(place, shape):
             # M planes: one, or as many as the image has.
             pixels_MHW = self.pixels(companion).reshape(-1, *shape)
             marked_MHW = _marked(pixels_MHW, kind, self._hdus[companion].header, config.mask_planes)
             image_CHW[:, np.any(marked_MHW, axis=0)] = np.nan
+            power = _noise_power(hdu_name(self._hdus[companion]), kind, bands if config.noise_planes else ())
+            if power is None:
+                continue
             if len(pixels_MHW) == len(bands) and order is None:
-                numbers = _noise(pixels_MHW, hdu_name(self._hdus[companion]), kind, names) | numbers
-        return Cutout(image_CHW, header=header, numbers=numbers, **facts)
+                numbers = _noise(pixels_MHW, power, names) | numbers
+            if config.noise_planes and sigma_CHW is None and len(pixels_MHW) == math.prod(image_shape(hdu)[:-2]):
+                sigma_CHW = standard_deviation(pixels_MHW if order is None else pixels_MHW[order], power)
+        return Cutout(image_CHW, header=header, numbers=numbers, sigma_CHW=sigma_CHW, **facts)
 
     def pixels(self, place: int) -> Any:
         """Return the pixels of an image HDU; astropy keeps them."""
@@ -170,16 +176,23 @@ class _File:
         return hdu.data
 
     def _companions(self, place: int, shape: tuple[int, ...]) -> Iterator[tuple[Kind, int]]:
-        # The variance, error, weight and mask of the size of a galaxy's image, by kind and place: up to the next galaxy.
-        for follower in range(place + 1, len(self._hdus)):
-            hdu = self._hdus[follower]
+        # The variance, error, weight and mask of the size of a galaxy's image, by kind and place: those of its band, where
+        # both name one of the file's, else those before the next galaxy.
+        bands = self._config.bands
+        if len(bands) == 1:
+            images = [hdu for hdu in self._hdus if _holds_image(hdu)]
+            bands = band_names(images) if len(images) > 1 else []
+        mine, following = set(named_bands(self._hdus[place], bands)), True
+        for other, hdu in enumerate(self._hdus):
             if not _holds_image(hdu):
                 continue
             kind = hdu_kind(hdu)
-            if kind in ("", "science"):
-                return
-            if kind in ("variance", "error", "weight", "mask") and image_shape(hdu)[-2:] == shape:
-                yield kind, follower
+            if other > place and kind in ("", "science"):
+                following = False
+            named = set(named_bands(hdu, bands))
+            own = bool(named & mine) if named and mine else following and other > place
+            if own and kind in ("variance", "error", "weight", "mask") and image_shape(hdu)[-2:] == shape:
+                yield kind, other
 
 
 def _holds_image(hdu: Any) -> bool:
@@ -210,16 +223,23 @@ def _marked(pixels_MHW: np.ndarray, kind: Kind, header: Any, planes: tuple[str, 
     return ~np.isfinite(pixels_MHW) | ((pixels_MHW <= 0) if kind == "weight" else False)
 
 
-def _noise(pixels_MHW: np.ndarray, name: str, kind: Kind, bands: Sequence[str]) -> dict[str, float]:
-    """Return the median noise of each band by column; none from a mask, a weight of unknown unit, or a part of a variance."""
+def _noise_power(name: str, kind: Kind, bands: Sequence[str]) -> float | None:
+    """Return the power of an HDU's pixels that is their noise; None for a mask, a weight of unknown unit, or a part of a
+    variance. The name may end with one of these bands."""
     powers = {"error": 1.0, "variance": 0.5, "weight": -0.5}
     whole = {"variance": r"var|variance", "weight": "ivar|invvar"}
-    if kind not in powers or (kind in whole and not re.fullmatch(whole[kind], name.strip(), re.IGNORECASE)):
-        return {}
+    endings = "|".join(re.escape(band) for band in bands)
+    if kind in whole and not re.fullmatch(rf"({whole[kind]})([-_. ]({endings}))?", name.strip(), re.IGNORECASE):
+        return None
+    return powers.get(kind)
+
+
+def _noise(pixels_MHW: np.ndarray, power: float, bands: Sequence[str]) -> dict[str, float]:
+    """Return the median noise of each band by column."""
     noise = {}
     for band, plane_HW in zip(bands, pixels_MHW, strict=True):
         positive = plane_HW[np.isfinite(plane_HW) & (plane_HW > 0)]
-        noise[f"noise_{band}"] = float(np.median(positive)) ** powers[kind] if positive.size else math.nan
+        noise[f"noise_{band}"] = float(np.median(positive)) ** power if positive.size else math.nan
     return noise
 
 

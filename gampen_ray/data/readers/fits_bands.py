@@ -11,7 +11,7 @@ from gampen_ray.data.cutouts import Cutout, CutoutError
 from gampen_ray.data.headers import canonical_band
 from gampen_ray.data.kinds import hdu_kind
 
-__all__ = ["band_hdus", "band_names", "plane_names", "stacked"]
+__all__ = ["band_hdus", "band_names", "named_bands", "plane_names", "stacked"]
 
 _CARDS = ("BAND", "FILTER", "FILTERS", "EXTNAME")
 
@@ -30,7 +30,7 @@ def band_hdus(images: Sequence[Any], bands: Sequence[str]) -> list[int]:
     names = {place: _names(hdu) for place, hdu in enumerate(images) if hdu_kind(hdu) in ("", "science")}
     chosen = []
     for band in bands:
-        found = [place for place in names if band.lower() in names[place]]
+        found = [place for place in names if named_bands(images[place], [band])]
         if len(found) != 1:
             there = ", ".join("/".join(sorted(own)) or "without a name" for own in names.values()) or "none"
             raise CutoutError(
@@ -38,6 +38,12 @@ def band_hdus(images: Sequence[Any], bands: Sequence[str]) -> list[int]:
             )
         chosen += found
     return chosen
+
+
+def named_bands(hdu: Any, bands: Sequence[str]) -> list[str]:
+    """Return those of some bands that an HDU names; see `band_hdus`."""
+    names = _names(hdu)
+    return [band for band in bands if band.lower() in names]
 
 
 def band_names(images: Sequence[Any]) -> list[str]:
@@ -73,7 +79,7 @@ def stacked(bands: Sequence[str], cutouts: Sequence[Cutout]) -> Cutout:
     CutoutError
         If sizes, pixel scales or bands contradict each other, or one zero point is unknown and another known.
     """
-    first, planes, numbers = cutouts[0], [], {}
+    first, planes, numbers, sigmas = cutouts[0], [], {}, []
     if len({cutout.image_CHW.shape for cutout in cutouts}) > 1:
         sizes = ", ".join(
             f"{band} {c.image_CHW.shape[1]} x {c.image_CHW.shape[2]}" for band, c in zip(bands, cutouts, strict=True)
@@ -97,7 +103,9 @@ def stacked(bands: Sequence[str], cutouts: Sequence[Cutout]) -> Cutout:
         scaled = cutout.scaled(factor)
         planes.append(scaled.image_CHW)
         numbers |= scaled.numbers
-    return dataclasses.replace(first, image_CHW=np.concatenate(planes), band="", numbers=numbers)
+        sigmas.append(np.zeros_like(scaled.image_CHW) if scaled.sigma_CHW is None else scaled.sigma_CHW)
+    sigma_CHW = None if all(cutout.sigma_CHW is None for cutout in cutouts) else np.concatenate(sigmas)
+    return dataclasses.replace(first, image_CHW=np.concatenate(planes), band="", numbers=numbers, sigma_CHW=sigma_CHW)
 
 
 def _names(hdu: Any) -> set[str]:
