@@ -180,7 +180,7 @@ def test_records_of_earlier_versions_can_be_read() -> None:
         ({"optimiser": {}}, r"^optimiser: unknown field; did you mean 'optimizer'\?"),
         ({"targets": {"flux": {"transfrm": "log"}}}, r"^targets\.flux\.transfrm: unknown field; did you mean 'transform'\?"),
         ({"optimizer": {"epochs": "5"}}, r"^optimizer\.epochs: '5' is not allowed: .*valid integer"),
-        ({"optimizer": {"epochs": 0}}, r"^optimizer\.epochs: 0 is not allowed: .*greater than or equal to 1"),
+        ({"optimizer": {"epochs": -1}}, r"^optimizer\.epochs: -1 is not allowed: .*greater than or equal to 0"),
         ({"optimizer": {"name": "adam"}}, r"^optimizer\.name: 'adam' is not allowed: .*'adamw' or 'sgd'"),
         ({"targets": {"flux": {"clip": 0.7}}}, r"^targets\.flux\.clip: 0\.7 is not allowed"),
     ],
