@@ -138,7 +138,9 @@ def test_training(losses: list, verdict: str, words: str) -> None:
 
 
 def test_training_on_numbers_alone() -> None:
-    assert training_verdict([{"epoch": 0, "val_loss": -2.0}], num_targets=3).text == "least validation loss -2, on numbers alone"
+    assert (
+        training_verdict([{"epoch": 0, "val_loss": -2.0}], num_targets=3).text == "least validation loss -2, on numbers alone"
+    )
 
 
 def test_target_that_is_a_radius() -> None:
