@@ -8,7 +8,7 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,9 @@ from pandas.util import hash_array
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
 from gampen_ray.errors import AGAIN, StorageError
+from gampen_ray.inference.flags import FlagCounts
 
-__all__ = ["catalog_contents", "crop_scales", "id_sum", "stored_id_sum"]
+__all__ = ["Contents", "catalog_contents", "crop_scales", "id_sum", "stored_id_sum"]
 
 _THREADS = 32
 _CROP_FILES = 100
@@ -41,30 +42,50 @@ def _hashes(ids: Any) -> np.ndarray:
 def stored_id_sum(uris: list[str], kind: pa.DataType) -> int:
     """Return the sum of the hashes of the identifiers in files, which were of a kind (int64 or string) before."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(functools.partial(_file_hashes, kind=kind), uris)
-        return sum(int(hash_N.sum(dtype=np.uint64)) for hash_N in found) % 2**64
+        found = pool.map(functools.partial(_file_contents, kind=kind), uris)
+        return sum(int(hash_N.sum(dtype=np.uint64)) for hash_N, _ in found) % 2**64
 
 
-def catalog_contents(output: str) -> tuple[dict[str, int], int, int]:
-    """Return the numbers of galaxies in the catalogue and the quarantine of an inference, and of all of them together the
-    `id_sum` and how many repeat the identifier of another (0, unknown, for more than 10^8).
+class Contents(NamedTuple):
+    """What a catalogue and its quarantine hold.
+
+    Parameters
+    ----------
+    counts
+        num_galaxies and num_quarantined.
+    id_sum
+        `id_sum` of all identifiers.
+    num_repeated
+        Galaxies with the identifier of another; 0, unknown, for more than 10^8.
+    flags
+        Of the galaxies in the catalogue.
     """
+
+    counts: dict[str, int]
+    id_sum: int
+    num_repeated: int
+    flags: FlagCounts
+
+
+def catalog_contents(output: str) -> Contents:
+    """Read identifiers and flags of an inference."""
     uris = {folder: storage.list_files(storage.join(output, folder), ".parquet") for folder in (CATALOG, QUARANTINE)}
     with _damage_explained(uris[CATALOG][0]), storage.open_input(uris[CATALOG][0]) as file:
         kind = pq.read_schema(file).field("object_id").type
-    counts, total, repeated, kept = {}, 0, 0, []
+    counts, total, repeated, kept, flags = {}, 0, 0, [], FlagCounts()
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
             counts[name] = 0
-            for hash_N in pool.map(functools.partial(_file_hashes, kind=kind), uris[folder]):
+            for hash_N, found in pool.map(functools.partial(_file_contents, kind=kind), uris[folder]):
                 counts[name] += len(hash_N)
+                flags += found
                 total += int(hash_N.sum(dtype=np.uint64))
                 if sum(counts.values()) <= _MOST_COMPARED:
                     kept.append(hash_N)
     if sum(counts.values()) <= _MOST_COMPARED:
         hash_N = np.sort(np.concatenate(kept))
         repeated = int((hash_N[1:] == hash_N[:-1]).sum())
-    return counts, total % 2**64, repeated
+    return Contents(counts, total % 2**64, repeated, flags)
 
 
 def crop_scales(output: str) -> np.ndarray:
@@ -80,11 +101,14 @@ def crop_scales(output: str) -> np.ndarray:
         return np.concatenate(list(pool.map(read, chosen)))
 
 
-def _file_hashes(uri: str, *, kind: pa.DataType) -> np.ndarray:
+def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[np.ndarray, FlagCounts]:
+    """Return the hashes of the identifiers in a file, and its flags, which a quarantine has not."""
     with _damage_explained(uri), storage.open_input(uri) as file:
-        ids = pq.read_table(file, columns=["object_id"])["object_id"]
+        source = pq.ParquetFile(file)
+        table = source.read(columns=[name for name in ("object_id", "flags") if name in source.schema_arrow.names])
+        flags = FlagCounts.of(table["flags"].to_numpy()) if "flags" in table.column_names else FlagCounts()
         # The quarantine stores all identifiers as text.
-        return _hashes(ids.cast(kind))
+        return _hashes(table["object_id"].cast(kind)), flags
 
 
 @contextlib.contextmanager

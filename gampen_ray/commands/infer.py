@@ -327,7 +327,7 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
 
 
 def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, Any]:
-    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts and crops."""
+    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts, flags and crops."""
     from gampen_ray.catalog.completeness import catalog_contents, crop_scales
     from gampen_ray.catalog.hats import write_hats
     from gampen_ray.errors import AGAIN, StorageError
@@ -335,7 +335,7 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
     from gampen_ray.inference.crop_statistics import CropStatistics
     from gampen_ray.inference.verdicts import crop_verdict
 
-    counts, found, repeated = catalog_contents(config.output)
+    counts, found, repeated, flags = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
         raise StorageError(
             f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
@@ -347,10 +347,13 @@ def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -
         write_files(config.output, bundle.targets, config.num_passes, config.seed)
     if config.catalog_format == "hats":
         counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
-    if bundle.network.transformer is None or counts["num_galaxies"] == 0:
-        return counts
-    crop = CropStatistics.of(crop_scales(config.output))
-    return {**counts, "crop": {**crop.to_dict(), **crop_verdict(crop).to_dict()}}
+    if flags.warning:
+        logger.warning(flags.warning)
+    contents: dict[str, Any] = {**counts, "num_warned": flags.num_warned, "flags": dict(flags.flags)}
+    if bundle.network.transformer is not None and counts["num_galaxies"]:
+        crop = CropStatistics.of(crop_scales(config.output))
+        contents["crop"] = {**crop.to_dict(), **crop_verdict(crop).to_dict()}
+    return contents
 
 
 def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:

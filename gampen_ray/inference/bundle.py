@@ -34,7 +34,7 @@ from gampen_ray.inference.bundle_files import (
     verify,
     weights,
 )
-from gampen_ray.inference.flags import REMARKS, Flag
+from gampen_ray.inference.flags import FlagCounts
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
@@ -161,7 +161,9 @@ class Bundle:
                 f"images: {(~prediction.usable_N).sum()} give no finite posterior, the first is number "
                 f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
-        _warn_of_flags(prediction.flags_N)
+        # A catalogue has the flags of each galaxy; a mixture has none.
+        if warning := FlagCounts.of(prediction.flags_N).warning:
+            logger.warning(warning)
         return prediction.mixture
 
     def condition_values(self, columns: Mapping[str, np.ndarray], count: int) -> np.ndarray:
@@ -242,14 +244,6 @@ class Bundle:
         files[CHECKSUMS] = checksums(files)
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
-
-
-def _warn_of_flags(flags_N: np.ndarray) -> None:
-    # A catalogue has the flags of each galaxy; a mixture has none.
-    counts = {flag.name: int(((flags_N & flag) != 0).sum()) for flag in Flag if not flag & REMARKS}
-    if num_flagged := int(((flags_N & ~REMARKS.value) != 0).sum()):
-        named = ", ".join(f"{name} ({count:,})" for name, count in counts.items() if count)
-        logger.warning("%s of %s posteriors may be wrong: %s", f"{num_flagged:,}", f"{len(flags_N):,}", named)
 
 
 def _plain_pixels(

@@ -3,7 +3,9 @@
 Shape legend: N galaxies, F features, J conditions, Q plain numbers, C bands.
 """
 
+import dataclasses
 import enum
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -15,7 +17,7 @@ from gampen_ray.model.images import Condition
 from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
 
-__all__ = ["REMARKS", "Flag", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
+__all__ = ["REMARKS", "Flag", "FlagCounts", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
 
 
 class Flag(enum.IntFlag):
@@ -183,3 +185,41 @@ def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) ->
         edge_N |= (low_N < target.low) | (high_N > target.high)
         epistemic_N |= summary[f"{name}_std_epistemic"] > summary[f"{name}_std_aleatoric"]
     return np.where(edge_N, Flag.NEAR_TRAINING_EDGE.value, 0) | np.where(epistemic_N, Flag.EPISTEMIC_DOMINATES.value, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlagCounts:
+    """How many galaxies have each flag.
+
+    Parameters
+    ----------
+    num_galaxies, num_warned
+        All galaxies, and those whose posterior may be wrong.
+    flags
+        Numbers of galaxies by the flags' names.
+    """
+
+    num_galaxies: int = 0
+    num_warned: int = 0
+    flags: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, flags_N: np.ndarray) -> "FlagCounts":
+        """Count the flags of galaxies, N int64."""
+        counts = {str(flag.name): int(((flags_N & flag.value) != 0).sum()) for flag in Flag}
+        warned = int(((flags_N & ~REMARKS.value) != 0).sum())
+        return cls(num_galaxies=len(flags_N), num_warned=warned, flags={name: n for name, n in counts.items() if n})
+
+    def __add__(self, other: "FlagCounts") -> "FlagCounts":
+        """Count the galaxies of both."""
+        flags = Counter(self.flags) + Counter(other.flags)
+        return FlagCounts(
+            num_galaxies=self.num_galaxies + other.num_galaxies, num_warned=self.num_warned + other.num_warned, flags=flags
+        )
+
+    @property
+    def warning(self) -> str:
+        """A line for those who use the posteriors; empty if none may be wrong."""
+        warnings = [str(flag.name) for flag in Flag if not flag & REMARKS]
+        named = ", ".join(f"{name} ({self.flags[name]:,})" for name in warnings if name in self.flags)
+        return f"{self.num_warned:,} of {self.num_galaxies:,} posteriors may be wrong: {named}" if self.num_warned else ""

@@ -15,7 +15,7 @@ from gampen_ray.config import CatalogConfig, CutoutsConfig, ImagesConfig, Reader
 from gampen_ray.data import ingest_plan, packing, shards
 from gampen_ray.data.sources import Source, Unit, open_source
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.flags import Flag, FlagCounts
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import ImagePreprocessing
@@ -54,6 +54,7 @@ def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:
         {"num_galaxies": len(table), "num_quarantined": receipt.num_quarantined},
         receipt.id_sum,
         0,
+        FlagCounts.of(table["flags"].to_numpy()),
     )
     return table
 

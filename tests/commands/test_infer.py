@@ -23,7 +23,7 @@ from gampen_ray.engine import cluster
 from gampen_ray.engine import ray_units as engine
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.flags import Flag, FlagCounts
 from gampen_ray.reports.evaluated import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
@@ -66,6 +66,8 @@ def test_catalogue_does_not_depend_on_batches_or_workers(ray_local: None, inputs
         )
         assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (COUNT, 0)
         tables.append(catalog(output))
+        counted = FlagCounts.of(tables[-1]["flags"].to_numpy())
+        assert (manifest["num_warned"], manifest["flags"]) == (counted.num_warned, counted.flags)
     assert tables[0]["object_id"].to_pylist() == list(range(COUNT))
     for name in tables[0].column_names:
         a, b = (table[name].combine_chunks() for table in tables)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from gampen_ray.catalog.parquet import catalog_table
-from gampen_ray.inference.flags import Flag, crop_at_bound, image_flags, posterior_flags
+from gampen_ray.inference.flags import Flag, FlagCounts, crop_at_bound, image_flags, posterior_flags
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import gaussian, mixture
@@ -94,3 +94,12 @@ def test_catalogue_holds_the_flags_of_image_and_posterior():
 
 def test_bits_are_distinct_powers_of_two():
     assert [flag.value for flag in Flag] == [2**i for i in range(len(Flag))]
+
+
+def test_flags_are_counted_and_remarks_warn_of_nothing() -> None:
+    first = FlagCounts.of(np.array([0, Flag.INPUT_PADDED, Flag.UNUSUAL_IMAGE | Flag.INPUT_PADDED, Flag.OFF_CENTRE]))
+    assert first.flags == {"INPUT_PADDED": 2, "UNUSUAL_IMAGE": 1, "OFF_CENTRE": 1}
+    both = first + FlagCounts.of(np.full(1000, Flag.OFF_CENTRE.value))
+    assert both.warning == "1,002 of 1,004 posteriors may be wrong: UNUSUAL_IMAGE (1), OFF_CENTRE (1,001)"
+    assert FlagCounts.of(np.array([0, Flag.INPUT_PADDED.value])).warning == ""
+    assert FlagCounts() + first == first
