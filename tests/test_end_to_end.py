@@ -246,6 +246,8 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
         wait_for(process, "epoch 2/40, loss")
         folder = ray_folder(mark)
         process.kill()
+        assert process.stderr is not None
+        assert "gampen-ray: killed, by somebody or by Ray; run the same command again" in process.stderr.read()
     # Ray's own agents would live for a minute. On a quiet machine it takes two seconds.
     assert_none_left(mark, seconds=45)
     assert wait_until(lambda: not folder.exists(), seconds=20)

@@ -1,8 +1,9 @@
 """The end of a local Ray: a program that outlives its driver by a moment, also if that is killed.
 
 Left alone, Ray's agents live on for a minute after the death of their driver, and its folder for ever. The program waits until
-nobody holds the other end of its standard input any more, kills each process of the folder, and deletes the folder. It uses the
-standard library alone, so that it starts at once.
+nobody holds the other end of its standard input any more, kills each process of the folder, and deletes the folder. A driver
+writes a byte before it ends; one that does not was killed, or ended by Ray's own code, and could not say so itself. The program
+uses the standard library alone, so that it starts at once.
 """
 
 import contextlib
@@ -18,7 +19,9 @@ _PAUSE_S, _LONGEST_S = 0.1, 30
 
 def main(folder: str) -> None:
     """Wait for the end of the driver, and leave nothing of the folder behind."""
-    os.read(0, 1)
+    if not os.read(0, 1):
+        sys.stderr.write("gampen-ray: killed, by somebody or by Ray; run the same command again to resume\n")
+        sys.stderr.flush()
     end = time.monotonic() + _LONGEST_S
     # A process may have started another in the meantime; one that waits for a disk cannot be killed.
     while (found := _processes(folder)) and time.monotonic() < end:

@@ -36,9 +36,12 @@ def local_ray() -> Iterator[dict[str, Any]]:
     watch = [sys.executable, "-I", "-S", death_watch.__file__, str(folder)]
     with (
         # Without our variables, by one of which it finds Ray's processes, and out of reach of Ctrl-C.
-        subprocess.Popen(watch, stdin=subprocess.PIPE, env={}, start_new_session=True),
+        subprocess.Popen(watch, stdin=subprocess.PIPE, env={}, start_new_session=True) as watcher,
         contextlib.ExitStack() as stack,
     ):
+        assert watcher.stdin is not None
+        # Also after an error, which this process reports itself.
+        stack.callback(watcher.stdin.write, b".")
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))

@@ -35,3 +35,10 @@ def test_every_process_of_the_folder_ends_and_no_other(tmp_path: Path) -> None:
         assert started.wait(5) == agent.wait(5) == -9
         assert reader.poll() is other.poll() is None
         assert not folder.exists()
+
+
+@pytest.mark.parametrize(("last_word", "told"), [(b".", b""), (b"", b"gampen-ray: killed, by somebody or by Ray; ")])
+def test_a_driver_that_could_not_say_why_it_ended(last_word: bytes, told: bytes, tmp_path: Path) -> None:
+    done = subprocess.run([*_WATCH, str(tmp_path / "ray-1")], input=last_word, stderr=subprocess.PIPE, check=True, timeout=30)
+    assert done.stderr.startswith(told)
+    assert bool(done.stderr) == bool(told)
