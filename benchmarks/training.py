@@ -40,7 +40,7 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.engine.train_workers import run_workers
 from gampen_ray.model.flops import inference_flops
-from gampen_ray.model.images import AUGMENTATIONS
+from gampen_ray.model.symmetries import AUGMENTATIONS
 from gampen_ray.training.history import HISTORY
 from gampen_ray.training.loop import make_optimizer
 from gampen_ray.training.reading import read_unit

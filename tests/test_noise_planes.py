@@ -30,7 +30,8 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.crops import Cropper
 from gampen_ray.inference.rotation import rotation_stability
-from gampen_ray.model.images import AUGMENTATIONS, ImagePreprocessing
+from gampen_ray.model.images import ImagePreprocessing
+from gampen_ray.model.symmetries import AUGMENTATIONS
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.reading import read_unit

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from gampen_ray.commands.ingest import IngestConfig
     from gampen_ray.data.packing import Rows
     from gampen_ray.data.shards import DatasetInfo
-    from gampen_ray.data.tiles.planning import TileUnit
     from gampen_ray.data.tiles.reading import TileReader
+    from gampen_ray.data.tiles.units import TileUnit
     from gampen_ray.run_folder import RunFolder
 
 __all__ = ["dataset_info", "parts", "read"]
@@ -70,6 +70,7 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
     from gampen_ray.data.gampen_labels import Label
     from gampen_ray.data.target_columns import convert_targets, wanted_columns
     from gampen_ray.data.tiles import planning as plans
+    from gampen_ray.data.tiles import units as tile_units
 
     planning = plans.Planning(
         footprint=config.images,
@@ -87,9 +88,9 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
         quarantine=folder.path(shards.QUARANTINE),
     )
     found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_shard)
-    made = [TilePart(index, unit) for index, unit in enumerate(plans.units(planning.output))]
+    made = [TilePart(index, unit) for index, unit in enumerate(tile_units.units(planning.output))]
     if made:
-        none = plans.read_unit(made[0].unit).slice(0, 0)
+        none = tile_units.read_unit(made[0].unit).slice(0, 0)
         columns = {name: none[name] for name in none.column_names}
         units = convert_targets(config, none, columns, np.empty(0, dtype=object), info.zero_point_mag)
         info = dataclasses.replace(info, target_units=units)
@@ -104,7 +105,7 @@ def read(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo") -> "Row
     from gampen_ray.data import packing, shards
     from gampen_ray.data.splits import assign_splits
     from gampen_ray.data.target_columns import convert_targets
-    from gampen_ray.data.tiles.planning import read_unit
+    from gampen_ray.data.tiles.units import read_unit
 
     batches, sizes = zip(*_reader(config).read(part.unit, _BATCH_ROWS, part.refused), strict=True)
     read: dict[str, Any] = {name: np.concatenate([rows[name] for rows in batches]) for name in batches[0]}

@@ -20,9 +20,9 @@ from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
-from gampen_ray.data.tiles.planning import TileUnit
-from gampen_ray.data.tiles.planning import units as plan_units
 from gampen_ray.data.tiles.reading import TileReader
+from gampen_ray.data.tiles.units import TileUnit
+from gampen_ray.data.tiles.units import units as plan_units
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.model.images import rotate
+from gampen_ray.model.symmetries import rotate
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import interval_levels
 

@@ -1,27 +1,24 @@
-"""What arithmetic knows of a cutout: its local sky and noise, and the galaxy's light in Gaussian windows of many widths.
+"""What arithmetic knows of a cutout: the galaxy's light in Gaussian windows of many widths, beside what its border says.
 
 A window of width sigma has the moments sum(I w z^m), z = (x + iy) / sigma, w = exp(-|z|^2 / 2): m = 0 is a soft aperture flux,
 m = 2 and 4 are the elongation at that radius. Over widths they are a curve of growth and a profile of ellipticity, and the
 parameters of a galaxy are smooth functions of them (cf. shapelets, Refregier 2003, MNRAS 338, 35). Light of a neighbour, which
 has no counterpart on the other side of the galaxy, is replaced by that side's first.
-Shape legend: N galaxies, C bands, H x W pixels, B pixels of the border, S window widths, M numbers, Q plain numbers.
+Shape legend: N galaxies, C bands, H x W pixels, B pixels of the core, S window widths, M numbers, Q plain numbers.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from gampen_ray.data.cutouts import CORE, overlap
+from gampen_ray.model.border import BorderNoise, local_sky, noise_correlation, over_noise, stray_light
 
 __all__ = [
     "PLAIN_NUMBERS",
-    "BorderNoise",
-    "border_noise",
     "centre_offset",
     "flat_core",
-    "local_sky",
     "measure",
     "number_names",
     "plain_numbers",
@@ -38,13 +35,6 @@ _FAINT = 3.0
 _EXCESS_SIGMA, _EXCESS_SHARE, _CORE, _WINGS = 3.5, 0.2, 3.0, 3
 """Light is a neighbour's where it exceeds that at the opposite point by so many sigma and so large a share, both averaged over
 3 x 3 pixels, at more than so many pixels from the centre; and so many pixels around, where it exceeds it at all."""
-_BORDER = 0.08
-"""Width of the border in which sky and noise are measured, sides of the image."""
-_CLIP, _CLIP_STEPS = 3.0, 4
-_FAR, _SQUARE = 4, 4
-"""Pixels so far apart have independent noise; side of the squares of pixels in which stray light is measured."""
-_BRIGHTEST = 1e14
-"""Signal to noise at which pixels saturate: their squares are finite in float32."""
 _LEAST = 1e-6
 """Least noise of a pixel and least flux, in units of `measure`'s ``unit``."""
 _PEAK_WINDOW, _PEAK_SIGMA, _PEAK_SHARE, _NO_PEAK_SIGMA = 2.0, 10.0, 0.7, 3.0
@@ -56,51 +46,6 @@ plateau. None of 6,000 simulated galaxies of KiDS and HSC has one; all do if cli
 Four pixels around the middle of a round galaxy may be equal."""
 PLAIN_NUMBERS = ("sky", "noise", "brightness", "size", "constant", "correlation", "stray_light", "zeros")
 """Names of `plain_numbers`, in order."""
-
-
-def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sky level and noise of a pixel in the border of each image, both N x C, flux units.
-
-    The median and 1.4826 MAD of the border's pixels, then mean and standard deviation of those within 3 sigma, four times. An
-    image without noise has a noise of zero.
-    """
-    border_NCB = _joined(_border(images_NCHW))
-    sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
-    noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
-    for _ in range(_CLIP_STEPS):
-        kept_NCB = (border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1
-        count_NC1 = kept_NCB.sum(2, keepdim=True)
-        sky_NC1 = border_NCB.where(kept_NCB, 0).sum(2, keepdim=True) / count_NC1
-        # Not by a product: the square of what is clipped may be infinite.
-        deviation_NCB = (border_NCB - sky_NC1).where(kept_NCB, 0)
-        noise_NC1 = ((deviation_NCB**2).sum(2, keepdim=True) / count_NC1).sqrt()
-    # A Gaussian cut at 3 sigma has 0.9866 of its standard deviation.
-    return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
-
-
-class BorderNoise(NamedTuple):
-    """Noise of the pixels of images, N x C: standard deviation, flux units, and correlation of neighbours."""
-
-    sigma_NC: torch.Tensor
-    correlation_NC: torch.Tensor
-
-
-def border_noise(images_NCHW: torch.Tensor) -> BorderNoise:
-    """Return the noise in the border of images in flux units with their sky."""
-    sky_NC, sigma_NC = local_sky(images_NCHW)
-    tiny = torch.finfo(torch.float32).tiny
-    return BorderNoise(sigma_NC, _correlation(_over(images_NCHW - sky_NC[..., None, None], sigma_NC.clamp(min=tiny))))
-
-
-def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the strips of the border: top, bottom, and between them left and right."""
-    b = _border_width(images_NCHW)
-    return images_NCHW[..., :b, :], images_NCHW[..., -b:, :], images_NCHW[..., b:-b, :b], images_NCHW[..., b:-b, -b:]
-
-
-def _joined(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the pixels of parts of images, N x C x B."""
-    return torch.cat([part.flatten(2) for part in parts], dim=2)
 
 
 def window_widths(size: int) -> list[float]:
@@ -139,8 +84,8 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
     height, width = images_NCHW.shape[-2:]
     sigma_NC, correlation_NC = noise if isinstance(noise, BorderNoise) else (noise, None)
     sigma_NC = sigma_NC.clamp(min=_LEAST * unit)
-    signal_NCHW = _over(images_NCHW.float(), sigma_NC)
-    correlation_NC = _correlation(signal_NCHW) if correlation_NC is None else correlation_NC
+    signal_NCHW = over_noise(images_NCHW.float(), sigma_NC)
+    correlation_NC = noise_correlation(signal_NCHW) if correlation_NC is None else correlation_NC
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]
@@ -167,7 +112,7 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
     numbers = [
         log_noise_NC[..., None],
         correlation_NC[..., None],
-        _stray_light(signal_NCHW)[..., None],
+        stray_light(signal_NCHW)[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -233,7 +178,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     images_NCHW = images_NCHW.float()
     sky_NC, noise_NC = local_sky(images_NCHW)
     noise_NC = (noise.sigma_NC if noise else noise_NC).clamp(min=_LEAST * unit)
-    signal_NCHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC)
+    signal_NCHW = over_noise(images_NCHW - sky_NC[..., None, None], noise_NC)
     widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
     centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     windows = [
@@ -252,8 +197,8 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
         torch.log((light_NC / unit).clamp(min=_LEAST)),
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
-        noise.correlation_NC if noise else _correlation(signal_NCHW),
-        _stray_light(signal_NCHW),
+        noise.correlation_NC if noise else noise_correlation(signal_NCHW),
+        stray_light(signal_NCHW),
         (images_NCHW == 0).float().mean((2, 3)),
     ]
     return torch.stack(numbers, dim=1)
@@ -274,7 +219,7 @@ def centre_offset(images_NCHW: torch.Tensor) -> torch.Tensor:
     images_NCHW = images_NCHW.float()
     sky_NC, noise_NC = local_sky(images_NCHW)
     noise_NC = noise_NC.clamp(min=torch.finfo(torch.float32).tiny)
-    signal_NHW = _over(images_NCHW - sky_NC[..., None, None], noise_NC).sum(1) / math.sqrt(images_NCHW.shape[1])
+    signal_NHW = over_noise(images_NCHW - sky_NC[..., None, None], noise_NC).sum(1) / math.sqrt(images_NCHW.shape[1])
     # Blocks of 2 x 2 pixels, whose white noise has a standard deviation of one again; a window keeps it.
     signal_N1HW = 2 * F.avg_pool2d(signal_NHW[:, None], 2)
     height, width = signal_N1HW.shape[-2:]
@@ -322,51 +267,6 @@ def flat_core(images_NCHW: torch.Tensor) -> torch.Tensor:
         bright_MC = top_MC1[..., 0] - sky_MC > _FLAT_SIGMA * noise_MC
         flat_N[chosen_M] = (plateau(core_NCB[chosen_M], top_MC1, sky_MC[..., None]) & bright_MC).any(1)
     return flat_N
-
-
-def _over(images_NCHW: torch.Tensor, noise_NC: torch.Tensor) -> torch.Tensor:
-    return (images_NCHW / noise_NC[..., None, None]).clamp(-_BRIGHTEST, _BRIGHTEST)
-
-
-def _border_width(images_NCHW: torch.Tensor) -> int:
-    return max(2, round(_BORDER * min(images_NCHW.shape[-2:])))
-
-
-def _stray_light(signal_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return log(1 + x) of the light x in the border, over its noise, N x C: of squares of 4 x 4 pixels above 3 sigma.
-
-    The noise of such squares, unlike that of pixels, is the same after images have been resampled.
-    """
-    side = min(_SQUARE, *signal_NCHW.shape[-2:])
-    squares_NCHW = side * F.avg_pool2d(signal_NCHW, side)
-    depth = max(1, round(_border_width(signal_NCHW) / side))
-    inside_HW = torch.ones_like(squares_NCHW[0, 0])
-    inside_HW[depth:-depth, depth:-depth] = 0
-    border_NCB = squares_NCHW[..., inside_HW > 0]
-    return torch.log1p((border_NCB * (border_NCB > _CLIP)).sum(2) / math.sqrt(border_NCB.shape[2]))
-
-
-def _correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
-    """Return the correlation of horizontally and vertically neighbouring pixels of the border, N x C; 0 without noise.
-
-    It is one minus the ratio of the variances of differences between neighbours and between pixels four apart: light that
-    varies slowly has no part in it. Differences beyond 3 sigma are left out.
-    """
-    b, far = _border_width(signal_NCHW), min(_FAR, min(signal_NCHW.shape[-2:]) - 1)
-
-    def variance(lag: int) -> torch.Tensor:
-        # All four strips with their corners, so that it is the same for a turned image.
-        rows = (strip[..., lag:] - strip[..., :-lag] for strip in (signal_NCHW[..., :b, :], signal_NCHW[..., -b:, :]))
-        columns = (strip[..., lag:, :] - strip[..., :-lag, :] for strip in (signal_NCHW[..., :b], signal_NCHW[..., -b:]))
-        square_NCB = _joined((*rows, *columns)) ** 2
-        # That of independent pixels, whose noise is one.
-        variance_NC1 = torch.full_like(square_NCB[..., :1], 2.0)
-        for _ in range(_CLIP_STEPS):
-            kept_NCB = square_NCB <= _CLIP**2 * variance_NC1
-            variance_NC1 = (square_NCB * kept_NCB).sum(2, keepdim=True) / kept_NCB.sum(2, keepdim=True).clamp(min=1)
-        return variance_NC1[..., 0]
-
-    return 1 - (variance(1) + _LEAST) / (variance(far) + _LEAST)
 
 
 def _centroid(signal_NHW: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropMonitor, CropSample
-from gampen_ray.model.images import AUGMENTATIONS
 from gampen_ray.model.network import Network
+from gampen_ray.model.symmetries import AUGMENTATIONS
 from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.fine_tune import parameter_groups
 from gampen_ray.training.numbers import fit_numbers

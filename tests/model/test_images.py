@@ -8,15 +8,8 @@ import torch
 from gampen_ray import documents
 from gampen_ray.config import ImagesConfig, OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import (
-    AUGMENTATIONS,
-    ImagePreprocessing,
-    random_rotation,
-    random_symmetry,
-    resize,
-    rotate,
-    sky_sigma,
-)
+from gampen_ray.model.images import ImagePreprocessing, resize, sky_sigma
+from gampen_ray.model.symmetries import AUGMENTATIONS, random_rotation, random_symmetry, rotate
 from tests.parity import golden, needs_parity
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gampen_ray.model.images import random_symmetry
-from gampen_ray.model.measure import centre_offset, local_sky, measure, number_names, window_widths
+from gampen_ray.model.border import local_sky
+from gampen_ray.model.measure import centre_offset, measure, number_names, window_widths
+from gampen_ray.model.symmetries import random_symmetry
 
 SIZE, NOISE = 64, 0.01
 

@@ -26,19 +26,18 @@ from gampen_ray.data.catalog_formats import parquet_files, scalar_table
 from gampen_ray.data.packing import PlannedRows
 from gampen_ray.data.tiles.assignment import assign
 from gampen_ray.data.tiles.footprint import Footprint, Selection
+from gampen_ray.data.tiles.units import PLAN_JSON, group_rows, written_units
 from gampen_ray.data.validation import validate_rows
 from gampen_ray.errors import UserError
 
 __all__ = [
     "BATCH_ROWS",
     "PART_ROWS",
-    "PLAN_JSON",
     "TILE",
     "UNIT_ROWS",
     "Batch",
     "Part",
     "Planning",
-    "TileUnit",
     "assign_batch",
     "assigned",
     "batches",
@@ -47,15 +46,11 @@ __all__ = [
     "parts",
     "plan_locally",
     "read_summary",
-    "read_unit",
     "selected",
     "unassigned",
-    "units",
 ]
 
 pc: Any = pyarrow.compute
-PLAN_JSON = "plan.json"
-"""Name of the file that declares a plan complete."""
 UNASSIGNED = "unassigned"
 """Beginning of the names of the files of sources without a tile."""
 TILE = "tile"
@@ -175,7 +170,7 @@ def batches(catalog: str, id_column: str = "object_id", rows: int = BATCH_ROWS) 
         return
     index = 0
     for uri in parquet_files(catalog):
-        counts, start = _group_rows(uri), 0
+        counts, start = group_rows(uri), 0
         for stop in range(1, len(counts) + 1):
             if stop == len(counts) or sum(counts[start : stop + 1]) > rows:
                 yield Batch(index, sum(counts[start:stop]), uri, start, stop)
@@ -284,10 +279,10 @@ def merge_part(part: Part, planning: Planning, unit_rows: int) -> None:
 
 def finish(planning: Planning) -> dict[str, Any]:
     """Declare a plan complete whose parts are all written, and return what it says; the sorted batches are deleted."""
-    values = dataclasses.asdict(planning) | {"num_sources": sum(unit.num_rows for unit in _units(planning.output))}
+    values = dataclasses.asdict(planning) | {"num_sources": sum(unit.num_rows for unit in written_units(planning.output))}
     with storage.open_input(storage.list_files(storage.join(planning.output, _ASSIGNED), ".parquet")[0]) as source:
         values["integer_ids"] = pa.types.is_integer(pq.read_schema(source).field("object_id").type)
-    values["num_quarantined"] = sum(rows for uri in unassigned(planning) for rows in _group_rows(uri))
+    values["num_quarantined"] = sum(rows for uri in unassigned(planning) for rows in group_rows(uri))
     del values["output"], values["quarantine"]
     storage.write_json(storage.join(planning.output, PLAN_JSON), values)
     storage.delete(storage.join(planning.output, _ASSIGNED))
@@ -328,40 +323,6 @@ def plan_locally(
     return finish(planning)
 
 
-@dataclasses.dataclass(frozen=True)
-class TileUnit:
-    """Some sources of one tile: a row group of a part."""
-
-    uri: str
-    group: int
-    num_rows: int
-
-    @property
-    def name(self) -> str:
-        """Name of the unit's files."""
-        return f"{self.uri.rpartition('/')[2].removesuffix('.parquet')}-{self.group:05d}.parquet"
-
-
-def units(plan: str) -> list[TileUnit]:
-    """Return the units of a finished plan, in order; a `UserError` if it is not finished."""
-    if not storage.exists(storage.join(plan, PLAN_JSON)):
-        raise UserError(f"{plan} holds no finished plan ({PLAN_JSON})")
-    return list(_units(plan))
-
-
-def _units(plan: str) -> Iterator[TileUnit]:
-    root = storage.absolute(plan)
-    for uri in storage.list_files(plan, ".parquet"):
-        if uri.rpartition("/")[0] == root:
-            yield from (TileUnit(uri, group, rows) for group, rows in enumerate(_group_rows(uri)))
-
-
-def read_unit(unit: TileUnit) -> pa.Table:
-    """Return the sources of a unit: ``object_id``, ``ra``, ``dec``, ``tile``, ``x``, ``y``, and the columns that were kept."""
-    with storage.explained(unit.uri, "damaged: "), storage.open_input(unit.uri) as source:
-        return pq.ParquetFile(source).read_row_group(unit.group)
-
-
 @functools.lru_cache(2)
 def selected(footprint: str, bands: tuple[str, ...]) -> Selection:
     """Return the tiles of a footprint in some bands, read once in a process."""
@@ -385,12 +346,6 @@ def _write(uri: str, tables: Sequence[pa.Table], group_rows: int) -> None:
         for table in tables:
             writer.write_table(table, row_group_size=group_rows)
     storage.write_bytes_atomic(uri, sink.getvalue())
-
-
-def _group_rows(uri: str) -> list[int]:
-    with storage.explained(uri, "damaged: "), storage.open_input(uri) as source:
-        metadata = pq.ParquetFile(source).metadata
-        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 def _ids(column: pa.ChunkedArray) -> pa.Array:

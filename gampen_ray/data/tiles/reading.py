@@ -17,7 +17,8 @@ from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.data.tiles.assignment import assign
 from gampen_ray.data.tiles.cutting import MASKED, Cuts, Tile
 from gampen_ray.data.tiles.footprint import FOOTPRINT_JSON, Selection
-from gampen_ray.data.tiles.planning import TILE, TileUnit, read_unit, selected
+from gampen_ray.data.tiles.planning import TILE, selected
+from gampen_ray.data.tiles.units import TileUnit, read_unit
 
 __all__ = ["TILE_COLUMNS", "TileReader", "is_footprint"]
 

@@ -9,7 +9,8 @@ import pytest
 from gampen_ray.data.quarantine import read_quarantine
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.assignment import assign
-from gampen_ray.data.tiles.planning import Planning, assign_batch, batches, plan_locally, read_unit, units
+from gampen_ray.data.tiles.planning import Planning, assign_batch, batches, plan_locally
+from gampen_ray.data.tiles.units import read_unit, units
 from gampen_ray.errors import UserError
 from tests.data.tiles.layouts import LAYOUTS, Sky, write_sky
 from tests.data.tiles.test_surveys import made_footprint

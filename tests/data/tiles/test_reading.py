@@ -7,8 +7,9 @@ import pytest
 
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.cutting import first_pixels
-from gampen_ray.data.tiles.planning import Planning, plan_locally, read_unit, units
+from gampen_ray.data.tiles.planning import Planning, plan_locally
 from gampen_ray.data.tiles.reading import TILE_COLUMNS, TileReader
+from gampen_ray.data.tiles.units import read_unit, units
 from tests.data.tiles.layouts import LAYOUTS, write_sky
 from tests.data.tiles.test_surveys import made_footprint
 
