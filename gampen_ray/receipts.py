@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import pydantic
@@ -20,7 +19,6 @@ __all__ = ["RECEIPTS", "verified_receipts", "write_receipt"]
 
 RECEIPTS = "receipts"
 """Folder of the receipts in the output of a job, until it is complete."""
-_THREADS = 32
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -71,9 +69,8 @@ def verified_receipts(output: str, kind: type[T]) -> dict[str, T]:
         logger.warning("%s: the files of this finished unit are damaged or gone, and are made again", uri)
         return {}
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(verified, storage.list_files(storage.join(output, RECEIPTS), ".json"))
-        return {unit: values for one in found for unit, values in one.items()}
+    found = storage.read_each(verified, storage.list_files(storage.join(output, RECEIPTS), ".json"))
+    return {unit: values for one in found for unit, values in one.items()}
 
 
 def _stamp(uri: str) -> str:

@@ -340,3 +340,17 @@ def test_a_full_disk_stops_a_job_in_one_line_and_damages_nothing(tmp_path: Path)
     assert not [name for name in names if name.startswith(".")]
     assert main(job[3:]) == 0
     assert len(list((tmp_path / "splits").iterdir())) == 42
+
+
+def test_many_files_are_read_in_order_and_not_all_at_once() -> None:
+    begun: list[str] = []
+
+    def read(uri: str) -> str:
+        begun.append(uri)
+        return uri + "!"
+
+    uris = [str(number) for number in range(3_000)]
+    found = storage.read_each(read, uris)
+    assert next(found) == "0!"
+    assert len(begun) < 1_000
+    assert ["0!", *found] == [uri + "!" for uri in uris]

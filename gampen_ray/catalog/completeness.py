@@ -7,7 +7,6 @@ a galaxy is missing, duplicated or wrong.
 import contextlib
 import functools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,6 @@ from gampen_ray.inference.flags import FlagCounts
 
 __all__ = ["Contents", "catalog_contents", "crop_scales", "id_sum", "stored_id_sum"]
 
-_THREADS = 32
 _CROP_FILES = 100
 # 0.8 GB of hashes.
 _MOST_COMPARED = 10**8
@@ -41,9 +39,8 @@ def _hashes(ids: Any) -> np.ndarray:
 
 def stored_id_sum(uris: list[str], kind: pa.DataType) -> int:
     """Return the sum of the hashes of the identifiers in files, which were of a kind (int64 or string) before."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(functools.partial(_file_contents, kind=kind), uris)
-        return sum(int(hash_N.sum(dtype=np.uint64)) for hash_N, _ in found) % 2**64
+    found = storage.read_each(functools.partial(_file_contents, kind=kind), uris)
+    return sum(int(hash_N.sum(dtype=np.uint64)) for hash_N, _ in found) % 2**64
 
 
 class Contents(NamedTuple):
@@ -73,15 +70,14 @@ def catalog_contents(output: str) -> Contents:
     with _damage_explained(uris[CATALOG][0]), storage.open_input(uris[CATALOG][0]) as file:
         kind = pq.read_schema(file).field("object_id").type
     counts, total, repeated, kept, flags = {}, 0, 0, [], FlagCounts()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
-            counts[name] = 0
-            for hash_N, found in pool.map(functools.partial(_file_contents, kind=kind), uris[folder]):
-                counts[name] += len(hash_N)
-                flags += found
-                total += int(hash_N.sum(dtype=np.uint64))
-                if sum(counts.values()) <= _MOST_COMPARED:
-                    kept.append(hash_N)
+    for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
+        counts[name] = 0
+        for hash_N, found in storage.read_each(functools.partial(_file_contents, kind=kind), uris[folder]):
+            counts[name] += len(hash_N)
+            flags += found
+            total += int(hash_N.sum(dtype=np.uint64))
+            if sum(counts.values()) <= _MOST_COMPARED:
+                kept.append(hash_N)
     if sum(counts.values()) <= _MOST_COMPARED:
         hash_N = np.sort(np.concatenate(kept))
         repeated = int((hash_N[1:] == hash_N[:-1]).sum())
@@ -97,8 +93,7 @@ def crop_scales(output: str) -> np.ndarray:
         with storage.open_input(uri) as file:
             return pq.read_table(file, columns=["crop_scale"])["crop_scale"].to_numpy()
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return np.concatenate(list(pool.map(read, chosen)))
+    return np.concatenate(list(storage.read_each(read, chosen)))
 
 
 def _file_contents(uri: str, *, kind: pa.DataType) -> tuple[np.ndarray, FlagCounts]:

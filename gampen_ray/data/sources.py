@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,6 @@ __all__ = [
 
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
-_FOOTER_THREADS = 32
 _COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "core_filled", shards.SIDE)
 
 
@@ -293,8 +291,7 @@ def check_num_rows(dataset: str, split: str, info: shards.DatasetInfo, units: It
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:
     """Return the units of a dataset of shards, or of one of its splits, in order; see `open_source`."""
     uris = shards.shard_uris(dataset, split)
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        footers = list(pool.map(lambda uri: shards.read_footer(uri, info), uris))
+    footers = list(storage.read_each(lambda uri: shards.read_footer(uri, info), uris))
     kind = footers[0].id_type
     for uri, footer in zip(uris, footers, strict=True):
         if footer.id_type != kind:

@@ -85,7 +85,10 @@ def stream_units(
         Whether the workers are actors.
     """
     ray.data.DataContext.get_current().execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
-    rows = [{"index": index, "value": pickle.dumps(unit)} for index, unit in enumerate(units)]
+    blocks = min(len(units), _MOST_TASKS)
+    rows = ray.data.from_items(
+        [{"index": index, "value": pickle.dumps(unit)} for index, unit in enumerate(units)], override_num_blocks=blocks
+    )
     one_by_one: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     # On CPUs an actor's other thread has time to write; beside a GPU it would keep the device waiting.
     arguments = (start, workers, None if workers.gpus else write)
@@ -94,11 +97,9 @@ def stream_units(
     else:
         pool = {"fn_args": arguments, "compute": ray.data.TaskPoolStrategy(workers.count or None)}
     function: Any = _Worker if actors else _process
-    done = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_TASKS)).map_batches(
-        function, num_cpus=workers.cpus, num_gpus=workers.gpus, **one_by_one, **pool
-    )
+    done = rows.map_batches(function, num_cpus=workers.cpus, num_gpus=workers.gpus, **one_by_one, **pool)
     if write and workers.gpus:
-        pool = {"compute": ray.data.TaskPoolStrategy(min(len(rows), workers.count * _WRITERS_PER_GPU))}
+        pool = {"compute": ray.data.TaskPoolStrategy(min(len(units), workers.count * _WRITERS_PER_GPU))}
         done = done.map_batches(functools.partial(_apply, function=write), num_cpus=_CPUS_PER_WRITER, **one_by_one, **pool)
     waiting, left = dict(enumerate(units)), []
     try:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -42,7 +41,6 @@ _SCHEMA = pa.schema(
         *((name, pa.list_(pa.float64(), 4)) for name in ("corner_ra", "corner_dec")),
     ]
 )
-_READ_THREADS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +274,7 @@ def _index(uri: str) -> pa.Table:
         with storage.explained(uri, "damaged: "), storage.open_input(uri) as source:
             return pq.read_table(source, schema=_SCHEMA)
 
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        table = pa.concat_tables(pool.map(read, uris))
+    table = pa.concat_tables(storage.read_each(read, uris))
     return table.sort_by([("tile", "ascending"), ("band", "ascending"), ("version", "ascending")]).combine_chunks()
 
 
