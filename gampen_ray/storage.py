@@ -48,7 +48,7 @@ BUNDLES = Path(__file__).parent / "bundles"
 """The built-in bundles, a folder each."""
 _S3, _BUILTIN = "s3://", "builtin:"
 _LISTED = 10_000
-# Requests at once hide the latency of S3; the threads have this many files to do at a time, as each costs 4 kB until it is done.
+# Requests at once hide the latency of S3. A file costs 4 kB until it is read: no more than this many wait for a thread.
 _THREADS, _FILES_AHEAD = 32, 256
 T = TypeVar("T")
 
