@@ -93,6 +93,9 @@ class NeighboursConfig:
     """Density of galaxies over the survey's counts; 0: none."""
     stars: float = pydantic.Field(default=1.0, ge=0)
     """Density of stars over the survey's counts; 0: none."""
+    companions: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of galaxies with a companion beyond the counts, within a magnitude of their own: galaxies cluster. At 0.2, networks
+    learn what a close pair is like."""
     depth_mag: float = pydantic.Field(default=2.0, ge=0)
     """Faintest neighbour, magnitudes below the faintest simulated galaxy."""
 

@@ -9,6 +9,8 @@ other galaxies     Poisson numbers, uniform positions also up to 3 arcsec outsid
                    dex/mag, which joins 0.29 per arcmin^2 at r < 19.8 (GAMA: Driver et al. 2011, MNRAS 413, 971) and 12 at
                    r < 24 (KiDS); B/T, ratio of radii and shapes as the galaxy's; disk radii log-normal, median 0.45 arcsec at
                    22 mag, 0.1 dex/mag less for fainter ones, 0.2 dex (COSMOS fits, Leauthaud et al. 2007); not clustered
+companions         a galaxy of the same priors, within a magnitude of the target, at a distance that is uniform to the edge:
+                   pairs by angle grow with its power of 0.2 (w proportional to angle^-0.8: Connolly et al. 2002, ApJ 579, 42)
 stars              Poisson numbers, uniform positions; counts with a slope of 0.2 dex/mag (Bahcall & Soneira 1980, ApJS 44, 73)
 blends             neighbours are fainter than `Survey.magnitude_range` begins, as surveys mask what saturates; one brighter
                    than the galaxy is left out within its effective radius or 1.5 FWHM of its centre, times 1 + log10 of the
@@ -38,7 +40,7 @@ __all__ = ["galaxy_of", "psf_of", "render_row", "simulate"]
 GALAXY_SLOPE, STAR_SLOPE = 0.38, 0.2
 _MARGIN_ARCSEC = 3.0
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
-_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask")
+_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion")
 # A source whose light beyond a stamp is below a few sigma of one pixel.
 _FAINT_SIGMA = 300.0
 
@@ -160,6 +162,10 @@ def _simulate_one(
         draw(rng[kind], survey, scene.neighbours, size * scale, galaxy, exclusion)
         for kind, draw in (("galaxies", _draw_galaxies), ("stars", _draw_stars))
     ]
+    if rng["companion"].random() < scene.neighbours.companions:
+        others[0] = Sources.joined(
+            [others[0], _draw_companion(rng["companion"], survey, scene, size * scale, galaxy, exclusion)]
+        )
     surroundings = _render_all(Sources.joined(others), psf, scale, size, box, survey.sky_noise)
     for name, sources in zip(("num_neighbours", "num_stars"), others, strict=True):
         inside = np.maximum(np.abs(sources.x_arcsec), np.abs(sources.y_arcsec)) < 0.5 * size * scale
@@ -284,6 +290,21 @@ def _draw_stars(
         y_arcsec=y,
     )
     return _not_dominant(stars, target, exclusion_arcsec)
+
+
+def _draw_companion(
+    rng: np.random.Generator, survey: Survey, scene: SceneConfig, side_arcsec: float, target: Galaxy, exclusion_arcsec: float
+) -> Sources:
+    flux = min(target.flux * 10 ** rng.uniform(-0.4, 0.4), survey.flux(survey.magnitude_range[0]))
+    nearest = exclusion_arcsec * (1 + max(0.0, math.log10(flux / target.flux)))
+    distance, angle = rng.uniform(nearest, max(nearest, 0.5 * side_arcsec)), rng.uniform(0, 2 * math.pi)
+    companion = dataclasses.replace(
+        draw_galaxy(rng, survey, dataclasses.replace(scene.galaxies, sersic_indices="fixed"), side_arcsec),
+        flux=flux,
+        x_offset_arcsec=target.x_offset_arcsec + distance * math.cos(angle),
+        y_offset_arcsec=target.y_offset_arcsec + distance * math.sin(angle),
+    )
+    return Sources.of(companion)
 
 
 def _draw_positions(

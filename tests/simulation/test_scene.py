@@ -116,13 +116,14 @@ def test_photon_noise_grows_with_the_flux() -> None:
     ("change", "touched"),
     [
         ({"neighbours": ALONE}, {"num_neighbours", "num_stars", "neighbour_flux_fraction"}),
+        ({"neighbours": NeighboursConfig(companions=1.0)}, {"num_neighbours", "neighbour_flux_fraction"}),
         ({"masks": MasksConfig(probability=1.0)}, {"masked_fraction"}),
         ({"noise": NoiseConfig(photons=False)}, set()),
         ({"noise": NoiseConfig(sky_level=0, sky_gradient=0)}, {"sky_level", "sky_gradient_x", "sky_gradient_y"}),
         ({"noise": NoiseConfig(correlation=(0, 0))}, {"noise_correlation"}),
         ({"galaxies": GalaxiesConfig(offset_pixel=0)}, {"x_offset_pixel", "y_offset_pixel", "neighbour_flux_fraction"}),
     ],
-    ids=["neighbours", "masks", "photons", "sky", "correlation", "offset"],
+    ids=["neighbours", "companions", "masks", "photons", "sky", "correlation", "offset"],
 )
 def test_turning_one_ingredient_off_leaves_the_others(change: dict, touched: set[str]) -> None:
     before, after = make(40, size=64), make(40, SceneConfig(**change), size=64)
@@ -151,6 +152,24 @@ def test_neighbours_come_at_the_surveys_density() -> None:
         assert columns[name].mean() == pytest.approx(mean, abs=4 * np.sqrt(mean / 300)), name
     alone = (columns["num_neighbours"] == 0) & (columns["num_stars"] == 0)
     assert columns["neighbour_flux_fraction"][alone].mean() < columns["neighbour_flux_fraction"][~alone].mean()
+
+
+def test_companions_are_as_bright_as_their_galaxies_and_not_on_top_of_them() -> None:
+    paired = dataclasses.replace(BARE, neighbours=dataclasses.replace(ALONE, companions=1.0))
+    alone, columns = make(60, BARE, size=96), make(60, paired, size=96)
+    assert (columns["num_neighbours"] <= 1).all()
+    assert columns["num_neighbours"].mean() > 0.7
+    light_NHW = (columns["image"] - alone["image"])[:, 0].astype(np.float64)
+    ratio_N = light_NHW.sum((1, 2)) / columns["flux"]
+    # Wings beyond the cutout are lost; none is brighter than galaxies of the survey.
+    assert (ratio_N < 10**0.401).all()
+    assert (ratio_N * columns["flux"] < KIDS.flux(KIDS.magnitude_range[0]) * 1.001).all()
+    assert 0.4 < np.median(ratio_N) < 1.3
+    place = (np.arange(96) - 47.5) * KIDS.pixel_scale_arcsec
+    distances_HW = np.hypot(place, place[:, None])
+    brightest_N = light_NHW.reshape(60, -1).argmax(1)
+    exclusion_N = np.maximum(columns["effective_radius_arcsec"], 1.5 * columns["psf_fwhm_arcsec"])
+    assert (distances_HW.ravel()[brightest_N] > exclusion_N - 2 * KIDS.pixel_scale_arcsec).all()
 
 
 def test_a_brighter_source_keeps_its_distance_and_a_fainter_one_need_not() -> None:
