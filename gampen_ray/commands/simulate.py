@@ -3,20 +3,31 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import SplitConfig, TaskResources
-from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
-from gampen_ray.config.scene import SceneConfig
+from gampen_ray.config.scene import MasksConfig, NeighboursConfig, NoiseConfig, SceneConfig
+from gampen_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from gampen_ray.simulation.background import Background
+    from gampen_ray.simulation.dataset import Part, Simulated
+    from gampen_ray.simulation.inputs import Inputs
+    from gampen_ray.simulation.surveys import Survey
 
 __all__ = ["SimulateConfig", "simulate"]
 
 logger = logging.getLogger(__name__)
 
 _CPUS_PER_TASK = 1.0
+# Headers round the scales of pixels.
+_SAME_SCALE = 0.01
 
 
 @config_class
@@ -32,6 +43,11 @@ class SimulateConfig:
     """Number of galaxies over all splits."""
     cutout_size: int = pydantic.Field(default=96, ge=16)
     """Side of the square cutouts, pixels."""
+    background: str = ""
+    """Footprint (`gampen-ray footprint`) to whose pixels the galaxies are added: noise, sky, neighbours and the PSF's width are
+    the survey's own, and so is the pixel scale; empty: all is simulated."""
+    band: Annotated[str, Needs("background", unless="")] = ""
+    """Band of the background; empty: that of the survey preset."""
     scene: SceneConfig = default(SceneConfig)
     """What the cutouts hold."""
     galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
@@ -42,6 +58,10 @@ class SimulateConfig:
     """Train, val and test fractions."""
     resources: TaskResources = default(TaskResources)
     """Resources requested from Ray."""
+
+    def __post_init__(self) -> None:
+        if self.background:
+            _check_scene(self.scene)
 
 
 @verb("simulate")
@@ -64,31 +84,29 @@ def simulate(config: SimulateConfig) -> None:
     from gampen_ray.simulation import dataset
     from gampen_ray.simulation.galaxies import radius_range
     from gampen_ray.simulation.inputs import read_inputs
-    from gampen_ray.simulation.scene import simulate
     from gampen_ray.simulation.surveys import SURVEYS
 
-    survey = SURVEYS[config.survey]
-    radius_range(survey, config.scene.galaxies, config.cutout_size * survey.pixel_scale_arcsec)
-    inputs = read_inputs(config.scene)
     config = replace(config, output=storage.absolute(config.output))
+    survey, inputs, fingerprints = SURVEYS[config.survey], read_inputs(config.scene), {}
+    galaxies: Mapping[int, Any] = {-1: range(config.num_galaxies)}
+    make: Callable[[Part], Simulated] = functools.partial(_simulated, config=config, survey=survey, inputs=inputs)
+    if config.background:
+        config = replace(config, background=storage.absolute(config.background))
+        survey, background, fingerprints = _background(config, survey, inputs)
+        galaxies, make = background.tiles(config.num_galaxies), functools.partial(_injected, background=background)
+    radius_range(survey, config.scene.galaxies, config.cutout_size * survey.pixel_scale_arcsec)
+    fingerprints |= inputs.fingerprints
     settings = {name: value for name, value in to_dict(config).items() if name not in ("output", "resources")}
-    info = dataset.dataset_info(survey, config.split, settings, inputs.fingerprints)
+    info = dataset.dataset_info(survey, config.split, settings, fingerprints)
     # Its name is in the config; the numbers behind it are the user's to change.
-    contents = {"survey preset": content_fingerprint(dataclasses.asdict(survey)), **inputs.fingerprints}
+    contents = {"survey preset": content_fingerprint(dataclasses.asdict(survey)), **fingerprints}
     with RunFolder.open(config.output, "simulate", config, contents, complete=shards.DATASET_JSON) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return
         there = set(storage.list_files(config.output, ".parquet"))
-        parts = dataset.dataset_parts(config.num_galaxies, config.galaxies_per_shard)
-        common = {"cutout_size": config.cutout_size, "seed": config.seed, "inputs": inputs}
-        write = functools.partial(
-            dataset.write_part,
-            output=config.output,
-            split=config.split,
-            info=info,
-            simulate=functools.partial(simulate, survey, config.scene, **common),
-        )
+        parts = dataset.dataset_parts(galaxies, config.galaxies_per_shard)
+        write = functools.partial(dataset.write_part, output=config.output, split=config.split, info=info, simulate=make)
         run_units(
             "simulate",
             [part for part in parts if not dataset.part_shards(part, config.output, config.split).keys() <= there],
@@ -99,5 +117,63 @@ def simulate(config: SimulateConfig) -> None:
             cpus_per_task=_CPUS_PER_TASK,
         )
         folder.check_lock()
+        info = dataset.without_lost(config.output, config.split, info)
         shards.write_dataset_info(config.output, info)
     logger.info("wrote %s: %s", config.output, ", ".join(f"{count:,} {split}" for split, count in info.num_rows.items()))
+    if info.num_quarantined:
+        logger.warning("%s of %s galaxies found no place and are in quarantine", info.num_quarantined, config.num_galaxies)
+
+
+def _check_scene(scene: SceneConfig) -> None:
+    """Raise a ValueError for a field of the scene that the background decides."""
+    photons, companions, fill = scene.noise.photons, scene.neighbours.companions, scene.masks.fill
+    left = {
+        "scene.noise": (scene.noise, NoiseConfig(photons=photons), "photons"),
+        "scene.neighbours": (scene.neighbours, NeighboursConfig(companions=companions), "companions"),
+        "scene.masks": (scene.masks, MasksConfig(fill=fill), "fill"),
+    }
+    for name, (given, usual, kept) in left.items():
+        if given != usual:
+            raise ValueError(f"{name}: the background brings what it states; with one, leave out all of it but {kept}")
+
+
+def _background(config: SimulateConfig, survey: "Survey", inputs: "Inputs") -> "tuple[Survey, Background, dict[str, str]]":
+    """Return the survey on the pixels of the background, the background, and the fingerprint of its index."""
+    from gampen_ray.data.tiles.footprint import Footprint
+    from gampen_ray.simulation.background import Background, survey_on
+
+    footprint, band = Footprint(config.background), config.band or survey.band
+    if band not in footprint.info.bands:
+        there = ", ".join(footprint.info.bands)
+        raise UserError(f"band: no tile of {config.background} has {band}; there are {there}")
+    if abs(footprint.info.pixel_scale_arcsec / survey.pixel_scale_arcsec - 1) > _SAME_SCALE:
+        logger.warning(
+            "pixels of %.4g arcsec, those of the background; the survey preset %s has %.4g",
+            footprint.info.pixel_scale_arcsec,
+            survey.name,
+            survey.pixel_scale_arcsec,
+        )
+    survey = dataclasses.replace(survey_on(survey, footprint), band=band)
+    background = Background(
+        footprint=config.background,
+        band=band,
+        survey=survey,
+        scene=config.scene,
+        inputs=inputs,
+        size=config.cutout_size,
+        seed=config.seed,
+    )
+    return survey, background, {"background": footprint.info.fingerprint}
+
+
+def _simulated(part: "Part", *, config: SimulateConfig, survey: "Survey", inputs: "Inputs") -> "Simulated":
+    from gampen_ray.simulation.dataset import Simulated
+    from gampen_ray.simulation.scene import simulate
+
+    common: dict[str, Any] = {"cutout_size": config.cutout_size, "seed": config.seed, "inputs": inputs}
+    start, stop = part.galaxies[0], part.galaxies[-1] + 1
+    return Simulated(simulate(survey, config.scene, start=start, stop=stop, **common), {})
+
+
+def _injected(part: "Part", *, background: "Background") -> "Simulated":
+    return background.simulate(part.tile, [int(index) for index in part.galaxies])

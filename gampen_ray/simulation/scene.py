@@ -35,12 +35,14 @@ from gampen_ray.simulation.psf import MoffatPsf
 from gampen_ray.simulation.render import Psf, Sources, box_of, render, render_faint, render_sources
 from gampen_ray.simulation.surveys import COUNTS_MAG, STAR_COUNTS_MAG, Survey
 
-__all__ = ["galaxy_of", "psf_of", "render_row", "simulate"]
+__all__ = ["draw_psf", "draw_target", "exclusion_arcsec", "galaxy_of", "near", "psf_of", "render_row", "simulate", "streams"]
 
 GALAXY_SLOPE, STAR_SLOPE = 0.38, 0.2
 _MARGIN_ARCSEC = 3.0
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
-_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion")
+_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion", "place")
+# To scale a PSF to the width of its stars; the pixel alone may be wider than that.
+_FWHM_STEPS, _LEAST_FACTOR = 4, 0.2
 # A source whose light beyond a stamp is below a few sigma of one pixel.
 _FAINT_SIGMA = 300.0
 
@@ -124,6 +126,62 @@ def render_row(row: Mapping[str, float], *, pixel_scale_arcsec: float, size: int
     return render([galaxy_of(row, pixel_scale_arcsec)], psf=psf, pixel_scale_arcsec=pixel_scale_arcsec, size=size)
 
 
+def streams(seed: int, index: int) -> dict[str, np.random.Generator]:
+    """Return the sources of randomness of a galaxy, by ingredient."""
+    return {name: np.random.default_rng([seed, index, place]) for place, name in enumerate(_STREAMS)}
+
+
+def draw_target(
+    rng: Mapping[str, np.random.Generator], survey: Survey, scene: SceneConfig, inputs: Inputs, size: int
+) -> tuple[Galaxy, dict[str, float]]:
+    """Draw the galaxy of a cutout, with its columns."""
+    scale = survey.pixel_scale_arcsec
+    sigma = scene.galaxies.offset_pixel
+    x_pixel, y_pixel = (sigma * rng["offset"].standard_normal(2).clip(-3, 3)).tolist()
+    galaxy = dataclasses.replace(
+        draw_galaxy(rng["galaxy"], survey, scene.galaxies, size * scale, inputs.galaxies),
+        x_offset_arcsec=x_pixel * scale,
+        y_offset_arcsec=y_pixel * scale,
+    )
+    return galaxy, _galaxy_columns(galaxy, survey, x_pixel, y_pixel)
+
+
+def draw_psf(
+    rng: np.random.Generator, survey: Survey, config: PsfConfig, inputs: Inputs, fwhm_arcsec: float | None = None
+) -> tuple[Psf, dict[str, float]]:
+    """Draw the PSF of a cutout, with its columns.
+
+    ``fwhm_arcsec`` is that of its stars, pixel and aureole included, where it is known: the drawn profile is scaled to it.
+    """
+    scale = survey.pixel_scale_arcsec
+    if inputs.psfs is not None:
+        place = int(rng.integers(len(inputs.psfs)))
+        psf, columns = inputs.psfs[place], {"psf_stamp": float(place)}
+    else:
+        psf = _draw_moffat(rng, survey, config)
+        if fwhm_arcsec is not None:
+            for _ in range(_FWHM_STEPS):
+                factor = max(fwhm_arcsec / psf.sizes(scale).fwhm_arcsec, _LEAST_FACTOR)
+                psf = dataclasses.replace(
+                    psf, fwhm_arcsec=factor * psf.fwhm_arcsec, wing_fwhm_arcsec=factor * psf.wing_fwhm_arcsec
+                )
+        columns = {column: getattr(psf, name) for name, column in _PSF_COLUMNS.items()}
+    return psf, columns | {f"psf_{name}": value for name, value in dataclasses.asdict(psf.sizes(scale)).items()}
+
+
+def exclusion_arcsec(row: Mapping[str, float]) -> float:
+    """Return the distance from a galaxy within which a brighter source would take its place in a catalogue."""
+    return max(row["effective_radius_arcsec"], 1.5 * row["psf_fwhm_arcsec"])
+
+
+def near(size: int, row: Mapping[str, float], pixel_scale_arcsec: float) -> np.ndarray:
+    """Return which pixels (H, W) lie within two effective radii or one FWHM of the galaxy, whichever is larger."""
+    radius_arcsec = max(2 * row["effective_radius_arcsec"], row["psf_fwhm_arcsec"])
+    place = np.arange(size) - 0.5 * (size - 1)
+    squared_HW = (place - row["x_offset_pixel"]) ** 2 + (place[:, None] - row["y_offset_pixel"]) ** 2
+    return squared_HW <= (radius_arcsec / pixel_scale_arcsec) ** 2
+
+
 # --- one cutout ----------------------------------------------------------------------------------------------------------
 
 _PSF_COLUMNS = {
@@ -139,25 +197,17 @@ _PSF_COLUMNS = {
 def _simulate_one(
     survey: Survey, scene: SceneConfig, inputs: Inputs, size: int, seed: int, index: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    rng = {name: np.random.default_rng([seed, index, place]) for place, name in enumerate(_STREAMS)}
-    scale = survey.pixel_scale_arcsec
+    rng, scale = streams(seed, index), survey.pixel_scale_arcsec
     row = dict(zip(("ra", "dec"), _random_position(rng["position"]), strict=True))
-    sigma = scene.galaxies.offset_pixel
-    x_pixel, y_pixel = (sigma * rng["offset"].standard_normal(2).clip(-3, 3)).tolist()
-    galaxy = dataclasses.replace(
-        draw_galaxy(rng["galaxy"], survey, scene.galaxies, size * scale, inputs.galaxies),
-        x_offset_arcsec=x_pixel * scale,
-        y_offset_arcsec=y_pixel * scale,
-    )
-    row |= _galaxy_columns(galaxy, survey, x_pixel, y_pixel)
-    psf, psf_columns = _draw_psf(rng["psf"], survey, scene.psf, inputs)
-    row |= psf_columns | {f"psf_{name}": value for name, value in dataclasses.asdict(psf.sizes(scale)).items()}
+    galaxy, columns = draw_target(rng, survey, scene, inputs, size)
+    psf, psf_columns = draw_psf(rng["psf"], survey, scene.psf, inputs)
+    row |= columns | psf_columns
     sky = survey.sky_noise * _log_uniform(rng["depth"], *scene.noise.sky)
     row["sky_noise"] = sky
 
     box = box_of(galaxy, psf, scale, size)
     target = render_sources(Sources.of(galaxy), psf, scale, size, box)
-    exclusion = max(row["effective_radius_arcsec"], 1.5 * row["psf_fwhm_arcsec"])
+    exclusion = exclusion_arcsec(row)
     others = [
         draw(rng[kind], survey, scene.neighbours, size * scale, galaxy, exclusion)
         for kind, draw in (("galaxies", _draw_galaxies), ("stars", _draw_stars))
@@ -170,8 +220,7 @@ def _simulate_one(
     for name, sources in zip(("num_neighbours", "num_stars"), others, strict=True):
         inside = np.maximum(np.abs(sources.x_arcsec), np.abs(sources.y_arcsec)) < 0.5 * size * scale
         row[name] = float(inside.sum())
-    aperture = _near(size, x_pixel, y_pixel, max(2 * row["effective_radius_arcsec"], row["psf_fwhm_arcsec"]) / scale)
-    row["neighbour_flux_fraction"] = float((surroundings * aperture).sum() / galaxy.flux)
+    row["neighbour_flux_fraction"] = float((surroundings * near(size, row, scale)).sum() / galaxy.flux)
 
     model = target + surroundings
     image, noise_columns = _with_noise(model, sky, survey, scene, inputs, rng)
@@ -197,13 +246,10 @@ def _galaxy_columns(galaxy: Galaxy, survey: Survey, x_pixel: float, y_pixel: flo
     return columns | {name: getattr(galaxy, name) for name in names} | {"x_offset_pixel": x_pixel, "y_offset_pixel": y_pixel}
 
 
-def _draw_psf(rng: np.random.Generator, survey: Survey, config: PsfConfig, inputs: Inputs) -> tuple[Psf, dict[str, float]]:
-    if inputs.psfs is not None:
-        place = int(rng.integers(len(inputs.psfs)))
-        return inputs.psfs[place], {"psf_stamp": float(place)}
+def _draw_moffat(rng: np.random.Generator, survey: Survey, config: PsfConfig) -> MoffatPsf:
     fwhm = rng.uniform(*(config.fwhm_arcsec or survey.psf_fwhm_arcsec))
     e1, e2 = (config.ellipticity * rng.standard_normal(2).clip(-4, 4)).tolist()
-    psf = MoffatPsf(
+    return MoffatPsf(
         fwhm_arcsec=fwhm,
         beta=rng.uniform(*config.beta),
         e1=e1,
@@ -211,7 +257,6 @@ def _draw_psf(rng: np.random.Generator, survey: Survey, config: PsfConfig, input
         wing_fraction=rng.uniform(*config.wing_fraction),
         wing_fwhm_arcsec=fwhm * _log_uniform(rng, 3, 8),
     )
-    return psf, {column: getattr(psf, name) for name, column in _PSF_COLUMNS.items()}
 
 
 def _with_noise(
@@ -338,11 +383,6 @@ def _render_all(sources: Sources, psf: Psf, scale: float, size: int, box: int, s
 def _shears(axis_ratio: np.ndarray, position_angle_deg: np.ndarray) -> np.ndarray:
     shear, angle = (1 - axis_ratio) / (1 + axis_ratio), 2 * np.radians(position_angle_deg)
     return np.stack([shear * np.cos(angle), shear * np.sin(angle)])
-
-
-def _near(size: int, x_pixel: float, y_pixel: float, radius_pixel: float) -> np.ndarray:
-    place = np.arange(size) - 0.5 * (size - 1)
-    return (place - x_pixel) ** 2 + (place[:, None] - y_pixel) ** 2 <= radius_pixel**2
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -73,7 +73,7 @@ def test_a_mistake_in_ray_data_leaves_the_session_as_itself(ray_local: None) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_that_is_swallowed_ends_the_job_all_the_same(ray_local: None, number: signal.Signals) -> None:
     handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
-    units = [dataset_parts(4, 1)[i] for i in range(4)]
+    units = dataset_parts({-1: range(4)}, 1)
     workers = Workers(count=1, room=1, cpus=0.1, gpus=0, threads=1)
     with pytest.raises(KeyboardInterrupt), ray_session():
         for done, _ in enumerate(stream_units(units, lambda _: lambda unit: unit.index, workers, actors=False)):
