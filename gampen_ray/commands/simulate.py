@@ -142,7 +142,11 @@ def _background(config: SimulateConfig, survey: "Survey", inputs: "Inputs") -> "
     from gampen_ray.data.tiles.footprint import Footprint
     from gampen_ray.simulation.background import Background, survey_on
 
-    footprint, band = Footprint(config.background), config.band or survey.band
+    try:
+        footprint, band = Footprint(config.background), config.band or survey.band
+    except UserError as error:
+        # Here, the footprint is the background.
+        raise UserError(str(error).replace("dataset:", "background:", 1)) from None
     if band not in footprint.info.bands:
         there = ", ".join(footprint.info.bands)
         raise UserError(f"band: no tile of {config.background} has {band}; there are {there}")

@@ -120,10 +120,17 @@ class Background:
         Raises
         ------
         UserError
-            If no tile has the band, or all are smaller than a cutout.
+            If all tiles are smaller than a cutout, or a tile states no width of the PSF, and the scene gives none.
         """
         footprint = self._selection.footprint
         rows = footprint.table.filter(pa.array(footprint.table["band"].to_numpy() == self.band))
+        by_map_T = rows["psf"].combine_chunks().field("path").to_numpy(zero_copy_only=False) != ""
+        silent_T = ~by_map_T & np.isnan(rows["psf_fwhm_arcsec"].to_numpy())
+        if silent_T.any() and not self._psf_is_given:
+            raise UserError(
+                f"background: the tile {rows['tile'][int(silent_T.argmax())]} states no width of the PSF; give scene.psf.stamps, "
+                "or the smallest and largest FWHM as scene.psf.fwhm_arcsec"
+            )
         place_T = np.searchsorted(footprint.names, rows["tile"].to_numpy())
         sides_2T = np.array([rows[name].to_numpy() for name in ("width", "height")], np.float64)
         room_T = np.maximum(sides_2T - self.size + 1, 0).prod(axis=0)
@@ -137,13 +144,7 @@ class Background:
         return dict(zip(found.tolist(), np.split(order_N, starts[1:]), strict=True))
 
     def simulate(self, tile: int, index_N: Sequence[int]) -> Simulated:
-        """Add galaxies to a tile, each to pixels of its own.
-
-        Raises
-        ------
-        UserError
-            If the tile states no width of the PSF, and the scene gives none.
-        """
+        """Add galaxies to a tile, each to pixels of its own."""
         (file,) = self._selection.files(tile)
         pending = [_Pending(self, index, file.grid.width, file.grid.height) for index in index_N]
         done: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
@@ -176,7 +177,9 @@ class Background:
                     galaxy.elsewhere(str(cuts.reason_N[place]))
                     continue
                 noise = float(cuts.sky_noise_NC[place, 0])
-                self._set_psf(galaxy, float(cuts.psf_fwhm_arcsec_NC[place, 0]), opened.files[0].image.path)
+                if not self._set_psf(galaxy, float(cuts.psf_fwhm_arcsec_NC[place, 0])):
+                    galaxy.elsewhere("the width of the PSF is unknown: the survey's map has no value")
+                    continue
                 try:
                     kept_CHW = without_blanks(image_HW[None])
                     (filled_HW,) = fit_to_size(kept_CHW, self.size, (self.scene.masks.fill,))
@@ -192,18 +195,18 @@ class Background:
                     continue
                 yield galaxy, self._added(galaxy, filled_HW, sky_HW, noise, float(cuts.masked_share_N[place]))
 
-    def _set_psf(self, galaxy: _Pending, fwhm_arcsec: float, path: str) -> None:
+    def _set_psf(self, galaxy: _Pending, fwhm_arcsec: float) -> bool:
+        """Draw the PSF at a place, and return whether its width is known."""
         known = math.isfinite(fwhm_arcsec)
-        if not known and not self.scene.psf.stamps and self.scene.psf.fwhm_arcsec is None:
-            raise UserError(
-                f"background: {path} states no width of the PSF; give scene.psf.stamps, or the smallest and largest FWHM as "
-                "scene.psf.fwhm_arcsec"
-            )
         # From the galaxy's own stream: the same at each place but for its width.
         rng = streams(self.seed, galaxy.index)["psf"]
-        psf, columns = draw_psf(rng, self.survey, self.scene.psf, self.inputs, fwhm_arcsec if known else None)
-        galaxy.psf = psf
+        galaxy.psf, columns = draw_psf(rng, self.survey, self.scene.psf, self.inputs, fwhm_arcsec if known else None)
         galaxy.row |= columns
+        return known or self._psf_is_given
+
+    @property
+    def _psf_is_given(self) -> bool:
+        return bool(self.scene.psf.stamps) or self.scene.psf.fwhm_arcsec is not None
 
     def _is_hidden(self, galaxy: _Pending, sky_HW: np.ndarray) -> bool:
         """Return whether a source of the sky is brighter than the galaxy and too near, as `scene` has it."""

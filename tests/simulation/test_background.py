@@ -151,7 +151,7 @@ def test_a_galaxy_without_a_place_goes_to_quarantine(tmp_path: Path, caplog: pyt
         ({"band": "z"}, "band: no tile of .* has z; there are g, r"),
         ({"cutout_size": 113}, "cutout_size: 113 pixels, but no tile of .* is as large"),
         ({"survey": "hsc-i"}, "band: no tile of .* has i"),
-        ({"background": "nowhere"}, "dataset: .*nowhere holds no finished footprint"),
+        ({"background": "nowhere"}, "background: .*nowhere holds no finished footprint"),
     ],
 )
 def test_mistakes_are_named(fields: dict, message: str, sky: tuple[Path, dict], tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_what_the_background_brings_cannot_be_set(section: dict) -> None:
 
 def test_tiles_that_state_no_psf_need_one(tmp_path: Path) -> None:
     write_tiles(tmp_path, "kids")
-    with pytest.raises(UserError, match=r"background: .*_sci.fits states no width of the PSF; give scene.psf.stamps"):
-        made(tmp_path, tmp_path / "none")
+    with pytest.raises(UserError, match=r"background: the tile .* states no width of the PSF; give scene.psf.stamps"):
+        made(tmp_path, tmp_path / "given")
     scene = replace(QUIET, psf=PsfConfig(fwhm_arcsec=(0.6, 0.7)))
     columns = made(tmp_path, tmp_path / "given", scene=scene)
     assert (columns["psf_core_fwhm_arcsec"] >= 0.6).all()
