@@ -127,11 +127,11 @@ class Background:
         by_map_T = rows["psf"].combine_chunks().field("path").to_numpy(zero_copy_only=False) != ""
         silent_T = ~by_map_T & np.isnan(rows["psf_fwhm_arcsec"].to_numpy())
         if silent_T.any() and not self._psf_is_given:
+            name = rows["tile"][int(silent_T.argmax())]
             raise UserError(
-                f"background: the tile {rows['tile'][int(silent_T.argmax())]} states no width of the PSF; give scene.psf.stamps, "
-                "or the smallest and largest FWHM as scene.psf.fwhm_arcsec"
+                f"background: the tile {name} states no width of the PSF; give scene.psf.stamps, or the smallest and largest FWHM as "
+                "scene.psf.fwhm_arcsec"
             )
-        place_T = np.searchsorted(footprint.names, rows["tile"].to_numpy())
         sides_2T = np.array([rows[name].to_numpy() for name in ("width", "height")], np.float64)
         room_T = np.maximum(sides_2T - self.size + 1, 0).prod(axis=0)
         if not room_T.any():
