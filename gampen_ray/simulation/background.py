@@ -31,8 +31,6 @@ __all__ = ["Background", "survey_on"]
 
 _ATTEMPTS = 20
 """Places that are tried for a galaxy."""
-_TILES = 0
-"""Stream of the draw of tiles; those of galaxies begin with their index."""
 _PEAK_SIGMA = 5.0
 """Significance, of 3 x 3 pixels, of a source beside which galaxies are placed."""
 _REACH = np.arange(1.0, 3.01, 0.25)
@@ -127,16 +125,17 @@ class Background:
         by_map_T = rows["psf"].combine_chunks().field("path").to_numpy(zero_copy_only=False) != ""
         silent_T = ~by_map_T & np.isnan(rows["psf_fwhm_arcsec"].to_numpy())
         if silent_T.any() and not self._psf_is_given:
-            name = rows["tile"][int(silent_T.argmax())]
+            tile = rows["tile"][int(silent_T.argmax())]
             raise UserError(
-                f"background: the tile {name} states no width of the PSF; give scene.psf.stamps, or the smallest and largest FWHM as "
+                f"background: the tile {tile} states no width of the PSF; give scene.psf.stamps, or the smallest and largest FWHM as "
                 "scene.psf.fwhm_arcsec"
             )
+        place_T = np.searchsorted(footprint.names, rows["tile"].to_numpy())
         sides_2T = np.array([rows[name].to_numpy() for name in ("width", "height")], np.float64)
         room_T = np.maximum(sides_2T - self.size + 1, 0).prod(axis=0)
         if not room_T.any():
             raise UserError(f"cutout_size: {self.size} pixels, but no tile of {self.footprint} is as large; give a smaller one")
-        draw_N = np.random.default_rng([self.seed, _TILES]).random(num_galaxies)
+        draw_N = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(0,))).random(num_galaxies)
         share_T = np.cumsum(room_T) / room_T.sum()
         tile_N = place_T[np.searchsorted(share_T, draw_N, side="right").clip(0, len(room_T) - 1)]
         order_N = np.argsort(tile_N, kind="stable")
