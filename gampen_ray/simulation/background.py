@@ -127,8 +127,8 @@ class Background:
         if silent_T.any() and not self._psf_is_given:
             tile = rows["tile"][int(silent_T.argmax())]
             raise UserError(
-                f"background: the tile {tile} states no width of the PSF; give scene.psf.stamps, or the smallest and largest FWHM "
-                "as scene.psf.fwhm_arcsec"
+                f"background: the tile {tile} states no width of the PSF; give scene.psf.stamps, or scene.psf.fwhm_arcsec, the "
+                "smallest and largest FWHM"
             )
         place_T = np.searchsorted(footprint.names, rows["tile"].to_numpy())
         sides_2T = np.array([rows[name].to_numpy() for name in ("width", "height")], np.float64)
