@@ -102,13 +102,13 @@ def numbers_config(dataset_uri: str, output: str, **optimizer: object) -> TrainC
     return dataclasses.replace(config, images=ImagesConfig(), network=WITH_NUMBERS)
 
 
-def bundle(config: NetworkConfig = NETWORK) -> Bundle:
-    """Return an untrained model of `galaxies`."""
+def bundle(config: NetworkConfig = NETWORK, bands: tuple[str, ...] = ("r",)) -> Bundle:
+    """Return an untrained model of `galaxies`, the same in all bands."""
     columns = galaxies(200)
     targets = TargetSchema.fit(TARGETS, np.stack([columns[name] for name in TARGETS], axis=1), {"flux": "Jy"})
-    images = ImagePreprocessing.fit(PLAIN, ("r",), columns["image"])
+    images = ImagePreprocessing.fit(PLAIN, bands, np.repeat(columns["image"], len(bands), axis=1))
     torch.manual_seed(0)
-    network = Network(config, channels=1, size=SIZE, num_targets=2)
+    network = Network(config, channels=len(bands), size=SIZE, num_targets=2)
     for parameter in network.parameters():
         # So that neither the crops nor the outputs are those of an untrained network.
         parameter.data += 0.05 * torch.randn(parameter.shape)

@@ -2,6 +2,7 @@
 
 ``python -m tests.engine.killing --galaxies 20000 --shards 40 --kills driver,actor,node,actor,driver``: on a real S3 server and
 a cluster of three nodes. Each kill is a SIGKILL at a random moment of the job; after a driver's the command is given again.
+With ``--tiles 40`` the galaxies are sources of a catalogue on so many tiles in two bands, and there are no shards.
 """
 
 import argparse
@@ -21,14 +22,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from astropy.io import fits
+from astropy.wcs import WCS
 from ray.cluster_utils import Cluster
 
+import gampen_ray
 from gampen_ray import storage
 from gampen_ray.catalog.manifest import MANIFEST
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE
 from gampen_ray.data import shards
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.posterior.summary import summary_columns
+from tests.data.tiles.layouts import LAYOUTS, TileContent
 from tests.networks import NETWORK, bundle, galaxies
 from tests.s3_server import BUCKET, s3_server
 
@@ -45,6 +50,7 @@ _ENVIRONMENT = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
 }
+_TILE_FLAGS = (f"--catalog=s3://{BUCKET}/kill/sources.parquet", "--reader.nan-policy=zero")
 _NODE = {"num_cpus": 1, "object_store_memory": 150 << 20}
 
 
@@ -53,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--galaxies", type=int, default=20_000)
     parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--tiles", type=int, default=0)
     parser.add_argument("--passes", type=int, default=32)
     parser.add_argument("--kills", default="driver,actor,node,actor,driver")
     parser.add_argument("--seed", type=int, default=0)
@@ -65,14 +72,15 @@ def main() -> None:
         os.environ["RAY_TMPDIR"] = folder
         with s3_server(Path(folder) / "s3") as environment:
             os.environ |= environment
-            inputs = _inputs(arguments.galaxies, arguments.shards)
+            tiles = arguments.tiles
+            inputs = _tiles(arguments.galaxies, tiles) if tiles else _inputs(arguments.galaxies, arguments.shards)
             reference = None if arguments.reference == "job" else _predicted(inputs, arguments.galaxies, arguments.passes)
             cluster = Cluster(initialize_head=True, head_node_args={**_NODE, "include_dashboard": False})
             nodes = [cluster.add_node(**_NODE) for _ in range(2)]
             try:
                 rng = np.random.default_rng(arguments.seed)
-                killer = _Killer(cluster, nodes, inputs, arguments.passes, rng)
-                result = killer.run(arguments.kills.split(","), arguments.shards, reference)
+                killer = _Killer(cluster, nodes, inputs, arguments.passes, rng, extra=_TILE_FLAGS if tiles else ())
+                result = killer.run(arguments.kills.split(","), tiles or arguments.shards, reference)
             finally:
                 # Without this they drain for half a minute.
                 for node in cluster.list_all_nodes():
@@ -93,6 +101,36 @@ def _inputs(count: int, num_shards: int) -> str:
     for part, rows in enumerate(np.array_split(np.arange(count), num_shards)):
         shards.write_shard(shards.part_uri(f"{root}/data", shards.ALL, part), {k: v[rows] for k, v in columns.items()}, info)
     shards.write_dataset_info(f"{root}/data", info)
+    return root
+
+
+def _tiles(count: int, num_tiles: int) -> str:
+    """Upload a model, tiles of the Legacy Surveys with sources, their footprint and a catalogue, and return their folder."""
+    root, side, layout = f"s3://{BUCKET}/kill", 320, LAYOUTS["legacy"]
+    bundle(SLOW_NETWORK, layout.bands).save(f"{root}/model")
+    rng, degrees = np.random.default_rng(0), layout.scale_arcsec / 3600
+    places = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, rows in enumerate(np.array_split(np.arange(count), num_tiles)):
+            cards = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "RADESYS": "ICRS"})
+            cards.update({"CRPIX1": side / 2, "CRPIX2": side / 2, "CRVAL1": 10.0 + 0.05 * number, "CRVAL2": 0.0})
+            cards.update({"CD1_1": -degrees, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": degrees})
+            # A few beyond the edge, in no tile.
+            x_N, y_N = rng.uniform(-3, side, (2, len(rows)))
+            places.append(np.stack(WCS(cards).all_pix2world(x_N, y_N, 0)))
+            bad_HW = rng.random((side, side)) < 1e-3
+            noise_HW = np.full((side, side), 0.1, np.float32)
+            for band in layout.bands:
+                image_HW = rng.normal(0, 0.1, (side, side)).astype(np.float32)
+                image_HW[np.clip(y_N, 0, side - 1).astype(int), np.clip(x_N, 0, side - 1).astype(int)] += 5.0
+                layout.write(TileContent(Path(folder), f"{number:04d}m001", band, image_HW, noise_HW, bad_HW, cards))
+        for path in sorted(Path(folder).rglob("*.fz")):
+            storage.write_bytes_atomic(f"{root}/tiles/{path.relative_to(folder)}", path.read_bytes())
+    gampen_ray.footprint(survey="legacy", tiles=f"{root}/tiles", output=f"{root}/data", resources={"engine": "local"})
+    ra_N, dec_N = np.concatenate(places, axis=1)
+    table, sink = pa.table({"object_id": np.arange(count), "ra": ra_N, "dec": dec_N}), pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    storage.write_bytes_atomic(f"{root}/sources.parquet", sink.getvalue())
     return root
 
 
@@ -121,8 +159,11 @@ def inference_actors(address: str) -> list[int]:
 
 
 class _Killer:
-    def __init__(self, cluster: Cluster, nodes: list, root: str, passes: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, cluster: Cluster, nodes: list, root: str, passes: int, rng: np.random.Generator, extra: tuple[str, ...] = ()
+    ) -> None:
         self._cluster, self._nodes, self._root, self._passes, self._rng = cluster, nodes, root, passes, rng
+        self._extra = extra
 
     def run(self, kills: list[str], num_files: int, reference: pa.Table | None) -> dict:
         """Predict with kills, and without where there is no reference; return what was seen."""
@@ -175,7 +216,7 @@ class _Killer:
         fields = {"bundle": "model", "dataset": "data", "output": output}
         flags = [f"--{name}={self._root}/{value}" for name, value in fields.items()]
         settings = [f"--num-passes={self._passes}", "--resources.num-workers=2", "--resources.cpus-per-worker=0.4"]
-        return [sys.executable, "-m", "gampen_ray", "infer", *flags, *settings]
+        return [sys.executable, "-m", "gampen_ray", "infer", *flags, *settings, *self._extra]
 
     def _start(self, output: str) -> subprocess.Popen:
         environment = os.environ | {"RAY_ADDRESS": self._cluster.address}
