@@ -29,17 +29,19 @@ COLUMNS: Registry[Column] = Registry("columns")
 Value = Callable[["Rows"], Any]
 
 
-def register_column(name: str, *, unit: str, description: str, type: pa.DataType | None = None) -> Callable[[Value], Value]:
+def register_column(
+    name: str, *, unit: str, description: str, type: pa.DataType | None = None, ucd: str = ""
+) -> Callable[[Value], Value]:
     """Return a decorator for a function that computes a column's N values from `Rows`.
 
     Parameters
     ----------
-    name, unit, description, type
+    name, unit, description, type, ucd
         See `Column`; type None: float64.
     """
 
     def add(value: Value) -> Value:
-        COLUMNS.register(name)(Column(name, unit, description, value, type or pa.float64()))
+        COLUMNS.register(name)(Column(name, unit, description, value, type or pa.float64(), ucd))
         return value
 
     return add
@@ -107,25 +109,25 @@ def catalog_columns(
     scale = "side of the spatial transformer's crop over the side of the network's input"
     offset = "distance of the galaxy's peak from the middle of the network's input, 0 if it is there; null if unknown"
     columns = [
-        Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type),
-        Column("ra", "deg", "right ascension (ICRS), null if unknown", lambda rows: _position(rows, "ra")),
-        Column("dec", "deg", "declination (ICRS), null if unknown", lambda rows: _position(rows, "dec")),
+        Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type, "meta.id;meta.main"),
+        _float("ra", "deg", "right ascension (ICRS), null if unknown", "pos.eq.ra;meta.main"),
+        _float("dec", "deg", "declination (ICRS), null if unknown", "pos.eq.dec;meta.main"),
         *summary_columns(targets, mode_centred=mode_centred),
-        Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64)),
-        Column("centre_offset", "pix", offset, lambda rows: _position(rows, "centre_offset")),
-        Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64()),
+        Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64), ucd="arith.factor"),
+        _float("centre_offset", "pix", offset, "pos.angDistance"),
+        Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64(), "meta.code.qual"),
     ]
     if num_passes:
         dims = len(targets)
         mean, tril = (pa.list_(pa.float32(), num_passes * size) for size in (dims, dims * (dims + 1) // 2))
         text = f"component means in standardised space, row-major {num_passes} x {dims}"
-        columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean))
+        columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean, "stat.fit.param"))
         text = f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows"
-        columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril))
+        columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril, "stat.covariance"))
     there = [column.name for column in columns]
     for name in (name for name in conditions if name not in there):
         text = "given to the network beside the image, null if unknown"
-        columns.append(Column(name, "", text, functools.partial(_nullable, name=name)))
+        columns.append(Column(name, "", text, functools.partial(_nullable, name=name), ucd="obs.param"))
     for name in extra:
         if name in [column.name for column in columns]:
             raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
@@ -136,6 +138,10 @@ def catalog_columns(
 def _object_id(rows: Rows) -> pa.ChunkedArray:
     ids = rows.objects["object_id"]
     return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
+
+
+def _float(name: str, unit: str, description: str, ucd: str) -> Column:
+    return Column(name, unit, description, functools.partial(_position, name=name), ucd=ucd)
 
 
 def _text(rows: Rows, name: str) -> pa.Array:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import CATALOG, catalog_parts, described
+from gampen_ray.catalog.parquet import CATALOG, catalog_parts, described, provenance_of
+from gampen_ray.catalog.votable import parquet_metadata
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
@@ -36,7 +37,9 @@ FOLDER = "hats"
 
 _GALAXIES = "galaxies"
 _HEALPIX = pa.field(
-    "_healpix_29", pa.int64(), metadata={"unit": "", "description": "HEALPix cell of order 29 of the position (nested, ICRS)"}
+    "_healpix_29",
+    pa.int64(),
+    metadata={"unit": "", "description": "HEALPix cell of order 29 of the position (nested, ICRS)", "ucd": "pos.healpix"},
 )
 # Rows within this distance of a partition's edge are also stored for its neighbours, so that cross-matches are complete.
 _MARGIN_ARCSEC = 10.0
@@ -176,7 +179,9 @@ def _plan(scratch: Path, parts: list[str], parts_a_list: int, schema: pa.Schema)
         lists[-1].write_text("\n".join(parts[start : start + parts_a_list]) + "\n")
     schema_file = scratch / "schema.parquet"
     # hats-import adds the column of the cell itself: only its description is needed.
-    pq.write_metadata(schema.with_metadata(described([_HEALPIX, *schema]).metadata), schema_file)
+    fields, made = [_HEALPIX, *schema], provenance_of(schema)
+    metadata = (described(fields, made).metadata or {}) | parquet_metadata(pa.schema(fields), made, {})
+    pq.write_metadata(schema.with_metadata(metadata), schema_file)
     return lists, schema_file
 
 

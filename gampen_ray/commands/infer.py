@@ -8,6 +8,7 @@ only whole files.
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import logging
 import sys
 import time
@@ -268,7 +269,7 @@ def _predict_all(
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
-        write=_writer(config, bundle, config.output),
+        write=_writer(config, bundle, digest, config.output),
         receive=receive,
     )
     measured = rates.to_dict()
@@ -304,7 +305,7 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
     return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
 
 
-def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
+def _writer(config: InferConfig, bundle: "Bundle", digest: str, output: str | None) -> Callable[..., Any]:
     """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
     from gampen_ray.catalog.prediction import write_unit
     from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
@@ -322,6 +323,11 @@ def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callab
         mode_centred=config.mode_centred,
         conditions=bundle.images.condition_names,
         extra=(*config.columns, *(TILE_COLUMNS if is_footprint(config.dataset) else ())),
+        provenance=(
+            ("version", importlib.metadata.version("gampen_ray")),
+            ("bundle", digest),
+            *((name, str(getattr(config, name))) for name in ("num_passes", "seed", "precision")),
+        ),
         write_summary=write_summary,
     )
 
@@ -370,7 +376,8 @@ def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Sourc
         # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
-        start, write = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
+        start = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS)
+        write = _writer(config, bundle, digest, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:
