@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from gampen_ray import storage
 from gampen_ray.catalog.parquet import CATALOG, catalog_parts, described, provenance_of
-from gampen_ray.catalog.votable import parquet_metadata
+from gampen_ray.catalog.votable import TITLE, parquet_metadata
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
@@ -143,9 +143,15 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
     storage.delete(storage.join(output, FOLDER))
     sample = next(table for table in catalog_parts(output) if len(table))
     rows = max(1, _BYTES * len(sample) // sample.nbytes)
+    about = {"obs_title": TITLE, "hats_creator": "gampen_ray"}
+    about |= {f"gampen_ray_{name}": value for name, value in provenance_of(sample.schema).items()}
     lists, schema_file = _plan(scratch, parts, max(1, rows * len(parts) // num_rows), sample.schema)
     arguments = CollectionArguments(
-        output_path=_path(output), output_artifact_name=FOLDER, tmp_dir=scratch, progress_bar=False
+        output_path=_path(output),
+        output_artifact_name=FOLDER,
+        tmp_dir=scratch,
+        progress_bar=False,
+        addl_hats_properties=about,
     ).catalog(
         output_artifact_name=_GALAXIES,
         input_file_list=lists,
@@ -156,7 +162,9 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
         sort_columns="object_id",
         write_table_kwargs=dict(_WRITING),
     )
-    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True, write_table_kwargs=dict(_WRITING))
+    # By its name: hats-import would write its path on this machine.
+    of = {"addl_hats_properties": about | {"primary_catalog": _GALAXIES}}
+    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True, write_table_kwargs=dict(_WRITING), **of)
     logger.info("writing %s", storage.join(output, FOLDER))
     client = Client(
         processes=False,

@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from gampen_ray.data.units import vo_unit
 
-__all__ = ["parquet_metadata", "votable"]
+__all__ = ["TITLE", "parquet_metadata", "votable"]
 
+TITLE = "Posteriors of galaxies, by gampen_ray"
+"""Title of every catalogue."""
 _PLAIN = {
     pa.bool_(): "boolean",
     pa.uint8(): "unsignedByte",
@@ -41,7 +43,7 @@ def votable(schema: pa.Schema, provenance: Mapping[str, str], sizes: Mapping[str
     """
     root = ET.Element("VOTABLE", version="1.4", xmlns="http://www.ivoa.net/xml/VOTable/v1.3")
     table = ET.SubElement(ET.SubElement(root, "RESOURCE", type="results"), "TABLE", name="catalog")
-    ET.SubElement(table, "DESCRIPTION").text = "Posteriors of galaxies, by gampen_ray"
+    ET.SubElement(table, "DESCRIPTION").text = TITLE
     for name, value in provenance.items():
         ET.SubElement(table, "INFO", name=name, value=value)
     for item in schema:

@@ -77,6 +77,15 @@ def test_every_galaxy_with_a_position_is_there_once_with_its_values(output: str,
     np.testing.assert_array_equal(back.mean_NKD.numpy(), there.mean_NKD.numpy())
 
 
+def test_collection_names_its_maker_and_no_path_of_this_machine(output: str) -> None:
+    files = list(Path(output, "hats").rglob("*properties"))
+    assert len(files) >= 3
+    for text in map(Path.read_text, files):
+        assert "obs_title=Posteriors of galaxies, by gampen_ray\nhats_creator=gampen_ray\ngampen_ray_seed=7" in text
+        assert output not in text
+    assert lsdb.open_catalog(f"{output}/hats").margin is not None
+
+
 def test_cone_search_returns_the_rows_that_astropy_says(output: str, galaxies: pa.Table) -> None:
     found = lsdb.open_catalog(f"{output}/hats", columns=["object_id"]).cone_search(359.5, 60.5, 1 * 3600).compute()
     sky = SkyCoord(galaxies["ra"].to_numpy() * u.deg, galaxies["dec"].to_numpy() * u.deg)
