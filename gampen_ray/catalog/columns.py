@@ -5,13 +5,14 @@ Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a l
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.data.tiles.planning import TILE
 from gampen_ray.data.tiles.reading import TILE_COLUMNS
 from gampen_ray.errors import UserError
@@ -98,12 +99,12 @@ def catalog_columns(
     conditions
         Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
-        Names of registered columns to add.
+        Names of columns to add: registered ones, and AB magnitudes of fluxes, ``T_mag``, ``T_mag_lo68`` and ``T_mag_hi68``.
 
     Raises
     ------
     UserError
-        If a name in ``extra`` is not registered, or belongs to another column.
+        If a name in ``extra`` is unknown, or belongs to another column.
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
     scale = "side of the spatial transformer's crop over the side of the network's input"
@@ -128,11 +129,38 @@ def catalog_columns(
     for name in (name for name in conditions if name not in there):
         text = "given to the network beside the image, null if unknown"
         columns.append(Column(name, "", text, functools.partial(_nullable, name=name), ucd="obs.param"))
+    magnitudes = {column.name: column for column in _magnitudes(targets)}
     for name in extra:
         if name in [column.name for column in columns]:
             raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
-        columns.append(COLUMNS[name])
+        columns.append(magnitudes[name] if name in magnitudes else COLUMNS[name])
     return columns
+
+
+def _magnitudes(targets: TargetSchema) -> Iterator[Column]:
+    """Yield the columns of AB magnitudes, of the targets whose unit has a zero point; null where the flux is not positive."""
+    for d, target in enumerate(targets):
+        zero_point = unit_zero_point(target.unit)
+        if zero_point is None:
+            continue
+        text, levels = (
+            f"of the equal-tailed 68.27 % credible interval of the AB magnitude of {target.name}",
+            "phot.mag;stat.interval",
+        )
+        # The brightest end has the largest flux.
+        for quantile, suffix, description, ucd in (
+            (0, "", f"posterior median of the AB magnitude of {target.name}", "phot.mag;stat.median"),
+            (2, "_lo68", f"lower end {text}", f"{levels};stat.min"),
+            (1, "_hi68", f"upper end {text}", f"{levels};stat.max"),
+        ):
+            value = functools.partial(_magnitude, zero_point=zero_point, index=(quantile, d))
+            yield Column(f"{target.name}_mag{suffix}", "mag", description, value, ucd=ucd)
+
+
+def _magnitude(rows: Rows, zero_point: float, index: tuple[int, int]) -> pa.Array:
+    flux_N = rows.quantile_NQD[:, *index]
+    mag_N = zero_point - 2.5 * np.log10(flux_N, out=np.full(len(flux_N), np.nan), where=flux_N > 0)
+    return pa.array(mag_N, mask=~np.isfinite(mag_N))
 
 
 def _object_id(rows: Rows) -> pa.ChunkedArray:

@@ -17,7 +17,7 @@ from astropy.table.meta import get_yaml_from_table
 
 from gampen_ray import storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL, Rows, catalog_columns
-from gampen_ray.catalog.votable import parquet_metadata
+from gampen_ray.catalog.votable import TITLE, parquet_metadata
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
@@ -48,7 +48,7 @@ def catalog_schema(
 
 def described(fields: Iterable[pa.Field], provenance: Mapping[str, str]) -> pa.Schema:
     """Return a schema whose metadata repeats that of the fields in astropy's form (astropy.io.misc.parquet): see above."""
-    empty = Table()
+    empty = Table(meta={"title": TITLE, **provenance})
     for item in fields:
         # The element type of a fixed-size list; astropy reads the types themselves from Parquet's schema.
         kind = getattr(item.type, "value_type", item.type)
@@ -145,11 +145,11 @@ def part_content(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def catalog_parts(output: str) -> Iterator[pa.Table]:
-    """Yield the tables of a catalogue's files, in order; ``output`` is the folder that `infer` made."""
+def catalog_parts(output: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the tables of a catalogue's files in order, or some columns; ``output`` is the folder that `infer` made."""
     for uri in storage.list_files(storage.join(output, CATALOG), ".parquet"):
         with storage.open_input(uri) as source:
-            yield pq.read_table(source)
+            yield pq.read_table(source, columns=columns)
 
 
 def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:

@@ -18,6 +18,7 @@ _FLUX_DENSITY = "spectral flux density"
 _UCDS = {_FLUX_DENSITY: "phot.flux.density", "angle": "phys.angSize", "length": "phys.size", "mass": "phys.mass"}
 
 
+@functools.cache
 def standard_unit(text: str) -> str:
     """Return a unit, in astropy's notation, with maggies as nJy; any other is returned as it is.
 
@@ -55,6 +56,7 @@ def fits_unit(text: str) -> tuple[float, str]:
     return 1.0, text
 
 
+@functools.cache
 def quantity_ucd(unit: str) -> str:
     """Return the UCD1+ word (IVOA, The UCD1+ controlled vocabulary) of a property of a galaxy by its unit."""
     parsed = _parsed(standard_unit(unit))

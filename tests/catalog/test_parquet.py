@@ -1,6 +1,7 @@
 import dataclasses
 import io
 
+import astropy.units as u
 import duckdb
 import numpy as np
 import pandas as pd
@@ -13,8 +14,10 @@ from astropy.table import Table
 
 from gampen_ray.catalog import parquet
 from gampen_ray.catalog.parquet import catalog_schema, catalog_table, mixture_from_catalog, part_content
+from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
 
@@ -109,6 +112,32 @@ def test_maggies_become_a_unit_that_others_know():
     fields = catalog_schema(targets, pa.int64())
     assert (fields.field("flux_mean").metadata[b"unit"], fields.field("flux_skew").metadata[b"unit"]) == (b"3.631 nJy", b"")
     assert fields.field("flux_mean").metadata[b"ucd"] == b"phot.flux.density;stat.mean"
+
+
+def test_magnitudes_of_fluxes():
+    m = mixture("log", "identity", num_galaxies=6)
+    flux, other = m.targets.targets
+    m = Mixture(m.mean_NKD, m.scale_tril_NKDD, TargetSchema((other, dataclasses.replace(flux, name="flux", unit="1e-12 mgy"))))
+    extra = ("flux_mag", "flux_mag_lo68", "flux_mag_hi68")
+    objects = pa.table({"object_id": range(6)})
+    table = catalog_table(objects, m, np.ones(6), np.zeros(6), store_mixture=False, extra=extra)
+    for magnitude, name in zip(extra, ("flux_median", "flux_hi68", "flux_lo68"), strict=True):
+        expected = (table[name].to_numpy() * 3.631 * u.nJy).to_value(u.ABmag)
+        # AB has its zero point at 3630.8 Jy, and the maggy at 3631 Jy.
+        np.testing.assert_allclose(table[magnitude].to_numpy(), expected, atol=1e-4)
+    assert table.schema.field("flux_mag").metadata[b"unit"] == b"mag"
+    with pytest.raises(UserError, match="columns: 'identity_1_mag' is unknown"):
+        catalog_schema(m.targets, pa.int64(), extra=("identity_1_mag",))
+
+
+def test_magnitude_of_a_flux_that_may_be_negative_is_null():
+    target = dataclasses.replace(schema("identity").targets[0], name="flux", unit="nJy", location=-10.0)
+    m = mixture("identity", num_galaxies=6)
+    m = Mixture(m.mean_NKD, m.scale_tril_NKDD, TargetSchema((target,)))
+    table = catalog_table(
+        pa.table({"object_id": range(6)}), m, np.ones(6), np.zeros(6), store_mixture=False, extra=("flux_mag",)
+    )
+    assert table["flux_mag"].null_count == 6
 
 
 def test_unknown_positions_are_null():
