@@ -118,16 +118,22 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     assert infer(wanted)["num_galaxies"] == COUNT
 
 
-def test_resumed_files_are_those_of_one_run_and_name_what_made_them(inputs: Path, tmp_path: Path) -> None:
+def test_resumed_files_are_those_of_one_run_and_name_what_made_them(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
     files = []
     for folder in ("whole", "resumed"):
         wanted = config(inputs, tmp_path / folder, catalog_format="fits", resources=ActorResources(engine="local"))
-        infer(wanted)
         if folder == "resumed":
-            # The state after a kill: no manifest, no file of the whole, and a unit that is missing.
-            for name in ("manifest.json", "catalog.fits", "catalog/all-part-000001-000000.parquet"):
-                (tmp_path / folder / name).unlink()
-            infer(wanted)
+            # Before its last step, and with a unit that is missing.
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(single_file, "write_single_file", killed)
+                infer(wanted)
+            next((tmp_path / folder / "catalog").iterdir()).unlink()
+        infer(wanted)
         files.append({path.name: path.read_bytes() for path in (tmp_path / folder).rglob("catalog*/*.parquet")})
         files[-1]["catalog.fits"] = (tmp_path / folder / "catalog.fits").read_bytes()
     assert files[0] == files[1]
