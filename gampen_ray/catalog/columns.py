@@ -5,13 +5,14 @@ Shape legend: N galaxies, K passes, D targets, T = D (D + 1) / 2 elements of a l
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.data.tiles.planning import TILE
 from gampen_ray.data.tiles.reading import TILE_COLUMNS
 from gampen_ray.errors import UserError
@@ -29,17 +30,19 @@ COLUMNS: Registry[Column] = Registry("columns")
 Value = Callable[["Rows"], Any]
 
 
-def register_column(name: str, *, unit: str, description: str, type: pa.DataType | None = None) -> Callable[[Value], Value]:
+def register_column(
+    name: str, *, unit: str, description: str, type: pa.DataType | None = None, ucd: str = ""
+) -> Callable[[Value], Value]:
     """Return a decorator for a function that computes a column's N values from `Rows`.
 
     Parameters
     ----------
-    name, unit, description, type
+    name, unit, description, type, ucd
         See `Column`; type None: float64.
     """
 
     def add(value: Value) -> Value:
-        COLUMNS.register(name)(Column(name, unit, description, value, type or pa.float64()))
+        COLUMNS.register(name)(Column(name, unit, description, value, type or pa.float64(), ucd))
         return value
 
     return add
@@ -96,46 +99,77 @@ def catalog_columns(
     conditions
         Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
-        Names of registered columns to add.
+        Names of columns to add: registered ones, and AB magnitudes of fluxes, ``T_mag``, ``T_mag_lo68`` and ``T_mag_hi68``.
 
     Raises
     ------
     UserError
-        If a name in ``extra`` is not registered, or belongs to another column.
+        If a name in ``extra`` is unknown, or belongs to another column.
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
     scale = "side of the spatial transformer's crop over the side of the network's input"
     offset = "distance of the galaxy's peak from the middle of the network's input, 0 if it is there; null if unknown"
     columns = [
-        Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type),
-        Column("ra", "deg", "right ascension (ICRS), null if unknown", lambda rows: _position(rows, "ra")),
-        Column("dec", "deg", "declination (ICRS), null if unknown", lambda rows: _position(rows, "dec")),
+        Column("object_id", "", "identifier of the galaxy, unique in its dataset", _object_id, id_type, "meta.id;meta.main"),
+        _float("ra", "deg", "right ascension (ICRS), null if unknown", "pos.eq.ra;meta.main"),
+        _float("dec", "deg", "declination (ICRS), null if unknown", "pos.eq.dec;meta.main"),
         *summary_columns(targets, mode_centred=mode_centred),
-        Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64)),
-        Column("centre_offset", "pix", offset, lambda rows: _position(rows, "centre_offset")),
-        Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64()),
+        Column("crop_scale", "", scale, lambda rows: np.asarray(rows.crop_scale_N, dtype=np.float64), ucd="arith.factor"),
+        _float("centre_offset", "pix", offset, "pos.angDistance"),
+        Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64(), "meta.code.qual"),
     ]
     if num_passes:
         dims = len(targets)
         mean, tril = (pa.list_(pa.float32(), num_passes * size) for size in (dims, dims * (dims + 1) // 2))
         text = f"component means in standardised space, row-major {num_passes} x {dims}"
-        columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean))
+        columns.append(Column(MIXTURE_MEAN, "", text, lambda rows: _lists(rows.mixture.mean_NKD), mean, "stat.fit.param"))
         text = f"lower Cholesky factors in standardised space, row-major {num_passes} x lower triangle by rows"
-        columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril))
+        columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril, "stat.covariance"))
     there = [column.name for column in columns]
     for name in (name for name in conditions if name not in there):
         text = "given to the network beside the image, null if unknown"
-        columns.append(Column(name, "", text, functools.partial(_nullable, name=name)))
+        columns.append(Column(name, "", text, functools.partial(_nullable, name=name), ucd="obs.param"))
+    magnitudes = {column.name: column for column in _magnitudes(targets)}
     for name in extra:
         if name in [column.name for column in columns]:
             raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
-        columns.append(COLUMNS[name])
+        columns.append(magnitudes[name] if name in magnitudes else COLUMNS[name])
     return columns
+
+
+def _magnitudes(targets: TargetSchema) -> Iterator[Column]:
+    """Yield the columns of AB magnitudes, of the targets whose unit has a zero point; null where the flux is not positive."""
+    for d, target in enumerate(targets):
+        zero_point = unit_zero_point(target.unit)
+        if zero_point is None:
+            continue
+        text, levels = (
+            f"of the equal-tailed 68.27 % credible interval of the AB magnitude of {target.name}",
+            "phot.mag;stat.interval",
+        )
+        # The brightest end has the largest flux.
+        for quantile, suffix, description, ucd in (
+            (0, "", f"posterior median of the AB magnitude of {target.name}", "phot.mag;stat.median"),
+            (2, "_lo68", f"lower end {text}", f"{levels};stat.min"),
+            (1, "_hi68", f"upper end {text}", f"{levels};stat.max"),
+        ):
+            value = functools.partial(_magnitude, zero_point=zero_point, index=(quantile, d))
+            yield Column(f"{target.name}_mag{suffix}", "mag", description, value, ucd=ucd)
+
+
+def _magnitude(rows: Rows, zero_point: float, index: tuple[int, int]) -> pa.Array:
+    flux_N = rows.quantile_NQD[:, *index]
+    mag_N = zero_point - 2.5 * np.log10(flux_N, out=np.full(len(flux_N), np.nan), where=flux_N > 0)
+    return pa.array(mag_N, mask=~np.isfinite(mag_N))
 
 
 def _object_id(rows: Rows) -> pa.ChunkedArray:
     ids = rows.objects["object_id"]
     return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.string())
+
+
+def _float(name: str, unit: str, description: str, ucd: str) -> Column:
+    return Column(name, unit, description, functools.partial(_position, name=name), ucd=ucd)
 
 
 def _text(rows: Rows, name: str) -> pa.Array:

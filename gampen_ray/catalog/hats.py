@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import CATALOG, catalog_parts, described
+from gampen_ray.catalog.parquet import CATALOG, catalog_parts, described, provenance_of
+from gampen_ray.catalog.votable import TITLE, parquet_metadata
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Unit
 from gampen_ray.errors import UserError
@@ -36,7 +37,9 @@ FOLDER = "hats"
 
 _GALAXIES = "galaxies"
 _HEALPIX = pa.field(
-    "_healpix_29", pa.int64(), metadata={"unit": "", "description": "HEALPix cell of order 29 of the position (nested, ICRS)"}
+    "_healpix_29",
+    pa.int64(),
+    metadata={"unit": "", "description": "HEALPix cell of order 29 of the position (nested, ICRS)", "ucd": "pos.healpix"},
 )
 # Rows within this distance of a partition's edge are also stored for its neighbours, so that cross-matches are complete.
 _MARGIN_ARCSEC = 10.0
@@ -140,9 +143,15 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
     storage.delete(storage.join(output, FOLDER))
     sample = next(table for table in catalog_parts(output) if len(table))
     rows = max(1, _BYTES * len(sample) // sample.nbytes)
+    about = {"obs_title": TITLE, "hats_creator": "gampen_ray"}
+    about |= {f"gampen_ray_{name}": value for name, value in provenance_of(sample.schema).items()}
     lists, schema_file = _plan(scratch, parts, max(1, rows * len(parts) // num_rows), sample.schema)
     arguments = CollectionArguments(
-        output_path=_path(output), output_artifact_name=FOLDER, tmp_dir=scratch, progress_bar=False
+        output_path=_path(output),
+        output_artifact_name=FOLDER,
+        tmp_dir=scratch,
+        progress_bar=False,
+        addl_hats_properties=about,
     ).catalog(
         output_artifact_name=_GALAXIES,
         input_file_list=lists,
@@ -153,7 +162,9 @@ def _convert(output: str, parts: list[str], num_rows: int) -> None:
         sort_columns="object_id",
         write_table_kwargs=dict(_WRITING),
     )
-    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True, write_table_kwargs=dict(_WRITING))
+    # By its name: hats-import would write its path on this machine.
+    of = {"addl_hats_properties": about | {"primary_catalog": _GALAXIES}}
+    arguments.add_margin(margin_threshold=_MARGIN_ARCSEC, is_default=True, write_table_kwargs=dict(_WRITING), **of)
     logger.info("writing %s", storage.join(output, FOLDER))
     client = Client(
         processes=False,
@@ -176,7 +187,9 @@ def _plan(scratch: Path, parts: list[str], parts_a_list: int, schema: pa.Schema)
         lists[-1].write_text("\n".join(parts[start : start + parts_a_list]) + "\n")
     schema_file = scratch / "schema.parquet"
     # hats-import adds the column of the cell itself: only its description is needed.
-    pq.write_metadata(schema.with_metadata(described([_HEALPIX, *schema]).metadata), schema_file)
+    fields, made = [_HEALPIX, *schema], provenance_of(schema)
+    metadata = (described(fields, made).metadata or {}) | parquet_metadata(pa.schema(fields), made, {})
+    pq.write_metadata(schema.with_metadata(metadata), schema_file)
     return lists, schema_file
 
 

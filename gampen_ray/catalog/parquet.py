@@ -1,10 +1,10 @@
-"""The catalogue as Parquet, with units and descriptions, readable by pyarrow, astropy and HATS tools.
+"""The catalogue as Parquet, with units, descriptions and provenance, readable by pyarrow, astropy, TOPCAT and HATS tools.
 
 Shape legend: N galaxies, K passes, D targets.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from astropy.table.meta import get_yaml_from_table
 
 from gampen_ray import storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL, Rows, catalog_columns
+from gampen_ray.catalog.votable import TITLE, parquet_metadata
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
 CATALOG, QUARANTINE = "catalog", "quarantine"
 """Contents of the output folder of an inference."""
+_PROVENANCE = "gampen_ray."
 
 
 @functools.cache
@@ -33,26 +35,35 @@ def catalog_schema(
     mode_centred: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    provenance: tuple[tuple[str, str], ...] = (),
 ) -> pa.Schema:
-    """Return the catalogue's schema; every field's metadata holds its ``unit`` and ``description``.
+    """Return the catalogue's schema; every field's metadata holds its ``unit``, ``description`` and ``ucd``.
 
-    The schema's metadata repeats them under ``table_meta_yaml`` for ``astropy.table.Table.read``. Parameters are those of
-    `catalog_columns`.
+    The schema's metadata repeats them under ``table_meta_yaml`` for ``astropy.table.Table.read``, and holds what made the
+    catalogue, names and values, each under ``gampen_ray.NAME``. Other parameters are those of `catalog_columns`.
     """
     columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, conditions=conditions, extra=extra)
-    return described([column.field for column in columns])
+    return described([column.field for column in columns], dict(provenance))
 
 
-def described(fields: Iterable[pa.Field]) -> pa.Schema:
-    """Return a schema whose metadata repeats the fields' units and descriptions in astropy's form (astropy.io.misc.parquet)."""
-    empty = Table()
+def described(fields: Iterable[pa.Field], provenance: Mapping[str, str]) -> pa.Schema:
+    """Return a schema whose metadata repeats that of the fields in astropy's form (astropy.io.misc.parquet): see above."""
+    empty = Table(meta={"title": TITLE, **provenance})
     for item in fields:
         # The element type of a fixed-size list; astropy reads the types themselves from Parquet's schema.
         kind = getattr(item.type, "value_type", item.type)
         dtype = "U1" if kind == pa.string() else kind.to_pandas_dtype()
-        unit, description = (item.metadata[key].decode() for key in (b"unit", b"description"))
-        empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description)
-    return pa.schema(fields, metadata={"table_meta_yaml": "\n".join(get_yaml_from_table(empty))})
+        unit, description, ucd = (item.metadata[key].decode() for key in (b"unit", b"description", b"ucd"))
+        meta = {"ucd": ucd} if ucd else None
+        empty[item.name] = AstropyColumn(np.zeros(0, dtype), unit=unit or None, description=description, meta=meta)
+    made = {f"{_PROVENANCE}{name}": value for name, value in provenance.items()}
+    return pa.schema(fields, metadata={"table_meta_yaml": "\n".join(get_yaml_from_table(empty)), **made})
+
+
+def provenance_of(schema: pa.Schema) -> dict[str, str]:
+    """Return what made a catalogue, by name, from the schema of one of its files."""
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    return {key.removeprefix(_PROVENANCE): value for key, value in metadata.items() if key.startswith(_PROVENANCE)}
 
 
 def catalog_table(
@@ -65,6 +76,7 @@ def catalog_table(
     mode_centred: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    provenance: tuple[tuple[str, str], ...] = (),
 ) -> pa.Table:
     """Return the catalogue rows of N galaxies.
 
@@ -87,6 +99,8 @@ def catalog_table(
         Names of the conditions that the model is given, columns of the objects.
     extra
         Names of registered columns to add.
+    provenance
+        What made the catalogue, names and values.
 
     Raises
     ------
@@ -105,11 +119,11 @@ def catalog_table(
     }
     rows = Rows(mixture, objects, crop_scale_N, flags_N)
     values = {column.name: column.value(rows) for column in catalog_columns(mixture.targets, id_type, **which)}
-    return pa.table(values, schema=catalog_schema(mixture.targets, id_type, **which))
+    return pa.table(values, schema=catalog_schema(mixture.targets, id_type, **which, provenance=provenance))
 
 
 def part_content(table: pa.Table) -> pa.Buffer:
-    """Return the content of one Parquet file of a catalogue.
+    """Return the content of one Parquet file of a catalogue, with the head of a VOTable in its metadata.
 
     Floats, whose values rarely repeat, are encoded as BYTE_STREAM_SPLIT instead of dictionaries: a stored mixture takes two
     thirds of the space.
@@ -119,15 +133,23 @@ def part_content(table: pa.Table) -> pa.Buffer:
     floats = [lists.get(name, name) for name, kind in kinds.items() if name in lists or pa.types.is_floating(kind)]
     sink = pa.BufferOutputStream()
     encoding: dict[str, Any] = {"use_dictionary": False, "use_byte_stream_split": floats}
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **encoding)
+    texts = [name for name, kind in kinds.items() if pa.types.is_string(kind)]
+    lengths = {name: max([1, *map(len, table[name].drop_null().to_pylist())]) for name in texts}
+    # As astropy writes it, and needs it for texts.
+    known = {f"table::len::{name}": str(length) for name, length in lengths.items()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **known})
+    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True, **encoding) as writer:
+        writer.write_table(table)
+        # Not in the schema's metadata, which Arrow stores twice.
+        writer.add_key_value_metadata(parquet_metadata(table.schema, provenance_of(table.schema), lengths))
     return sink.getvalue()
 
 
-def catalog_parts(output: str) -> Iterator[pa.Table]:
-    """Yield the tables of a catalogue's files, in order; ``output`` is the folder that `infer` made."""
+def catalog_parts(output: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Yield the tables of a catalogue's files in order, or some columns; ``output`` is the folder that `infer` made."""
     for uri in storage.list_files(storage.join(output, CATALOG), ".parquet"):
         with storage.open_input(uri) as source:
-            yield pq.read_table(source)
+            yield pq.read_table(source, columns=columns)
 
 
 def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:

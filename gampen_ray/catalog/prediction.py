@@ -156,6 +156,7 @@ def write_unit(
     mode_centred: bool,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    provenance: tuple[tuple[str, str], ...] = (),
     write_summary: Callable[[str, pa.Table, Mixture], str] | None = None,
 ) -> UnitReceipt:
     """Summarise the posteriors of a unit and write its quarantine file, its catalogue file and, last, its receipt.
@@ -168,8 +169,8 @@ def write_unit(
         Folder of the catalogue; None: nothing is written.
     targets
         Targets of the model.
-    store_mixture, mode_centred, conditions, extra
-        Columns of the catalogue; see `gampen_ray.catalog.parquet.catalog_table`.
+    store_mixture, mode_centred, conditions, extra, provenance
+        Columns of the catalogue, and what made it; see `gampen_ray.catalog.parquet.catalog_table`.
     write_summary
         Called with the unit's name, the catalogue's rows and their posteriors, to write another summary; it returns its URI.
     """
@@ -186,6 +187,7 @@ def write_unit(
             "mode_centred": mode_centred,
             "conditions": conditions,
             "extra": extra,
+            "provenance": provenance,
         }
         with np.errstate(over="ignore", invalid="ignore"):
             catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)

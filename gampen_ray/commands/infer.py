@@ -11,7 +11,6 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -82,11 +81,13 @@ class InferConfig(CatalogConfig):
     mode_centred: bool = False
     """Add credible intervals centred on the mode, as in GaMPEN: columns T_mode_lo68, T_mode_hi68 and so on."""
     columns: tuple[str, ...] = ()
-    """Additional columns, by the names under which your code registers them (`gampen_ray.catalog.columns.register_column`)."""
-    catalog_format: Literal["parquet", "hats", "gampen"] = "parquet"
-    """hats: also write hats/, a sky-partitioned catalogue for LSDB of all galaxies with a position (needs `pip install
-    "gampen_ray[hats]"`). gampen: also write gampen/inf_1.csv to inf_K.csv, one draw per pass, and gampen/summary.csv with
-    GaMPEN's columns; the mixture is then always stored."""
+    """Additional columns: T_mag, T_mag_lo68 and T_mag_hi68, the AB magnitudes of a target T whose unit is of jansky or maggies,
+    and those that your code registers (`gampen_ray.catalog.columns.register_column`)."""
+    catalog_format: Literal["parquet", "fits", "votable", "hats", "gampen"] = "parquet"
+    """fits, votable: also write catalog.fits or catalog.vot, the whole catalogue in one file. hats: also write hats/, a
+    sky-partitioned catalogue for LSDB of all galaxies with a position (needs `pip install "gampen_ray[hats]"`). gampen: also
+    write gampen/inf_1.csv to inf_K.csv, one draw per pass, and gampen/summary.csv with GaMPEN's columns; the mixture is then
+    always stored."""
     gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False
@@ -111,11 +112,9 @@ def infer(config: InferConfig) -> dict[str, Any]:
     UserError
         If bundle and dataset do not fit, the output holds another run, or the cluster is too small.
     """
-    import pyarrow as pa
-
     from gampen_ray import storage
-    from gampen_ray.catalog.columns import catalog_columns
     from gampen_ray.catalog.manifest import MANIFEST, read_manifest
+    from gampen_ray.commands.catalog_files import check_columns, finish
     from gampen_ray.commands.tile_plans import PLAN, planned_units, tile_source
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
@@ -131,8 +130,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
     source, units = tile_source(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
-    # Refuses unknown names before any work.
-    catalog_columns(bundle.targets, pa.int64(), extra=config.columns)
+    check_columns(config, bundle, sum(unit.num_rows for unit in units))
     if config.estimate:
         return _estimate(config, bundle, digest, source, units)
     inputs = {"bundle": digest, **_identity(config, source, units)}
@@ -156,10 +154,11 @@ def infer(config: InferConfig) -> dict[str, Any]:
         num_unassigned = unassigned = 0
         if source.tiles:
             units, num_unassigned, unassigned = planned_units(config, folder, source)
+            check_columns(config, bundle, sum(unit.num_rows for unit in units))
         rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
         manifest = {
-            **_finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64),
+            **finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64),
             "rates": rates,
             "config": to_dict(config),
             "calibration": bundle.calibration.to_dict(),
@@ -245,6 +244,7 @@ def _predict_all(
     began: float,
 ) -> tuple[dict[str, Any], int]:
     """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
+    from gampen_ray.commands.catalog_files import writer
     from gampen_ray.engine.units import run_units
     from gampen_ray.inference.rates import Rates, UnitReceipt
     from gampen_ray.receipts import verified_receipts
@@ -268,7 +268,7 @@ def _predict_all(
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
-        write=_writer(config, bundle, config.output),
+        write=writer(config, bundle, digest, config.output),
         receive=receive,
     )
     measured = rates.to_dict()
@@ -304,60 +304,9 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
     return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
 
 
-def _writer(config: InferConfig, bundle: "Bundle", output: str | None) -> Callable[..., Any]:
-    """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
-    from gampen_ray.catalog.prediction import write_unit
-    from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
-    from gampen_ray.gampen.summary_files import write_part
-
-    write_summary = None
-    if config.catalog_format == "gampen":
-        magnitudes = {"zero_point_mag": bundle.images.zero_point_mag, "gampen_magnitudes": config.gampen_magnitudes}
-        write_summary = functools.partial(write_part, output=output, **magnitudes)
-    return functools.partial(
-        write_unit,
-        output=output,
-        targets=bundle.targets,
-        store_mixture=config.posterior == "mixture" or config.catalog_format == "gampen",
-        mode_centred=config.mode_centred,
-        conditions=bundle.images.condition_names,
-        extra=(*config.columns, *(TILE_COLUMNS if is_footprint(config.dataset) else ())),
-        write_summary=write_summary,
-    )
-
-
-def _finish(config: InferConfig, bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, Any]:
-    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts, flags and crops."""
-    from gampen_ray.catalog.completeness import catalog_contents, crop_scales
-    from gampen_ray.catalog.hats import write_hats
-    from gampen_ray.errors import AGAIN, StorageError
-    from gampen_ray.gampen.summary_files import write_files
-    from gampen_ray.inference.crop_statistics import CropStatistics
-    from gampen_ray.inference.verdicts import crop_verdict
-
-    counts, found, repeated, flags = catalog_contents(config.output)
-    if (sum(counts.values()), found) != (num_rows, id_sum):
-        raise StorageError(
-            f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
-            f"were changed; take out those of other runs, and {AGAIN}"
-        )
-    if repeated:
-        logger.warning("%s of %s galaxies repeat the identifier of another: %s", repeated, num_rows, config.dataset)
-    if config.catalog_format == "gampen":
-        write_files(config.output, bundle.targets, config.num_passes, config.seed)
-    if config.catalog_format == "hats":
-        counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
-    if flags.warning:
-        logger.warning(flags.warning)
-    contents: dict[str, Any] = {**counts, "num_warned": flags.num_warned, "flags": dict(flags.flags)}
-    if bundle.network.transformer is not None and counts["num_galaxies"]:
-        crop = CropStatistics.of(crop_scales(config.output))
-        contents["crop"] = {**crop.to_dict(), **crop_verdict(crop).to_dict()}
-    return contents
-
-
 def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
+    from gampen_ray.commands.catalog_files import writer
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.ray_units import stream_units
     from gampen_ray.engine.session import ray_session
@@ -370,7 +319,8 @@ def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Sourc
         # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
-        start, write = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS), _writer(config, bundle, None)
+        start = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS)
+        write = writer(config, bundle, digest, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from gampen_ray.data.units import quantity_ucd, standard_unit
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mode_centred import mode_centred_interval
 
@@ -65,6 +66,8 @@ class Column:
         Function of `Statistics` (for other than summary columns, of `gampen_ray.catalog.columns.Rows`) to the N values.
     type
         Arrow type.
+    ucd
+        What the values are in the words of the Virtual Observatory (IVOA, UCD1+); empty: unknown.
     """
 
     name: str
@@ -72,11 +75,13 @@ class Column:
     description: str
     value: Callable[[Any], Any]
     type: pa.DataType = dataclasses.field(default_factory=pa.float64)
+    ucd: str = ""
 
     @property
     def field(self) -> pa.Field:
-        """Arrow field that carries unit and description as metadata."""
-        return pa.field(self.name, self.type, metadata={"unit": self.unit, "description": self.description})
+        """Arrow field that carries unit, description and UCD as metadata."""
+        metadata = {"unit": standard_unit(self.unit), "description": self.description, "ucd": self.ucd}
+        return pa.field(self.name, self.type, metadata=metadata)
 
     @property
     def __wrapped__(self) -> Callable[[Any], Any]:
@@ -87,35 +92,44 @@ class Column:
 def summary_columns(targets: TargetSchema, *, mode_centred: bool = False) -> list[Column]:
     """Return the summary columns in the order of the catalogue, on request with GaMPEN's mode-centred intervals."""
     columns = [column for d in range(len(targets)) for column in _target_columns(targets, d, mode_centred)]
+    kinds = [quantity_ucd(target.unit) for target in targets]
     for i, j in itertools.combinations(range(len(targets)), 2):
         a, b = targets.names[i], targets.names[j]
-        text = f"posterior correlation of {a} and {b}"
-        columns.append(Column(f"corr_{a}_{b}", "", text, lambda s, i=i, j=j: s.correlation_NDD[:, i, j]))
+        text, ucd = f"posterior correlation of {a} and {b}", f"stat.correlation;{kinds[i]};{kinds[j]}"
+        columns.append(Column(f"corr_{a}_{b}", "", text, lambda s, i=i, j=j: s.correlation_NDD[:, i, j], ucd=ucd))
     return columns
 
 
 def _target_columns(targets: TargetSchema, d: int, mode_centred: bool) -> Iterator[Column]:
     name, unit = targets.names[d], targets.targets[d].unit
-    yield Column(f"{name}_mean", unit, f"posterior mean of {name}", lambda s: s.mixture.mean()[:, d])
-    yield Column(f"{name}_median", unit, f"posterior median of {name}", lambda s: s.quantile_NQD[:, 0, d])
+    kind = quantity_ucd(unit)
+
+    def column(suffix: str, description: str, value: Callable[[Statistics], Any], ucd: str, unit: str = unit) -> Column:
+        return Column(f"{name}_{suffix}", unit, description, value, ucd=ucd)
+
+    yield column("mean", f"posterior mean of {name}", lambda s: s.mixture.mean()[:, d], f"{kind};stat.mean")
+    yield column("median", f"posterior median of {name}", lambda s: s.quantile_NQD[:, 0, d], f"{kind};stat.median")
     text = f"value of {name} at which its marginal posterior density is highest"
-    yield Column(f"{name}_mode", unit, text, lambda s: s.mode_ND[:, d])
-    yield Column(f"{name}_std", unit, f"posterior standard deviation of {name}", lambda s: s.mixture.std()[:, d])
-    yield Column(f"{name}_skew", "", f"posterior skewness of {name}", lambda s: s.mixture.skew()[:, d])
+    yield column("mode", text, lambda s: s.mode_ND[:, d], f"{kind};stat.value")
+    text = f"posterior standard deviation of {name}"
+    yield column("std", text, lambda s: s.mixture.std()[:, d], f"stat.error;{kind}")
+    text = f"posterior skewness of {name}"
+    yield column("skew", text, lambda s: s.mixture.skew()[:, d], f"stat.skewness;{kind}", "")
     text = f"posterior excess kurtosis of {name}, 0 for a Gaussian"
-    yield Column(f"{name}_kurtosis", "", text, lambda s: s.mixture.kurtosis()[:, d])
+    yield column("kurtosis", text, lambda s: s.mixture.kurtosis()[:, d], f"stat.kurtosis;{kind}", "")
+    low, high = f"{kind};stat.interval;stat.min", f"{kind};stat.interval;stat.max"
     for i, (suffix, level) in enumerate(LEVELS.items()):
         text = f"end of the equal-tailed {100 * level:g} % credible interval of {name}"
-        yield Column(f"{name}_lo{suffix}", unit, f"lower {text}", lambda s, i=i: s.quantile_NQD[:, 1 + 2 * i, d])
-        yield Column(f"{name}_hi{suffix}", unit, f"upper {text}", lambda s, i=i: s.quantile_NQD[:, 2 + 2 * i, d])
+        yield column(f"lo{suffix}", f"lower {text}", lambda s, i=i: s.quantile_NQD[:, 1 + 2 * i, d], low)
+        yield column(f"hi{suffix}", f"upper {text}", lambda s, i=i: s.quantile_NQD[:, 2 + 2 * i, d], high)
     for i, (suffix, level) in enumerate(LEVELS.items() if mode_centred else ()):
         text = f"end of the {100 * level:g} % credible interval of {name} that is centred on the mode"
-        yield Column(f"{name}_mode_lo{suffix}", unit, f"lower {text}", lambda s, i=i: s.centred_NL2D[:, i, 0, d])
-        yield Column(f"{name}_mode_hi{suffix}", unit, f"upper {text}", lambda s, i=i: s.centred_NL2D[:, i, 1, d])
+        yield column(f"mode_lo{suffix}", f"lower {text}", lambda s, i=i: s.centred_NL2D[:, i, 0, d], low)
+        yield column(f"mode_hi{suffix}", f"upper {text}", lambda s, i=i: s.centred_NL2D[:, i, 1, d], high)
     text = f"aleatoric part of {name}_std: root mean variance of the dropout passes"
-    yield Column(f"{name}_std_aleatoric", unit, text, lambda s: s.mixture.aleatoric_std()[:, d])
+    yield column("std_aleatoric", text, lambda s: s.mixture.aleatoric_std()[:, d], f"stat.error;{kind}")
     text = f"epistemic part of {name}_std: standard deviation of the passes' means"
-    yield Column(f"{name}_std_epistemic", unit, text, lambda s: s.mixture.epistemic_std()[:, d])
+    yield column("std_epistemic", text, lambda s: s.mixture.epistemic_std()[:, d], f"stat.error;{kind}")
 
 
 def interval_levels() -> np.ndarray:

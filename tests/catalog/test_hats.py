@@ -2,12 +2,14 @@ import importlib.util
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import hats
 import lsdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
@@ -15,7 +17,7 @@ from astropy.table import Table
 from gampen_ray import storage
 from gampen_ray.catalog import hats as hats_catalog
 from gampen_ray.catalog.hats import check_hats, write_hats
-from gampen_ray.catalog.parquet import catalog_parts, catalog_table, mixture_from_catalog, part_content
+from gampen_ray.catalog.parquet import catalog_parts, catalog_table, mixture_from_catalog, part_content, provenance_of
 from gampen_ray.data import shards
 from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
@@ -46,9 +48,9 @@ def output(tmp_path_factory) -> str:
             ra[3], dec[8], dec[11] = np.nan, np.nan, -99.0
         ids = np.arange(PART) + part * PART
         m = mixture("logit", "log", num_galaxies=PART, num_passes=4, seed=part)
-        table = catalog_table(
-            pa.table({"object_id": ids, "ra": ra, "dec": dec}), m, np.ones(PART), np.zeros(PART), store_mixture=True
-        )
+        objects = pa.table({"object_id": ids, "ra": ra, "dec": dec})
+        made: dict[str, Any] = {"store_mixture": True, "provenance": (("seed", "7"),)}
+        table = catalog_table(objects, m, np.ones(PART), np.zeros(PART), **made)
         storage.write_bytes_atomic(f"{root}/catalog/part-{part}.parquet", part_content(table))
     # The file of a unit whose rows are all in quarantine.
     storage.write_bytes_atomic(f"{root}/catalog/part-.parquet", part_content(table[:0]))
@@ -73,6 +75,15 @@ def test_every_galaxy_with_a_position_is_there_once_with_its_values(output: str,
     targets = mixture("logit", "log").targets
     back, there = mixture_from_catalog(rows, targets), mixture_from_catalog(galaxies, targets)
     np.testing.assert_array_equal(back.mean_NKD.numpy(), there.mean_NKD.numpy())
+
+
+def test_collection_names_its_maker_and_no_path_of_this_machine(output: str) -> None:
+    files = list(Path(output, "hats").rglob("*properties"))
+    assert len(files) >= 3
+    for text in map(Path.read_text, files):
+        assert "obs_title=Posteriors of galaxies, by gampen_ray\nhats_creator=gampen_ray\ngampen_ray_seed=7" in text
+        assert output not in text
+    assert lsdb.open_catalog(f"{output}/hats").margin is not None
 
 
 def test_cone_search_returns_the_rows_that_astropy_says(output: str, galaxies: pa.Table) -> None:
@@ -100,8 +111,12 @@ def test_crossmatch_finds_the_partners_also_across_partitions(output: str, galax
 @pytest.mark.filterwarnings("ignore:No table..len..object_id found")
 def test_units_and_descriptions_survive(output: str) -> None:
     schema = hats.read_hats(f"{output}/hats").main_catalog.schema
-    assert schema.field("log_1_mean").metadata == {b"unit": b"arcsec", b"description": b"posterior mean of log_1"}
-    table = Table.read(next(Path(output).glob("hats/galaxies/dataset/Norder=*/*/*.parquet")))
+    metadata = {"unit": "arcsec", "description": "posterior mean of log_1", "ucd": "phys.angSize;stat.mean"}
+    assert schema.field("log_1_mean").metadata == {key.encode(): value.encode() for key, value in metadata.items()}
+    part = next(Path(output).glob("hats/galaxies/dataset/Norder=*/*/*.parquet"))
+    assert provenance_of(pq.read_schema(part)) == {"seed": "7"}
+    assert Table.read(part, format="parquet.votable")["log_1_mean"].meta == {"ucd": "phys.angSize;stat.mean"}
+    table = Table.read(part)
     assert (str(table["dec"].unit), str(table["log_1_hi68"].unit)) == ("deg", "arcsec")
     assert table["_healpix_29"].description.startswith("HEALPix cell of order 29")
 

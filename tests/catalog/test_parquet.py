@@ -1,14 +1,23 @@
+import dataclasses
+import io
+
+import astropy.units as u
 import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import votable
+from astropy.io.votable.ucd import check_ucd
 from astropy.table import Table
 
 from gampen_ray.catalog import parquet
 from gampen_ray.catalog.parquet import catalog_schema, catalog_table, mixture_from_catalog, part_content
+from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import summarise
 from tests.posterior.posterior_cases import mixture, schema
 
@@ -58,13 +67,14 @@ def test_summaries_are_those_before_rounding():
         assert np.array_equal(table[name].to_numpy(), values)
 
 
-@pytest.mark.filterwarnings("ignore:No table..len..object_id found")
+@pytest.mark.parametrize("form", ["parquet", "parquet.votable"])
 @pytest.mark.parametrize("kind", ["int64", "string"])
-def test_astropy_reads_units_and_descriptions(tmp_path, kind):
+def test_astropy_reads_units_ucds_and_descriptions(tmp_path, kind, form):
     m = mixture("logit", "log", num_galaxies=6)
     ids = np.arange(6) if kind == "int64" else pa.array([f"J{i:04d}" for i in range(6)])
     write_part(tmp_path / "part.parquet", build(m, object_id=ids))
-    table = Table.read(tmp_path / "part.parquet")
+    table = Table.read(tmp_path / "part.parquet", format=form)
+    assert (table["ra"].meta["ucd"], table["log_1_std"].meta["ucd"]) == ("pos.eq.ra;meta.main", "stat.error;phys.angSize")
     assert str(table["ra"].unit) == "deg"
     assert str(table["log_1_median"].unit) == "arcsec"
     assert table["logit_0_mean"].unit is None
@@ -72,6 +82,62 @@ def test_astropy_reads_units_and_descriptions(tmp_path, kind):
     assert table["mixture_mean"].shape == (6, 64)
     assert table["object_id"][3] == (3 if kind == "int64" else "J0003")
     assert np.array_equal(table["log_1_mode"], m.mode()[:, 1])
+
+
+def test_metadata_hold_a_valid_votable_of_all_columns_and_what_made_them():
+    m, made = mixture("logit", "log", num_galaxies=6), (("version", "1.2"), ("bundle", "ab & <cd>"))
+    objects = pa.table({"object_id": [f"J{i}" for i in range(6)]})
+    table = catalog_table(objects, m, np.ones(6), np.zeros(6), store_mixture=True, provenance=made)
+    content = part_content(table)
+    metadata = pq.read_metadata(pa.BufferReader(content)).metadata
+    assert metadata[b"IVOA.VOTable-Parquet.version"] == b"1.0"
+    assert {name: metadata[f"gampen_ray.{name}".encode()].decode() for name, _ in made} == dict(made)
+    head = votable.parse(io.BytesIO(metadata[b"IVOA.VOTable-Parquet.content"]), verify="exception").get_first_table()
+    assert [(info.name, info.value) for info in head.infos] == list(made)
+    assert [field.name for field in head.fields] == table.column_names
+    assert {field.name: (field.datatype, field.arraysize) for field in head.fields if field.name in _KINDS} == _KINDS
+    assert all(check_ucd(field.ucd, check_controlled_vocabulary=True) for field in head.fields)
+
+
+_KINDS = {
+    "object_id": ("char", "2*"),
+    "flags": ("long", None),
+    "log_1_mean": ("double", None),
+    "mixture_mean": ("float", "64"),
+}
+
+
+def test_maggies_become_a_unit_that_others_know():
+    targets = TargetSchema((dataclasses.replace(schema("log").targets[0], name="flux", unit="1e-12 mgy"),))
+    fields = catalog_schema(targets, pa.int64())
+    assert (fields.field("flux_mean").metadata[b"unit"], fields.field("flux_skew").metadata[b"unit"]) == (b"3.631 nJy", b"")
+    assert fields.field("flux_mean").metadata[b"ucd"] == b"phot.flux.density;stat.mean"
+
+
+def test_magnitudes_of_fluxes():
+    m = mixture("log", "identity", num_galaxies=6)
+    flux, other = m.targets.targets
+    m = Mixture(m.mean_NKD, m.scale_tril_NKDD, TargetSchema((other, dataclasses.replace(flux, name="flux", unit="1e-12 mgy"))))
+    extra = ("flux_mag", "flux_mag_lo68", "flux_mag_hi68")
+    objects = pa.table({"object_id": range(6)})
+    table = catalog_table(objects, m, np.ones(6), np.zeros(6), store_mixture=False, extra=extra)
+    for magnitude, name in zip(extra, ("flux_median", "flux_hi68", "flux_lo68"), strict=True):
+        expected = (table[name].to_numpy() * 3.631 * u.nJy).to_value(u.ABmag)
+        # AB has its zero point at 3630.8 Jy, and the maggy at 3631 Jy.
+        np.testing.assert_allclose(table[magnitude].to_numpy(), expected, atol=1e-4)
+    assert table.schema.field("flux_mag").metadata[b"unit"] == b"mag"
+    with pytest.raises(UserError, match="columns: 'identity_1_mag' is unknown"):
+        catalog_schema(m.targets, pa.int64(), extra=("identity_1_mag",))
+
+
+def test_magnitude_of_a_flux_that_may_be_negative_is_null():
+    target = dataclasses.replace(schema("identity").targets[0], name="flux", unit="nJy", location=-10.0)
+    m = mixture("identity", num_galaxies=6)
+    m = Mixture(m.mean_NKD, m.scale_tril_NKDD, TargetSchema((target,)))
+    table = catalog_table(
+        pa.table({"object_id": range(6)}), m, np.ones(6), np.zeros(6), store_mixture=False, extra=("flux_mag",)
+    )
+    assert table["flux_mag"].null_count == 6
 
 
 def test_unknown_positions_are_null():

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from astropy.table import Table
 
 from gampen_ray import storage
-from gampen_ray.catalog.parquet import mixture_from_catalog
+from gampen_ray.catalog import single_file
+from gampen_ray.catalog.parquet import mixture_from_catalog, provenance_of
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.config import ActorResources
@@ -22,7 +25,7 @@ from gampen_ray.data import shards
 from gampen_ray.engine import cluster
 from gampen_ray.engine import ray_units as engine
 from gampen_ray.errors import StorageError, UserError
-from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.bundle import bundle_digest, load_bundle
 from gampen_ray.inference.flags import Flag, FlagCounts
 from gampen_ray.reports.evaluated import load_evaluated_catalog
 from tests.engine.killing import SLOW_NETWORK, inference_actors
@@ -113,6 +116,42 @@ def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     assert catalog(tmp_path / "o")["object_id"].to_pylist() == list(range(COUNT))
     monkeypatch.setattr(engine, "stream_units", None)
     assert infer(wanted)["num_galaxies"] == COUNT
+
+
+def test_resumed_files_are_those_of_one_run_and_name_what_made_them(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    files = []
+    for folder in ("whole", "resumed"):
+        wanted = config(inputs, tmp_path / folder, catalog_format="fits", resources=ActorResources(engine="local"))
+        if folder == "resumed":
+            # Before its last step, and with a unit that is missing.
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(single_file, "write_single_file", killed)
+                infer(wanted)
+            next((tmp_path / folder / "catalog").iterdir()).unlink()
+        infer(wanted)
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).rglob("catalog*/*.parquet")})
+        files[-1]["catalog.fits"] = (tmp_path / folder / "catalog.fits").read_bytes()
+    assert files[0] == files[1]
+    assert len(files[0]) == 4
+    made = provenance_of(pq.read_schema(next((tmp_path / "whole" / "catalog").iterdir())))
+    version = importlib.metadata.version("gampen_ray")
+    digest = bundle_digest(str(inputs / "model"))
+    assert made == {"version": version, "bundle": digest, "num_passes": "4", "seed": "0", "precision": "float32"}
+    assert len(Table.read(tmp_path / "whole" / "catalog.fits")) == COUNT
+
+
+def test_a_table_too_large_for_one_file_is_refused_before_anything_is_written(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(single_file._MOST_BYTES, "votable", 10_000)
+    with pytest.raises(UserError, match=r"catalog_format: 150 rows of [\d,]+ bytes are .*, and catalog.vot may have"):
+        infer(config(inputs, tmp_path / "o", catalog_format="votable"))
+    assert not (tmp_path / "o").exists()
 
 
 def begun(wanted: InferConfig, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -53,5 +53,9 @@ def test_single_target_has_no_correlations():
 def test_table_carries_units_and_descriptions():
     table = mixture("log").to_table()
     metadata = table.schema.field("log_0_lo95").metadata
-    assert metadata == {b"unit": b"arcsec", b"description": b"lower end of the equal-tailed 95.45 % credible interval of log_0"}
+    assert metadata == {
+        b"unit": b"arcsec",
+        b"description": b"lower end of the equal-tailed 95.45 % credible interval of log_0",
+        b"ucd": b"phys.angSize;stat.interval;stat.min",
+    }
     assert table.schema.field("log_0_skew").metadata[b"unit"] == b""

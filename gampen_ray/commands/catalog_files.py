@@ -1,0 +1,101 @@
+"""The files of `infer`: which columns the catalogue has, what writes a unit of it, and what follows the last unit."""
+
+import functools
+import importlib.metadata
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gampen_ray.commands.infer import InferConfig
+    from gampen_ray.inference.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+
+def check_columns(config: "InferConfig", bundle: "Bundle", num_rows: int) -> None:
+    """Check, before any work, the names of the columns, and that so many rows fit the catalogue's format.
+
+    Raises
+    ------
+    UserError
+        If a name is unknown, or one file cannot hold the catalogue.
+    """
+    import pyarrow as pa
+
+    from gampen_ray.catalog.parquet import catalog_schema
+    from gampen_ray.catalog.single_file import FILES, check_single_file
+
+    which = _columns(config, bundle)
+    num_passes = config.num_passes if which.pop("store_mixture") else 0
+    schema = catalog_schema(bundle.targets, pa.int64(), num_passes, **which)
+    if config.catalog_format in FILES:
+        check_single_file(config.catalog_format, schema, num_rows)
+
+
+def _columns(config: "InferConfig", bundle: "Bundle") -> dict[str, Any]:
+    """Return which columns the catalogue has; see `gampen_ray.catalog.parquet.catalog_table`."""
+    from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
+
+    return {
+        "store_mixture": config.posterior == "mixture" or config.catalog_format == "gampen",
+        "mode_centred": config.mode_centred,
+        "conditions": bundle.images.condition_names,
+        "extra": (*config.columns, *(TILE_COLUMNS if is_footprint(config.dataset) else ())),
+    }
+
+
+def writer(config: "InferConfig", bundle: "Bundle", digest: str, output: str | None) -> Callable[..., Any]:
+    """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
+    from gampen_ray.catalog.prediction import write_unit
+    from gampen_ray.gampen.summary_files import write_part
+
+    write_summary = None
+    if config.catalog_format == "gampen":
+        magnitudes = {"zero_point_mag": bundle.images.zero_point_mag, "gampen_magnitudes": config.gampen_magnitudes}
+        write_summary = functools.partial(write_part, output=output, **magnitudes)
+    return functools.partial(
+        write_unit,
+        output=output,
+        targets=bundle.targets,
+        **_columns(config, bundle),
+        provenance=(
+            ("version", importlib.metadata.version("gampen_ray")),
+            ("bundle", digest),
+            *((name, str(getattr(config, name))) for name in ("num_passes", "seed", "precision")),
+        ),
+        write_summary=write_summary,
+    )
+
+
+def finish(config: "InferConfig", bundle: "Bundle", num_rows: int, id_sum: int) -> dict[str, Any]:
+    """Check that the catalogue holds each input galaxy once, write its other formats, and return counts, flags and crops."""
+    from gampen_ray.catalog.completeness import catalog_contents, crop_scales
+    from gampen_ray.catalog.hats import write_hats
+    from gampen_ray.catalog.single_file import FILES, write_single_file
+    from gampen_ray.errors import AGAIN, StorageError
+    from gampen_ray.gampen.summary_files import write_files
+    from gampen_ray.inference.crop_statistics import CropStatistics
+    from gampen_ray.inference.verdicts import crop_verdict
+
+    counts, found, repeated, flags = catalog_contents(config.output)
+    if (sum(counts.values()), found) != (num_rows, id_sum):
+        raise StorageError(
+            f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
+            f"were changed; take out those of other runs, and {AGAIN}"
+        )
+    if repeated:
+        logger.warning("%s of %s galaxies repeat the identifier of another: %s", repeated, num_rows, config.dataset)
+    if config.catalog_format == "gampen":
+        write_files(config.output, bundle.targets, config.num_passes, config.seed)
+    if config.catalog_format in FILES:
+        write_single_file(config.output, config.catalog_format, counts["num_galaxies"])
+    if config.catalog_format == "hats":
+        counts["num_in_hats"] = write_hats(config.output, counts["num_galaxies"])
+    if flags.warning:
+        logger.warning(flags.warning)
+    contents: dict[str, Any] = {**counts, "num_warned": flags.num_warned, "flags": dict(flags.flags)}
+    if bundle.network.transformer is not None and counts["num_galaxies"]:
+        crop = CropStatistics.of(crop_scales(config.output))
+        contents["crop"] = {**crop.to_dict(), **crop_verdict(crop).to_dict()}
+    return contents

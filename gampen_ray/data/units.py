@@ -1,0 +1,94 @@
+"""Units of table columns in the words of the standards that other tools read, and the UCDs that go with them."""
+
+import contextlib
+import functools
+import re
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from astropy import units as u
+
+from gampen_ray.data.headers import unit_zero_point
+
+__all__ = ["fits_unit", "quantity_ucd", "standard_unit", "vo_unit"]
+
+_FLUX_DENSITY = "spectral flux density"
+# By astropy's physical type.
+_UCDS = {_FLUX_DENSITY: "phot.flux.density", "angle": "phys.angSize", "length": "phys.size", "mass": "phys.mass"}
+
+
+@functools.cache
+def standard_unit(text: str) -> str:
+    """Return a unit, in astropy's notation, with maggies as nJy; any other is returned as it is.
+
+    No standard knows the maggy, and astropy converts it to no other unit. A maggy is 3631 Jy: ``1e-12 mgy`` is ``3.631 nJy``.
+    """
+    zero_point, nanojansky = unit_zero_point(text), unit_zero_point("nJy")
+    unit = _parsed(text)
+    if zero_point is None or nanojansky is None or (unit is not None and unit.physical_type == _FLUX_DENSITY):
+        return text
+    return f"{10 ** (0.4 * (nanojansky - zero_point)):.8g} nJy"
+
+
+@functools.cache
+def vo_unit(text: str) -> str:
+    """Return a unit in VOUnit's notation (IVOA, Units in the VO): a word that it does not know in quotes, other text empty."""
+    written = _written(_parsed(text), "vounit")
+    if written is not None:
+        return written
+    return f"'{text}'" if re.fullmatch("[A-Za-z]+", text) else ""
+
+
+@functools.cache
+def fits_unit(text: str) -> tuple[float, str]:
+    """Return the factor (TSCAL) and the unit (TUNIT) of a FITS column, which allows no factor but powers of ten in its unit.
+
+    A unit that FITS does not know is returned as it is.
+    """
+    unit = _parsed(text)
+    if (written := _written(unit, "fits")) is not None:
+        return 1.0, written
+    if isinstance(unit, u.CompositeUnit):
+        rest = u.CompositeUnit(1, unit.bases, unit.powers)
+        if (written := _written(rest, "fits")) is not None:
+            return float(np.real(unit.scale)), written
+    return 1.0, text
+
+
+@functools.cache
+def quantity_ucd(unit: str) -> str:
+    """Return the UCD1+ word (IVOA, The UCD1+ controlled vocabulary) of a property of a galaxy by its unit."""
+    parsed = _parsed(standard_unit(unit))
+    if parsed is None:
+        return "src.morph.param"
+    return "phot.mag" if parsed == u.mag else _UCDS.get(str(parsed.physical_type), "src.morph.param")
+
+
+def _parsed(text: str) -> u.UnitBase | None:
+    """Return a unit of astropy; None for other text, and for logarithmic units, which are functions in no standard."""
+    with _quiet():
+        try:
+            unit = u.Unit(text)
+        except ValueError:
+            return None
+    return unit if isinstance(unit, u.UnitBase) else None
+
+
+def _written(unit: u.UnitBase | None, standard: str) -> str | None:
+    """Return a unit as a standard writes it; None if it cannot."""
+    if unit is None:
+        return None
+    with _quiet():
+        try:
+            return unit.to_string(standard)
+        except ValueError:
+            return None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence warnings of units that a standard discourages."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        yield
