@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import textwrap
+import time
 import tomllib
 import traceback
 import typing
@@ -16,12 +17,16 @@ from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
-from gampen_ray.config.base import sections, shown, upgraded
+from gampen_ray.config.base import sections, shown, to_dict, upgraded
 from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.messages import printable
+from gampen_ray.progress import ERASE, Phase
 
 _PROGRAM = "gampen-ray"
-_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "also show Ray's own log and progress"}
+_SWITCHES: dict[str, str] = {
+    "verbose": "also show Ray's own log and progress",
+    "quiet": "show warnings, errors and results alone",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         verb, config = parse(given or ["--help"])
-        verb.run(config)
+        with Phase(given[0], announced=False):
+            verb.run(config)
+        if command := verb.following(to_dict(config)):
+            logging.getLogger(__name__).info("next: %s", command)
     except (UserError, StorageError, StartError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {printable(str(error))}\n")
         return 2 if isinstance(error, UserError) else 1
@@ -74,6 +82,8 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     verb = load_verbs()[name]
     if flags.pop("verbose"):
         os.environ["GAMPEN_RAY_VERBOSE"] = "1"
+    if flags.pop("quiet"):
+        logging.getLogger("gampen_ray").setLevel(logging.WARNING)
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     file = flags.pop("config") or ""
@@ -105,7 +115,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
-    parser.add_argument("--verbose", **_VERBOSE)
+    _add_switches(parser, default=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in load_verbs().items():
         text = verb.config.__doc__ or ""
@@ -129,7 +139,7 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
         metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
     # Without a default, which would undo the flag before the verb.
-    parser.add_argument("--verbose", default=argparse.SUPPRESS, **_VERBOSE)
+    _add_switches(parser, default=argparse.SUPPRESS)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
@@ -141,10 +151,16 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
             group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
 
 
+def _add_switches(parser: argparse.ArgumentParser, default: Any) -> None:
+    for name, text in _SWITCHES.items():
+        parser.add_argument(f"-{name[0]}", f"--{name}", action="store_true", default=default, help=text)
+
+
 def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
-    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --verbose --help" ;;' for name, verb in verbs.items()]
+    usual = " ".join(f"--{name}" for name in (*_SWITCHES, "help"))
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} {usual}" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
             "_gampen_ray() {",
@@ -196,13 +212,20 @@ def _value(text: str, annotation: Any) -> Any:
 
 
 class _Formatter(logging.Formatter):
+    """On a terminal, above the line of progress; elsewhere with the time (UTC)."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__("%(message)s" if terminal else "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        self.converter = time.gmtime
+        self._before = ERASE if terminal else ""
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        return self._before + printable(super().format(record), lines=True)
 
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(message)s"))
+    handler.setFormatter(_Formatter(terminal=sys.stderr.isatty()))
     logger = logging.getLogger("gampen_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -29,7 +29,7 @@ class EvaluateConfig:
     network of more than ten million parameters."""
 
 
-@verb("evaluate")
+@verb("evaluate", then=lambda run: f"report --evaluation {run['output']} --output report.html")
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Write ``evaluation.json`` and return its content.
 

@@ -12,6 +12,7 @@ torch, Ray and the like inside the function.
 import dataclasses
 import importlib
 import inspect
+import shlex
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -25,12 +26,12 @@ from gampen_ray.plugins import Registry, load_plugins
 
 # In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
-_BUILT_IN += ("footprint", "describe", "crop", "import-gampen")
+_BUILT_IN += ("status", "footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 # Fields of files and folders that a verb reads, with a remedy where there is none.
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
-_INPUTS |= {"evaluation": "give the folder that `evaluate` wrote"}
+_INPUTS |= {"evaluation": "give the folder that `evaluate` wrote", "run": "give the output folder of a verb"}
 _INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles"), "give one that does")
 
 
@@ -46,11 +47,14 @@ class Verb:
         Runs it.
     positional
         Field that the positional argument sets, unless it is a TOML file; empty: none.
+    then
+        Returns the command that usually comes next, from the values of the config's fields; empty: none.
     """
 
     config: type
     function: Callable[[Any], Any]
     positional: str = ""
+    then: "Then" = lambda _: ""
 
     @property
     def __wrapped__(self) -> Callable[[Any], Any]:
@@ -72,6 +76,11 @@ class Verb:
         """
         return build(self.config, _merged(self.config, _read(self.config, file) if file else {}, plain(values)))
 
+    def following(self, values: Mapping[str, Any]) -> str:
+        """Return the command that usually comes next, from some values of a config; empty: none."""
+        command = self.then(_Placeholders({name: shlex.quote(str(value)) for name, value in values.items()}))
+        return f"gampen-ray {command}" if command else ""
+
     def run(self, config: Any) -> Any:
         """Run the verb; a `UserError` names the field whose file does not exist or whose object storage cannot be reached."""
         from gampen_ray import storage
@@ -91,11 +100,26 @@ class Verb:
         return self.function(config)
 
 
+class _Placeholders(dict[str, str]):
+    """Values by name; that of an unknown name is the name in capital letters."""
+
+    def __missing__(self, name: str) -> str:
+        return name.upper()
+
+
+Then = Callable[[_Placeholders], str]
+
+
+def then_infer(run: _Placeholders) -> str:
+    """Return the command that follows the training of a bundle."""
+    return f"infer --bundle {run['output']} --dataset {run['dataset']} --split test --output CATALOG --posterior mixture"
+
+
 VERBS: Registry[Verb] = Registry("verb")
 F = typing.TypeVar("F", bound=Callable[[Any], Any])
 
 
-def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
+def verb(name: str, *, positional: str = "", then: Then = lambda _: "") -> Callable[[F], F]:
     """Return a decorator that registers a function whose first parameter is annotated with its config class.
 
     Parameters
@@ -104,13 +128,16 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
         Of the verb on the command line.
     positional
         Field that the positional argument sets.
+    then
+        Returns the command that usually comes next, without the program's name, from the config's values, as the command line
+        takes them: ``lambda run: f"evaluate --catalog {run['output']} --output EVALUATION"``.
     """
 
     def register(function: F) -> F:
         config = next(iter(inspect.signature(function).parameters.values())).annotation
         if not dataclasses.is_dataclass(config):
             raise TypeError(f"verb {name}: annotate the parameter of {function.__qualname__} with a config class")
-        VERBS.register(name)(Verb(typing.cast(type, config), function, positional))
+        VERBS.register(name)(Verb(typing.cast(type, config), function, positional, then))
         return function
 
     return register

@@ -44,7 +44,7 @@ class SimulateConfig:
     """Resources requested from Ray."""
 
 
-@verb("simulate")
+@verb("simulate", then=lambda run: f"train --dataset {run['output']} --output RUN")
 def simulate(config: SimulateConfig) -> None:
     """Simulate galaxies as a dataset of cutout shards, as a coadd would show them.
 
