@@ -10,7 +10,7 @@ import time
 import tomllib
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from pydantic_core import PydanticUndefined
@@ -18,11 +18,13 @@ from pydantic_core import PydanticUndefined
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
 from gampen_ray.config.base import sections, shown, to_dict, upgraded
+from gampen_ray.config.template import template
 from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.messages import printable
 from gampen_ray.progress import ERASE, Phase
 
 _PROGRAM = "gampen-ray"
+_CONFIG = "config"
 _SWITCHES: dict[str, str] = {
     "verbose": "also show Ray's own log and progress",
     "quiet": "show warnings, errors and results alone",
@@ -71,17 +73,24 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     UserError
         For an unknown verb or flag, or an invalid value.
     SystemExit
-        After ``--help``, ``--version`` and ``--completion``.
+        After ``--help``, ``--version``, ``--completion`` and ``--print-config``.
     """
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in (verbs := load_verbs()):
-        close = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(arguments[0], verbs, 1))
+    verbs = load_verbs()
+    # The verb itself has the flags and the file.
+    if arguments[:1] == [_CONFIG]:
+        arguments = [*arguments[1:], f"--print-{_CONFIG}"]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        close = _close(arguments[0], verbs)
         raise UserError(f"{arguments[0]}: unknown verb; {close}`{_PROGRAM} --help` lists the valid ones")
+    if not {*verbs, "-h", "--help", "--version", "--completion"}.intersection(arguments):
+        raise UserError(f"{' '.join(arguments)}: no verb; begin with one of those that `{_PROGRAM} --help` lists")
     parsed, unknown = _parser(arguments).parse_known_args(list(arguments))
     flags = vars(parsed)
     name = flags.pop("verb")
-    verb = load_verbs()[name]
+    verb = verbs[name]
     if flags.pop("verbose"):
         os.environ["GAMPEN_RAY_VERBOSE"] = "1"
+    printed = flags.pop("print_config")
     if flags.pop("quiet"):
         logging.getLogger("gampen_ray").setLevel(logging.WARNING)
     if unknown:
@@ -95,6 +104,9 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     for field, text in flags.items():
         if text is not None:
             _set(values, field, _value(text, verb.leaves[field].annotation))
+    if printed:
+        sys.stdout.write(template(verb.config, verb.merged(values, file)))
+        raise SystemExit(0)
     return verb, verb.configured(values, file)
 
 
@@ -111,7 +123,8 @@ class _Completion(argparse.Action):
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=_PROGRAM, description="Bayesian posteriors of galaxy structural parameters, at any scale.")
+    text = "Bayesian posteriors of galaxy structural parameters, at any scale."
+    parser = _Parser(prog=_PROGRAM, description=text, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
@@ -140,6 +153,8 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
     # Without a default, which would undo the flag before the verb.
     _add_switches(parser, default=argparse.SUPPRESS)
+    text = f"print a TOML file with all fields, of which the given ones are set; the same as `{_PROGRAM} {_CONFIG} VERB`"
+    parser.add_argument("--print-config", action="store_true", help=text)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
@@ -159,7 +174,7 @@ def _add_switches(parser: argparse.ArgumentParser, default: Any) -> None:
 def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
-    usual = " ".join(f"--{name}" for name in (*_SWITCHES, "help"))
+    usual = " ".join(f"--{name}" for name in (*_SWITCHES, "print-config", "help"))
     cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} {usual}" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
@@ -189,9 +204,17 @@ def _unknown_flag(flag: str, name: str, verb: Verb) -> str:
     _set(table, field, None)
     # A former name of a field has its own message.
     upgraded(verb.config, table, refuse=True)
-    close = difflib.get_close_matches(_flag(field), map(_flag, verb.leaves), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    if not flag.startswith("-"):
+        return f"{flag}: one argument too many; a flag sets each field, see `{_PROGRAM} {name} --help`"
+    if section := [_flag(leaf) for leaf in verb.leaves if leaf.startswith(f"{field}.")]:
+        more = ", ..." if len(section) > 3 else ""
+        return f"{flag}: is a section; give its fields, {', '.join(section[:3])}{more}: see `{_PROGRAM} {name} --help`"
+    hint = _close(_flag(field), [*map(_flag, verb.leaves), *map(_flag, _SWITCHES)])
     return f"{flag}: unknown flag; {hint}`{_PROGRAM} {name} --help` lists the valid ones"
+
+
+def _close(word: str, words: Iterable[str]) -> str:
+    return "".join(f"did you mean {name}? " for name in difflib.get_close_matches(word, [*words], 1))
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:

@@ -47,7 +47,7 @@ class Phase:
     what
         Its name, e.g. ``"starting Ray"``.
     announced
-        Whether it is shown when it begins, and remains on a terminal when it has ended.
+        Whether it is shown when it begins, and remains on a terminal when it has ended; otherwise a terminal alone shows it.
     """
 
     def __init__(self, what: str, *, announced: bool = True) -> None:
@@ -99,7 +99,7 @@ class Phase:
     def _tick(self) -> None:
         while not self._ended.wait(_TICK_S):
             with _lock:
-                if _open and _open[-1] is self:
+                if _open and _open[-1] is self and (self._announced or _is_drawn()):
                     self._show_if_due(0)
 
 

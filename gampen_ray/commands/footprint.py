@@ -62,7 +62,7 @@ def _then(run: Mapping[str, str]) -> str:
     return f"infer --bundle BUNDLE --dataset {run['output']} --catalog SOURCES --output CATALOG"
 
 
-@verb("footprint", then=_then)
+@verb("footprint", positional="tiles", then=_then)
 def footprint(config: FootprintConfig) -> "FootprintInfo | None":
     """Index the tiles of a survey, and return the metadata of the footprint; None after ``list_surveys``.
 

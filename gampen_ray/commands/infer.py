@@ -105,7 +105,7 @@ def _then(run: Mapping[str, str]) -> str:
     return f"evaluate --catalog {run['output']} --output EVALUATION" if run["posterior"] == "mixture" else ""
 
 
-@verb("infer", then=_then)
+@verb("infer", positional="dataset", then=_then)
 def infer(config: InferConfig) -> dict[str, Any]:
     """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
 

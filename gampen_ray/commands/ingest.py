@@ -69,7 +69,7 @@ def _then(run: Mapping[str, str]) -> str:
     return f"train --dataset {run['output']} --targets TARGETS --output RUN"
 
 
-@verb("ingest", then=_then)
+@verb("ingest", positional="images", then=_then)
 def ingest(config: IngestConfig) -> IngestSummary:
     """Turn cutouts and a catalogue into a dataset of cutout shards.
 

@@ -32,7 +32,7 @@ _EXTENDS = "extends"
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
 _INPUTS |= {"evaluation": "give the folder that `evaluate` wrote", "run": "give the output folder of a verb"}
-_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles"), "give one that does")
+_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles", "scaling"), "give one that does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,11 @@ class Verb:
         UserError
             For an invalid value.
         """
-        return build(self.config, _merged(self.config, _read(self.config, file) if file else {}, plain(values)))
+        return build(self.config, self.merged(values, file))
+
+    def merged(self, values: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+        """Return the values of a TOML file with others in their place, unchecked."""
+        return _merged(self.config, _read(self.config, file) if file else {}, plain(values))
 
     def following(self, values: Mapping[str, Any]) -> str:
         """Return the command that usually comes next, from some values of a config; empty: none."""
@@ -88,15 +92,15 @@ class Verb:
         for leaf in (leaf for _, _, leaves in sections(self.config, instance=config) for leaf in leaves):
             if not isinstance(leaf.default, str):
                 continue
-            if storage.is_local(leaf.default):
+            if storage.is_local(leaf.default) and (leaf.name not in _INPUTS or not leaf.default):
+                continue
+            try:
                 # Before torch and the like are imported.
-                if leaf.name in _INPUTS and leaf.default and not storage.exists(leaf.default):
-                    raise UserError(f"{leaf.name}: {storage.absolute(leaf.default)} does not exist; {_INPUTS[leaf.name]}")
-            else:
-                try:
-                    storage.exists(leaf.default)
-                except (UserError, StorageError) as error:
-                    raise UserError(f"{leaf.name}: {error}") from None
+                there = storage.exists(leaf.default)
+            except (UserError, StorageError) as error:
+                raise UserError(f"{leaf.name}: {error}") from None
+            if storage.is_local(leaf.default) and not there:
+                raise UserError(f"{leaf.name}: {storage.absolute(leaf.default)} does not exist; {_INPUTS[leaf.name]}")
         return self.function(config)
 
 

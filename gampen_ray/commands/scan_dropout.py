@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@verb("scan-dropout", then=then_infer)
+@verb("scan-dropout", positional="bundle", then=then_infer)
 def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     """Scan the dropout rates of a bundle, retrain with the best ones, and return the best bundle, as ``<output>/bundle``.
 

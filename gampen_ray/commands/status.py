@@ -39,8 +39,9 @@ def status(config: StatusConfig) -> dict[str, str]:
     from gampen_ray.run_folder import RunFolder
 
     output = storage.absolute(config.run)
-    record = RunFolder.recorded(output)
-    files = storage.list_files(output)
+    if storage.size(output) is not None:
+        raise _no_run(config.run, [])
+    record, files = RunFolder.recorded(output), storage.list_files(output)
     if record is None:
         raise _no_run(config.run, [uri.removeprefix(output).strip("/") for uri in files])
     held = lock.held(output)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@verb("train", then=then_infer)
+@verb("train", positional="dataset", then=then_infer)
 def train(config: TrainConfig) -> "Bundle":
     """Train a network and return its bundle, which is written to ``<output>/bundle``.
 

@@ -19,7 +19,7 @@ BEST_TRAINED = "best-trained"
 """Output folder in best.toml, below the study; `train` creates it."""
 
 
-@verb("tune", then=then_infer)
+@verb("tune", positional="dataset", then=then_infer)
 def tune(config: TuneConfig) -> "Bundle":
     """Find the best training config, and return its bundle, which is written to ``<output>/bundle``.
 
