@@ -124,7 +124,8 @@ class _Completion(argparse.Action):
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     text = "Bayesian posteriors of galaxy structural parameters, at any scale."
-    parser = _Parser(prog=_PROGRAM, description=text, allow_abbrev=False)
+    more = f"`{_PROGRAM} {_CONFIG} VERB` prints a TOML file with all fields of a verb."
+    parser = _Parser(prog=_PROGRAM, description=text, epilog=more, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
@@ -183,7 +184,7 @@ def completion() -> str:
             "  case ${COMP_WORDS[1]} in",
             *cases,
             "  esac",
-            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version --completion"',
+            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} {_CONFIG} --help --version --completion"',
             # What is no flag is a value or a TOML file: none of our words, but a file name.
             '  [ "$COMP_CWORD" != 1 ] && [[ $current != -* ]] && words=""',
             '  COMPREPLY=($(compgen -W "$words" -- "$current"))',

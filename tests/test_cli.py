@@ -82,7 +82,9 @@ def test_the_program_alone_shows_its_help(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as stopped:
         cli.main([])
     assert stopped.value.code == 0
-    assert "simulate" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "simulate" in shown
+    assert "gampen-ray config VERB" in shown
 
 
 def test_program_error_is_exit_code_1_with_its_traceback(
@@ -142,6 +144,7 @@ def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: py
     script = f'gampen-ray() {{ "{sys.executable}" -m gampen_ray "$@"; }}\n{sourced}\ncomplete -p gampen-ray\n'
     words = {
         "sc": "scan-dropout",
+        "conf": "config",
         "train --optimizer.ep": "--optimizer.epochs",
         "train --split.": "",
         "infer --verb": "--verbose",
