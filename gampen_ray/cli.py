@@ -6,22 +6,29 @@ import logging
 import os
 import sys
 import textwrap
+import time
 import tomllib
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
-from gampen_ray.config.base import sections, shown, upgraded
+from gampen_ray.config.base import sections, shown, to_dict, upgraded
+from gampen_ray.config.template import template
 from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.messages import printable
+from gampen_ray.progress import ERASE, Phase
 
 _PROGRAM = "gampen-ray"
-_VERBOSE: dict[str, Any] = {"action": "store_true", "help": "also show Ray's own log and progress"}
+_CONFIG = "config"
+_SWITCHES: dict[str, str] = {
+    "verbose": "also show Ray's own log and progress",
+    "quiet": "show warnings, errors and results alone",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = sys.argv[1:] if arguments is None else arguments
         verb, config = parse(given or ["--help"])
-        verb.run(config)
+        with Phase(given[0], announced=False):
+            verb.run(config)
+        if command := verb.following(to_dict(config)):
+            logging.getLogger(__name__).info("next: %s", command)
     except (UserError, StorageError, StartError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {printable(str(error))}\n")
         return 2 if isinstance(error, UserError) else 1
@@ -63,17 +73,26 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     UserError
         For an unknown verb or flag, or an invalid value.
     SystemExit
-        After ``--help``, ``--version`` and ``--completion``.
+        After ``--help``, ``--version``, ``--completion`` and ``--print-config``.
     """
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in (verbs := load_verbs()):
-        close = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(arguments[0], verbs, 1))
+    verbs = load_verbs()
+    # The verb itself has the flags and the file.
+    if arguments[:1] == [_CONFIG]:
+        arguments = [*arguments[1:], f"--print-{_CONFIG}"]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in verbs:
+        close = _close(arguments[0], verbs)
         raise UserError(f"{arguments[0]}: unknown verb; {close}`{_PROGRAM} --help` lists the valid ones")
+    if not {*verbs, "-h", "--help", "--version", "--completion"}.intersection(arguments):
+        raise UserError(f"{' '.join(arguments)}: no verb; begin with one of those that `{_PROGRAM} --help` lists")
     parsed, unknown = _parser(arguments).parse_known_args(list(arguments))
     flags = vars(parsed)
     name = flags.pop("verb")
-    verb = load_verbs()[name]
+    verb = verbs[name]
     if flags.pop("verbose"):
         os.environ["GAMPEN_RAY_VERBOSE"] = "1"
+    printed = flags.pop("print_config")
+    if flags.pop("quiet"):
+        logging.getLogger("gampen_ray").setLevel(logging.WARNING)
     if unknown:
         raise UserError(_unknown_flag(unknown[0], name, verb))
     file = flags.pop("config") or ""
@@ -85,6 +104,9 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     for field, text in flags.items():
         if text is not None:
             _set(values, field, _value(text, verb.leaves[field].annotation))
+    if printed:
+        sys.stdout.write(template(verb.config, verb.merged(values, file)))
+        raise SystemExit(0)
     return verb, verb.configured(values, file)
 
 
@@ -101,11 +123,13 @@ class _Completion(argparse.Action):
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = _Parser(prog=_PROGRAM, description="Bayesian posteriors of galaxy structural parameters, at any scale.")
+    text = "Bayesian posteriors of galaxy structural parameters, at any scale."
+    more = f"`{_PROGRAM} {_CONFIG} VERB` prints a TOML file with all fields of a verb."
+    parser = _Parser(prog=_PROGRAM, description=text, epilog=more, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     text = f"print a bash completion script for verbs and flags: source <({_PROGRAM} --completion bash)"
     parser.add_argument("--completion", choices=["bash"], action=_Completion, help=text)
-    parser.add_argument("--verbose", **_VERBOSE)
+    _add_switches(parser, default=False)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in load_verbs().items():
         text = verb.config.__doc__ or ""
@@ -129,7 +153,9 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
         metavar, meaning = f"{verb.positional.upper()} | {metavar}", f"the field {verb.positional}, or a {meaning}"
     parser.add_argument("config", nargs="?", metavar=metavar, help=meaning)
     # Without a default, which would undo the flag before the verb.
-    parser.add_argument("--verbose", default=argparse.SUPPRESS, **_VERBOSE)
+    _add_switches(parser, default=argparse.SUPPRESS)
+    text = f"print a TOML file with all fields, of which the given ones are set; the same as `{_PROGRAM} {_CONFIG} VERB`"
+    parser.add_argument("--print-config", action="store_true", help=text)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
@@ -141,10 +167,16 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
             group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
 
 
+def _add_switches(parser: argparse.ArgumentParser, default: Any) -> None:
+    for name, text in _SWITCHES.items():
+        parser.add_argument(f"-{name[0]}", f"--{name}", action="store_true", default=default, help=text)
+
+
 def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
-    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} --verbose --help" ;;' for name, verb in verbs.items()]
+    usual = " ".join(f"--{name}" for name in (*_SWITCHES, "print-config", "help"))
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} {usual}" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
             "_gampen_ray() {",
@@ -152,7 +184,7 @@ def completion() -> str:
             "  case ${COMP_WORDS[1]} in",
             *cases,
             "  esac",
-            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} --help --version --completion"',
+            f'  [ "$COMP_CWORD" = 1 ] && words="{" ".join(verbs)} {_CONFIG} --help --version --completion"',
             # What is no flag is a value or a TOML file: none of our words, but a file name.
             '  [ "$COMP_CWORD" != 1 ] && [[ $current != -* ]] && words=""',
             '  COMPREPLY=($(compgen -W "$words" -- "$current"))',
@@ -173,9 +205,17 @@ def _unknown_flag(flag: str, name: str, verb: Verb) -> str:
     _set(table, field, None)
     # A former name of a field has its own message.
     upgraded(verb.config, table, refuse=True)
-    close = difflib.get_close_matches(_flag(field), map(_flag, verb.leaves), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    if not flag.startswith("-"):
+        return f"{flag}: one argument too many; a flag sets each field, see `{_PROGRAM} {name} --help`"
+    if section := [_flag(leaf) for leaf in verb.leaves if leaf.startswith(f"{field}.")]:
+        more = ", ..." if len(section) > 3 else ""
+        return f"{flag}: is a section; give its fields, {', '.join(section[:3])}{more}: see `{_PROGRAM} {name} --help`"
+    hint = _close(_flag(field), [*map(_flag, verb.leaves), *map(_flag, _SWITCHES)])
     return f"{flag}: unknown flag; {hint}`{_PROGRAM} {name} --help` lists the valid ones"
+
+
+def _close(word: str, words: Iterable[str]) -> str:
+    return "".join(f"did you mean {name}? " for name in difflib.get_close_matches(word, [*words], 1))
 
 
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
@@ -196,13 +236,20 @@ def _value(text: str, annotation: Any) -> Any:
 
 
 class _Formatter(logging.Formatter):
+    """On a terminal, above the line of progress; elsewhere with the time (UTC)."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__("%(message)s" if terminal else "%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+        self.converter = time.gmtime
+        self._before = ERASE if terminal else ""
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), lines=True)
+        return self._before + printable(super().format(record), lines=True)
 
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(message)s"))
+    handler.setFormatter(_Formatter(terminal=sys.stderr.isatty()))
     logger = logging.getLogger("gampen_ray")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

@@ -1,13 +1,15 @@
 """The lock of an output folder: one process at a time writes there, on this machine or another.
 
-``lock.json`` names its holder and counts heartbeats. Every change is a compare-and-swap: under ``flock`` on local disks, by
-conditional requests (``If-Match``) on S3. A process that finds the lock watches it: it gives up when the count rises, and
-takes the lock over if the holder's process is gone or the count stops. Clocks of different machines are never compared.
+``lock.json`` names its holder, counts heartbeats and says what the holder is doing. Every change is a compare-and-swap: under
+``flock`` on local disks, by conditional requests (``If-Match``) on S3. A process that finds the lock watches it: it gives up
+when the count rises, and takes the lock over if the holder's process is gone or the count stops. Clocks of different machines
+are never compared to decide that.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import email.utils
 import fcntl
 import json
 import logging
@@ -22,10 +24,11 @@ from typing import Annotated, Any, ClassVar
 
 import pydantic
 
-from gampen_ray import documents, s3, storage
+from gampen_ray import documents, progress, s3, storage
 from gampen_ray.errors import StorageError, UserError
+from gampen_ray.messages import redacted
 
-__all__ = ["LOCK_FILE", "Lock", "locked"]
+__all__ = ["LOCK_FILE", "Held", "Lock", "held", "locked"]
 
 LOCK_FILE = "lock.json"
 HEARTBEAT_SECONDS = 5.0
@@ -64,6 +67,43 @@ def locked(output: str) -> Iterator["Lock"]:
             _held.discard(lock.uri)
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A lock that was found in an output folder.
+
+    Parameters
+    ----------
+    holder
+        Process, host and since when.
+    is_alive
+        Whether the process is running; None: unknown on this machine.
+    age_s
+        Time since the last heartbeat: on S3 by the server's clock, else by this machine's.
+    doing
+        What the process was doing then; empty: unknown.
+    """
+
+    holder: str
+    is_alive: bool | None
+    age_s: float
+    doing: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is running, or its last heartbeat is recent where that is unknown."""
+        return self.age_s <= EXPIRY_SECONDS if self.is_alive is None else self.is_alive
+
+
+def held(output: str) -> Held | None:
+    """Return who holds the lock of an output folder, None if nobody does; nothing is written."""
+    file = _file(storage.join(storage.absolute(output), LOCK_FILE))
+    content, age_s = file.read(), file.age_s()
+    if content is None or age_s is None:
+        return None
+    holder = _parsed(content)
+    return Held(_named(holder), _is_alive(holder), age_s, holder.doing)
+
+
 class Lock:
     """The lock of an output folder; see `locked`.
 
@@ -80,7 +120,7 @@ class Lock:
 
     def __init__(self, output: str) -> None:
         self.output, self.uri, self.lost = output, storage.join(storage.absolute(output), LOCK_FILE), False
-        self._file = _LocalFile(self.uri) if storage.is_local(self.uri) else _S3Object(self.uri)
+        self._file = _file(self.uri)
         self._me = {
             "host": socket.gethostname(),
             "namespace": _namespace(),
@@ -150,7 +190,8 @@ class Lock:
         return taken
 
     def _described(self, beats: int) -> bytes:
-        return (json.dumps(self._me | {"heartbeat": beats}, indent=2) + "\n").encode()
+        doing = redacted(progress.current())
+        return (json.dumps(self._me | {"heartbeat": beats, "doing": doing}, indent=2) + "\n").encode()
 
     def _renew(self) -> None:
         while not self.lost and not self._ended.wait(HEARTBEAT_SECONDS):
@@ -201,6 +242,14 @@ class _LocalFile:
                 guard.unlink()
         return True
 
+    def age_s(self) -> float | None:
+        """Return the time since the file was written, None if there is no file."""
+        with storage.explained(self._uri):
+            try:
+                return max(0.0, time.time() - self._path.stat().st_mtime)
+            except FileNotFoundError:
+                return None
+
     def swaps_atomically(self) -> bool:
         """Return whether the disk can lock files (`flock`)."""
         with storage.explained(self._uri), self._guard().open("ab") as file:
@@ -243,6 +292,17 @@ class _S3Object:
         # A repeated request fails if the first one arrived.
         return self._requested(self._client.put_object, Body=content, **condition) or self.read() == content
 
+    def age_s(self) -> float | None:
+        with s3.explained(self._uri):
+            try:
+                answer = self._client.head_object(**self._at)
+            except self._client.exceptions.ClientError as error:
+                if error.response["ResponseMetadata"].get("HTTPStatusCode") != 404:
+                    raise
+                return None
+        now = email.utils.parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return max(0.0, (now - answer["LastModified"]).total_seconds())
+
     def swaps_atomically(self) -> bool:
         """Return whether the server refuses to create the object, which exists."""
         there = self.read()
@@ -273,6 +333,10 @@ class _S3Object:
         return True
 
 
+def _file(uri: str) -> _LocalFile | _S3Object:
+    return _LocalFile(uri) if storage.is_local(uri) else _S3Object(uri)
+
+
 def _flock(file: int) -> bool:
     """Lock an open file until it is closed; return False where the disk cannot."""
     try:
@@ -293,6 +357,7 @@ class _Holder:
     namespace: str = ""
     process_start: str = ""
     since: str = "?"
+    doing: str = ""
 
 
 def _parsed(content: bytes) -> _Holder:

@@ -3,7 +3,7 @@
 import re
 import reprlib
 
-__all__ = ["printable", "redacted"]
+__all__ = ["brief", "counted", "printable", "redacted"]
 
 # The part of a URI before the host, and the value of a parameter that is named like a secret.
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'\\]+@", re.IGNORECASE)
@@ -32,6 +32,11 @@ def printable(text: str, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: ``"no galaxy"``, ``"1 galaxy"``, ``"2,000 galaxies"``; an empty plural has an s."""
+    return f"{count or 'no'} {noun}" if count in (0, 1) else f"{count:,} {plural or noun + 's'}"
 
 
 def brief(value: object) -> str:

@@ -1,8 +1,8 @@
 """Ownership of output folders: ``run.json`` identifies the run, and a lock excludes other processes.
 
-``run.json`` holds the verb, its config, the identity of each input's content, the versions of the program, and the version of
-its own schema. The same command resumes a run: from another machine, with its folders moved, with other resources, or with a
-later release whose configs have more fields.
+``run.json`` holds the verb, its config, the identity of each input's content, the file that marks the run complete, the
+versions of the program, and the version of its own schema. The same command resumes a run: from another machine, with its
+folders moved, with other resources, or with a later release whose configs have more fields.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.lock import LOCK_FILE, Lock, locked
 from gampen_ray.provenance import provenance
 
-__all__ = ["RUN_FILE", "RunFolder", "Status", "files_identity", "first_difference"]
+__all__ = ["RUN_FILE", "Record", "RunFolder", "Status", "files_identity", "first_difference"]
 
 RUN_FILE = "run.json"
 SCHEMA_VERSION = 1
@@ -97,9 +97,9 @@ class RunFolder:
         return "complete" if storage.exists(storage.join(output, complete)) else "resumable"
 
     @staticmethod
-    def recorded(output: str) -> dict[str, Any]:
-        """Return the config of the run that an output folder holds, empty if it holds none; a `UserError` if it is damaged."""
-        return _recorded(output).config if storage.exists(storage.join(output, RUN_FILE)) else {}
+    def recorded(output: str) -> "Record | None":
+        """Return the record of the run that an output folder holds, None if it holds none; a `UserError` if it is damaged."""
+        return _recorded(output) if storage.exists(storage.join(output, RUN_FILE)) else None
 
     @classmethod
     @contextlib.contextmanager
@@ -134,7 +134,8 @@ class RunFolder:
                 stack.close()
             elif found == "free":
                 description = _description(verb, config, inputs, ignored)
-                storage.write_json(storage.join(uri, RUN_FILE), description | {"provenance": provenance()})
+                record = description | {"complete": complete, "provenance": provenance()}
+                storage.write_json(storage.join(uri, RUN_FILE), record)
             yield cls(uri, is_complete=found == "complete", is_resumed=found == "resumable", _lock=lock)
 
     @property
@@ -193,8 +194,8 @@ def _description(verb: str, config: Any, inputs: Inputs, ignored: Collection[str
 
 
 @dataclasses.dataclass(frozen=True)
-class _Record:
-    """What is compared of run.json."""
+class Record:
+    """What is read of run.json: what identifies the run, and for `status` the file that marks it complete and its origin."""
 
     __pydantic_config__: ClassVar = documents.LENIENT
 
@@ -202,14 +203,16 @@ class _Record:
     inputs: dict[str, str | dict[str, str]]
     schema_version: int = 0
     verb: str = ""
+    complete: str = ""
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _recorded(output: str) -> _Record:
+def _recorded(output: str) -> Record:
     where = f"output: {output} holds a {RUN_FILE} of another program, or a damaged one"
-    return documents.parsed(_Record, storage.read_bytes(storage.join(output, RUN_FILE)), where, _UNCHANGED)
+    return documents.parsed(Record, storage.read_bytes(storage.join(output, RUN_FILE)), where, _UNCHANGED)
 
 
-def _compare(output: str, there: _Record, wanted: dict[str, Any], cls: type, ignored: Collection[str]) -> None:
+def _compare(output: str, there: Record, wanted: dict[str, Any], cls: type, ignored: Collection[str]) -> None:
     """Raise a `UserError` if the run that a folder holds is not the one wanted."""
     version = there.schema_version
     if version > SCHEMA_VERSION:

@@ -67,7 +67,7 @@ class CropConfig:
         self.reader.refuse("bands", "noise_planes", "zero_point_mag", "pixel_scale_arcsec")
 
 
-@verb("crop")
+@verb("crop", positional="images")
 def crop(config: CropConfig) -> dict[str, Any]:
     """Write the learned crop of every cutout of a folder and return the manifest.
 

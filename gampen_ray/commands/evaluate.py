@@ -8,6 +8,8 @@ import pydantic
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import config_class, replace
 from gampen_ray.errors import UserError
+from gampen_ray.messages import counted
+from gampen_ray.progress import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ class EvaluateConfig:
     network of more than ten million parameters."""
 
 
-@verb("evaluate")
+@verb("evaluate", positional="catalog", then=lambda run: f"report --evaluation {run['output']} --output report.html")
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Write ``evaluation.json`` and return its content.
 
@@ -46,7 +48,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from gampen_ray.run_folder import RunFolder
 
     config = replace(config, catalog=storage.absolute(config.catalog), output=storage.absolute(config.output))
-    catalog = load_evaluated_catalog(config.catalog)
+    with Phase("reading the catalogue", announced=False):
+        catalog = load_evaluated_catalog(config.catalog)
     try:
         mixture = mixture_from_catalog(catalog.catalog, catalog.bundle.targets)
     except ValueError as error:
@@ -57,11 +60,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         else:
             rows = catalog.spread(_MOST_DRAWN)
             versions = (mixture, catalog.bundle.calibration, catalog.truths_ND)
-            evaluation = {
-                "catalog": config.catalog,
-                **diagnostics.evaluate(*versions, columns=catalog.features(rows), rows=rows),
-                "seeds": catalog.seed_agreement(mixture, config.seed_galaxies),
-            }
+            with Phase(f"measuring {counted(len(rows), 'cutout')}"):
+                columns = catalog.features(rows)
+            with Phase("testing the posteriors"):
+                evaluation = {"catalog": config.catalog, **diagnostics.evaluate(*versions, columns=columns, rows=rows)}
+            with Phase("predicting with another seed"):
+                evaluation["seeds"] = catalog.seed_agreement(mixture, config.seed_galaxies)
             evaluation["verdicts"] = catalog.verdicts(evaluation)
             storage.write_json(folder.path(EVALUATION), evaluation)
     for line in diagnostics.format_table(evaluation).splitlines():

@@ -56,7 +56,13 @@ class FootprintConfig:
     """Resources requested from Ray."""
 
 
-@verb("footprint")
+def _then(run: Mapping[str, str]) -> str:
+    if run["list_surveys"] == "True":
+        return "footprint --survey SURVEY --tiles TILES --output FOOTPRINT"
+    return f"infer --bundle BUNDLE --dataset {run['output']} --catalog SOURCES --output CATALOG"
+
+
+@verb("footprint", positional="tiles", then=_then)
 def footprint(config: FootprintConfig) -> "FootprintInfo | None":
     """Index the tiles of a survey, and return the metadata of the footprint; None after ``list_surveys``.
 

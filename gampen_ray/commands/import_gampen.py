@@ -59,7 +59,11 @@ class ImportGampenConfig:
     """AB magnitude of one unit of flux of the training cutouts. Left out: the preset's, or unknown."""
 
 
-@verb("import-gampen", positional="model")
+@verb(
+    "import-gampen",
+    positional="model",
+    then=lambda run: f"infer --bundle {run['output']} --dataset DATASET --output CATALOG",
+)
 def import_gampen(config: ImportGampenConfig) -> "Bundle":
     """Write the bundle and return it; an existing one is left unchanged.
 

@@ -11,6 +11,7 @@ import functools
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -101,7 +102,12 @@ class InferConfig(CatalogConfig):
         self.reader.refuse("bands", "noise_planes")
 
 
-@verb("infer")
+def _then(run: Mapping[str, str]) -> str:
+    # Without mixtures there is nothing to evaluate.
+    return f"evaluate --catalog {run['output']} --output EVALUATION" if run["posterior"] == "mixture" else ""
+
+
+@verb("infer", positional="dataset", then=_then)
 def infer(config: InferConfig) -> dict[str, Any]:
     """Predict a dataset into a catalogue and return the manifest, or the estimate if one is asked for.
 
@@ -204,7 +210,8 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
 
     if config.precision != "auto":
         return config.precision
-    precision = RunFolder.recorded(config.output).get("precision", "auto")
+    there = RunFolder.recorded(config.output)
+    precision = there.config.get("precision") if there else "auto"
     # Any other is a difference between the runs.
     return precision if precision in ("float32", "bfloat16") else "auto"
 

@@ -63,7 +63,13 @@ class IngestSummary:
     reasons: dict[str, int]
 
 
-@verb("ingest")
+def _then(run: Mapping[str, str]) -> str:
+    if run["targets"] == "[]":
+        return f"infer --bundle BUNDLE --dataset {run['output']} --output CATALOG"
+    return f"train --dataset {run['output']} --targets TARGETS --output RUN"
+
+
+@verb("ingest", positional="images", then=_then)
 def ingest(config: IngestConfig) -> IngestSummary:
     """Turn cutouts and a catalogue into a dataset of cutout shards.
 

@@ -10,7 +10,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config import CutoutsConfig
 from gampen_ray.config.base import config_class, default, to_dict
 from gampen_ray.config.inputs import FITS_FILES, ReaderConfig
-from gampen_ray.messages import printable
+from gampen_ray.messages import counted, printable
 
 
 @config_class
@@ -63,7 +63,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     lines = [f"{label:<12}  {text}" for label, text in found.facts.items()]
     if found.num_read or found.reasons:
         bad = sum(found.reasons.values())
-        lines += ["", f"{_counted(found.num_read, 'image')} read; {_counted(bad, 'galaxy', 'galaxies')} would be quarantined"]
+        lines += ["", f"{counted(found.num_read, 'image')} read; {counted(bad, 'galaxy', 'galaxies')} would be quarantined"]
         lines += [f"  {count:,}  {reason}" for reason, count in found.reasons.items()]
     if found.config:
         lines += ["", "To ingest (add --targets for training):", command]
@@ -71,10 +71,6 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         lines += ["", "Nothing can be ingested as it is."]
     sys.stdout.write(printable("\n".join(lines), lines=True) + "\n")
     return result
-
-
-def _counted(count: int, noun: str, plural: str = "") -> str:
-    return f"{count or 'no'} {noun}" if count in (0, 1) else f"{count:,} {plural or noun + 's'}"
 
 
 def _command(config: CutoutsConfig) -> str:

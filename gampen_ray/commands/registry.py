@@ -12,6 +12,7 @@ torch, Ray and the like inside the function.
 import dataclasses
 import importlib
 import inspect
+import shlex
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -25,13 +26,13 @@ from gampen_ray.plugins import Registry, load_plugins
 
 # In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
-_BUILT_IN += ("footprint", "describe", "crop", "import-gampen")
+_BUILT_IN += ("status", "footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 # Fields of files and folders that a verb reads, with a remedy where there is none.
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
-_INPUTS |= {"evaluation": "give the folder that `evaluate` wrote"}
-_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles"), "give one that does")
+_INPUTS |= {"evaluation": "give the folder that `evaluate` wrote", "run": "give the output folder of a verb"}
+_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles", "scaling"), "give one that does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +47,14 @@ class Verb:
         Runs it.
     positional
         Field that the positional argument sets, unless it is a TOML file; empty: none.
+    then
+        Returns the command that usually comes next, from the values of the config's fields; empty: none.
     """
 
     config: type
     function: Callable[[Any], Any]
     positional: str = ""
+    then: "Then" = lambda _: ""
 
     @property
     def __wrapped__(self) -> Callable[[Any], Any]:
@@ -70,7 +74,16 @@ class Verb:
         UserError
             For an invalid value.
         """
-        return build(self.config, _merged(self.config, _read(self.config, file) if file else {}, plain(values)))
+        return build(self.config, self.merged(values, file))
+
+    def merged(self, values: Mapping[str, Any], file: str = "") -> dict[str, Any]:
+        """Return the values of a TOML file with others in their place, unchecked."""
+        return _merged(self.config, _read(self.config, file) if file else {}, plain(values))
+
+    def following(self, values: Mapping[str, Any]) -> str:
+        """Return the command that usually comes next, from some values of a config; empty: none."""
+        command = self.then(_Placeholders({name: shlex.quote(str(value)) for name, value in values.items()}))
+        return f"gampen-ray {command}" if command else ""
 
     def run(self, config: Any) -> Any:
         """Run the verb; a `UserError` names the field whose file does not exist or whose object storage cannot be reached."""
@@ -79,23 +92,38 @@ class Verb:
         for leaf in (leaf for _, _, leaves in sections(self.config, instance=config) for leaf in leaves):
             if not isinstance(leaf.default, str):
                 continue
-            if storage.is_local(leaf.default):
+            if storage.is_local(leaf.default) and (leaf.name not in _INPUTS or not leaf.default):
+                continue
+            try:
                 # Before torch and the like are imported.
-                if leaf.name in _INPUTS and leaf.default and not storage.exists(leaf.default):
-                    raise UserError(f"{leaf.name}: {storage.absolute(leaf.default)} does not exist; {_INPUTS[leaf.name]}")
-            else:
-                try:
-                    storage.exists(leaf.default)
-                except (UserError, StorageError) as error:
-                    raise UserError(f"{leaf.name}: {error}") from None
+                there = storage.exists(leaf.default)
+            except (UserError, StorageError) as error:
+                raise UserError(f"{leaf.name}: {error}") from None
+            if storage.is_local(leaf.default) and not there:
+                raise UserError(f"{leaf.name}: {storage.absolute(leaf.default)} does not exist; {_INPUTS[leaf.name]}")
         return self.function(config)
+
+
+class _Placeholders(dict[str, str]):
+    """Values by name; that of an unknown name is the name in capital letters."""
+
+    def __missing__(self, name: str) -> str:
+        return name.upper()
+
+
+Then = Callable[[_Placeholders], str]
+
+
+def then_infer(run: _Placeholders) -> str:
+    """Return the command that follows the training of a bundle."""
+    return f"infer --bundle {run['output']} --dataset {run['dataset']} --split test --output CATALOG --posterior mixture"
 
 
 VERBS: Registry[Verb] = Registry("verb")
 F = typing.TypeVar("F", bound=Callable[[Any], Any])
 
 
-def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
+def verb(name: str, *, positional: str = "", then: Then = lambda _: "") -> Callable[[F], F]:
     """Return a decorator that registers a function whose first parameter is annotated with its config class.
 
     Parameters
@@ -104,13 +132,16 @@ def verb(name: str, *, positional: str = "") -> Callable[[F], F]:
         Of the verb on the command line.
     positional
         Field that the positional argument sets.
+    then
+        Returns the command that usually comes next, without the program's name, from the config's values, as the command line
+        takes them: ``lambda run: f"evaluate --catalog {run['output']} --output EVALUATION"``.
     """
 
     def register(function: F) -> F:
         config = next(iter(inspect.signature(function).parameters.values())).annotation
         if not dataclasses.is_dataclass(config):
             raise TypeError(f"verb {name}: annotate the parameter of {function.__qualname__} with a config class")
-        VERBS.register(name)(Verb(typing.cast(type, config), function, positional))
+        VERBS.register(name)(Verb(typing.cast(type, config), function, positional, then))
         return function
 
     return register

@@ -26,7 +26,7 @@ class ReportConfig:
     posterior; 0: none; left out: 36, or 4 for a network of more than ten million parameters."""
 
 
-@verb("report")
+@verb("report", positional="evaluation")
 def report(config: ReportConfig) -> str:
     """Write the page and return its URI.
 

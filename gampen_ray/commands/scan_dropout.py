@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from gampen_ray.commands.registry import verb
+from gampen_ray.commands.registry import then_infer, verb
 from gampen_ray.commands.train import train
 from gampen_ray.commands.tune import finish_study
 from gampen_ray.config import ScanDropoutConfig, TrainConfig
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@verb("scan-dropout")
+@verb("scan-dropout", positional="bundle", then=then_infer)
 def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     """Scan the dropout rates of a bundle, retrain with the best ones, and return the best bundle, as ``<output>/bundle``.
 

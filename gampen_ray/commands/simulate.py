@@ -64,7 +64,7 @@ class SimulateConfig:
             _check_scene(self.scene)
 
 
-@verb("simulate")
+@verb("simulate", then=lambda run: f"train --dataset {run['output']} --output RUN")
 def simulate(config: SimulateConfig) -> None:
     """Simulate galaxies as a dataset of cutout shards, as a coadd would show them.
 

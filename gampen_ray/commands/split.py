@@ -33,7 +33,7 @@ class SplitTablesConfig:
     """Seed of the stratified and the sky splits; GaMPEN's are always the same."""
 
 
-@verb("split")
+@verb("split", positional="images")
 def split(config: SplitTablesConfig) -> dict[str, int]:
     """Write the tables; see `gampen_ray.data.split_tables.write_tables`."""
     from gampen_ray.data.split_tables import write_tables

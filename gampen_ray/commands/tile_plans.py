@@ -91,6 +91,7 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     UserError
         For a field that cannot be had with a footprint, or if the bundle does not suit it.
     """
+    from gampen_ray.catalog.hats import check_hats
     from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.cutouts import side_at_scale
     from gampen_ray.data.sources import Source
@@ -98,12 +99,10 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     from gampen_ray.data.tiles.reading import TileReader
 
     check_catalog(config)
-    for field, given_ in (
-        ("split", config.split),
-        ("estimate", config.estimate),
-        ("catalog_format", config.catalog_format == "hats"),
-    ):
-        if given_:
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, [])
+    for field in ("split", "estimate"):
+        if getattr(config, field):
             raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
     images = bundle.images
     if images.noise_planes:

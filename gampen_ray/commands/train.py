@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from gampen_ray.commands.registry import verb
+from gampen_ray.commands.registry import then_infer, verb
 from gampen_ray.config import TrainConfig
 from gampen_ray.config.base import replace
 from gampen_ray.errors import UserError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@verb("train")
+@verb("train", positional="dataset", then=then_infer)
 def train(config: TrainConfig) -> "Bundle":
     """Train a network and return its bundle, which is written to ``<output>/bundle``.
 

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from gampen_ray.commands.registry import verb
+from gampen_ray.commands.registry import then_infer, verb
 from gampen_ray.config import ScanDropoutConfig, TrainConfig, TrainResources, TuneConfig
 from gampen_ray.config.base import replace, to_toml
 
@@ -19,7 +19,7 @@ BEST_TRAINED = "best-trained"
 """Output folder in best.toml, below the study; `train` creates it."""
 
 
-@verb("tune")
+@verb("tune", positional="dataset", then=then_infer)
 def tune(config: TuneConfig) -> "Bundle":
     """Find the best training config, and return its bundle, which is written to ``<output>/bundle``.
 

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import pydantic
+import pydantic_core
 import tomli_w
 
 from gampen_ray.errors import UserError
@@ -31,6 +32,21 @@ _RENAMED = {
         "neighbour_fraction": "neighbours come by number counts, scene.neighbours.galaxies and .stars; leave it out"
     },
     "TuneConfig": dict.fromkeys(("stage", "bundle", "num_rates", "shortlist"), _STAGE),
+}
+# What to give instead, by pydantic's kind of error.
+_ALLOWED = {
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": 'a list, such as ["a", "b"]',
+    **dict.fromkeys(("dict_type", "dataclass_type"), "a table, such as '{{name = {{}}}}'"),
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
 }
 _RENAMED_VALUES = {("NetworkConfig", "likelihood"): {"mse": "unit_variance"}}
 
@@ -250,7 +266,10 @@ class Leaf(NamedTuple):
 
 
 def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, list[Leaf]]]:
-    """Yield the name, documentation and fields of a config class itself (its name is empty) and of each nested section."""
+    """Yield the name, documentation and fields of a config class itself (its name is empty) and of each nested section.
+
+    Required fields come first.
+    """
     leaves: list[Leaf] = []
     nested = []
     for name, field in fields(cls).items():
@@ -259,6 +278,7 @@ def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tupl
             nested.append((typing.cast(type, field.annotation), f"{prefix}{name}.", default))
         else:
             leaves.append(Leaf(prefix + name, field.annotation, default, field.description or ""))
+    leaves.sort(key=lambda leaf: leaf.default is not pydantic_core.PydanticUndefined)
     yield prefix.removesuffix("."), cls.__doc__ or "", leaves
     for section in nested:
         yield from sections(*section)
@@ -361,7 +381,13 @@ def _explain(cls: type, error: Any) -> str:
         # pydantic's error is about one type of a union: name the others too.
         name = ".".join(where[:-1])
         return f'{name}: {value} is not allowed: give a positive whole number or "M"'
-    return f"{name}: {value} is not allowed: {error['msg']}"
+    return f"{name}: {value} is not allowed: {remedy(error)}"
+
+
+def remedy(error: Any) -> str:
+    """Return what to give instead of a value that pydantic refuses, from the details of its error."""
+    allowed = _ALLOWED.get(error["type"], "")
+    return f"give {allowed.format(**error.get('ctx', {}))}" if allowed else error["msg"]
 
 
 def _descend(cls: type, path: list[str]) -> type:

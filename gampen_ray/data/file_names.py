@@ -90,8 +90,10 @@ def matching(images: str, pattern: str, uris: Sequence[str]) -> list[str]:
         matches = re.compile(fnmatch.translate(one)).match
         if found := [uri for uri, name in zip(uris, names, strict=True) if matches(name)]:
             return _of_galaxies(found, root)
-    there = f", such as {names[0].rpartition('/')[2]}," if names else ""
-    raise NoFilesError(f"images: none of the {len(uris):,} files below {images}{there} matches the pattern {pattern!r}")
+    if not names:
+        raise NoFilesError(f"images: {images} holds no file; give the folder of the cutouts")
+    some = f"none of the {len(uris):,} files below {images}, such as {names[0].rpartition('/')[2]}, matches the pattern"
+    raise NoFilesError(f"images: {some} {pattern!r}; give another pattern")
 
 
 def _of_galaxies(uris: list[str], root: str) -> list[str]:

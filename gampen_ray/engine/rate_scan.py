@@ -1,6 +1,7 @@
 """The scan of the dropout rates of a trained network, on one worker of the cluster."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from gampen_ray.progress import Progress
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import Run
 from gampen_ray.tuning.dropout_scan import ScannedRate, read_scan, scan
+
+logger = logging.getLogger(__name__)
 
 
 def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers: Workers) -> list[ScannedRate]:
@@ -37,8 +40,8 @@ def scan_rates(uri: str, rates: list[float], run: Run, network: Network, workers
     with Progress("scan", len(rates), "rates") as progress:
         for row in rows:
             found.append(ray.get(row))
-            note = f"rate {found[-1].rate:.3g}: calibration error {found[-1].calibration_error:.4f}"
-            progress.advance(1, note, always=True)
+            logger.info("rate %.3g: calibration error %.4f", found[-1].rate, found[-1].calibration_error)
+            progress.advance(1)
     storage.write_json(uri, [dataclasses.asdict(row) for row in found])
     return found
 

@@ -4,11 +4,12 @@ A unit whose worker ends twice, as by a crash or for lack of memory, is left for
 If that ends its worker too, the unit is at fault: the rows to blame are found by bisection, and left out.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import pickle
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -25,8 +26,9 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
 from gampen_ray.engine.units import Refusable, Start, U
 from gampen_ray.errors import AGAIN, StorageError
+from gampen_ray.messages import counted
 
-__all__ = ["ray_units", "stream_units"]
+__all__ = ["stream_units", "unit_workers"]
 
 # Ray Data keeps some 20 kB per task in the driver: in a larger job each task processes several units in turn.
 _MOST_TASKS = 2048
@@ -44,25 +46,19 @@ _MOST_BISECTED = 16
 logger = logging.getLogger(__name__)
 
 
-def ray_units(
-    units: Sequence[U],
-    start: Start[U],
-    *,
-    resources: TaskResources | ActorResources,
-    cpus_per_task: float | None,
-    write: Callable[[Any], Any] | None,
-) -> Generator[tuple[int, Any, Workers]]:
-    """Process units in a session of Ray; see `gampen_ray.engine.units.run_units`, and `stream_units` for what it yields."""
+@contextlib.contextmanager
+def unit_workers(num_units: int, resources: TaskResources | ActorResources, cpus_per_task: float | None) -> Generator[Workers]:
+    """Yield the workers of a job of units, within a session of Ray; see `gampen_ray.engine.units.run_units`."""
     with ray_session():
         if cpus_per_task is None:
             assert isinstance(resources, ActorResources)
-            workers, count = cluster_workers(resources), min(len(units), _MOST_TASKS)
+            workers, count = cluster_workers(resources), min(num_units, _MOST_TASKS)
             workers = dataclasses.replace(workers, count=min(workers.count, count), room=min(workers.room, count))
+            logger.info("starting %s", counted(workers.count, "worker"))
         else:
             cpus = task_cpus(resources, cpus_per_task)
             workers = Workers(count=resources.num_workers, room=0, cpus=cpus, gpus=0, threads=1)
-        for num_rows, receipt in stream_units(units, start, workers, write=write, actors=cpus_per_task is None):
-            yield num_rows, receipt, workers
+        yield workers
 
 
 def stream_units(
@@ -72,7 +68,7 @@ def stream_units(
     *,
     write: Callable[[Any], Any] | None = None,
     actors: bool = True,
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any]]:
     """Process units within a session of Ray and yield the number of rows and the receipt of each when it is finished.
 
     Parameters

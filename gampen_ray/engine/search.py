@@ -4,6 +4,7 @@ A search resumes from the study's folder (`gampen_ray.tuning.ledger`), not from 
 knows all trials that have ended, and starts with the unfinished ones, under their old numbers.
 """
 
+import contextlib
 import logging
 import math
 import time
@@ -69,7 +70,8 @@ def search(config: TuneConfig, space: SearchSpace, run: Run, workers: Workers) -
 
 def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[FinishedTrial], workers: Workers) -> None:
     ledger = Ledger(config.output, space)
-    with TemporaryDirectory() as folder, quiet_optuna():
+    ends = _Ends(config, ledger, len(ended))
+    with TemporaryDirectory() as folder, quiet_optuna(), contextlib.closing(ends):
         trainable = tune.with_parameters(run_trial, run=run, space=space, ledger=ledger, data=_shared(run), workers=workers)
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": workers.cpus, "gpu": workers.gpus}),
@@ -82,7 +84,7 @@ def _run_trials(config: TuneConfig, space: SearchSpace, run: Run, ended: list[Fi
             ),
             run_config=tune.RunConfig(
                 storage_path=folder,
-                callbacks=[_Ends(config, ledger, len(ended))],
+                callbacks=[ends],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 verbose=0,
             ),
@@ -222,12 +224,12 @@ class _Ends(tune.Callback):
 
     def __init__(self, config: TuneConfig, ledger: Ledger, num_ended: int) -> None:
         self._config, self._ledger, self._num_ended = config, ledger, num_ended
+        self._shown = contextlib.ExitStack()
 
     def setup(self, **info: Any) -> None:
         """Start to show progress."""
-        self._progress = Progress("tune", self._config.num_trials, "trials")
+        self._progress = self._shown.enter_context(Progress("tune", self._config.num_trials, "trials"))
         self._progress.skip(self._num_ended)
-        self._progress.__enter__()
         self._best = min((self._judged(one.trial) for one in self._ledger.ended()), default=(math.inf, -1))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -251,8 +253,12 @@ class _Ends(tune.Callback):
         self._end(trial, Trial(state="failed", reason=reason, objectives={}, **self._facts(trial)))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """End the line of progress."""
-        self._progress.__exit__()
+        """End the progress."""
+        self.close()
+
+    def close(self) -> None:
+        """End the progress, also after an error."""
+        self._shown.close()
 
     def _facts(self, trial: Any) -> dict[str, Any]:
         metrics = trial.last_result or {}
@@ -272,4 +278,5 @@ class _Ends(tune.Callback):
         note += f": {trial.reason}" if trial.reason else f", {name} {trial.objectives.get(name, math.nan):.4g}"
         if math.isfinite(self._best[0]):
             note += f"; best is trial {self._best[1]}, {self._best[0]:.4g}"
-        self._progress.advance(1, note, always=True)
+        logger.info(note)
+        self._progress.advance(1)

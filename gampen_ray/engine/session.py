@@ -15,6 +15,7 @@ from gampen_ray.engine.interrupts import interrupts, raise_if_interrupted
 from gampen_ray.engine.local import local_ray
 from gampen_ray.errors import AGAIN, StartError, StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
+from gampen_ray.progress import Phase
 
 # Read by Ray when it starts, and inherited by its workers; a user's own setting wins.
 _ENVIRONMENT = {
@@ -114,8 +115,8 @@ def _started(verbose: bool) -> Iterator[None]:
         if (modules := plugin_modules()) and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             options["runtime_env"] = {"env_vars": {VARIABLE: modules}}
         try:
-            with contextlib.nullcontext() if verbose else _no_stderr():
-                _init(address, options)
+            with Phase("starting Ray" if address == "local" else "connecting to Ray"):
+                _init(address, options, verbose)
             if not verbose:
                 _silence()
             yield
@@ -123,10 +124,11 @@ def _started(verbose: bool) -> Iterator[None]:
             ray.shutdown()
 
 
-def _init(address: str, options: dict[str, Any]) -> None:
+def _init(address: str, options: dict[str, Any], verbose: bool) -> None:
     for attempt in range(1, _STARTS + 1):
         try:
-            ray.init(**options)
+            with contextlib.nullcontext() if verbose else _no_stderr():
+                ray.init(**options)
             return
         except SystemExit:
             # Ray's handler of SIGTERM, in a start that is not finished.

@@ -6,6 +6,7 @@ queue directly. Controller and queue stay on the driver's node, so that they sur
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import threading
@@ -34,16 +35,22 @@ from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import known_cause
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.progress import Progress
+from gampen_ray.messages import counted
+from gampen_ray.progress import Phase, Progress
 from gampen_ray.training.batches import Batch, Sweep, chunks_of, stream
 from gampen_ray.training.execute import execute, trained_bundle
+from gampen_ray.training.history import write_history
 from gampen_ray.training.run import Run
 from gampen_ray.training.tracking import Track, tracking
 from gampen_ray.training.worker import State, T
 
+logger = logging.getLogger(__name__)
+
 _RAY_RUN, _STATE, _BEST = "checkpoints", "state.pt", "bundle"
+# The part of a training that follows its epochs.
+_AFTER = "after"
 # Interval between lines of progress.
-_PROGRESS_S = 5.0
+_PROGRESS_S = 2.0
 # Until workers that have their resources must run: two that import torch on a busy laptop take more than Ray's minute.
 _START_S = 180
 # Failures of workers after which the training resumes from the last checkpoint.
@@ -161,6 +168,7 @@ class RayWorker:
         self.device = ray.train.torch.get_device()
         self.orders = run.orders(self.rank, self.world_size)
         self._run, self._messages, self._shown = run, messages, time.monotonic()
+        self._losses: list[torch.Tensor] = []
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the network in DistributedDataParallel if there are several workers."""
@@ -198,20 +206,31 @@ class RayWorker:
             tensor.copy_(mean.view_as(tensor))
 
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor | None = None) -> None:
-        """Send the driver a progress message every few seconds (worker 0)."""
-        if self.rank == 0 and time.monotonic() - self._shown > _PROGRESS_S:
-            self._shown = time.monotonic()
-            found = {} if loss is None else {"loss": float(loss.mean())}
+        """Send the driver a progress message every few seconds, with the mean loss since the last one (worker 0)."""
+        if self.rank != 0:
+            return
+        if loss is not None:
+            self._losses.append(loss.mean())
+        if time.monotonic() - self._shown > _PROGRESS_S:
+            found = {"loss": float(torch.stack(self._losses).mean())} if self._losses else {}
+            self._shown, self._losses = time.monotonic(), []
             send(self._messages, {"epoch": epoch, "galaxies": galaxies, **found})
 
+    def phase(self, text: str) -> None:
+        """Send the driver the name of what comes next (worker 0)."""
+        if self.rank == 0:
+            send(self._messages, {"phase": text})
+
     def report(self, metrics: dict[str, float], state: State) -> None:
-        """Write a checkpoint (worker 0), and report the metrics.
+        """Write the history and a checkpoint (worker 0), and report the metrics.
 
         The checkpoint holds the state, and the best network so far as a bundle, which is neither calibrated nor evaluated.
         """
         with TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
+                if metrics:
+                    write_history(self._run.config.output, state["history"])
                 torch.save({key: value for key, value in state.items() if key != "best_network"}, Path(folder, _STATE))
                 trained_bundle(self._run, state["best_network"]).save(str(Path(folder, _BEST)))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
@@ -248,7 +267,7 @@ def _shown(messages: Queue, run: Run, num_workers: int, track: Track) -> Iterato
 
 
 def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threading.Event) -> None:
-    with _Shown(run.config.optimizer, run.orders(0, num_workers)["train"].rows_per_epoch) as shown:
+    with _Shown(run.config.optimizer, run.orders(0, num_workers)["train"].rows_per_epoch, num_workers) as shown:
         last = False
         while True:
             try:
@@ -264,47 +283,46 @@ def _show(messages: Queue, run: Run, num_workers: int, track: Track, done: threa
 
 
 class _Shown:
-    """The progress of a training, a counter for each of its parts: measure, train on numbers, train."""
+    """The progress of a training, a counter for each of its parts (measure, train on numbers, train), and its other phases."""
 
-    def __init__(self, config: OptimizerConfig, per_epoch: int) -> None:
-        self._per_epoch = per_epoch
+    def __init__(self, config: OptimizerConfig, per_epoch: int, num_workers: int) -> None:
+        self._per_epoch, self._num_workers = per_epoch, num_workers
         self._epochs = {"measure": 1, "train on numbers": config.numbers_epochs, "train": config.epochs}
         self._part, self._galaxies, self._open = "", 0, contextlib.ExitStack()
 
     def __enter__(self) -> "_Shown":
+        self._open.enter_context(Phase(f"starting {counted(self._num_workers, 'worker')}"))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def __call__(self, message: Mapping[str, float]) -> None:
+    def __call__(self, message: Mapping[str, Any]) -> None:
         """Show a worker's message."""
-        if "restored" in message:
+        if "phase" in message:
+            self._open.close()
+            self._part = _AFTER
+            self._open.enter_context(Phase(message["phase"]))
+        elif "restored" in message:
             # Also after the death of a worker: what followed its last checkpoint is repeated.
             if message["restored"]:
                 self._begin("train").skip(int(message["restored"]) - self._galaxies)
                 self._galaxies = int(message["restored"])
-            return
-        finished = "val_loss" in message
-        part = "train" if message["epoch"] else "train on numbers" if finished or "loss" in message else "measure"
-        progress, epochs = self._begin(part), self._epochs[part]
-        if finished:
-            epoch = int(message["epoch"]) or epochs
-            galaxies = epoch * self._per_epoch
+        elif "val_loss" in message:
+            part = "train" if message["epoch"] else "train on numbers"
+            epoch = int(message["epoch"]) or self._epochs[part]
+            # The metrics of the last epoch may come after the name of the next phase.
+            if self._part != _AFTER:
+                self._advance(part, epoch * self._per_epoch)
+            logger.info("%s: epoch %s/%s, %s", part, epoch, self._epochs[part], _losses(message))
         else:
-            galaxies = int(message["galaxies"])
-            epoch = int(message["epoch"]) or min(1 + galaxies // self._per_epoch, epochs)
-        note = "" if part == "measure" else f"epoch {epoch}/{epochs}, "
-        if finished:
-            note += f"loss {message['train_loss']:.3f}, validation {message['val_loss']:.3f}"
-            if "crop_scale_p05" in message:
-                note += f", crop {message['crop_scale_p05']:.3f} to {message['crop_scale_p95']:.3f}"
-                if dead := message["crop_dead_fraction"]:
-                    note += f", {dead:.0%} of its units dead"
-        elif "loss" in message:
-            note += f"loss {message['loss']:.3f}"
+            numbers = "train on numbers" if "loss" in message else "measure"
+            note = f"loss {message['loss']:.3f}" if "loss" in message else ""
+            self._advance("train" if message["epoch"] else numbers, int(message["galaxies"]), note)
+
+    def _advance(self, part: str, galaxies: int, note: str = "") -> None:
         # Metrics of an epoch may come after the first progress of the next.
-        progress.advance(max(galaxies - self._galaxies, 0), note, always=True)
+        self._begin(part).advance(max(galaxies - self._galaxies, 0), note)
         self._galaxies = max(galaxies, self._galaxies)
 
     def _begin(self, part: str) -> Progress:
@@ -312,8 +330,18 @@ class _Shown:
         if part != self._part:
             self._open.close()
             self._part, self._galaxies = part, 0
-            self._progress = self._open.enter_context(Progress(part, self._epochs[part] * self._per_epoch, "galaxies"))
+            progress = Progress(part, self._per_epoch, "galaxies", epochs=self._epochs[part])
+            self._progress = self._open.enter_context(progress)
         return self._progress
+
+
+def _losses(metrics: Mapping[str, float]) -> str:
+    text = f"loss {metrics['train_loss']:.3f}, validation {metrics['val_loss']:.3f}"
+    if "crop_scale_p05" in metrics:
+        text += f", crop {metrics['crop_scale_p05']:.3f} to {metrics['crop_scale_p95']:.3f}"
+        if dead := metrics["crop_dead_fraction"]:
+            text += f", {dead:.0%} of its units dead"
+    return text
 
 
 @contextlib.contextmanager

@@ -103,18 +103,21 @@ def run_units(
         raise RuntimeError(f"{what}: two units of the same name would overwrite each other's files")
     progress, num_rows = Progress(what, total, noun), sum(unit.num_rows for unit in units)
     progress.skip(total - num_rows)
-    with progress:
+    with contextlib.ExitStack() as stack:
         if not units:
+            stack.enter_context(progress)
             return
         if is_local(resources, num_rows):
-            done = _local_units(units, start, local_workers(resources), write)
+            workers = local_workers(resources)
+            done = _local_units(units, start, workers, write)
         else:
-            from gampen_ray.engine.ray_units import ray_units
+            from gampen_ray.engine.ray_units import stream_units, unit_workers
 
-            done = ray_units(units, start, resources=resources, cpus_per_task=cpus_per_task, write=write)
-        with contextlib.closing(done):
-            for num_rows, receipt, workers in done:
-                progress.advance(num_rows, receive(receipt, workers))
+            workers = stack.enter_context(unit_workers(len(units), resources, cpus_per_task))
+            done = stream_units(units, start, workers, write=write, actors=cpus_per_task is None)
+        stack.enter_context(progress)
+        for num_rows, receipt in stack.enter_context(contextlib.closing(done)):
+            progress.advance(num_rows, receive(receipt, workers))
 
 
 def is_local(resources: TaskResources | ActorResources, num_rows: int) -> bool:
@@ -161,14 +164,12 @@ def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
     return count
 
 
-def _local_units(
-    units: Sequence[U], start: Start[U], workers: Workers, write: Callable | None
-) -> Generator[tuple[int, Any, Workers]]:
+def _local_units(units: Sequence[U], start: Start[U], workers: Workers, write: Callable | None) -> Generator[tuple[int, Any]]:
     with interrupts(), _threads_kept():
         work = start(workers)
         for unit in units:
             result = work(unit)
-            yield unit.num_rows, write(result) if write else result, workers
+            yield unit.num_rows, write(result) if write else result
 
 
 @contextlib.contextmanager

@@ -373,6 +373,8 @@ def bundle_uri(uri: str) -> str:
         if storage.exists(storage.join(uri, RUN_FILE)):
             problem = "is an unfinished run; run the same command again"
         raise UserError(f"bundle: {uri} {problem}")
+    if not storage.exists(storage.join(uri, CHECKSUMS)):
+        raise UserError(f"bundle: {uri} is damaged, it holds no {CHECKSUMS}; {REMEDY}")
     return uri
 
 

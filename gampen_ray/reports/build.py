@@ -3,7 +3,6 @@
 Shape legend: N galaxies, D targets, G grid points, C bands, H x W pixels.
 """
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,15 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.inference.rotation import RotationStability, rotation_stability
+from gampen_ray.messages import counted
 from gampen_ray.model.images import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.progress import Phase
 from gampen_ray.reports.card import training_text
 from gampen_ray.reports.evaluated import EVALUATION, EvaluatedCatalog, load_evaluated_catalog, read_evaluation
 from gampen_ray.reports.page import Example, ReportData, render
 from gampen_ray.training.history import HISTORY, read_history
-
-logger = logging.getLogger(__name__)
 
 _GRID = 256
 
@@ -97,12 +96,13 @@ def _rotation(
         num_angles = 36 if judged.is_light else 4
     if num_angles == 0:
         return None
-    logger.info("rotating %d cutouts to %d angles", len(image_NCHW), num_angles)
     options, num_bands = judged.prediction_options(), len(judged.bundle.images.bands)
     if judged.bundle.images.noise_planes:
         options["noise_planes"] = image_NCHW[:, num_bands:]
     conditions = judged.conditions(rows)
-    return rotation_stability(judged.bundle, image_NCHW[:, :num_bands], conditions=conditions, num_angles=num_angles, **options)
+    options |= {"conditions": conditions, "num_angles": num_angles}
+    with Phase(f"rotating {counted(len(image_NCHW), 'cutout')} to {counted(num_angles, 'angle')}"):
+        return rotation_stability(judged.bundle, image_NCHW[:, :num_bands], **options)
 
 
 def _range(scales: list[float]) -> str:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.mixture import Mixture, proper
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
-from gampen_ray.training.history import HISTORY
+from gampen_ray.training.history import finite, write_history
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network
 from gampen_ray.training.worker import Plan, Worker, one_sweep
@@ -74,7 +73,9 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     history = fit(worker, plan)
     bundle = trained_bundle(run, network.state_dict())
     try:
+        worker.phase(f"calibrating on {run.info.num_rows['val']:,} galaxies")
         mixture, truths_ND, unusable = validation_posterior(worker, run, bundle.network)
+        worker.phase("predicting with another seed")
         seeds = validation_seeds(worker, run, bundle.network)
     except UserError as error:
         saved = storage.join(config.output, UNCALIBRATED)
@@ -83,18 +84,18 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         # The first worker to raise ends the others, so all wait until the weights are written.
         worker.gather(None)
         raise UserError(f"{error}; the trained weights are in {saved}") from None
+    worker.phase("measuring the training's ranges")
     novelty = fit_out_of_distribution(worker, run, bundle.network)
     ranges, crop = validation_cutouts(worker, run, bundle.network)
     if worker.rank != 0:
         return None
-    # An early validation loss may be infinite, which JSON cannot hold.
-    finite = [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
-    calibration, metrics = judged(run, mixture, truths_ND, seeds, finite, crop)
+    worker.phase("judging the posteriors")
+    calibration, metrics = judged(run, mixture, truths_ND, seeds, finite(history), crop)
     metrics["val_without_posterior"] = {"count": len(unusable), "object_id": unusable[:_NAMED]}
     bundle = dataclasses.replace(
         bundle, network=bundle.network.cpu(), calibration=calibration, metrics=metrics, novelty=novelty, ranges=ranges
     )
-    storage.write_json(storage.join(config.output, HISTORY), finite)
+    write_history(config.output, history)
     bundle.save(storage.join(config.output, BUNDLE))
     return bundle
 

@@ -1,13 +1,14 @@
 """``history.json`` of a run folder: what was measured in each epoch of the training."""
 
 import dataclasses
+import math
 from typing import Annotated, Any, ClassVar
 
 import pydantic
 
-from gampen_ray import documents
+from gampen_ray import documents, storage
 
-__all__ = ["HISTORY", "read_history"]
+__all__ = ["HISTORY", "finite", "read_history", "write_history"]
 
 HISTORY = "history.json"
 
@@ -26,6 +27,16 @@ class _Epoch:
 
 
 _History = Annotated[list[Annotated[dict[str, Any], documents.holds(_Epoch)]], pydantic.Field(min_length=1)]
+
+
+def finite(history: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """Return the rows of a history with None for infinite values, such as an early loss, which JSON cannot hold."""
+    return [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in history]
+
+
+def write_history(output: str, history: list[dict[str, float]]) -> None:
+    """Write the rows of a training so far, one an epoch, into its run folder."""
+    storage.write_json(storage.join(output, HISTORY), finite(history))
 
 
 def read_history(uri: str) -> list[dict[str, Any]]:

@@ -71,6 +71,9 @@ class LocalWorker:
     def progress(self, epoch: int, galaxies: int, loss: torch.Tensor | None = None) -> None:
         """Do nothing."""
 
+    def phase(self, text: str) -> None:
+        """Do nothing."""
+
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Keep the state."""
         self.state = copy.deepcopy(state)

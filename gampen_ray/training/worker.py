@@ -61,6 +61,10 @@ class Worker(Protocol):
         """
         ...
 
+    def phase(self, text: str) -> None:
+        """Say what comes next, where neither progress nor metrics are reported."""
+        ...
+
     def report(self, metrics: dict[str, float], state: State) -> None:
         """Publish the metrics of an epoch (none between epochs) and save the state for `restore`; called by every worker."""
         ...

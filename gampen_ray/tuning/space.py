@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FixedTrial
 
 from gampen_ray.config import SearchRange, TrainConfig, TrainResources, TuneConfig, default_search
-from gampen_ray.config.base import build, fields, narrowed, to_dict, upgraded
+from gampen_ray.config.base import build, fields, narrowed, remedy, to_dict, upgraded
 from gampen_ray.errors import UserError
 from gampen_ray.model.backbones import BLOCKS
 from gampen_ray.model.likelihoods import LIKELIHOODS
@@ -215,7 +215,7 @@ def _check_value(field: pydantic.fields.FieldInfo, value: Any, where: str) -> No
     try:
         adapter.validate_json(json.dumps(value))
     except pydantic.ValidationError as error:
-        raise UserError(f"{where}: {value!r} is not allowed: {error.errors()[0]['msg']}") from None
+        raise UserError(f"{where}: {value!r} is not allowed: {remedy(error.errors()[0])}") from None
 
 
 def _number(field: pydantic.fields.FieldInfo) -> type[int] | type[float] | None:

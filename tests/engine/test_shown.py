@@ -7,40 +7,45 @@ import pytest
 
 from gampen_ray.config import OptimizerConfig
 from gampen_ray.engine.train_workers import _Shown
+from gampen_ray.progress import current
 
 
 def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     metrics = {"train_loss": -1.0, "val_loss": -0.5}
-    with _Shown(OptimizerConfig(epochs=2, numbers_epochs=5), per_epoch=1000) as shown:
+    with _Shown(OptimizerConfig(epochs=2, numbers_epochs=5), per_epoch=1000, num_workers=2) as shown:
         shown({"restored": 0})
         shown({"epoch": 0, "galaxies": 400})
         shown({"epoch": 0, "galaxies": 1000})
         shown({"epoch": 0, "galaxies": 2500, "loss": 0.25})
+        assert current().startswith("train on numbers: epoch 3/5, 500/1,000 galaxies, ")
+        assert current().endswith(" | loss 0.250")
         shown({"epoch": 0} | metrics)
         shown({"epoch": 1, "galaxies": 300, "loss": -0.7})
         shown({"epoch": 1} | metrics)
         # A worker died: the second epoch begins again.
         shown({"restored": 1000})
         shown({"epoch": 2, "galaxies": 1100, "loss": -0.8})
+        shown({"phase": "calibrating on 100 galaxies"})
+        # Metrics come by another way.
         shown({"epoch": 2} | metrics | {"crop_scale_p05": 0.25, "crop_scale_p95": 0.75, "crop_dead_fraction": 0.0})
+        assert current() == "calibrating on 100 galaxies"
     assert [re.sub(r", [\d,.]+/s, \d+ s left", "", line) for line in caplog.messages] == [
+        "starting 2 workers",
         "measure: 0/1,000 galaxies",
-        "measure: 400/1,000 galaxies",
         "measure: 1,000/1,000 galaxies",
-        "train on numbers: 0/5,000 galaxies",
-        "train on numbers: 2,500/5,000 galaxies | epoch 3/5, loss 0.250",
-        "train on numbers: 5,000/5,000 galaxies | epoch 5/5, loss -1.000, validation -0.500",
-        "train: 0/2,000 galaxies",
-        "train: 300/2,000 galaxies | epoch 1/2, loss -0.700",
-        "train: 1,000/2,000 galaxies | epoch 1/2, loss -1.000, validation -0.500",
-        "train: 1,100/2,000 galaxies | epoch 2/2, loss -0.800",
-        "train: 2,000/2,000 galaxies | epoch 2/2, loss -1.000, validation -0.500, crop 0.250 to 0.750",
+        "train on numbers: epoch 1/5, 0/1,000 galaxies",
+        "train on numbers: epoch 5/5, 1,000/1,000 galaxies",
+        "train on numbers: epoch 5/5, loss -1.000, validation -0.500",
+        "train: epoch 1/2, 0/1,000 galaxies",
+        "train: epoch 1/2, loss -1.000, validation -0.500",
+        "calibrating on 100 galaxies",
+        "train: epoch 2/2, loss -1.000, validation -0.500, crop 0.250 to 0.750",
     ]
 
 
 def test_a_training_on_numbers_alone_has_no_counter_of_images(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with _Shown(OptimizerConfig(epochs=0, numbers_epochs=5), per_epoch=1000) as shown:
+    with _Shown(OptimizerConfig(epochs=0, numbers_epochs=5), per_epoch=1000, num_workers=1) as shown:
         shown({"epoch": 0, "galaxies": 5000, "loss": 0.25})
-    assert [line.split(":")[0] for line in caplog.messages] == ["train on numbers", "train on numbers"]
+    assert [line.split(":")[0] for line in caplog.messages] == ["starting 1 worker", "train on numbers", "train on numbers"]
