@@ -37,11 +37,13 @@ def _columns(config: "InferConfig", bundle: "Bundle") -> dict[str, Any]:
     """Return which columns the catalogue has; see `gampen_ray.catalog.parquet.catalog_table`."""
     from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
 
+    by_tiles = TILE_COLUMNS if is_footprint(config.dataset) else {}
     return {
         "store_mixture": config.posterior == "mixture" or config.catalog_format == "gampen",
         "mode_centred": config.mode_centred,
         "conditions": bundle.images.condition_names,
-        "extra": (*config.columns, *(TILE_COLUMNS if is_footprint(config.dataset) else ())),
+        # A condition has its column already.
+        "extra": (*config.columns, *(name for name in by_tiles if name not in bundle.images.condition_names)),
     }
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gampen_ray.commands import infer as command
+from gampen_ray.commands import catalog_files
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.ingest import IngestConfig, ingest
 from gampen_ray.config import ActorResources, ReaderConfig
@@ -102,12 +102,24 @@ def test_posteriors_from_tiles_equal_those_from_stored_cutouts(
     np.testing.assert_array_equal(found["flags"].to_numpy() & Flag.PIXELS_FILLED.value > 0, filled_N > 0)
 
 
+def test_a_bundle_with_the_psf_as_a_condition_takes_it_from_the_tiles_and_hats_is_written(
+    inputs: tuple[Path, Sky], tmp_path: Path, ray_local: None
+) -> None:
+    fields = {"bundle": "builtin:kids-r", "missing_conditions": "mean", "catalog_format": "hats", "max_beyond": 40}
+    manifest = infer(config(inputs[0], tmp_path / "out", **fields))
+    found = catalog(tmp_path / "out")
+    assert manifest["num_galaxies"] == manifest["num_in_hats"] == len(found) > 20
+    np.testing.assert_allclose(found["psf_fwhm_arcsec"].to_numpy(), 1.25)
+    assert set(TILE_COLUMNS) <= set(found.column_names)
+    assert {"hats", "catalog"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 def test_an_interrupted_job_ends_as_an_unbroken_one(
     inputs: tuple[Path, Sky], whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root, _), (output, _) = inputs, whole
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(catalog_files, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             infer(config(root, tmp_path / "broken"))
     parts = sorted((tmp_path / "broken" / "catalog").iterdir())
