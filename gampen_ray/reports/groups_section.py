@@ -20,8 +20,8 @@ from gampen_ray.reports.svg import ACCENT, MUTED, RULE, TRUTH, drawable, styled,
 
 Row = Mapping[str, Any]
 # Groups of a column in a figure and in its table; of more, those that deviate most are shown.
-_DRAWN, _LISTED, _WORST = 6, 12, 6
-_LABEL = 9
+_DRAWN, _LISTED, _WORST = 5, 12, 6
+_LABEL = 6
 # Steps of a map's colours to either side.
 _STEPS = 8
 
@@ -56,8 +56,8 @@ def columns_section(found: Mapping[str, Any]) -> dict[str, Any]:
         panels = []
         for d, target in enumerate(dict.fromkeys(row["target"] for row in rows)):
             drawn = _most_deviating([row for row in rows if row["target"] == target], _DRAWN)
-            panels.append({"target": target, "plot": Markup(deviations(f"column{i}-{d}", drawn, extent))})
-            panels.append({"target": target, "plot": Markup(pull(f"pull{i}-{d}", drawn, pulls))})
+            plots = {"coverage": deviations(f"column{i}-{d}", drawn, extent), "bias": pull(f"pull{i}-{d}", drawn, pulls)}
+            panels += [{"title": f"{target}: {what}", "plot": Markup(plot)} for what, plot in plots.items()]
         num_targets = len(panels) // 2
         columns.append(
             {
@@ -104,10 +104,10 @@ def _most_deviating(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def _listed(rows: Sequence[Row], num_targets: int) -> list[Row]:
-    """Return the rows of all targets of the groups that deviate most."""
+    """Return the rows of the groups that deviate most, one target after another."""
     groups = [rows[start : start + num_targets] for start in range(0, len(rows), num_targets)]
     kept = sorted(range(len(groups)), key=lambda i: -max(map(errors_off, groups[i])))[:_LISTED]
-    return [row for i in sorted(kept) for row in groups[i]]
+    return [groups[i][d] for d in range(num_targets) for i in sorted(kept)]
 
 
 def _pull_extent(rows: Sequence[Row]) -> float:
@@ -195,9 +195,9 @@ def sky_map(key: str, name: str, rows: Sequence[Row], values: Sequence[float], e
     """
     ra_B, dec_B = (np.array([row[axis] for row in rows]) for axis in ("ra", "dec"))
     corner_B42 = _corners(np.array([row["pixel"] for row in rows]), nside)
-    # Degrees from the middle of the footprint: the circle is cut where it is emptiest.
+    # The circle is cut where it is emptiest.
     middle = _middle(ra_B)
-    x_B4 = _wrapped(ra_B - middle)[:, None] + _wrapped(corner_B42[..., 0] - ra_B[:, None])
+    x_B4 = middle + _wrapped(ra_B - middle)[:, None] + _wrapped(corner_B42[..., 0] - ra_B[:, None])
     y_B4 = corner_B42[..., 1]
     shrink = float(np.cos(np.radians(0.5 * (dec_B.min() + dec_B.max()))))
     step_B = np.clip(np.round(_STEPS * np.asarray(values) / extent), -_STEPS, _STEPS).astype(int)
@@ -212,7 +212,7 @@ def sky_map(key: str, name: str, rows: Sequence[Row], values: Sequence[float], e
         color = (*matplotlib.colors.to_rgb(ACCENT if step > 0 else TRUTH), abs(step) / _STEPS)
         ax.add_patch(PathPatch(Path.make_compound_path(*outlines), facecolor=color, edgecolor=RULE, linewidth=0.4))
     x_axis.on_x(ax, "RA (deg)")
-    ax.set_xticks(ax.get_xticks(), [number((x + middle) % 360) for x in ax.get_xticks()])
+    ax.set_xticks(ax.get_xticks(), [f"{x % 360:g}" for x in ax.get_xticks()])
     ax.invert_xaxis()
     y_axis.on_y(ax, "Dec (deg)")
     low, high = int(np.argmin(values)), int(np.argmax(values))
