@@ -77,7 +77,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             )
             seeds = catalog.seed_agreement(found, config.seed_galaxies)
             subset = {"num_galaxies": len(rows), "rule": SUBSET, "for": diagnostics.OF_SOME}
-            evaluation = {"catalog": config.catalog, **how, "subset": subset, **judged, "seeds": seeds}
+            left_out = {"num_without_truth": catalog.num_without_truth}
+            evaluation = {"catalog": config.catalog, **how, **left_out, "subset": subset, **judged, "seeds": seeds}
             evaluation["verdicts"] = catalog.verdicts(evaluation)
             storage.write_json(folder.path(EVALUATION), evaluation)
     for line in diagnostics.format_table(evaluation).splitlines():

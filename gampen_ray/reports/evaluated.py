@@ -105,6 +105,8 @@ class EvaluatedCatalog:
         True values, physical.
     kept_R
         Which rows of the catalogue's files these are.
+    num_without_truth
+        Galaxies left out because no true value of them is known.
     has_cutouts
         Whether the dataset is one of shards, from which cutouts are read again.
     """
@@ -116,6 +118,7 @@ class EvaluatedCatalog:
     catalog: pa.Table
     truths_ND: np.ndarray
     kept_R: np.ndarray
+    num_without_truth: int
     has_cutouts: bool
 
     @property
@@ -378,5 +381,6 @@ def load_evaluated_catalog(
         catalog=joined.catalog,
         truths_ND=joined.truths_ND,
         kept_R=joined.kept_R,
+        num_without_truth=joined.num_without_truth,
         has_cutouts=has_cutouts,
     )

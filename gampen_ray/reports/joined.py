@@ -39,7 +39,7 @@ class Joined:
     kept_R
         Which rows of the catalogue's files, in order, these are.
     num_without_truth
-        Galaxies left out because the table has no finite true value of them.
+        Galaxies left out because no finite true value of them is known.
     """
 
     catalog: pa.Table

@@ -33,6 +33,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedCatalog:
         catalog=catalog,
         truths_ND=truths_ND,
         kept_R=np.ones(GALAXIES, bool),
+        num_without_truth=0,
         has_cutouts=True,
     )
 
