@@ -66,7 +66,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
-        object_id_N=np.asarray(catalog["object_id"].to_pylist()),
+        object_id_N=catalog["object_id"].to_numpy(),
         truth_ND=judged.truths_ND,
         **{f"{key}_ND": _columns(catalog, bundle, key) for key in _SHOWN},
         coverage=evaluation["coverage"],
