@@ -77,16 +77,19 @@ def measure(
         Increasing indices of the galaxies whose posteriors are kept; None: all.
     """
     rows = np.arange(len(truth_ND)) if rows is None else rows
-    start, kept, columns = 0, [], {name: [] for name in ("median", "pull", *_VERSIONS)}
+    start, kept = 0, []
+    # Small arrays among the large ones of the pieces would keep the memory of these from being returned.
+    arrays = {name: np.empty(truth_ND.shape) for name in ("median", "pull", *_VERSIONS)}
     totals = {version: np.zeros(2) for version in _VERSIONS}
     for mixture in mixtures:
-        truth_PD = truth_ND[start : start + len(mixture)]
+        piece = slice(start, start + len(mixture))
+        truth_PD = truth_ND[piece]
         z_PD = mixture.targets.standardise(truth_PD)
         slope_P = log_slope(mixture.targets, z_PD)
-        columns["median"].append(mixture.quantile(0.5))
-        columns["pull"].append((mixture.standardised_mean() - z_PD) / mixture.standardised_std())
+        arrays["median"][piece] = mixture.quantile(0.5)
+        arrays["pull"][piece] = (mixture.standardised_mean() - z_PD) / mixture.standardised_std()
         for version, posteriors in zip(_VERSIONS, (calibration.undone(mixture), mixture), strict=True):
-            columns[version].append(posteriors.cdf(truth_PD))
+            arrays[version][piece] = posteriors.cdf(truth_PD)
             log_P = posteriors.standardised_log_prob(z_PD[:, None])[:, 0]
             totals[version] -= (log_P + slope_P).sum(), log_P.sum()
         inside = slice(*np.searchsorted(rows, (start, start + len(mixture))))
@@ -94,7 +97,6 @@ def measure(
         start += len(mixture)
     if start != len(truth_ND):
         raise ValueError(f"{start} posteriors, but {len(truth_ND)} galaxies with truths")
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
     return Measured(
         truth_ND=truth_ND,
         median_ND=arrays["median"],
