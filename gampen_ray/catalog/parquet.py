@@ -4,7 +4,7 @@ Shape legend: N galaxies, K passes, D targets.
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,11 +145,29 @@ def part_content(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def catalog_parts(output: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the tables of a catalogue's files in order, or some columns; ``output`` is the folder that `infer` made."""
+def catalog_parts(output: str, columns: Sequence[str] | None = None, num_rows: int | None = None) -> Iterator[pa.Table]:
+    """Yield the rows of a catalogue, in order; ``output`` is the folder that `infer` made.
+
+    Parameters
+    ----------
+    columns
+        To read; None: all.
+    num_rows
+        Rows of a table at most; None: a table is a file.
+    """
     for uri in storage.list_files(storage.join(output, CATALOG), ".parquet"):
         with storage.open_input(uri) as source:
-            yield pq.read_table(source, columns=columns)
+            if num_rows is None:
+                yield pq.read_table(source, columns=columns)
+            else:
+                for batch in pq.ParquetFile(source).iter_batches(num_rows, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+
+def catalog_names(output: str) -> list[str]:
+    """Return the names of the columns of a catalogue, those of its first file."""
+    with storage.open_input(storage.list_files(storage.join(output, CATALOG), ".parquet")[0]) as source:
+        return pq.read_schema(source).names
 
 
 def mixture_from_catalog(table: Any, targets: TargetSchema) -> Mixture:

@@ -14,6 +14,7 @@ __all__ = [
     "bin_verdict",
     "coverage_verdict",
     "crop_verdict",
+    "group_text",
     "local_verdict",
     "radius_target",
     "rank_verdict",
@@ -139,7 +140,7 @@ def score_verdict(rows: Iterable[Mapping[str, Any]], num_targets: int) -> Verdic
 
 
 def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
-    """Return the verdict on `gampen_ray.posterior.local.in_bins`.
+    """Return the verdict on `gampen_ray.posterior.bins.in_bins`.
 
     holds: in each bin, coverage and mean rank are within 4 points of nominal, or within the number of standard errors that
     the largest deviation of all these bins exceeds by chance with a probability of 1 %; marginal: within twice that; fails:
@@ -147,7 +148,7 @@ def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
     """
     found = []
     for row in bins["rows"]:
-        where = f"of {row['target']} where {row['column']} is {row['low']:.4g} to {row['high']:.4g}"
+        where = f"of {row['target']} where {row['column']} is {group_text(row)}"
         limits = (max(_POINTS_IN_BIN, bins["critical"] * row[name]) for name in ("error", "mean_rank_error"))
         off = (abs(row["coverage"] - row["level"]), abs(row["mean_rank"] - 0.5))
         texts = (
@@ -156,6 +157,13 @@ def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
         )
         found += [(deviation / limit, text) for deviation, limit, text in zip(off, limits, texts, strict=True)]
     return _worst(found)
+
+
+def group_text(row: Mapping[str, Any]) -> str:
+    """Return what the group of a row of `gampen_ray.posterior.bins.in_bins` is."""
+    if "pixel" in row:
+        return f"{row['pixel']} (RA {row['ra']:.4g}, Dec {row['dec']:.4g} deg)"
+    return row["value"] if "value" in row else f"{row['low']:.4g} to {row['high']:.4g}"
 
 
 def local_verdict(local: Mapping[str, Any]) -> Verdict:

@@ -1,10 +1,11 @@
 """Coverage probability of posteriors, and the post-hoc scale that calibrates it.
 
-Shape legend: N galaxies, D targets.
+Shape legend: N galaxies, D targets, M galaxies of which draws are made.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -111,7 +112,7 @@ class Coverage:
 
 
 @one_thread()
-def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0, joint_rank_N: np.ndarray | None = None) -> list[Coverage]:
+def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Coverage]:
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 
     A target's region is its equal-tailed credible interval. The joint region is the highest-density region of the joint
@@ -125,8 +126,6 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0, joint_rank_
         True physical values; clipped and standardised as in training.
     seed
         Seed of the draws.
-    joint_rank_N
-        Ranks of the truths' joint densities, if they are known; None: they are computed.
 
     Raises
     ------
@@ -134,14 +133,17 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0, joint_rank_
         If a truth lies outside its transform's domain.
     """
     z_ND = _standardised_truths(mixture, truths_ND)
-    inside_LND = _inside(mixture, z_ND)
-    rows = [
-        _row(name, level, float(inside_LND[i][:, d].mean()), len(mixture))
-        for d, name in enumerate(mixture.targets.names)
-        for i, level in enumerate(LEVELS.values())
+    return coverage_of_ranks(mixture.targets.names, mixture.cdf(truths_ND), joint_density(mixture, z_ND, seed).rank_N)
+
+
+def coverage_of_ranks(names: Sequence[str], rank_ND: np.ndarray, joint_rank_M: np.ndarray) -> list[Coverage]:
+    """Return `coverage` from the ranks of N galaxies' truths, and those of the joint densities of M galaxies."""
+    inside = {name: np.abs(2 * rank_ND[:, d] - 1) for d, name in enumerate(names)} | {JOINT: joint_rank_M}
+    return [
+        _row(name, level, float((rank_N <= level).mean()), len(rank_N))
+        for name, rank_N in inside.items()
+        for level in LEVELS.values()
     ]
-    rank_N = joint_density(mixture, z_ND, seed).rank_N if joint_rank_N is None else joint_rank_N
-    return rows + [_row(JOINT, level, float((rank_N <= level).mean()), len(mixture)) for level in LEVELS.values()]
 
 
 def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
@@ -197,13 +199,6 @@ def _coverage_of_scales(offset_N: np.ndarray, low_N: np.ndarray, high_N: np.ndar
     entered = np.searchsorted(np.sort(enter), scales, side="right")
     left = np.searchsorted(np.sort(leave), scales, side="left")
     return (entered - left) / len(offset_N)
-
-
-def _inside(mixture: Mixture, z_ND: np.ndarray) -> list[np.ndarray]:
-    """Return for each of `LEVELS` which standardised truths are inside the equal-tailed intervals, N x D."""
-    ends_NQD = mixture.standardised_quantile(interval_levels())
-    # Lower and upper end of level i.
-    return [(ends_NQD[:, 2 * i] <= z_ND) & (z_ND <= ends_NQD[:, 2 * i + 1]) for i in range(len(LEVELS))]
 
 
 def _standardised_truths(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:

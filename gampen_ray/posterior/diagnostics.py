@@ -1,113 +1,162 @@
 """Compare a catalogue's posteriors with the truth: accuracy, coverage before and after calibration, and what else is wrong.
 
-Shape legend: N galaxies, D targets, M galaxies of which draws are made.
+The posteriors come piece by piece, and a few numbers a galaxy are kept (`measure`); what takes draws, or a time that grows with
+the square of the passes, is done for some of them.
+Shape legend: N galaxies, D targets, M galaxies whose posteriors are kept.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage
-from gampen_ray.posterior.local import in_bins, local_coverage, terms
-from gampen_ray.posterior.mixture import Mixture
-from gampen_ray.posterior.ranks import JointDensity, coverage_ribbon, joint_density, rosenblatt, uniformity
+from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bins import bins, in_bins, pixels
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage_of_ranks
+from gampen_ray.posterior.local import local_coverage, terms
+from gampen_ray.posterior.mixture import Mixture, log_slope
+from gampen_ray.posterior.ranks import coverage_ribbon, joint_density, rosenblatt, uniformity
 from gampen_ray.posterior.scores import crps, energy_score
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.posterior.tarp import references, tarp
 from gampen_ray.posterior.threads import one_thread
 
+OF_SOME = ["joint density", "TARP", "scores", "local effects", "what is measured in cutouts"]
+"""What is known of some galaxies alone."""
+_VERSIONS = ("uncalibrated", "calibrated")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What is kept of N posteriors and their truths.
+
+    Parameters
+    ----------
+    truth_ND, median_ND
+        True values and posterior medians, physical units.
+    ranks
+        Ranks of the truths, N x D, before and after calibration, by ``uncalibrated`` and ``calibrated``.
+    pull_ND
+        Posterior mean minus truth in posterior standard deviations, both in standardised space.
+    negative_log_density
+        Means of the joint posterior at the truth (natural log), ``physical`` and ``standardised``, by the names of the ranks.
+    rows, some
+        Indices of M of these galaxies, increasing, and their calibrated posteriors.
+    """
+
+    truth_ND: np.ndarray
+    median_ND: np.ndarray
+    ranks: Mapping[str, np.ndarray]
+    pull_ND: np.ndarray
+    negative_log_density: Mapping[str, Mapping[str, float]]
+    rows: np.ndarray
+    some: Mixture
+
+    @property
+    def targets(self) -> TargetSchema:
+        """Of the posteriors."""
+        return self.some.targets
+
+
+@one_thread()
+def measure(
+    mixtures: Iterable[Mixture], calibration: Calibration, truth_ND: np.ndarray, rows: np.ndarray | None = None
+) -> Measured:
+    """Compare posteriors with their truths, one piece of them after another.
+
+    Parameters
+    ----------
+    mixtures
+        Calibrated posteriors of N galaxies, in pieces.
+    calibration
+        That made them, which is undone for what is said of them before calibration.
+    truth_ND
+        True physical values.
+    rows
+        Increasing indices of the galaxies whose posteriors are kept; None: all.
+    """
+    rows = np.arange(len(truth_ND)) if rows is None else rows
+    start, kept = 0, []
+    # Small arrays among the large ones of the pieces would keep the memory of these from being returned.
+    arrays = {name: np.empty(truth_ND.shape) for name in ("median", "pull", *_VERSIONS)}
+    totals = {version: np.zeros(2) for version in _VERSIONS}
+    for mixture in mixtures:
+        piece = slice(start, start + len(mixture))
+        truth_PD = truth_ND[piece]
+        z_PD = mixture.targets.standardise(truth_PD)
+        slope_P = log_slope(mixture.targets, z_PD)
+        arrays["median"][piece] = mixture.quantile(0.5)
+        arrays["pull"][piece] = (mixture.standardised_mean() - z_PD) / mixture.standardised_std()
+        for version, posteriors in zip(_VERSIONS, (calibration.undone(mixture), mixture), strict=True):
+            arrays[version][piece] = posteriors.cdf(truth_PD)
+            log_P = posteriors.standardised_log_prob(z_PD[:, None])[:, 0]
+            totals[version] -= (log_P + slope_P).sum(), log_P.sum()
+        inside = slice(*np.searchsorted(rows, (start, start + len(mixture))))
+        kept.append(mixture[rows[inside] - start])
+        start += len(mixture)
+    if start != len(truth_ND):
+        raise ValueError(f"{start} posteriors, but {len(truth_ND)} galaxies with truths")
+    return Measured(
+        truth_ND=truth_ND,
+        median_ND=arrays["median"],
+        ranks={version: arrays[version] for version in _VERSIONS},
+        pull_ND=arrays["pull"],
+        negative_log_density={
+            version: dict(zip(("physical", "standardised"), (total / start).tolist(), strict=True))
+            for version, total in totals.items()
+        },
+        rows=rows,
+        some=Mixture.concatenate(kept),
+    )
+
 
 @one_thread()
 def evaluate(
-    mixture: Mixture,
+    found: Measured,
     calibration: Calibration,
-    truths_ND: np.ndarray,
     *,
     columns: Mapping[str, np.ndarray] | None = None,
-    rows: np.ndarray | None = None,
+    by: Mapping[str, np.ndarray] | None = None,
+    position_N2: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return an evaluation as plain values for JSON.
 
     Parameters
     ----------
-    mixture
-        Calibrated posteriors.
+    found
+        From `measure`.
     calibration
-        That made them, which is undone for the coverage before calibration.
-    truths_ND
-        True physical values.
-    columns, rows
-        As for `diagnose`.
+        As there.
+    columns
+        What galaxies are grouped by, and the features of local tests, beside the posterior medians: N values by name, known
+        without the truth; NaN where unknown.
+    by
+        Columns of numbers or texts by which coverage, bias and scatter are wanted, N values by name.
+    position_N2
+        Right ascension and declination, degrees, NaN where unknown, for maps; None: no maps.
     seed
         Seed of all draws.
 
     Returns
     -------
     dict
-        ``num_galaxies``; ``accuracy`` of the posterior median by target (`accuracy`); ``coverage`` and mean
-        ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
-        space), each for ``uncalibrated`` and ``calibrated``; ``diagnostics`` of the latter (`diagnose`).
+        ``num_galaxies``; ``accuracy`` of the posterior median by target (`accuracy`); ``coverage`` (joint: of M galaxies) and
+        mean ``negative_log_density`` (natural log, at the truth, of the joint posterior in physical units and in standardised
+        space), each for ``uncalibrated`` and ``calibrated``; ``diagnostics`` of the latter: ``num_drawn``, M; ``ranks`` of each
+        target, of the joint density and of ``tarp`` (`gampen_ray.posterior.ranks.Uniformity.to_dict`); ``curves``, coverage of
+        each target and all together at all levels (the same, and the ribbon of `coverage_ribbon` as differences from the
+        levels); ``scores`` of each target (``crps``) and of all (``energy``, ``log``):
+        `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins`` of ``columns`` and medians
+        (`in_bins`) and ``local`` (`local_coverage`). If asked for, ``columns``, the bins of ``by``, and ``sky``, those of
+        `pixels` with their ``nside``.
     """
-    joint = joint_density(mixture, mixture.targets.standardise(truths_ND), seed)
-    versions = {"uncalibrated": calibration.undone(mixture), "calibrated": mixture}
-    ranks = {"uncalibrated": None, "calibrated": joint.rank_N}
-    return {
-        "num_galaxies": len(mixture),
-        "accuracy": accuracy(mixture, truths_ND),
-        "coverage": {
-            name: [dataclasses.asdict(row) for row in coverage(version, truths_ND, seed, ranks[name])]
-            for name, version in versions.items()
-        },
-        "diagnostics": diagnose(mixture, truths_ND, columns or {}, joint=joint, rows=rows, seed=seed),
-        "negative_log_density": {name: negative_log_density(version, truths_ND) for name, version in versions.items()},
-    }
-
-
-def diagnose(
-    mixture: Mixture,
-    truths_ND: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    *,
-    joint: JointDensity | None = None,
-    rows: np.ndarray | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return tests of the posteriors that see more than coverage at a few levels, as plain values for JSON.
-
-    Parameters
-    ----------
-    mixture
-        Posteriors.
-    truths_ND
-        True physical values.
-    columns
-        What galaxies are grouped by, and the features of local tests, beside the posterior medians: N values by name, known
-        without the truth; NaN where unknown.
-    joint
-        Ranks of the truths' joint densities with their log score, if they are known; None: they are computed.
-    rows
-        Indices of the M galaxies for what else takes draws or a time that grows with the square of the passes; None: all.
-    seed
-        Seed of the draws.
-
-    Returns
-    -------
-    dict
-        ``num_drawn``, M; ``ranks`` of each target, of the joint density and of ``tarp``
-        (`gampen_ray.posterior.ranks.Uniformity.to_dict`); ``curves``, coverage of each target and all together at all levels
-        (the same, and the ribbon of `coverage_ribbon` as differences from the levels); ``scores`` of each target (``crps``) and
-        of all (``energy``, ``log``): `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins``
-        (`in_bins`) and ``local`` (`local_coverage`).
-    """
-    names = mixture.targets.names
-    rows = np.arange(len(mixture)) if rows is None else rows
-    columns = dict(zip(names, mixture.quantile(0.5).T, strict=True)) | dict(columns)
-    z_ND, rank_ND = mixture.targets.standardise(truths_ND), mixture.cdf(truths_ND)
-    some, z_MD = mixture[rows], z_ND[rows]
-    joint = joint or joint_density(mixture, z_ND, seed)
+    names, rows, some = found.targets.names, found.rows, found.some
+    columns = dict(zip(names, found.median_ND.T, strict=True)) | dict(columns or {})
+    z_MD, rank_ND = found.targets.standardise(found.truth_ND[rows]), found.ranks["calibrated"]
+    joint = joint_density(some, z_MD, seed)
+    joint_ranks = {"uncalibrated": joint_density(calibration.undone(some), z_MD, seed).rank_N, "calibrated": joint.rank_N}
     single, energy = crps(some, z_MD), energy_score(some, z_MD, seed)
     term_names, term_MF = terms({name: value_N[rows] for name, value_N in columns.items()})
     reference_MD = references(z_MD, term_MF, np.random.default_rng(seed))
@@ -116,26 +165,42 @@ def diagnose(
         "tarp": tarp(some, z_MD, reference_MD, seed),
     }
     inside = {name: np.abs(2 * ranks[name] - 1) for name in names} | {JOINT: joint.rank_N}
-    crps_ND = {name: np.full(z_ND.shape, np.nan) for name in ("crps", "crps_expected")}
+    crps_ND = {name: np.full(rank_ND.shape, np.nan) for name in ("crps", "crps_expected")}
     crps_ND["crps"][rows], crps_ND["crps_expected"][rows] = single.value, single.expected
     summaries = {key: value.tolist() for key, value in single.summary().items()}
-    return {
-        "num_drawn": len(rows),
-        "ranks": {name: uniformity(rank_N).to_dict() for name, rank_N in ranks.items()},
-        "curves": {name: _curve(inside_N) for name, inside_N in inside.items()},
-        "scores": [
-            *(
-                {"score": "crps", "target": name} | {key: value[d] for key, value in summaries.items()}
-                for d, name in enumerate(names)
-            ),
-            *(
-                {"score": name, "target": JOINT} | {key: float(value) for key, value in score.summary().items()}
-                for name, score in (("energy", energy), ("log", joint.score))
-            ),
-        ],
-        "bins": in_bins(names, rank_ND, columns, scores=crps_ND),
-        "local": local_coverage(names, rosenblatt(some, z_MD), rank_ND[rows], term_names, term_MF),
+    given: dict[str, Any] = {"errors": {"": found.median_ND - found.truth_ND, "_sigma": found.pull_ND}, "scores": crps_ND}
+    result = {
+        "num_galaxies": len(rank_ND),
+        "accuracy": accuracy(found.targets, found.median_ND, found.truth_ND),
+        "coverage": {
+            version: [dataclasses.asdict(row) for row in coverage_of_ranks(names, found.ranks[version], joint_ranks[version])]
+            for version in _VERSIONS
+        },
+        "diagnostics": {
+            "num_drawn": len(rows),
+            "ranks": {name: uniformity(rank_N).to_dict() for name, rank_N in ranks.items()},
+            "curves": {name: _curve(inside_N) for name, inside_N in inside.items()},
+            "scores": [
+                *(
+                    {"score": "crps", "target": name} | {key: value[d] for key, value in summaries.items()}
+                    for d, name in enumerate(names)
+                ),
+                *(
+                    {"score": name, "target": JOINT} | {key: float(value) for key, value in score.summary().items()}
+                    for name, score in (("energy", energy), ("log", joint.score))
+                ),
+            ],
+            "bins": in_bins(names, rank_ND, bins(columns), **given),
+            "local": local_coverage(names, rosenblatt(some, z_MD), rank_ND[rows], term_names, term_MF),
+        },
+        "negative_log_density": {version: dict(values) for version, values in found.negative_log_density.items()},
     }
+    if by:
+        result["columns"] = in_bins(names, rank_ND, bins(by), **given)
+    if position_N2 is not None and (sky := pixels(*position_N2.T)):
+        nside, groups = sky
+        result["sky"] = {"nside": nside, **in_bins(names, rank_ND, [groups], **given)}
+    return result
 
 
 def _curve(inside_N: np.ndarray) -> dict[str, Any]:
@@ -145,16 +210,16 @@ def _curve(inside_N: np.ndarray) -> dict[str, Any]:
     return test.to_dict() | {name: y_G.round(6).tolist() for name, y_G in ribbon.items()}
 
 
-def accuracy(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, dict[str, Any]]:
+def accuracy(targets: TargetSchema, median_ND: np.ndarray, truth_ND: np.ndarray) -> dict[str, dict[str, Any]]:
     """Return errors of the posterior median by target.
 
     ``median_absolute_relative_error`` is a fraction of the truth, over galaxies whose truth is not zero (None if there are
     none); ``mean_absolute_error``, ``bias`` (mean of median - truth) and ``rmse`` are in ``unit``.
     """
-    error_ND = mixture.quantile(0.5) - truths_ND
+    error_ND = median_ND - truth_ND
     result = {}
-    for d, target in enumerate(mixture.targets):
-        error, truth = error_ND[:, d], truths_ND[:, d]
+    for d, target in enumerate(targets):
+        error, truth = error_ND[:, d], truth_ND[:, d]
         nonzero = truth != 0
         relative = np.abs(error[nonzero] / truth[nonzero])
         result[target.name] = {
@@ -191,11 +256,3 @@ def format_table(evaluation: dict[str, Any]) -> str:
         shares = (f"{100 * before[name, level]:.1f} -> {100 * after[name, level]:.1f}" for level in LEVELS.values())
         lines.append(f"{label:<{width}}  {cells}{''.join(f'{share:>16}' for share in shares)}")
     return "\n".join(lines)
-
-
-def negative_log_density(mixture: Mixture, truths_ND: np.ndarray) -> dict[str, float]:
-    z_N1D = mixture.targets.standardise(truths_ND)[:, None, :]
-    return {
-        "physical": float(-mixture.log_prob(truths_ND).mean()),
-        "standardised": float(-mixture.standardised_log_prob(z_N1D).mean()),
-    }

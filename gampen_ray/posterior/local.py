@@ -1,8 +1,8 @@
-"""Whether posteriors are calibrated everywhere: in bins of galaxies, and as a smooth function of their features.
+"""Whether posteriors are calibrated everywhere, as a smooth function of the galaxies' features.
 
-Galaxies are grouped and features made of what is known without the truth, such as a posterior median or the width of the PSF:
+Features are made of what is known without the truth, such as a posterior median or the width of the PSF:
 where galaxies are chosen by their truth, calibrated posteriors deviate too.
-Shape legend: N galaxies, D targets, B bins, F terms of the features, T statistics of the ranks, R repetitions.
+Shape legend: N galaxies, D targets, F terms of the features, T statistics of the ranks.
 """
 
 import itertools
@@ -13,112 +13,12 @@ from typing import Any
 import numpy as np
 from scipy.special import chdtrc, ndtr
 
-from gampen_ray.posterior.ranks import SIGNIFICANCE
-from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.posterior.bins import LEVEL
 
-__all__ = ["LEVEL", "bins", "in_bins", "local_coverage", "terms"]
+__all__ = ["local_coverage", "terms"]
 
-LEVEL = next(iter(LEVELS.values()))
-"""Level of the intervals whose coverage is judged locally."""
-_FEWEST = 25
-_REPETITIONS = 4_000
 # Share of a term's length that must be left beside the terms before it.
 _INDEPENDENT = 0.05
-
-
-def bins(columns: Mapping[str, np.ndarray], num_bins: int = 5) -> list[tuple[str, np.ndarray]]:
-    """Return the bins of each column, equally many galaxies each: the column's name and the galaxies' indices.
-
-    Values that are not finite are left out; bins have 25 galaxies or more, and a column at least one bin if it has a value.
-    """
-    result = []
-    for name, value_N in columns.items():
-        order = np.argsort(value_N, kind="stable")
-        order = order[np.isfinite(value_N[order])]
-        parts = np.array_split(order, int(np.clip(len(order) // _FEWEST, 1, num_bins)))
-        result += [(name, part) for part in parts if part.size]
-    return result
-
-
-def in_bins(
-    names: tuple[str, ...],
-    rank_ND: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    *,
-    scores: Mapping[str, np.ndarray] | None = None,
-    num_bins: int = 5,
-) -> dict[str, Any]:
-    """Return coverage and bias of each target in `bins` of each column, and the test of the largest deviation.
-
-    A bin's deviations are those of its coverage and of its mean rank, over their standard errors. Of all bins, columns and
-    targets, the largest is compared with its distribution for calibrated posteriors: adversarial group calibration (Zhao,
-    Ma & Ermon 2020, ICML, arXiv 2006.10288) over named groups. For so many galaxies a bin, the deviations are normal
-    (coverage and mean rank are uncorrelated, as one is even and the other odd about rank 1/2), and those of bins of two columns
-    that share m galaxies have the correlation m / sqrt(n1 n2); targets are taken as independent, which errs on the safe side
-    (the Gaussian correlation inequality: Royen 2014, Far East J. Theor. Stat. 48, 139).
-
-    Parameters
-    ----------
-    names
-        Targets.
-    rank_ND
-        Ranks of the truths.
-    columns
-        What galaxies are binned by, N values by name.
-    scores
-        Values N x D by name whose means are added to the rows, NaN where unknown.
-    num_bins
-        Bins of each column.
-
-    Returns
-    -------
-    dict
-        ``rows``: ``column``, ``low``, ``high``, ``num_galaxies``, ``target``, ``level``, ``coverage`` of the equal-tailed
-        interval and its binomial ``error``, ``mean_rank`` and its ``mean_rank_error``, and the ``scores``. ``p``: of the
-        largest deviation; ``critical``: the number of errors that it exceeds with probability `SIGNIFICANCE`. Without any
-        bin, ``p`` is 1 and ``critical`` 0.
-    """
-    groups = bins(columns, num_bins)
-    inside_ND = np.abs(2 * rank_ND - 1) <= LEVEL
-    rows, deviations = [], []
-    for column, members in groups:
-        ends = {"column": column, "low": float(columns[column][members[0]]), "high": float(columns[column][members[-1]])}
-        error = math.sqrt(LEVEL * (1 - LEVEL) / len(members))
-        mean_rank_error = math.sqrt(1 / 12 / len(members))
-        for d, name in enumerate(names):
-            row = {
-                "num_galaxies": len(members),
-                "target": name,
-                "level": LEVEL,
-                "coverage": float(inside_ND[members, d].mean()),
-                "error": error,
-                "mean_rank": float(rank_ND[members, d].mean()),
-                "mean_rank_error": mean_rank_error,
-            }
-            known = {key: value_ND[members, d] for key, value_ND in (scores or {}).items()}
-            row |= {key: float(np.nanmean(value)) for key, value in known.items() if np.isfinite(value).any()}
-            deviations += [(row["coverage"] - LEVEL) / error, (row["mean_rank"] - 0.5) / mean_rank_error]
-            rows.append(ends | row)
-    if not rows:
-        return {"rows": [], "p": 1.0, "critical": 0.0}
-    null_R = _largest_deviations(groups, len(rank_ND), 2 * len(names))
-    p = (1 + int((null_R >= np.abs(deviations).max()).sum())) / (1 + len(null_R))
-    return {"rows": rows, "p": float(p), "critical": float(np.quantile(null_R, 1 - SIGNIFICANCE))}
-
-
-def _largest_deviations(groups: list[tuple[str, np.ndarray]], count: int, copies: int) -> np.ndarray:
-    """Return the largest absolute value of independent copies of normal variables correlated like the bins, R."""
-    member_BN = np.zeros((len(groups), count), np.float32)
-    for row_N, (_, members) in zip(member_BN, groups, strict=True):
-        row_N[members] = 1 / math.sqrt(len(members))
-    variance_B, axis_BB = np.linalg.eigh((member_BN @ member_BN.T).astype(np.float64))
-    root_BB = axis_BB * np.sqrt(np.maximum(variance_B, 0))
-    generator = np.random.default_rng(0)
-    largest_R = np.zeros(_REPETITIONS)
-    for _ in range(copies):
-        deviation_BR = root_BB @ generator.standard_normal((len(groups), _REPETITIONS))
-        largest_R = np.maximum(largest_R, np.abs(deviation_BR).max(axis=0))
-    return largest_R
 
 
 def terms(columns: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray]:

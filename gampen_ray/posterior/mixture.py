@@ -220,10 +220,7 @@ class Mixture:
     def log_prob(self, y_ND: np.ndarray) -> np.ndarray:
         """Return the log of the joint density at ``y_ND`` in physical units, N; y is clipped and checked as in training."""
         z_ND = self.targets.standardise(y_ND)
-        z = torch.from_numpy(z_ND)
-        t = [target.location + target.scale * z[:, d] for d, target in enumerate(self.targets)]
-        slopes = [_log_slope(target, t_N) for target, t_N in zip(self.targets, t, strict=True)]
-        return self.standardised_log_prob(z_ND[:, None, :])[:, 0] + torch.stack(slopes, -1).sum(-1).numpy()
+        return self.standardised_log_prob(z_ND[:, None, :])[:, 0] + log_slope(self.targets, z_ND)
 
     def standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
         """Return marginal quantiles in standardised space, N x Q x D."""
@@ -298,6 +295,12 @@ class Mixture:
         transforms = [target.transform for target in self.targets] * len(self)
         t_R1 = mixture_mode(transforms, location + scale * mean_RK, scale * sigma_RK)[:, None]
         return self.targets.physical(((t_R1 - location) / scale).reshape(len(self), len(self.targets)).cpu().numpy())
+
+
+def log_slope(targets: TargetSchema, z_ND: np.ndarray) -> np.ndarray:
+    """Return the log of the standardised volume per physical one at standardised values, N."""
+    t = [target.location + target.scale * torch.from_numpy(z_ND[:, d]) for d, target in enumerate(targets)]
+    return torch.stack([_log_slope(target, t_N) for target, t_N in zip(targets, t, strict=True)], -1).sum(-1).numpy()
 
 
 def _unclipped(target: Target, y: np.ndarray) -> np.ndarray:

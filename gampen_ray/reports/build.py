@@ -26,6 +26,7 @@ from gampen_ray.reports.page import Example, ReportData, render
 from gampen_ray.training.history import HISTORY, read_history
 
 _GRID = 256
+_SHOWN = ("median", "lo68", "hi68")
 
 
 def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | None) -> str:
@@ -49,31 +50,36 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     if not storage.exists(uri):
         raise UserError(f"evaluation: {evaluation_folder} has no {EVALUATION}; give the output folder of `evaluate`")
     evaluation = read_evaluation(uri)
-    judged = load_evaluated_catalog(evaluation["catalog"])
+    how = {name: evaluation[name] for name in ("where", "truth", "id_column") if name in evaluation}
+    shown = dict.fromkeys((f"{name}_{key}" for name in evaluation["accuracy"] for key in _SHOWN), "evaluation")
+    judged = load_evaluated_catalog(evaluation["catalog"], columns=shown, **how)
     bundle, catalog = judged.bundle, judged.catalog
     if list(evaluation["accuracy"]) != list(bundle.targets.names):
         raise UserError(f"evaluation: {uri} is not one of {', '.join(bundle.targets.names)}; run evaluate again")
-    rows = _example_rows(catalog, num_examples)
-    image_NCHW, side_N = judged.images(rows)
+    if len(catalog) != evaluation["num_galaxies"]:
+        there = f"{evaluation['num_galaxies']:,} galaxies, but there are {len(catalog):,}"
+        raise UserError(f"evaluation: {uri} is one of {there} with true values; run evaluate again")
+    rows = _example_rows(catalog, num_examples) if judged.has_cutouts else np.zeros(0, int)
+    image_NCHW, side_N = judged.images(rows) if len(rows) else (np.zeros((0, 1, 1, 1)), rows)
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
         targets=bundle.targets,
-        object_id_N=np.asarray(catalog["object_id"].to_pylist()),
+        object_id_N=catalog["object_id"].to_numpy(),
         truth_ND=judged.truths_ND,
-        median_ND=_columns(catalog, bundle, "median"),
-        lo68_ND=_columns(catalog, bundle, "lo68"),
-        hi68_ND=_columns(catalog, bundle, "hi68"),
+        **{f"{key}_ND": _columns(catalog, bundle, key) for key in _SHOWN},
         coverage=evaluation["coverage"],
         accuracy=evaluation["accuracy"],
         crop_scale_N=None if no_transformer else catalog["crop_scale"].to_numpy(),
-        examples=_examples(judged, rows, image_NCHW, side_N),
+        examples=_examples(judged, rows, image_NCHW, side_N) if len(rows) else [],
         seeds=evaluation.get("seeds"),
         verdicts=evaluation.get("verdicts", {}),
         diagnostics=evaluation.get("diagnostics"),
-        rotation=_rotation(judged, rows, image_NCHW, num_angles),
+        columns=evaluation.get("columns"),
+        sky=evaluation.get("sky"),
+        rotation=_rotation(judged, rows, image_NCHW, num_angles) if len(rows) else None,
         history=_history(judged.manifest["config"]["bundle"]),
-        facts=_facts(judged),
+        facts=_facts(judged, evaluation),
     )
     return render(data)
 
@@ -151,13 +157,14 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
     return []
 
 
-def _facts(judged: EvaluatedCatalog) -> dict[str, str]:
+def _facts(judged: EvaluatedCatalog, evaluation: dict[str, Any]) -> dict[str, str]:
     manifest, inference, rates = judged.manifest, judged.manifest["config"], judged.manifest["rates"]
-    info = shards.read_dataset_info(inference["dataset"])
+    info = shards.read_dataset_info(inference["dataset"]) if judged.has_cutouts else None
     # A run that had nothing left to predict has no rates.
     speed = {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
     return {
-        "dataset": f"{inference['dataset']} ({info.survey or 'survey unknown'}, {', '.join(info.bands)})",
+        "dataset": inference["dataset"] + (f" ({info.survey or 'survey unknown'}, {', '.join(info.bands)})" if info else ""),
+        **{name: evaluation[name] for name in ("truth", "where") if evaluation.get(name)},
         "split": inference["split"] or "all",
         "galaxies": f"{manifest['num_galaxies']:,}, and {manifest['num_quarantined']:,} in quarantine",
         "dataset fingerprint": manifest["inputs"]["dataset"],

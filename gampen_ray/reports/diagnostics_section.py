@@ -11,17 +11,18 @@ from markupsafe import Markup
 
 from gampen_ray.reports.axes import Axis, axes, figure
 from gampen_ray.reports.figures import number
-from gampen_ray.reports.svg import ACCENT, MUTED, TRUTH, drawable, styled, to_svg
+from gampen_ray.reports.groups_section import deviations, errors_off, extent_of
+from gampen_ray.reports.svg import ACCENT, MUTED, styled, to_svg
 
 _TARP = "tarp"
 
 
 def diagnostics_section(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of the section from what `gampen_ray.posterior.diagnostics.diagnose` gives."""
+    """Return the content of the section from what ``diagnostics`` of an evaluation."""
     ranks, bins = found["ranks"], found["bins"]["rows"]
     targets = [name for name in ranks if name != _TARP]
     # One vertical range for all, so that panels can be compared.
-    extent = max([8.0, *(1.08 * (abs(y) + error) for points in _points(bins) for y, error in zip(*points, strict=True))])
+    extent = extent_of(bins)
     return {
         "num_drawn": found["num_drawn"],
         "ranks": [_panel(f"rank{i}", name, ranks[name], "Share of truths − rank") for i, name in enumerate(targets)],
@@ -31,10 +32,10 @@ def diagnostics_section(found: Mapping[str, Any]) -> dict[str, Any]:
             for i, (name, curve) in enumerate(found["curves"].items())
         ],
         "bins": [
-            {"column": rows[0]["column"], "target": name, "plot": Markup(deviations_in_bins(f"bin{i}", rows, extent))}
+            {"column": rows[0]["column"], "target": name, "plot": Markup(deviations(f"bin{i}", rows, extent))}
             for i, (name, rows) in enumerate(_worst_columns(bins).items())
         ],
-        "worst": sorted(bins, key=lambda row: -_errors(row))[:6],
+        "worst": sorted(bins, key=lambda row: -errors_off(row))[:6],
         "critical": found["bins"]["critical"],
         "p_bins": found["bins"]["p"],
         "scores": found["scores"],
@@ -47,17 +48,12 @@ def _panel(key: str, name: str, curve: Mapping[str, Any], label: str, low: str =
     return {"name": name, "p": curve["p"], "plot": Markup(difference_curve(key, name or "TARP", drawn, label))}
 
 
-def _errors(row: Mapping[str, Any]) -> float:
-    """Return the larger deviation of a bin, in standard errors."""
-    return max(abs(row["coverage"] - row["level"]) / row["error"], abs(row["mean_rank"] - 0.5) / row["mean_rank_error"])
-
-
 def _worst_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Return by target the bins of the column with its worst bin."""
     result = {}
     for name in dict.fromkeys(row["target"] for row in rows):
         of_target = [row for row in rows if row["target"] == name]
-        column = max(of_target, key=_errors)["column"]
+        column = max(of_target, key=errors_off)["column"]
         result[name] = [row for row in of_target if row["column"] == column]
     return result
 
@@ -86,42 +82,3 @@ def difference_curve(key: str, name: str, curve: Mapping[str, Any], label: str) 
     worst = max(range(len(level)), key=lambda i: abs(share[i]))
     alt = f"{label} of {name}: at most {number(abs(share[worst]))} points, at level {number(level[worst])} %"
     return to_svg(fig, key, alt)
-
-
-@styled
-def deviations_in_bins(key: str, rows: Sequence[Mapping[str, Any]], extent: float) -> str:
-    """Return coverage minus nominal and mean rank minus 50 % of one target in the bins of one column, with standard errors.
-
-    Parameters
-    ----------
-    rows
-        Bins in order, from `gampen_ray.posterior.local.in_bins`.
-    extent
-        Half-range of the vertical axis, percentage points.
-    """
-    fig = figure(280, 230)
-    ax = axes(fig, left=50)
-    ax.axhspan(-4, 4, color=ACCENT, alpha=0.1, linewidth=0, zorder=0)
-    ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
-    points = _points(rows)
-    for (deviation, error), shift, color in zip(points, (-0.13, 0.13), (ACCENT, TRUTH), strict=True):
-        places = [i + shift for i in range(len(rows))]
-        style = {"color": color, "markersize": 6, "markeredgewidth": 0, "elinewidth": 1.4, "zorder": 3}
-        ax.errorbar(places, deviation, yerr=error, fmt="o", **style)
-    ax.set_xlim(-0.5, len(rows) - 0.5)
-    ax.set_xticks(range(len(rows)), [number(0.5 * (row["low"] + row["high"])) for row in rows])
-    ax.grid(visible=False, axis="x")
-    Axis(low=-extent, high=extent).on_y(ax, "Measured − nominal (pp)")
-    column = rows[0]["column"]
-    ax.set_xlabel(drawable(column))
-    said = (", ".join(map(number, deviation)) for deviation, _ in points)
-    alt = "{} in bins of {}: coverage minus nominal {}; mean rank minus 50 % {} points"
-    return to_svg(fig, key, alt.format(rows[0]["target"], column, *said))
-
-
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[float], list[float]]]:
-    """Return deviations of coverage and of mean rank with their errors, percentage points."""
-    return [
-        ([100 * (row["coverage"] - row["level"]) for row in rows], [100 * row["error"] for row in rows]),
-        ([100 * (row["mean_rank"] - 0.5) for row in rows], [100 * row["mean_rank_error"] for row in rows]),
-    ]

@@ -5,7 +5,7 @@ Shape legend: N galaxies, D targets.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,8 +14,9 @@ import pydantic
 import torch
 
 from gampen_ray import documents, storage
+from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL
 from gampen_ray.catalog.manifest import MANIFEST, read_manifest
-from gampen_ray.catalog.parquet import catalog_parts
+from gampen_ray.catalog.parquet import catalog_parts, mixture_from_catalog
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import by_side
 from gampen_ray.errors import UserError
@@ -34,15 +35,23 @@ from gampen_ray.inference.verdicts import (
     seed_verdict,
 )
 from gampen_ray.model.measure import PLAIN_NUMBERS
-from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.bins import bins
 from gampen_ray.posterior.calibration import JOINT, LEVELS, Coverage
+from gampen_ray.posterior.diagnostics import Measured
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
+from gampen_ray.reports.joined import join
 
 EVALUATION = "evaluation.json"
 _MEASURED = ("noise", "brightness", "size", "stray_light")
 # Above it many predictions take too long: the published VGG-16 takes many seconds a cutout on a CPU.
 _MAX_LIGHT_PARAMETERS = 10_000_000
+# Rows of a catalogue whose mixtures are in memory at a time.
+_BATCH = 4_096
+# Of many galaxies a subset is random blocks, whose cutouts lie together: of 25 of them, if it is less than a twentieth of all.
+_BLOCK, _DENSE = 25, 20
+SUBSET = "random rows of the catalogue, of numpy.random.default_rng(0); of more than 20 times as many, random blocks of 25 rows"
+"""What `EvaluatedCatalog.subset` gives."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +68,17 @@ class _Evaluation:
     __pydantic_config__: ClassVar = documents.LENIENT
 
     catalog: str
+    where: str = ""
+    truth: str = ""
+    id_column: str = "object_id"
     num_galaxies: Annotated[int, pydantic.Field(ge=1)]
     accuracy: dict[str, _Accuracy]
     coverage: dict[str, tuple[Coverage, ...]]
     seeds: dict[str, Any] | None = None
     verdicts: dict[str, Verdict] = dataclasses.field(default_factory=dict)
     diagnostics: dict[str, Any] | None = None
+    columns: dict[str, Any] | None = None
+    sky: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for kind in ("uncalibrated", "calibrated"):
@@ -79,21 +93,33 @@ class EvaluatedCatalog:
 
     Parameters
     ----------
+    output
+        Folder that `infer` made.
     manifest, digest
         Manifest of the catalogue, and its fingerprint.
     bundle
         Bundle that made the catalogue.
     catalog
-        Rows that have true values, in the order of ``truths_ND``.
+        Galaxies that have true values, in the order of the catalogue's files (`gampen_ray.reports.joined.Joined`).
     truths_ND
         True values, physical.
+    kept_R
+        Which rows of the catalogue's files these are.
+    num_without_truth
+        Galaxies left out because no true value of them is known.
+    has_cutouts
+        Whether the dataset is one of shards, from which cutouts are read again.
     """
 
+    output: str
     manifest: dict[str, Any]
     digest: str
     bundle: Bundle
     catalog: pa.Table
     truths_ND: np.ndarray
+    kept_R: np.ndarray
+    num_without_truth: int
+    has_cutouts: bool
 
     @property
     def num_parameters(self) -> int:
@@ -116,6 +142,42 @@ class EvaluatedCatalog:
             "zero_point_mag": info.zero_point_mag,
             "pixel_scale_arcsec": info.pixel_scale_arcsec,
         }
+
+    def mixtures(self) -> Iterator[Mixture]:
+        """Yield the posteriors, in order and a few thousand at a time.
+
+        Raises
+        ------
+        UserError
+            If the catalogue holds no mixtures.
+        """
+        start = 0
+        for table in catalog_parts(self.output, [MIXTURE_MEAN, MIXTURE_TRIL], _BATCH):
+            kept = self.kept_R[start : start + len(table)]
+            start += len(table)
+            if kept.any():
+                try:
+                    yield mixture_from_catalog(table.filter(pa.array(kept)), self.bundle.targets)
+                except ValueError as error:
+                    raise UserError(f"catalog: {self.output}: {error}") from None
+
+    def by(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return columns to group galaxies by: numbers as float64, NaN where unknown; texts and truth values as text.
+
+        Raises
+        ------
+        UserError
+            If one has neither, or too few galaxies of any value.
+        """
+        columns = {name: _values(name, self.catalog[name]) for name in names}
+        for name, value_N in columns.items():
+            if not bins({name: value_N}):
+                raise UserError(f"bins: {name}: no value is known of 25 galaxies; leave it out")
+        return columns
+
+    def positions(self) -> np.ndarray:
+        """Return right ascension and declination, N x 2, degrees; NaN where unknown."""
+        return np.stack([_values(name, self.catalog[name]) for name in ("ra", "dec")], axis=1)
 
     def images(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the cutouts of some rows of the catalogue, N x C x H x W (N x 2C x H x W if the bundle takes noise planes),
@@ -143,9 +205,14 @@ class EvaluatedCatalog:
     def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return what is known of the galaxies without their truth, by name, N each.
 
-        The conditions, the scale of a learned crop, and of the given rows what arithmetic measures in the cutouts (`_MEASURED`
-        of `gampen_ray.model.measure.PLAIN_NUMBERS`, the mean over the bands); NaN elsewhere.
+        The conditions, the scale of a learned crop, and of the given rows what arithmetic measures in the cutouts, if there
+        are any (`_MEASURED` of `gampen_ray.model.measure.PLAIN_NUMBERS`, the mean over the bands); NaN elsewhere.
         """
+        crop = {} if self.bundle.network.transformer is None else {"crop_scale": self.catalog["crop_scale"].to_numpy()}
+        known = self.conditions(slice(None)) | crop
+        return known | self._measured(rows) if self.has_cutouts else known
+
+    def _measured(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         images, options = self.bundle.images, self.prediction_options()
         id_U, inverse_N = np.unique(self._ids(rows), return_inverse=True)
         measured_QU = np.full((len(_MEASURED), len(id_U)), np.nan)
@@ -162,9 +229,7 @@ class EvaluatedCatalog:
                 measured_QU[:, place_N[some]] = number_NQ.T.double().numpy()
         measured_QN = np.full((len(_MEASURED), len(self.catalog)), np.nan)
         measured_QN[:, rows] = measured_QU[:, inverse_N]
-        crop = {} if self.bundle.network.transformer is None else {"crop_scale": self.catalog["crop_scale"].to_numpy()}
-        measured = {f"measured_{name}": value_N for name, value_N in zip(_MEASURED, measured_QN, strict=True)}
-        return self.conditions(slice(None)) | crop | measured
+        return {f"measured_{name}": value_N for name, value_N in zip(_MEASURED, measured_QN, strict=True)}
 
     def conditions(self, rows: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Return the conditions of some rows of the catalogue by name, NaN where one is unknown."""
@@ -198,32 +263,61 @@ class EvaluatedCatalog:
         verdicts["scores"] = score_verdict(found["scores"], len(names))
         verdicts["bins"] = bin_verdict(found["bins"])
         verdicts["local"] = local_verdict(found["local"])
-        verdicts["seeds"] = seed_verdict(evaluation["seeds"])
+        verdicts |= {name: bin_verdict(evaluation[name]) for name in ("columns", "sky") if name in evaluation}
+        if evaluation["seeds"] is not None:
+            verdicts["seeds"] = seed_verdict(evaluation["seeds"])
         trained = {name: row for name, row in self.bundle.metrics.get("verdicts", {}).items() if name == "training"}
         return trained | {name: verdict.to_dict() for name, verdict in verdicts.items()}
 
-    def spread(self, count: int) -> np.ndarray:
-        """Return so many rows of the catalogue, or all if it has fewer, spread evenly."""
-        return np.linspace(0, len(self.catalog) - 1, min(count, len(self.catalog))).round().astype(int)
+    def subset(self, count: int) -> np.ndarray:
+        """Return so many rows of the catalogue at random, in order, or all if it has no more.
 
-    def seed_agreement(self, mixture: Mixture, num_galaxies: int | None) -> dict[str, Any]:
+        They are a random sample (`numpy.random.default_rng(0)`), of many galaxies one of blocks of 25 rows.
+        """
+        block = _BLOCK if len(self.catalog) > _DENSE * count else 1
+        blocks = _sample(len(self.catalog) // block, -(-count // block))
+        return (block * blocks[:, None] + np.arange(block)).ravel()[:count]
+
+    def seed_agreement(self, found: Measured, num_galaxies: int | None) -> dict[str, Any] | None:
         """Compare the catalogue's posteriors with those of the next seed, as `SeedAgreement.to_dict` has it.
 
         Parameters
         ----------
-        mixture
-            The catalogue's posteriors, in the order of its rows.
+        found
+            Posteriors, some of which are predicted once more.
         num_galaxies
-            Galaxies to predict once more, spread evenly over the catalogue; None: 1,000, or 50 if the network is not light.
+            Their number; None: 1,000, or 50 if the network is not light.
+
+        Returns
+        -------
+        dict or None
+            None: there are no cutouts.
         """
-        rows = self.spread(num_galaxies or (1_000 if self.is_light else 50))
-        options = self.prediction_options()
+        if not self.has_cutouts:
+            return None
+        chosen = _sample(len(found.rows), num_galaxies or (1_000 if self.is_light else 50))
+        rows, options = found.rows[chosen], self.prediction_options()
         predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
         image_NCHW, side_N = self.images(rows)
         prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
         usable = np.flatnonzero(prediction.usable_N)
-        agreement = seed_agreement(mixture[rows[usable]], prediction.mixture[usable])
+        agreement = seed_agreement(found.some[chosen[usable]], prediction.mixture[usable])
         return agreement.to_dict(self.bundle.config.backbone.dropout_rate)
+
+
+def _sample(num_rows: int, count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(0).choice(num_rows, min(count, num_rows), replace=False))
+
+
+def _values(name: str, column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as float64 or, if it holds texts or truth values, as text."""
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+        return column.cast(pa.float64()).to_numpy()
+    try:
+        return column.cast(pa.string()).fill_null("").to_numpy()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise UserError(f"bins: {name} is {kind}, neither numbers nor texts; leave it out") from None
 
 
 def read_evaluation(uri: str) -> dict[str, Any]:
@@ -231,13 +325,27 @@ def read_evaluation(uri: str) -> dict[str, Any]:
     return documents.read(Annotated[dict[str, Any], documents.holds(_Evaluation)], uri, "delete it, and run evaluate again")
 
 
-def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
-    """Join a catalogue (the output folder of ``infer``) with the true values of its dataset, by object_id.
+def load_evaluated_catalog(
+    output: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    where: str = "",
+    truth: str = "",
+    id_column: str = "object_id",
+) -> EvaluatedCatalog:
+    """Join a catalogue (the output folder of ``infer``) with the true values of its dataset or a table.
+
+    Parameters
+    ----------
+    output
+        The folder.
+    columns, where, truth, id_column
+        As for `gampen_ray.reports.joined.join`.
 
     Raises
     ------
     UserError
-        If the catalogue is not complete, or the dataset lacks a target.
+        If the catalogue is not complete, there is no true value of a target, or what is joined does not fit.
     """
     manifest_uri = storage.join(output, MANIFEST)
     if not storage.exists(manifest_uri):
@@ -245,31 +353,34 @@ def load_evaluated_catalog(output: str) -> EvaluatedCatalog:
     digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
     manifest = read_manifest(output)
     inference = manifest["config"]
-    now = {"bundle": bundle_digest(inference["bundle"]), "dataset": shards.read_dataset_info(inference["dataset"]).fingerprint}
+    # Without it, truths of a table are all that is needed.
+    has_cutouts = not truth or storage.exists(storage.join(inference["dataset"], shards.DATASET_JSON))
+    now = {"bundle": bundle_digest(inference["bundle"])}
+    if has_cutouts:
+        now["dataset"] = shards.read_dataset_info(inference["dataset"]).fingerprint
     for name, value in now.items():
         if manifest["inputs"][name] != value:
             raise UserError(f"catalog: {output} was made with another {name} than {inference[name]} holds now; run infer again")
     bundle = load_bundle(inference["bundle"], now["bundle"])
-    catalog = pa.concat_tables(list(catalog_parts(output)))
-    truths = _truths(inference, bundle.targets)
-    if len(catalog["object_id"].unique()) < len(catalog):
-        raise UserError(f"catalog: {output} repeats identifiers; make {inference['dataset']} again with unique ones")
-    # Sort both by id: the join is then a comparison.
-    catalog, truths = catalog.sort_by("object_id"), truths.sort_by("object_id")
-    truths = truths.filter(pa.array(np.isin(truths["object_id"].to_numpy(), catalog["object_id"].to_numpy())))
-    if len(catalog) == 0 or not catalog["object_id"].equals(truths["object_id"]):
-        raise UserError(
-            f"catalog: {output} holds {len(catalog)} galaxies, {len(truths)} of them in {inference['dataset']}; "
-            "its dataset was changed: run infer again"
-        )
-    truths_ND = np.stack([truths[name].to_numpy() for name in bundle.targets.names], axis=1)
-    return EvaluatedCatalog(manifest=manifest, digest=digest, bundle=bundle, catalog=catalog, truths_ND=truths_ND)
-
-
-def _truths(inference: dict[str, Any], targets: TargetSchema) -> pa.Table:
-    columns = ["object_id", *targets.names]
-    uris = shards.shard_uris(inference["dataset"], inference["split"])
-    try:
-        return pa.concat_tables([shards.read_shard(uri, columns) for uri in uris])
-    except (UserError, pa.ArrowInvalid) as error:
-        raise UserError(f"catalog: its dataset lacks true values, evaluate a catalogue of one that has them: {error}") from None
+    joined = join(
+        output,
+        dataset=inference["dataset"] if has_cutouts else "",
+        split=inference["split"],
+        targets=bundle.targets,
+        conditions=bundle.images.condition_names,
+        columns=columns or {},
+        where=where,
+        truth=truth,
+        id_column=id_column,
+    )
+    return EvaluatedCatalog(
+        output=output,
+        manifest=manifest,
+        digest=digest,
+        bundle=bundle,
+        catalog=joined.catalog,
+        truths_ND=joined.truths_ND,
+        kept_R=joined.kept_R,
+        num_without_truth=joined.num_without_truth,
+        has_cutouts=has_cutouts,
+    )

@@ -18,6 +18,7 @@ from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.seeds import LIMITS
 from gampen_ray.reports import figures
 from gampen_ray.reports.diagnostics_section import diagnostics_section
+from gampen_ray.reports.groups_section import columns_section, sky_section
 from gampen_ray.reports.rotation_section import rotation_section
 from gampen_ray.reports.svg import PALETTE
 
@@ -88,7 +89,9 @@ class ReportData:
     verdicts
         By name, such as crop: ``verdict`` and ``text`` (`gampen_ray.inference.verdicts.Verdict.to_dict`); may be empty.
     diagnostics
-        What `gampen_ray.posterior.diagnostics.diagnose` gives; None for an evaluation of an older release.
+        What `gampen_ray.posterior.diagnostics.evaluate` gives under this name; None for an evaluation of an older release.
+    columns, sky
+        The same; None if no column was asked for, or there is no map.
     rotation
         Posteriors of the examples, in their order, for rotated cutouts; None if not tested.
     history
@@ -111,6 +114,8 @@ class ReportData:
     seeds: dict[str, Any] | None
     verdicts: dict[str, dict[str, str]]
     diagnostics: dict[str, Any] | None
+    columns: dict[str, Any] | None
+    sky: dict[str, Any] | None
     rotation: RotationStability | None
     history: list[dict[str, Any]]
     facts: dict[str, str]
@@ -174,6 +179,9 @@ def render(data: ReportData) -> str:
             kinds=KINDS,
             words=WORDS,
             diagnostics=diagnostics_section(data.diagnostics) if data.diagnostics else None,
+            columns=columns_section(data.columns) if data.columns else None,
+            sky=sky_section(data.sky) if data.sky else None,
+            units={target.name: target.unit for target in data.targets},
             crop=_crop(data),
             seeds=_seeds(data.seeds),
             rotation=rotation_section(data.targets, ids, data.rotation) if data.rotation else None,

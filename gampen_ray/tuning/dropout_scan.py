@@ -23,7 +23,6 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Coverage, coverage
-from gampen_ray.posterior.diagnostics import negative_log_density
 from gampen_ray.training.execute import validation_posterior
 from gampen_ray.training.reading import split_units
 from gampen_ray.training.run import Run
@@ -164,7 +163,7 @@ def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np
             rate=float(rate),
             coverage=rows,
             calibration_error=calibration_error(rows),
-            val_nll=negative_log_density(mixture, truths_ND)["standardised"],
+            val_nll=float(-mixture.standardised_log_prob(mixture.targets.standardise(truths_ND)[:, None]).mean()),
         )
 
 

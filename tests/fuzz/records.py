@@ -19,7 +19,7 @@ from gampen_ray.data.tiles.grid import Grid
 from gampen_ray.data.tiles.surveys import TILE_SURVEYS
 from gampen_ray.inference.rates import UnitReceipt
 from gampen_ray.inference.verdicts import coverage_verdict
-from gampen_ray.posterior.diagnostics import evaluate, format_table
+from gampen_ray.posterior.diagnostics import evaluate, format_table, measure
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.receipts import RECEIPTS, verified_receipts, write_receipt
 from gampen_ray.reports.evaluated import EVALUATION, read_evaluation
@@ -60,7 +60,8 @@ def _values() -> dict[str, Any]:
     ]
     rng, targets = np.random.default_rng(0), bundle().targets
     mixture = Mixture(torch.from_numpy(rng.normal(size=(30, 2, 2))), torch.eye(2).double().expand(30, 2, 2, 2), targets)
-    judged = evaluate(mixture, bundle().calibration, targets.physical(rng.normal(size=(30, 2))))
+    found = measure([mixture], bundle().calibration, targets.physical(rng.normal(size=(30, 2))))
+    judged = evaluate(found, bundle().calibration)
     coverage = judged["coverage"]["calibrated"]
     scanned = [ScannedRate(rate=rate, coverage=coverage, calibration_error=0.1, val_nll=-1.0) for rate in (0.1, 0.2)]
     inference = {"bundle": "b", "dataset": "d", "split": "test", "num_passes": 4, "seed": 0, "precision": "float32"}

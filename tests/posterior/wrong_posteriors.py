@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from gampen_ray.posterior.local import in_bins, local_coverage, terms
+from gampen_ray.posterior.bins import bins, in_bins
+from gampen_ray.posterior.local import local_coverage, terms
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.ranks import joint_density, rosenblatt, uniformity
 from gampen_ray.posterior.scores import crps, energy_score
@@ -93,6 +94,6 @@ def p_values(case: Case, num_draws: int, seed: int = 0) -> dict[str, float]:
         "conditional rank": uniformity(conditional_ND[:, -1]).p,
         "joint rank": uniformity(joint.rank_N).p,
         "tarp": uniformity(tarp(mixture, z_ND, reference_ND, seed, num_draws)).p,
-        "bins": in_bins(names, rank_ND, columns)["p"],
+        "bins": in_bins(names, rank_ND, bins(columns))["p"],
         "local coverage": local_coverage(names, conditional_ND, rank_ND, term_names, term_NF)["p"],
     }

@@ -10,7 +10,8 @@ from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.rotation import RotationStability
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import Target, TargetSchema
-from gampen_ray.posterior.diagnostics import diagnose
+from gampen_ray.posterior.calibration import Calibration
+from gampen_ray.posterior.diagnostics import evaluate, measure
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.reports.page import Example, ReportData
@@ -24,8 +25,12 @@ def make_data(
     num_examples: int = 6,
     size: int = 64,
     seed_difference: float = 0.0,
+    groups: bool = False,
 ) -> ReportData:
-    """Galaxies whose posteriors are exact Gaussians in transformed space, over-confident by a fifth before calibration."""
+    """Galaxies whose posteriors are exact Gaussians in transformed space, over-confident by a fifth before calibration.
+
+    ``groups``: with bins of columns and maps.
+    """
     rng = np.random.default_rng(0)
     targets = TargetSchema(
         (
@@ -87,7 +92,7 @@ def make_data(
             "training": {"verdict": "holds", "text": "least validation loss -2.1, at epoch 38 of 40"},
             "crop": crop_verdict(CropStatistics.of(crop_scale_N, dead_fraction=0.0, radius_N=radius_N)).to_dict(),
         },
-        diagnostics=_diagnostics(targets, mean_ND[:200], sigma_D, truth_ND[:200]),
+        **_evaluated(targets, mean_ND, sigma_D, truth_ND, groups),
         rotation=_rotation(num_examples, sigma_D) if num_examples else None,
         history=[
             {
@@ -117,9 +122,18 @@ def _seeds(targets: TargetSchema, difference: float) -> dict:
     return seed_agreement(first, second).to_dict(0.1)
 
 
-def _diagnostics(targets: TargetSchema, mean_ND: np.ndarray, sigma_D: np.ndarray, truth_ND: np.ndarray) -> dict:
-    tril = torch.diag(torch.from_numpy(sigma_D)).expand(len(mean_ND), 1, -1, -1)
-    return diagnose(Mixture(torch.from_numpy(mean_ND)[:, None], tril, targets), truth_ND, {"psf": mean_ND[:, 0] ** 2})
+def _evaluated(targets: TargetSchema, mean_ND: np.ndarray, sigma_D: np.ndarray, truth_ND: np.ndarray, groups: bool) -> dict:
+    """Diagnostics and, if asked for, bins of two columns and maps about the origin of right ascension."""
+    count, rng = len(mean_ND), np.random.default_rng(1)
+    tril = torch.diag(torch.from_numpy(sigma_D)).expand(count, 1, -1, -1)
+    mixture = Mixture(torch.from_numpy(mean_ND)[:, None], tril, targets)
+    calibration, rows = Calibration.constant(np.ones(len(targets))), np.arange(min(200, count))
+    position_N2 = np.stack([rng.uniform(-8, 8, count) % 360, rng.uniform(-4, 6, count)], axis=1)
+    known = {"psf": mean_ND[:, 0] ** 2}
+    by = {"psf_fwhm_arcsec": known["psf"], "tile": np.array([f"tile {i % 8:04d}" for i in range(count)])} if groups else {}
+    found = measure([mixture], calibration, truth_ND, rows)
+    result = evaluate(found, calibration, columns=known, by=by, position_N2=position_N2 if groups else None)
+    return {name: result.get(name) for name in ("diagnostics", "columns", "sky")}
 
 
 def _target(name: str, unit: str, transform, location: float, scale: float) -> Target:

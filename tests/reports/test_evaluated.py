@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gampen_ray.data import shards
+from gampen_ray.errors import UserError
 from gampen_ray.model.measure import PLAIN_NUMBERS, plain_numbers
-from gampen_ray.posterior.diagnostics import evaluate
+from gampen_ray.posterior.diagnostics import evaluate, measure
 from gampen_ray.reports.evaluated import EvaluatedCatalog
 from tests.networks import bundle, dataset, galaxies
 
@@ -24,7 +25,17 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedCatalog:
     catalog = pa.table({"object_id": columns["object_id"][order], "crop_scale": np.linspace(0.2, 0.9, GALAXIES)})
     inference = {"dataset": data, "split": "test", "num_passes": 3, "seed": 0, "precision": "float32"}
     truths_ND = np.stack([columns[name] for name in ("flux", "concentration")], axis=1)[order]
-    return EvaluatedCatalog(manifest={"config": inference}, digest="", bundle=bundle(), catalog=catalog, truths_ND=truths_ND)
+    return EvaluatedCatalog(
+        output="",
+        manifest={"config": inference},
+        digest="",
+        bundle=bundle(),
+        catalog=catalog,
+        truths_ND=truths_ND,
+        kept_R=np.ones(GALAXIES, bool),
+        num_without_truth=0,
+        has_cutouts=True,
+    )
 
 
 def test_cutouts_come_in_the_order_of_the_rows(judged: EvaluatedCatalog) -> None:
@@ -52,7 +63,7 @@ def test_an_identifier_may_stand_in_several_rows_and_shards(judged: EvaluatedCat
 
 
 def test_features_of_some_rows_are_measured_in_their_own_cutouts(judged: EvaluatedCatalog) -> None:
-    rows = judged.spread(7)
+    rows = judged.subset(7)
     found = judged.features(rows)
     assert list(found) == ["crop_scale", "measured_noise", "measured_brightness", "measured_size", "measured_stray_light"]
     numbers_NQ = plain_numbers(torch.from_numpy(judged.images(rows)[0]), judged.bundle.images.softening)[..., 0].numpy()
@@ -65,12 +76,43 @@ def test_features_of_some_rows_are_measured_in_their_own_cutouts(judged: Evaluat
 
 
 def test_an_untrained_network_fails_every_test_of_its_posteriors(judged: EvaluatedCatalog) -> None:
-    mixture = judged.bundle.predict(judged.images(judged.spread(GALAXIES))[0], num_passes=3)
-    rows = judged.spread(300)
-    found = evaluate(mixture, judged.bundle.calibration, judged.truths_ND, columns=judged.features(rows), rows=rows)
+    mixture = judged.bundle.predict(judged.images(judged.subset(GALAXIES))[0], num_passes=3)
+    rows, calibration = judged.subset(300), judged.bundle.calibration
+    measured = measure(mixture.chunks(150), calibration, judged.truths_ND, rows)
+    found = evaluate(measured, calibration, columns=judged.features(rows))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["diagnostics"]["num_drawn"] == 300
-    verdicts = judged.verdicts(found | {"seeds": judged.seed_agreement(mixture, 10)})
+    verdicts = judged.verdicts(found | {"seeds": judged.seed_agreement(measured, 10)})
     words = {name: verdicts[name]["verdict"] for name in ("ranks", "levels", "tarp", "bins", "local", "scores")}
     assert set(words.values()) == {"fails"}, words
     assert verdicts["joint"]["verdict"] != "holds"
+
+
+def test_a_subset_is_random_and_of_many_galaxies_one_of_blocks(judged: EvaluatedCatalog) -> None:
+    assert judged.subset(GALAXIES + 1).tolist() == list(range(GALAXIES))
+    rows = judged.subset(100)
+    assert len(set(rows.tolist())) == 100 and (np.diff(rows) > 0).all() and np.diff(rows).max() > 1
+    many = dataclasses.replace(judged, catalog=pa.table({"object_id": np.arange(100_000)}))
+    blocks = many.subset(1_000).reshape(40, 25)
+    assert (np.diff(blocks, axis=1) == 1).all() and blocks[-1, -1] < 100_000
+    assert np.diff(blocks[:, 0]).min() >= 25 and np.diff(blocks[:, 0]).std() > 1_000
+
+
+def test_columns_to_group_by_are_numbers_or_texts(judged: EvaluatedCatalog) -> None:
+    columns = {
+        "count": pa.array([None, *range(GALAXIES - 1)]),
+        "good": pa.array([i % 2 == 0 for i in range(GALAXIES)]),
+        "tile": pa.array(["a"] * 200 + [None] * 200).dictionary_encode(),
+        "rare": pa.array([str(i) for i in range(GALAXIES)]),
+        "nothing": pa.nulls(GALAXIES),
+        "list": pa.array([[1.0]] * GALAXIES),
+    }
+    several = dataclasses.replace(judged, catalog=pa.table(columns))
+    found = several.by(["count", "good", "tile"])
+    assert np.isnan(found["count"][0]) and found["count"][1:].tolist() == list(range(GALAXIES - 1))
+    assert (set(found["good"]), set(found["tile"])) == ({"true", "false"}, {"a", ""})
+    for name in ("rare", "nothing"):
+        with pytest.raises(UserError, match=f"^bins: {name}: no value is known of 25 galaxies; leave it out"):
+            several.by([name])
+    with pytest.raises(UserError, match=r"^bins: list is list<.*>, neither numbers nor texts; leave it out"):
+        several.by(["list"])

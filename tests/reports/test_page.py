@@ -31,7 +31,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def data() -> ReportData:
-    return make_data()
+    return make_data(groups=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_summary_names_the_worst_coverage(data):
 def test_every_figure_has_alternative_text(text):
     plots = Page(text).plots
     # 6 galaxies x (2 images + 3 curves), 3 predictions, 3 residuals, 3 + 1 coverages, as many ranks and curves, TARP, 3 bins,
-    # 3 rotations, crop, loss, learning rate
-    assert len(plots) == 6 * 5 + 3 + 3 + 3 * 4 + 1 + 3 + 3 + 3
+    # 2 columns x 3 x 2, 3 x 2 maps, 3 rotations, crop, loss, learning rate
+    assert len(plots) == 6 * 5 + 3 + 3 + 3 * 4 + 1 + 3 + 12 + 6 + 3 + 3
     assert all(plot["role"] == "img" and len(plot["aria-label"]) > 20 for plot in plots)
 
 
@@ -109,7 +109,7 @@ def test_no_number_is_nan(text):
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_hostile_text_is_shown_and_does_nothing(hostile, text):
-    data = make_data(num_galaxies=40, num_examples=1)
+    data = make_data(num_galaxies=200, num_examples=1, groups=True)
     first = dataclasses.replace(data.targets.targets[0], name=hostile, unit=hostile)
     old = data.targets.names[0]
     example = data.examples[0]
@@ -117,7 +117,7 @@ def test_hostile_text_is_shown_and_does_nothing(hostile, text):
         data,
         title=hostile,
         targets=TargetSchema((first, *data.targets.targets[1:])),
-        object_id_N=np.full(40, hostile),
+        object_id_N=np.full(200, hostile),
         coverage={kind: [_renamed(row, old, hostile) for row in rows] for kind, rows in data.coverage.items()},
         accuracy={hostile if name == old else name: dict(row, unit=hostile) for name, row in data.accuracy.items()},
         examples=[
@@ -130,7 +130,7 @@ def test_hostile_text_is_shown_and_does_nothing(hostile, text):
                 },
             )
         ],
-        diagnostics=json.loads(json.dumps(data.diagnostics).replace(old, json.dumps(hostile)[1:-1])),
+        **{name: renamed(getattr(data, name), old, hostile) for name in ("diagnostics", "columns")},
         facts={hostile: hostile},
     )
     page = Page(render(data))
@@ -141,6 +141,14 @@ def test_hostile_text_is_shown_and_does_nothing(hostile, text):
     assert shown.count(hostile) >= 10
     assert f"Predicted {hostile} ({hostile})"[:45] in shown
     assert any(hostile in plot["aria-label"] for plot in page.plots)
+
+
+def renamed(found: dict, old: str, new: str) -> dict:
+    """Rename a target, a column and the values of another."""
+    text = json.dumps(found)
+    for name in (old, "tile 000", "psf_fwhm_arcsec"):
+        text = text.replace(name, json.dumps(new)[1:-1])
+    return json.loads(text)
 
 
 def _renamed(row: dict, old: str, new: str) -> dict:
@@ -164,6 +172,8 @@ def test_missing_parts_are_reported(data):
             examples=[],
             seeds=None,
             diagnostics=None,
+            columns=None,
+            sky=None,
             rotation=None,
             facts={},
             coverage={"uncalibrated": [], "calibrated": []},
