@@ -231,6 +231,9 @@ class _LocalFile:
         if expected is not None and self.read() is None:
             # The whole folder may be gone, and must not be created again.
             return content is None
+        with storage.explained(self._uri):
+            if expected is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
         with storage.explained(self._uri), self._guarded() as guard:
             there = self.read()
             if there != expected:
@@ -262,7 +265,6 @@ class _LocalFile:
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[Path]:
         guard = self._guard()
-        guard.parent.mkdir(parents=True, exist_ok=True)
         while True:
             with guard.open("ab") as file:
                 _flock(file.fileno())

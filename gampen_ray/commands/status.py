@@ -52,6 +52,8 @@ def status(config: StatusConfig) -> dict[str, str]:
     if complete:
         found["state"] = "finished"
         found["next"] = load_verbs()[record.verb].following(record.config | {"output": config.run})
+    elif held is None and not record.complete:
+        found["state"] = "not running; made by an older release, which did not note how a finished run is known"
     elif held is None:
         found |= {"state": "unfinished: it failed, or was stopped", "next": again}
     elif held.is_running:

@@ -55,6 +55,17 @@ def test_a_run_is_running_then_unfinished_then_finished(output: str) -> None:
     assert found["wrote"] == "7 galaxies, 1 quarantined"
 
 
+def test_a_run_of_an_older_release_is_not_called_unfinished(tmp_path: Path) -> None:
+    with opened(str(tmp_path / "run")):
+        pass
+    record = storage.read_json(str(tmp_path / "run" / "run.json"))
+    del record["complete"]
+    storage.write_json(str(tmp_path / "run" / "run.json"), record)
+    found = labels(str(tmp_path / "run"))
+    assert found["state"] == "not running; made by an older release, which did not note how a finished run is known"
+    assert "next" not in found
+
+
 def test_a_run_whose_process_is_gone_or_silent_is_dead(output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(output):
         pass
