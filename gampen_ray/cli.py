@@ -1,6 +1,7 @@
 """The `gampen-ray` command: one verb per job, configured by a TOML file and by flags named after its fields."""
 
 import argparse
+import dataclasses
 import difflib
 import logging
 import os
@@ -19,6 +20,7 @@ from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
 from gampen_ray.config.base import sections, shown, to_dict, upgraded
 from gampen_ray.config.template import template
+from gampen_ray.dry_run import DryRun, dry_run
 from gampen_ray.errors import StartError, StorageError, UserError
 from gampen_ray.messages import printable
 from gampen_ray.progress import ERASE, Phase
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verb.run(config)
         if command := verb.following(to_dict(config)):
             logging.getLogger(__name__).info("next: %s", command)
+    except DryRun as plan:
+        sys.stdout.write(f"{printable(str(plan), lines=True)}\n")
     except (UserError, StorageError, StartError) as error:
         sys.stderr.write(f"{_PROGRAM}: error: {printable(str(error))}\n")
         return 2 if isinstance(error, UserError) else 1
@@ -90,7 +94,7 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     verb = verbs[name]
     if flags.pop("verbose"):
         os.environ["GAMPEN_RAY_VERBOSE"] = "1"
-    printed = flags.pop("print_config")
+    printed, dry = flags.pop("print_config"), flags.pop("dry_run", False)
     if flags.pop("quiet"):
         logging.getLogger("gampen_ray").setLevel(logging.WARNING)
     if unknown:
@@ -107,7 +111,8 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
     if printed:
         sys.stdout.write(template(verb.config, verb.merged(values, file)))
         raise SystemExit(0)
-    return verb, verb.configured(values, file)
+    config = verb.configured(values, file)
+    return dataclasses.replace(verb, function=dry_run(verb.function)) if dry else verb, config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -156,6 +161,9 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     _add_switches(parser, default=argparse.SUPPRESS)
     text = f"print a TOML file with all fields, of which the given ones are set; the same as `{_PROGRAM} {_CONFIG} VERB`"
     parser.add_argument("--print-config", action="store_true", help=text)
+    if verb.has_dry_run:
+        text = "check everything, print what would be read and written, and do nothing"
+        parser.add_argument("--dry-run", action="store_true", help=text)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
@@ -176,7 +184,8 @@ def completion() -> str:
     """Return a bash script that completes verbs, flags and file names."""
     verbs = load_verbs()
     usual = " ".join(f"--{name}" for name in (*_SWITCHES, "print-config", "help"))
-    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} {usual}" ;;' for name, verb in verbs.items()]
+    dry = {name: "--dry-run " if verb.has_dry_run else "" for name, verb in verbs.items()}
+    cases = [f'    {name}) words="{" ".join(map(_flag, verb.leaves))} {dry[name]}{usual}" ;;' for name, verb in verbs.items()]
     return "\n".join(
         [
             "_gampen_ray() {",

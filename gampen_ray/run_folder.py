@@ -21,7 +21,8 @@ import pydantic
 import pydantic_core
 
 from gampen_ray import documents, storage
-from gampen_ray.config.base import fields, upgraded, without
+from gampen_ray.config.base import fields, to_dict, upgraded, without
+from gampen_ray.dry_run import DryRun, is_dry
 from gampen_ray.errors import UserError
 from gampen_ray.lock import LOCK_FILE, Lock, locked
 from gampen_ray.provenance import provenance
@@ -36,6 +37,8 @@ Status = Literal["free", "resumable", "complete"]
 Inputs = Mapping[str, str | Mapping[str, str]]
 # Fields that do not identify a run: how and where it is executed, and where its output lies.
 _FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers", "checkpoint_steps", "mlflow")
+# Fields that locate what a run reads.
+_READ = ("bundle", "dataset", "images", "catalog", "tiles", "background", "truth")
 _UNCHANGED = "nothing was changed: give a new folder"
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,7 @@ class RunFolder:
         *,
         complete: str,
         ignored: Collection[str] = (),
+        work: str = "",
     ) -> Status:
         """Return the state of an output folder; nothing is written.
 
@@ -81,12 +85,23 @@ class RunFolder:
             File in the folder that is written last, such as ``"manifest.json"``.
         ignored
             (Dotted) names of other config fields that may change between two attempts at one run.
+        work
+            What the run works on, in words, such as ``"2,000 galaxies in 8 files"``.
 
         Raises
         ------
         UserError
             If the folder holds another run, or other files.
+        DryRun
+            Within `gampen_ray.dry_run.dry_run`.
         """
+        status = cls._status(output, verb, config, inputs, complete, ignored)
+        if is_dry():
+            raise DryRun(_plan(output, verb, config, status, work))
+        return status
+
+    @staticmethod
+    def _status(output: str, verb: str, config: Any, inputs: Inputs, complete: str, ignored: Collection[str]) -> Status:
         uri = storage.join(output, RUN_FILE)
         if not storage.exists(uri):
             lock = storage.join(storage.absolute(output), LOCK_FILE)
@@ -112,6 +127,7 @@ class RunFolder:
         *,
         complete: str,
         ignored: Collection[str] = (),
+        work: str = "",
     ) -> Iterator["RunFolder"]:
         """Claim an output folder for a run, and exclude other processes until the block ends.
 
@@ -120,7 +136,7 @@ class RunFolder:
         """
 
         def status() -> Status:
-            return cls.check(output, verb, config, inputs, complete=complete, ignored=ignored)
+            return cls.check(output, verb, config, inputs, complete=complete, ignored=ignored, work=work)
 
         uri = storage.absolute(output)
         if status() == "complete":
@@ -181,6 +197,25 @@ def first_difference(there: Mapping[str, Any], wanted: Mapping[str, Any], prefix
         elif a != b:
             return f"{prefix}{key} ({a!r}, not {b!r})"
     return ""
+
+
+def _plan(output: str, verb: str, config: Any, status: Status, work: str) -> str:
+    """Return what a run would do, in lines."""
+    outcome = {
+        "free": "would start a new run",
+        "resumable": "would resume the unfinished run that is there",
+        "complete": "is complete; nothing would be done",
+    }
+    values = to_dict(config)
+    asked = {name: value for name, value in values.get("resources", {}).items() if value is not None}
+    lines = {
+        "run": f"{verb} {outcome[status]}",
+        "reads": ", ".join(f"{name} {values[name]}" for name in _READ if values.get(name)),
+        "work": work,
+        "writes": output,
+        "asks for": ", ".join(f"{name} {value}" for name, value in asked.items()),
+    }
+    return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items() if text)
 
 
 def _description(verb: str, config: Any, inputs: Inputs, ignored: Collection[str]) -> dict[str, Any]:

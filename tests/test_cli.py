@@ -213,3 +213,32 @@ def test_the_printed_config_sets_what_is_given(tmp_path: Path, capsys: pytest.Ca
         cli.main(["train", *command, "--print-config"])
     (tmp_path / "u.toml").write_text(capsys.readouterr().out)
     assert cli.parse(["train", str(tmp_path / "u.toml")]) == cli.parse(["train", *command])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "data")
+    command = ["simulate", "--output", output, "--num-galaxies", "300", "--galaxies-per-shard", "100", "--cutout-size", "16"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(maxsplit=1) == ["run:", "simulate would start a new run"]
+    assert lines[1].split(maxsplit=1) == ["work:", "300 galaxies in 3 tasks"]
+    assert lines[2].split(maxsplit=1) == ["writes:", output]
+    assert not (tmp_path / "data").exists()
+    assert cli.main([*command, "--resources.engine", "local"]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert "simulate is complete; nothing would be done" in capsys.readouterr().out
+    predict = ["infer", "--bundle", "builtin:kids-r", "--dataset", output, "--output", str(tmp_path / "out")]
+    assert cli.main([*predict, "--dry-run"]) == 0
+    assert f"reads:     bundle builtin:kids-r, dataset {output}" in (out := capsys.readouterr().out)
+    assert "300 galaxies in " in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_finds_mistakes_and_other_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.txt").write_text("")
+    assert cli.main(["simulate", "--output", str(tmp_path / "data"), "--dry-run"]) == 2
+    assert "already holds other files" in capsys.readouterr().err
+    assert cli.main(["describe", "builtin:kids-r", "--dry-run"]) == 2
+    assert "--dry-run: unknown flag" in capsys.readouterr().err

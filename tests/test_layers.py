@@ -15,6 +15,7 @@ OUTSIDE_ENGINE = [name for name in MODULES if not name.startswith(("gampen_ray.e
 # Lowest first.
 LAYERS = [
     "errors",
+    "dry_run",
     "messages",
     "plugins",
     "config",

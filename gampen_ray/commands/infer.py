@@ -20,6 +20,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
 from gampen_ray.config.inputs import CatalogConfig
 from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
+from gampen_ray.messages import counted
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -141,6 +142,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         return _estimate(config, bundle, digest, source, units)
     inputs = {"bundle": digest, **_identity(config, source, units)}
     run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
+    run["work"] = "the sources of the catalogue on the tiles" if source.tiles else _counts(units)
     run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
@@ -214,6 +216,11 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
     precision = there.config.get("precision") if there else "auto"
     # Any other is a difference between the runs.
     return precision if precision in ("float32", "bfloat16") else "auto"
+
+
+def _counts(units: "list[Unit]") -> str:
+    rows = counted(sum(unit.num_rows for unit in units), "galaxy", "galaxies")
+    return f"{rows} in {counted(len(units), 'catalogue file')}"
 
 
 def _identity(config: InferConfig, source: "Source", units: "list[Unit]") -> dict[str, str]:

@@ -13,6 +13,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config import CutoutsConfig, TaskResources
 from gampen_ray.config.base import config_class, default, replace
 from gampen_ray.config.parts import GALAXIES_PER_FILE
+from gampen_ray.messages import counted
 
 if typing.TYPE_CHECKING:
     from gampen_ray.data.packing import PlannedRows, Rows
@@ -96,7 +97,9 @@ def ingest(config: IngestConfig) -> IngestSummary:
     tiles = is_footprint(config.images)
     rows, info = (None, ingest_tiles.dataset_info(config)) if tiles else ingest_plan.plan(config)
     inputs, moving = {"images or catalog": info.fingerprint}, ("images", "catalog")
-    with RunFolder.open(config.output, "ingest", config, inputs, complete=shards.DATASET_JSON, ignored=moving) as folder:
+    work = "the sources of the catalogue on the tiles" if rows is None else counted(len(rows), "galaxy", "galaxies")
+    claim = (config.output, "ingest", config, inputs)
+    with RunFolder.open(*claim, complete=shards.DATASET_JSON, ignored=moving, work=work) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             info = shards.read_dataset_info(config.output)

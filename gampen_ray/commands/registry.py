@@ -66,6 +66,11 @@ class Verb:
         """All fields by dotted name."""
         return {leaf.name: leaf for _, _, leaves in sections(self.config) for leaf in leaves}
 
+    @property
+    def has_dry_run(self) -> bool:
+        """Whether it is a job that claims its output folder, see `gampen_ray.run_folder`."""
+        return {"output", "resources"} <= {*self.config.__dataclass_fields__}
+
     def configured(self, values: Mapping[str, Any], file: str = "") -> Any:
         """Return a config from nested values, which override those of a TOML file.
 

@@ -14,6 +14,7 @@ from gampen_ray.config.base import Needs, config_class, default, replace, to_dic
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.config.scene import MasksConfig, NeighboursConfig, NoiseConfig, SceneConfig
 from gampen_ray.errors import UserError
+from gampen_ray.messages import counted
 
 if TYPE_CHECKING:
     from gampen_ray.simulation.background import Background
@@ -100,12 +101,13 @@ def simulate(config: SimulateConfig) -> None:
     info = dataset.dataset_info(survey, config.split, settings, fingerprints)
     # Its name is in the config; the numbers behind it are the user's to change.
     contents = {"survey preset": content_fingerprint(dataclasses.asdict(survey)), **fingerprints}
-    with RunFolder.open(config.output, "simulate", config, contents, complete=shards.DATASET_JSON) as folder:
+    parts = dataset.dataset_parts(galaxies, config.galaxies_per_shard)
+    work = f"{counted(config.num_galaxies, 'galaxy', 'galaxies')} in {counted(len(parts), 'task')}"
+    with RunFolder.open(config.output, "simulate", config, contents, complete=shards.DATASET_JSON, work=work) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return
         there = set(storage.list_files(config.output, ".parquet"))
-        parts = dataset.dataset_parts(galaxies, config.galaxies_per_shard)
         write = functools.partial(dataset.write_part, output=config.output, split=config.split, info=info, simulate=make)
         run_units(
             "simulate",

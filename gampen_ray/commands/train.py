@@ -46,7 +46,8 @@ def train(config: TrainConfig) -> "Bundle":
     owner = replace(config, **{"fine_tune.bundle": run.start.digest}) if run.start else config
     claim = (config.output, "train", owner, run.inputs)
     complete = storage.join(BUNDLE, CHECKSUMS)
-    if RunFolder.check(*claim, complete=complete) == "complete":
+    rows = ", ".join(f"{run.info.num_rows[split]:,} {split}" for split in ("train", "val"))
+    if RunFolder.check(*claim, complete=complete, work=f"galaxies: {rows}") == "complete":
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
     resources = config.resources
