@@ -236,7 +236,7 @@ def test_a_verb_is_listed_explained_and_completed(capsys: pytest.CaptureFixture[
     shown = " ".join(capsys.readouterr().out.split())
     assert "list-brightest List the brightest galaxies of a catalogue. options:" in shown
     assert "--count INT How many galaxies. [default: 3]" in shown
-    assert 'list-brightest) words="--catalog --count --verbose --help"' in cli.completion()
+    assert 'list-brightest) words="--catalog --count --verbose --quiet --print-config --help"' in cli.completion()
     assert cli.main(["list-brightest", "--catalog", "c", "--cuont", "5"]) == 2
     message = "--cuont: unknown flag; did you mean --count? `gampen-ray list-brightest --help` lists the valid ones"
     assert capsys.readouterr().err == f"gampen-ray: error: {message}\n"

@@ -40,7 +40,7 @@ def test_a_built_in_bundle_is_that_of_its_folder_and_known_by_its_content(folder
 
 @pytest.mark.parametrize("name", ["tinny", "later", "", ".."])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = f"gampen-ray: error: builtin:{name}: no such built-in bundle; there are tiny\n"
+    expected = f"gampen-ray: error: bundle: builtin:{name}: no such built-in bundle; there are tiny\n"
     assert cli.main(["infer", f"--bundle=builtin:{name}", "--dataset=d", "--output=o"]) == 2
     assert capsys.readouterr().err == expected
     shutil.rmtree(folder)
