@@ -78,7 +78,7 @@ def test_a_run_whose_process_is_gone_or_silent_is_dead(output: str, monkeypatch:
     assert found["at the end"] == "infer: 3/9 galaxies"
     # On another machine only its heartbeat is known.
     write_lock(output)
-    assert labels(output)["state"].startswith("running: process 7 on elsewhere (since noon), last heartbeat 0 s ago")
+    assert labels(output)["state"].startswith("running: process 7 on elsewhere (since noon), last heartbeat ")
     monkeypatch.setattr(lock, "EXPIRY_SECONDS", -1.0)
     state = labels(output)["state"]
     assert re.fullmatch(r"dead: process 7 on elsewhere \(since noon\) has been silent for \d+ s", state)
