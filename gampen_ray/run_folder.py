@@ -207,13 +207,14 @@ def _plan(output: str, verb: str, config: Any, status: Status, work: str) -> str
         "complete": "is complete; nothing would be done",
     }
     values = to_dict(config)
-    asked = {name: value for name, value in values.get("resources", {}).items() if value is not None}
+    # Of a number, 0 leaves the choice to the program.
+    asked = {name: value for name, value in values.get("resources", {}).items() if value not in (None, 0, "", "auto")}
     lines = {
         "run": f"{verb} {outcome[status]}",
         "reads": ", ".join(f"{name} {values[name]}" for name in _READ if values.get(name)),
         "work": work,
         "writes": output,
-        "asks for": ", ".join(f"{name} {value}" for name, value in asked.items()),
+        "asks for": ", ".join(f"{name} {value}" for name, value in asked.items()) or "what this machine or cluster has",
     }
     return "\n".join(f"{name + ':':<10} {text}" for name, text in lines.items() if text)
 
