@@ -25,6 +25,7 @@ LAYERS = [
     "documents",
     "provenance",
     "receipts",
+    "lock_files",
     "lock",
     "run_folder",
     "data",

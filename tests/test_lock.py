@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gampen_ray import lock, storage
+from gampen_ray import lock, lock_files, storage
 from gampen_ray.errors import StorageError, UserError
 from tests.test_run_folder import opened, write_lock
 
@@ -163,7 +163,7 @@ def test_storage_that_fails_for_a_while_costs_no_lock(
 ) -> None:
     with opened(output) as folder:
         with monkeypatch.context() as patch:
-            for kind in (lock._LocalFile, lock._S3Object):
+            for kind in (lock_files.LocalFile, lock_files.S3Object):
                 patch.setattr(kind, "swap", lambda *_: storage.read_bytes(""))
             until(lambda: caplog.text.count("no heartbeat: ") >= 2)
         beats = read_lock(output)["heartbeat"]
@@ -208,7 +208,7 @@ def test_of_two_processes_that_start_at_once_one_works_and_the_other_is_told(out
 def test_without_conditional_requests_a_holder_waits_and_looks_again(
     server: str, s3_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requested = lock._S3Object._requested
+    requested = lock_files.S3Object._requested
 
     def without(self: Any, request: Any, probing: bool = False, **arguments: Any) -> bool:
         conditions = {"IfMatch", "IfNoneMatch"}
@@ -216,7 +216,7 @@ def test_without_conditional_requests_a_holder_waits_and_looks_again(
             return True
         return requested(self, request, **{name: value for name, value in arguments.items() if name not in conditions})
 
-    monkeypatch.setattr(lock._S3Object, "_requested", without)
+    monkeypatch.setattr(lock_files.S3Object, "_requested", without)
     start = time.monotonic()
     with opened(s3_folder) as folder:
         assert time.monotonic() - start >= lock.SETTLE_SECONDS
@@ -232,7 +232,7 @@ def test_without_conditional_requests_a_holder_waits_and_looks_again(
 
 
 def test_a_disk_without_flock_still_has_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "_flock", lambda _: False)
+    monkeypatch.setattr(lock_files, "_flock", lambda _: False)
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.1)
     with opened(str(tmp_path / "o")):
         assert read_lock(str(tmp_path / "o"))["pid"] == os.getpid()

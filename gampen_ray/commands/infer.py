@@ -131,9 +131,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
 
-    uris = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "dataset", "output")}
-    uris |= {name: storage.absolute(uri) for name in ("catalog", "require_signature") if (uri := getattr(config, name))}
-    config = replace(config, **uris)
+    names = ("bundle", "dataset", "output", "catalog", "require_signature")
+    config = replace(config, **{name: storage.absolute(uri) for name in names if (uri := getattr(config, name))})
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
     source, units = tile_source(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
@@ -141,8 +140,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     if config.estimate:
         return _estimate(config, bundle, digest, source, units)
     inputs = {"bundle": digest, **_identity(config, source, units)}
-    run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST}
-    run["work"] = "the sources of the catalogue on the tiles" if source.tiles else _counts(units)
+    run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST, "work": _work(source, units)}
     run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
     with contextlib.ExitStack() as stack:
@@ -218,7 +216,9 @@ def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bflo
     return precision if precision in ("float32", "bfloat16") else "auto"
 
 
-def _counts(units: "list[Unit]") -> str:
+def _work(source: "Source", units: "list[Unit]") -> str:
+    if source.tiles:
+        return "the sources of the catalogue on the tiles"
     rows = counted(sum(unit.num_rows for unit in units), "galaxy", "galaxies")
     return f"{rows} in {counted(len(units), 'catalogue file')}"
 

@@ -137,14 +137,9 @@ def join(
         table.require(targets)
         _check_unique(table, catalog, truth)
         sources.insert(0, table)
-    parts: list[list[str]] = [[] for _ in sources]
-    parts[0] += targets.names
-    for name in (name for name in wanted if name not in own and name not in targets.names):
-        place = next((i for i, source in enumerate(sources) if name in source.names), None)
-        if place is None:
-            known = dict.fromkeys(name for names in (*(source.names for source in sources), there) for name in names)
-            raise UserError(f"{wanted[name]}: no column {name!r}; there are: {', '.join(known)}")
-        parts[place].append(name)
+    further = {name: field for name, field in wanted.items() if name not in own and name not in targets.names}
+    parts = _divided(further, sources, there)
+    parts[0] = [*targets.names, *parts[0]]
     for source, names in zip(sources, parts, strict=True):
         found = _matched(catalog[_ID], source, names)
         if isinstance(source, _Dataset) and (lost := found[_ID].null_count):
@@ -172,6 +167,18 @@ def join(
         kept_R=kept_R,
         num_without_truth=len(known_R) - num_known,
     )
+
+
+def _divided(wanted: Mapping[str, str], sources: list[_Source], there: Iterable[str]) -> list[list[str]]:
+    """Return which of the wanted columns are read from each source, the first that has it."""
+    parts: list[list[str]] = [[] for _ in sources]
+    for name, field in wanted.items():
+        place = next((i for i, source in enumerate(sources) if name in source.names), None)
+        if place is None:
+            known = dict.fromkeys(name for names in (*(source.names for source in sources), there) for name in names)
+            raise UserError(f"{field}: no column {name!r}; there are: {', '.join(known)}")
+        parts[place].append(name)
+    return parts
 
 
 def _matched(ids: pa.ChunkedArray, source: _Source, names: list[str]) -> pa.Table:
