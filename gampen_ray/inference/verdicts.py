@@ -144,10 +144,10 @@ def bin_verdict(bins: Mapping[str, Any]) -> Verdict:
 
     holds: in each bin, coverage and mean rank are within 4 points of nominal, or within the number of standard errors that
     the largest deviation of all these bins exceeds by chance with a probability of 1 %; marginal: within twice that; fails:
-    beyond.
+    beyond. Bins of a true value (``of_truth``) are not judged.
     """
     found = []
-    for row in bins["rows"]:
+    for row in (row for row in bins["rows"] if not row.get("of_truth")):
         where = f"of {row['target']} where {row['column']} is {group_text(row)}"
         limits = (max(_POINTS_IN_BIN, bins["critical"] * row[name]) for name in ("error", "mean_rank_error"))
         off = (abs(row["coverage"] - row["level"]), abs(row["mean_rank"] - 0.5))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.bins import bins, in_bins, pixels
@@ -24,6 +25,8 @@ from gampen_ray.posterior.threads import one_thread
 
 OF_SOME = ["joint density", "TARP", "scores", "local effects", "what is measured in cutouts"]
 """What is known of some galaxies alone."""
+# Rank correlation with a true value, of a column of more than a few values, from which on a column is that value.
+_SAME_ORDER, _FEWEST_VALUES = 0.999, 10
 _VERSIONS = ("uncalibrated", "calibrated")
 
 
@@ -149,8 +152,8 @@ def evaluate(
         each target and all together at all levels (the same, and the ribbon of `coverage_ribbon` as differences from the
         levels); ``scores`` of each target (``crps``) and of all (``energy``, ``log``):
         `gampen_ray.posterior.scores.Score.summary` with ``score`` and ``target``; ``bins`` of ``columns`` and medians
-        (`in_bins`) and ``local`` (`local_coverage`). If asked for, ``columns``, the bins of ``by``, and ``sky``, those of
-        `pixels` with their ``nside``.
+        (`in_bins`) and ``local`` (`local_coverage`). If asked for, ``columns``, the bins of ``by`` (those of a column
+        that is a true value have ``of_truth``, and no part in the test), and ``sky``, those of `pixels` with their ``nside``.
     """
     names, rows, some = found.targets.names, found.rows, found.some
     columns = dict(zip(names, found.median_ND.T, strict=True)) | dict(columns or {})
@@ -196,11 +199,28 @@ def evaluate(
         "negative_log_density": {version: dict(values) for version, values in found.negative_log_density.items()},
     }
     if by:
-        result["columns"] = in_bins(names, rank_ND, bins(by), **given)
+        of_truth = {name for name, value_N in by.items() if _is_truth(value_N, found.truth_ND)}
+        judged, shown = (
+            in_bins(names, rank_ND, bins({name: by[name] for name in by if (name in of_truth) is truth}), **given)
+            for truth in (False, True)
+        )
+        result["columns"] = judged | {"rows": judged["rows"] + [row | {"of_truth": True} for row in shown["rows"]]}
     if position_N2 is not None and (sky := pixels(*position_N2.T)):
         nside, groups = sky
         result["sky"] = {"nside": nside, **in_bins(names, rank_ND, [groups], **given)}
     return result
+
+
+def _is_truth(value_N: np.ndarray, truth_ND: np.ndarray) -> bool:
+    """Return whether a column orders galaxies as a true value does, such as the magnitude of an injected galaxy.
+
+    In bins of these even calibrated posteriors deviate: they tend to the typical galaxy.
+    """
+    known_N = np.isfinite(value_N) if value_N.dtype.kind == "f" else np.zeros(len(value_N), bool)
+    if len(np.unique(value_N[known_N])) < _FEWEST_VALUES:
+        return False
+    rank_N = rankdata(value_N[known_N])
+    return any(abs(np.corrcoef(rank_N, rankdata(truth_N[known_N]))[0, 1]) > _SAME_ORDER for truth_N in truth_ND.T)
 
 
 def _curve(inside_N: np.ndarray) -> dict[str, Any]:

@@ -263,7 +263,9 @@ class EvaluatedCatalog:
         verdicts["scores"] = score_verdict(found["scores"], len(names))
         verdicts["bins"] = bin_verdict(found["bins"])
         verdicts["local"] = local_verdict(found["local"])
-        verdicts |= {name: bin_verdict(evaluation[name]) for name in ("columns", "sky") if name in evaluation}
+        for name in ("columns", "sky"):
+            if any(not row.get("of_truth") for row in evaluation.get(name, {}).get("rows", ())):
+                verdicts[name] = bin_verdict(evaluation[name])
         if evaluation["seeds"] is not None:
             verdicts["seeds"] = seed_verdict(evaluation["seeds"])
         trained = {name: row for name, row in self.bundle.metrics.get("verdicts", {}).items() if name == "training"}

@@ -62,6 +62,7 @@ def columns_section(found: Mapping[str, Any]) -> dict[str, Any]:
         columns.append(
             {
                 "name": name,
+                "of_truth": rows[0].get("of_truth", False),
                 "panels": panels,
                 "rows": [{**row, "group": group_text(row)} for row in _listed(rows, num_targets)],
                 "num_groups": len(rows) // num_targets,

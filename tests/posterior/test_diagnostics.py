@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gampen_ray.inference.verdicts import bin_verdict
 from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.posterior.diagnostics import accuracy, evaluate, format_table, measure
 from tests.posterior.posterior_cases import components_1d, mixture
@@ -108,6 +109,24 @@ def test_draws_are_made_of_some_galaxies(evaluated):
             assert row == other
     with pytest.raises(ValueError, match="300 posteriors, but 400 galaxies"):
         measure([posteriors[:300]], calibration, truths)
+
+
+def test_a_column_that_is_a_true_value_is_shown_and_not_judged(evaluated):
+    wrong, truths, _ = evaluated
+    calibration = Calibration.constant(np.full(3, 2.0))
+    found = measure([wrong.scaled(np.full(3, 2.0))], calibration, truths)
+    by = {"psf": np.arange(400.0), "magnitude": -2.5 * truths[:, 1]}
+    columns = evaluate(found, calibration, by=by)["columns"]
+    alone = evaluate(found, calibration, by={"psf": by["psf"]})["columns"]
+    assert {row["column"] for row in columns["rows"] if row.get("of_truth")} == {"magnitude"}
+    # Whatever it shows, it has no part in the test or the verdict.
+    assert (columns["p"], columns["critical"]) == (alone["p"], alone["critical"])
+    for row in columns["rows"]:
+        if row["column"] == "magnitude":
+            row["coverage"] = 0.0
+    assert bin_verdict(columns) == bin_verdict(alone)
+    scattered = truths[:, 1] + truths[:, 1].std() * np.random.default_rng(0).standard_normal(400)
+    assert not any(row.get("of_truth") for row in evaluate(found, calibration, by={"noisy": scattered})["columns"]["rows"])
 
 
 def test_columns_and_maps_are_added_on_request(evaluated):
