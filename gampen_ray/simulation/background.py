@@ -24,13 +24,15 @@ from gampen_ray.simulation.dataset import Simulated
 from gampen_ray.simulation.galaxies import Galaxy
 from gampen_ray.simulation.inputs import Inputs
 from gampen_ray.simulation.render import Psf, render
-from gampen_ray.simulation.scene import draw_psf, draw_target, exclusion_arcsec, near, streams
+from gampen_ray.simulation.scene import draw_psf, draw_target, exclusion_arcsec, near, stream, streams
 from gampen_ray.simulation.surveys import Survey
 
 __all__ = ["Background", "survey_on"]
 
 _ATTEMPTS = 20
 """Places that are tried for a galaxy."""
+_SAME_FWHM = 0.01
+"""Relative difference of the width of a PSF from the one that the survey states."""
 _PEAK_SIGMA = 5.0
 """Significance, of 3 x 3 pixels, of a source beside which galaxies are placed."""
 _REACH = np.arange(1.0, 3.01, 0.25)
@@ -176,8 +178,8 @@ class Background:
                     galaxy.elsewhere(str(cuts.reason_N[place]))
                     continue
                 noise = float(cuts.sky_noise_NC[place, 0])
-                if not self._set_psf(galaxy, float(cuts.psf_fwhm_arcsec_NC[place, 0])):
-                    galaxy.elsewhere("the width of the PSF is unknown: the survey's map has no value")
+                if reason := self._set_psf(galaxy, float(cuts.psf_fwhm_arcsec_NC[place, 0])):
+                    galaxy.elsewhere(reason)
                     continue
                 try:
                     kept_CHW = without_blanks(image_HW[None])
@@ -194,14 +196,19 @@ class Background:
                     continue
                 yield galaxy, self._added(galaxy, filled_HW, sky_HW, noise, float(cuts.masked_share_N[place]))
 
-    def _set_psf(self, galaxy: _Pending, fwhm_arcsec: float) -> bool:
-        """Draw the PSF at a place, and return whether its width is known."""
+    def _set_psf(self, galaxy: _Pending, fwhm_arcsec: float) -> str:
+        """Draw the PSF at a place, and return why none can be had there; empty: it can."""
         known = math.isfinite(fwhm_arcsec)
-        # From the galaxy's own stream: the same at each place but for its width.
-        rng = streams(self.seed, galaxy.index)["psf"]
+        if not known and not self._psf_is_given:
+            return "the width of the PSF is unknown: the survey's map has no value"
+        # The same at each place but for its width.
+        rng = stream(self.seed, galaxy.index, "psf")
         galaxy.psf, columns = draw_psf(rng, self.survey, self.scene.psf, self.inputs, fwhm_arcsec if known else None)
         galaxy.row |= columns
-        return known or self._psf_is_given
+        if known and not self.scene.psf.stamps and abs(columns["psf_fwhm_arcsec"] / fwhm_arcsec - 1) > _SAME_FWHM:
+            pixel = f"{self.survey.pixel_scale_arcsec:.3g} arcsec"
+            return f"the width of the PSF is {fwhm_arcsec:.3g} arcsec: a star on pixels of {pixel} is not so narrow"
+        return ""
 
     @property
     def _psf_is_given(self) -> bool:

@@ -27,22 +27,32 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gampen_ray.config.scene import NeighboursConfig, PsfConfig, SceneConfig
+from gampen_ray.config.scene import PsfConfig, SceneConfig
 from gampen_ray.simulation import noise
-from gampen_ray.simulation.galaxies import Galaxy, draw_galaxy, random_disk_axis_ratio
+from gampen_ray.simulation.galaxies import Galaxy, draw_galaxy
 from gampen_ray.simulation.inputs import Inputs
-from gampen_ray.simulation.psf import MoffatPsf
+from gampen_ray.simulation.neighbours import draw_companion, draw_galaxies, draw_stars
+from gampen_ray.simulation.psf import MoffatPsf, PsfSizes
 from gampen_ray.simulation.render import Psf, Sources, box_of, render, render_faint, render_sources
-from gampen_ray.simulation.surveys import COUNTS_MAG, STAR_COUNTS_MAG, Survey
+from gampen_ray.simulation.surveys import Survey
 
-__all__ = ["draw_psf", "draw_target", "exclusion_arcsec", "galaxy_of", "near", "psf_of", "render_row", "simulate", "streams"]
+__all__ = [
+    "draw_psf",
+    "draw_target",
+    "exclusion_arcsec",
+    "galaxy_of",
+    "near",
+    "psf_of",
+    "render_row",
+    "simulate",
+    "stream",
+    "streams",
+]
 
-GALAXY_SLOPE, STAR_SLOPE = 0.38, 0.2
-_MARGIN_ARCSEC = 3.0
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
 _STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion", "place")
 # To scale a PSF to the width of its stars; the pixel alone may be wider than that.
-_FWHM_STEPS, _LEAST_FACTOR = 4, 0.2
+_FWHM_STEPS, _LEAST_FACTOR, _SAME_FWHM = 8, 0.2, 1e-3
 # A source whose light beyond a stamp is below a few sigma of one pixel.
 _FAINT_SIGMA = 300.0
 
@@ -128,7 +138,12 @@ def render_row(row: Mapping[str, float], *, pixel_scale_arcsec: float, size: int
 
 def streams(seed: int, index: int) -> dict[str, np.random.Generator]:
     """Return the sources of randomness of a galaxy, by ingredient."""
-    return {name: np.random.default_rng([seed, index, place]) for place, name in enumerate(_STREAMS)}
+    return {name: stream(seed, index, name) for name in _STREAMS}
+
+
+def stream(seed: int, index: int, name: str) -> np.random.Generator:
+    """Return the source of randomness of one ingredient of a galaxy."""
+    return np.random.default_rng([seed, index, _STREAMS.index(name)])
 
 
 def draw_target(
@@ -151,22 +166,21 @@ def draw_psf(
 ) -> tuple[Psf, dict[str, float]]:
     """Draw the PSF of a cutout, with its columns.
 
-    ``fwhm_arcsec`` is that of its stars, pixel and aureole included, where it is known: the drawn profile is scaled to it.
+    ``fwhm_arcsec`` is that of its stars, pixel and aureole included, where it is known: a drawn profile is scaled to it, as far
+    as the pixels allow.
     """
     scale = survey.pixel_scale_arcsec
     if inputs.psfs is not None:
         place = int(rng.integers(len(inputs.psfs)))
         psf, columns = inputs.psfs[place], {"psf_stamp": float(place)}
+        sizes = psf.sizes(scale)
     else:
         psf = _draw_moffat(rng, survey, config)
+        sizes = psf.sizes(scale)
         if fwhm_arcsec is not None:
-            for _ in range(_FWHM_STEPS):
-                factor = max(fwhm_arcsec / psf.sizes(scale).fwhm_arcsec, _LEAST_FACTOR)
-                psf = dataclasses.replace(
-                    psf, fwhm_arcsec=factor * psf.fwhm_arcsec, wing_fwhm_arcsec=factor * psf.wing_fwhm_arcsec
-                )
+            psf, sizes = _scaled(psf, sizes, fwhm_arcsec, scale)
         columns = {column: getattr(psf, name) for name, column in _PSF_COLUMNS.items()}
-    return psf, columns | {f"psf_{name}": value for name, value in dataclasses.asdict(psf.sizes(scale)).items()}
+    return psf, columns | {f"psf_{name}": value for name, value in dataclasses.asdict(sizes).items()}
 
 
 def exclusion_arcsec(row: Mapping[str, float]) -> float:
@@ -210,11 +224,11 @@ def _simulate_one(
     exclusion = exclusion_arcsec(row)
     others = [
         draw(rng[kind], survey, scene.neighbours, size * scale, galaxy, exclusion)
-        for kind, draw in (("galaxies", _draw_galaxies), ("stars", _draw_stars))
+        for kind, draw in (("galaxies", draw_galaxies), ("stars", draw_stars))
     ]
     if rng["companion"].random() < scene.neighbours.companions:
         others[0] = Sources.joined(
-            [others[0], _draw_companion(rng["companion"], survey, scene, size * scale, galaxy, exclusion)]
+            [others[0], draw_companion(rng["companion"], survey, scene, size * scale, galaxy, exclusion)]
         )
     surroundings = _render_all(Sources.joined(others), psf, scale, size, box, survey.sky_noise)
     for name, sources in zip(("num_neighbours", "num_stars"), others, strict=True):
@@ -259,6 +273,17 @@ def _draw_moffat(rng: np.random.Generator, survey: Survey, config: PsfConfig) ->
     )
 
 
+def _scaled(psf: MoffatPsf, sizes: PsfSizes, fwhm_arcsec: float, scale: float) -> tuple[MoffatPsf, PsfSizes]:
+    """Return a PSF whose stars have a given width, as far as the pixels allow, and its sizes."""
+    for _ in range(_FWHM_STEPS):
+        factor = max(fwhm_arcsec / sizes.fwhm_arcsec, _LEAST_FACTOR)
+        if abs(factor - 1) < _SAME_FWHM:
+            break
+        psf = dataclasses.replace(psf, fwhm_arcsec=factor * psf.fwhm_arcsec, wing_fwhm_arcsec=factor * psf.wing_fwhm_arcsec)
+        sizes = psf.sizes(scale)
+    return psf, sizes
+
+
 def _with_noise(
     model: np.ndarray, sky: float, survey: Survey, scene: SceneConfig, inputs: Inputs, rng: Mapping[str, np.random.Generator]
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -279,96 +304,6 @@ def _with_noise(
     return image, {"noise_correlation": correlation} | columns
 
 
-# --- neighbours ----------------------------------------------------------------------------------------------------------
-
-
-def _draw_galaxies(
-    rng: np.random.Generator,
-    survey: Survey,
-    config: NeighboursConfig,
-    side_arcsec: float,
-    target: Galaxy,
-    exclusion_arcsec: float,
-) -> Sources:
-    faintest = survey.magnitude_range[1] + config.depth_mag
-    density = config.galaxies * survey.galaxies_per_arcmin2 * 10 ** (GALAXY_SLOPE * (faintest - COUNTS_MAG))
-    magnitude, x, y = _draw_positions(rng, density, GALAXY_SLOPE, survey.magnitude_range[0], faintest, side_arcsec)
-    count = len(x)
-    disk = (0.45 * 10 ** (-0.1 * (magnitude - 22) + 0.2 * rng.standard_normal(count))).clip(0.05, 0.5 * side_arcsec)
-    angle = rng.uniform(0, 180, count)
-    return _not_dominant(
-        Sources(
-            flux=survey.flux(magnitude),
-            bulge_to_total=rng.beta(0.8, 0.8, count),
-            bulge_radius_arcsec=disk * np.exp(rng.uniform(math.log(0.1), 0, count)),
-            disk_radius_arcsec=disk,
-            bulge_shear=_shears(rng.uniform(0.5, 1, count), angle + rng.normal(0, 15, count)),
-            disk_shear=_shears(random_disk_axis_ratio(rng.uniform(0, 1, count)), angle),
-            x_arcsec=x,
-            y_arcsec=y,
-        ),
-        target,
-        exclusion_arcsec,
-    )
-
-
-def _draw_stars(
-    rng: np.random.Generator,
-    survey: Survey,
-    config: NeighboursConfig,
-    side_arcsec: float,
-    target: Galaxy,
-    exclusion_arcsec: float,
-) -> Sources:
-    faintest = survey.magnitude_range[1] + config.depth_mag
-    density = config.stars * survey.stars_per_arcmin2 * 10 ** (STAR_SLOPE * (faintest - STAR_COUNTS_MAG))
-    magnitude, x, y = _draw_positions(rng, density, STAR_SLOPE, survey.magnitude_range[0], faintest, side_arcsec)
-    zero, round_ = np.zeros(len(x)), np.zeros((2, len(x)))
-    stars = Sources(
-        flux=survey.flux(magnitude),
-        bulge_to_total=zero,
-        bulge_radius_arcsec=zero,
-        disk_radius_arcsec=zero,
-        bulge_shear=round_,
-        disk_shear=round_,
-        x_arcsec=x,
-        y_arcsec=y,
-    )
-    return _not_dominant(stars, target, exclusion_arcsec)
-
-
-def _draw_companion(
-    rng: np.random.Generator, survey: Survey, scene: SceneConfig, side_arcsec: float, target: Galaxy, exclusion_arcsec: float
-) -> Sources:
-    flux = min(target.flux * 10 ** rng.uniform(-0.4, 0.4), survey.flux(survey.magnitude_range[0]))
-    nearest = exclusion_arcsec * (1 + max(0.0, math.log10(flux / target.flux)))
-    distance, angle = rng.uniform(nearest, max(nearest, 0.5 * side_arcsec)), rng.uniform(0, 2 * math.pi)
-    companion = dataclasses.replace(
-        draw_galaxy(rng, survey, dataclasses.replace(scene.galaxies, sersic_indices="fixed"), side_arcsec),
-        flux=flux,
-        x_offset_arcsec=target.x_offset_arcsec + distance * math.cos(angle),
-        y_offset_arcsec=target.y_offset_arcsec + distance * math.sin(angle),
-    )
-    return Sources.of(companion)
-
-
-def _draw_positions(
-    rng: np.random.Generator, density: float, slope: float, brightest: float, faintest: float, side_arcsec: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return magnitudes and positions of sources whose counts grow as 10^(slope m) to ``density`` per arcmin^2."""
-    reach = 0.5 * side_arcsec + _MARGIN_ARCSEC
-    least = 10 ** (slope * (brightest - faintest))
-    count = rng.poisson(density * (1 - least) * (2 * reach / 60) ** 2)
-    magnitude = faintest + np.log10(rng.uniform(least, 1, count)) / slope
-    return magnitude, rng.uniform(-reach, reach, count), rng.uniform(-reach, reach, count)
-
-
-def _not_dominant(sources: Sources, target: Galaxy, exclusion_arcsec: float) -> Sources:
-    distance = np.hypot(sources.x_arcsec - target.x_offset_arcsec, sources.y_arcsec - target.y_offset_arcsec)
-    ratio = np.maximum(sources.flux / target.flux, 1)
-    return sources[np.flatnonzero((distance > exclusion_arcsec * (1 + np.log10(ratio))) | (ratio == 1))]
-
-
 def _render_all(sources: Sources, psf: Psf, scale: float, size: int, box: int, sky_noise: float) -> np.ndarray:
     faint = sources.flux < _FAINT_SIGMA * sky_noise
     image = render_faint(sources[np.flatnonzero(faint)], psf, scale, size)
@@ -378,11 +313,6 @@ def _render_all(sources: Sources, psf: Psf, scale: float, size: int, box: int, s
 
 
 # --- small things --------------------------------------------------------------------------------------------------------
-
-
-def _shears(axis_ratio: np.ndarray, position_angle_deg: np.ndarray) -> np.ndarray:
-    shear, angle = (1 - axis_ratio) / (1 + axis_ratio), 2 * np.radians(position_angle_deg)
-    return np.stack([shear * np.cos(angle), shear * np.sin(angle)])
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

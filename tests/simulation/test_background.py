@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
+from astropy.wcs import WCS
 
 from gampen_ray.commands.simulate import SimulateConfig, simulate
 from gampen_ray.config import TaskResources
@@ -94,8 +96,6 @@ def test_its_position_psf_and_noise_are_the_tiles(galaxies: dict[str, np.ndarray
     np.testing.assert_allclose(galaxies["psf_fwhm_arcsec"], 1.25, rtol=1e-3)
     np.testing.assert_allclose(galaxies["sky_noise"], 1e3 * SIGMA, rtol=1e-5)
     names = list(LAYOUTS["legacy"].tiles)
-    from astropy.wcs import WCS
-
     for tile, ra, dec, x, y in zip(*(galaxies[name] for name in ("tile", "ra", "dec", "x", "y")), strict=True):
         wcs = WCS(tile_cards(names.index(tile), 10.0, -1.2, SCALE))
         np.testing.assert_allclose(wcs.all_world2pix(ra, dec, 0), (x, y), atol=1e-6)
@@ -168,6 +168,16 @@ def test_mistakes_are_named(fields: dict, message: str, sky: tuple[Path, dict], 
 def test_what_the_background_brings_cannot_be_set(section: dict) -> None:
     with pytest.raises((UserError, ValueError), match=f"scene.{next(iter(section))}: the background brings"):
         SimulateConfig(output="x", background="y", scene=SceneConfig(**section))
+
+
+def test_a_psf_narrower_than_its_pixels_is_refused(tmp_path: Path) -> None:
+    write_tiles(tmp_path)
+    for path in (tmp_path / "tiles").rglob("*-psfsize-r.fits.fz"):
+        with fits.open(path, mode="update") as file:
+            file[1].data[:] = 0.1
+    made_footprint(tmp_path / "tiles", tmp_path / "footprint", surveys.TILE_SURVEYS["legacy"])
+    with pytest.raises(UserError, match=r"background: no galaxy found a place; .* is 0\.1 arcsec: a star on"):
+        made(tmp_path, tmp_path / "data")
 
 
 def test_tiles_that_state_no_psf_need_one(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gampen_ray.config.scene import (
     SceneConfig,
 )
 from gampen_ray.errors import UserError
-from gampen_ray.simulation import scene as scenes
+from gampen_ray.simulation import neighbours
 from gampen_ray.simulation.galaxies import TARGETS
 from gampen_ray.simulation.inputs import read_inputs
 from gampen_ray.simulation.render import Sources
@@ -135,7 +135,7 @@ def test_turning_one_ingredient_off_leaves_the_others(change: dict, touched: set
 def test_counts_have_their_slope_and_density() -> None:
     rng = np.random.default_rng(0)
     side = 60 * np.sqrt(400) - 6  # 400 arcmin^2 with the margin
-    magnitude, x, y = scenes._draw_positions(rng, 10.0, 0.38, 16.0, 25.0, side)
+    magnitude, x, y = neighbours._draw_positions(rng, 10.0, 0.38, 16.0, 25.0, side)
     assert len(x) == pytest.approx(4000, abs=4 * 63)
     assert magnitude.min() > 16
     assert magnitude.max() < 25
@@ -185,7 +185,7 @@ def test_a_brighter_source_keeps_its_distance_and_a_fainter_one_need_not() -> No
         x_arcsec=np.array([0.5, 1.5, 0.1, 2.9, 3.1]),
         y_arcsec=zero,
     )
-    kept = scenes._not_dominant(sources, make_galaxy(flux=1.0), 1.0)
+    kept = neighbours._not_dominant(sources, make_galaxy(flux=1.0), 1.0)
     assert kept.x_arcsec.tolist() == [1.5, 0.1, 3.1]
 
 
