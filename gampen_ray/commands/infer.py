@@ -93,7 +93,8 @@ class InferConfig(CatalogConfig):
     gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False
-    """Only measure: predict for 30 s, write nothing, and print galaxies/s, hours, GPU-hours and the size of the output."""
+    """Only measure: predict for 30 s, keep nothing, and print galaxies/s, hours, GPU-hours and the size of the output. With a
+    footprint, tiles are drawn at random among those of the sources."""
     estimate_workers: Annotated[int, Needs("estimate", True)] = pydantic.Field(default=0, ge=0)
     """Number of workers to estimate for; 0: that of this cluster."""
     resources: ActorResources = default(ActorResources)
@@ -321,15 +322,20 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
 def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.commands.catalog_files import writer
+    from gampen_ray.commands.tile_plans import sampled_units
     from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.ray_units import stream_units
     from gampen_ray.engine.session import ray_session
     from gampen_ray.errors import UserError
     from gampen_ray.inference.rates import Rates, extrapolate
 
-    rates = Rates(config.num_passes, time.monotonic())
-    with ray_session():
+    total = sum(unit.num_rows for unit in units)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ray_session())
         workers = cluster_workers(config.resources)
+        if source.tiles:
+            units, total = stack.enter_context(sampled_units(config, source, _ESTIMATE_UNITS_PER_WORKER * workers.room))
+        rates = Rates(config.num_passes, time.monotonic())
         # Workers that wait for nodes would be measured as idle.
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
@@ -339,7 +345,7 @@ def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Sourc
             # Receipts after the time limit are empty.
             if receipt.num_rows:
                 rates.add(receipt, workers=workers.count, gpus_per_worker=workers.gpus)
-    measured, total = rates.to_dict(), sum(unit.num_rows for unit in units)
+    measured = rates.to_dict()
     if not measured:
         raise UserError(
             f"estimate: no galaxy of {config.dataset} was predicted in {_ESTIMATE_SECONDS:g} s; give smaller --num-passes"

@@ -1,6 +1,9 @@
 """Footprints as input: the sources of a catalogue are assigned to tiles on Ray (`gampen_ray.data.tiles.planning`)."""
 
+import contextlib
+import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gampen_ray.config import ActorResources, CatalogConfig, TaskResources
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.run_folder import RunFolder
 
-__all__ = ["PLAN", "catalog_identity", "check_catalog", "make_plan", "planned_units", "tile_source"]
+__all__ = ["PLAN", "catalog_identity", "check_catalog", "make_plan", "planned_units", "sampled_units", "tile_source"]
 
 PLAN = "plan"
 """Folder of an unfinished job on tiles: which sources are cut from which tile."""
@@ -101,9 +104,8 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     check_catalog(config)
     if config.catalog_format == "hats":
         check_hats(config.dataset, [])
-    for field in ("split", "estimate"):
-        if getattr(config, field):
-            raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
+    if config.split:
+        raise UserError(f"split: {config.split} cannot be had with a footprint; leave it out")
     images = bundle.images
     if images.noise_planes:
         raise UserError(
@@ -135,20 +137,7 @@ def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") 
     from gampen_ray.data.sources import tile_units
     from gampen_ray.data.tiles import planning as plans
 
-    assert source.tiles is not None
-    planning = plans.Planning(
-        footprint=source.tiles.footprint,
-        bands=source.tiles.bands,
-        size=source.tiles.size,
-        output=folder.path(PLAN),
-        max_beyond=config.max_beyond,
-        id_column=config.id_column,
-        ra_column=config.ra_column,
-        dec_column=config.dec_column,
-        position_unit=config.position_unit,
-        optional=source.conditions,
-        quarantine=folder.path(shards.QUARANTINE),
-    )
+    planning = _planning(config, source, folder.path(PLAN), folder.path(shards.QUARANTINE))
     found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_file)
     if not found["num_sources"]:
         bad = quarantine.read_quarantine(folder.uri)
@@ -158,3 +147,55 @@ def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") 
         raise quarantine.nothing_usable(f"catalog: none of the {len(bad):,} sources can be cut from a tile", bad, "sources")
     kind = pa.int64() if found["integer_ids"] else pa.string()
     return tile_units(planning.output), found["num_quarantined"], stored_id_sum(plans.unassigned(planning), kind)
+
+
+@contextlib.contextmanager
+def sampled_units(config: "InferConfig", source: "Source", num_tiles: int) -> "Iterator[tuple[list[Unit], int]]":
+    """Return the units of some tiles in random order, and the number of sources of the whole catalogue.
+
+    Their plan lies beside the output while the units are read.
+
+    Raises
+    ------
+    UserError
+        If no source has a tile.
+    """
+    import numpy as np
+
+    from gampen_ray import storage
+    from gampen_ray.data.sources import tile_units
+    from gampen_ray.data.tiles import planning as plans
+
+    planning = _planning(config, source, f"{config.output}.estimate")
+    batches = list(plans.batches(config.catalog, planning.id_column))
+    tiles = plans.sampled(batches, planning, num_tiles)
+    if not tiles:
+        raise UserError(f"catalog: no source of {config.catalog} can be cut from a tile of {config.dataset}")
+    # Of an estimate that was killed.
+    storage.delete(planning.output)
+    try:
+        make_plan(config.catalog, dataclasses.replace(planning, only=tiles), config.resources, config.galaxies_per_file)
+        units = tile_units(planning.output)
+        order = np.random.default_rng(0).permutation(len(units))
+        yield [units[place] for place in order], sum(batch.num_rows for batch in batches)
+    finally:
+        storage.delete(planning.output)
+
+
+def _planning(config: "InferConfig", source: "Source", output: str, quarantine: str = "") -> "Planning":
+    from gampen_ray.data.tiles.planning import Planning
+
+    assert source.tiles is not None
+    return Planning(
+        footprint=source.tiles.footprint,
+        bands=source.tiles.bands,
+        size=source.tiles.size,
+        output=output,
+        max_beyond=config.max_beyond,
+        id_column=config.id_column,
+        ra_column=config.ra_column,
+        dec_column=config.dec_column,
+        position_unit=config.position_unit,
+        optional=source.conditions,
+        quarantine=quarantine,
+    )

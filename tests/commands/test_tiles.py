@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gampen_ray.commands import catalog_files
+from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.ingest import IngestConfig, ingest
 from gampen_ray.config import ActorResources, ReaderConfig
@@ -152,6 +153,21 @@ def test_a_catalogue_elsewhere_on_the_sky_is_refused(inputs: tuple[Path, Sky], t
     with pytest.raises(UserError, match=message):
         infer(config(inputs[0], tmp_path / "o", catalog=str(tmp_path / "c.parquet")))
     assert not [path for path in (tmp_path / "o").rglob("*") if path.is_file() and not path.name.startswith(".")]
+
+
+def test_an_estimate_measures_some_tiles_and_leaves_nothing(
+    inputs: tuple[Path, Sky], whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root, sky), (_, manifest) = inputs, whole
+    monkeypatch.setattr(command, "_ESTIMATE_SECONDS", 2.0)
+    stale = tmp_path / "o.estimate" / "part-000000.parquet"
+    stale.parent.mkdir()
+    stale.write_bytes(b"of an estimate that was killed")
+    result = infer(config(root, tmp_path / "o", estimate=True, estimate_workers=8))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert result["estimate"]["galaxies"] == len(sky.ra_N) + 2
+    assert 0 < result["measured"]["galaxies"] <= manifest["num_galaxies"] + manifest["num_quarantined"]
+    assert result["measured"]["bytes_read"] > 0
 
 
 def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(

@@ -24,7 +24,7 @@ from gampen_ray import documents, storage
 from gampen_ray.data import catalogs, positions, shards
 from gampen_ray.data.catalog_formats import parquet_files, scalar_table
 from gampen_ray.data.packing import PlannedRows
-from gampen_ray.data.tiles.assignment import assign
+from gampen_ray.data.tiles.assignment import Assigned, assign
 from gampen_ray.data.tiles.footprint import Footprint, Selection
 from gampen_ray.data.tiles.units import PLAN_JSON, group_rows, written_units
 from gampen_ray.data.validation import validate_rows
@@ -46,6 +46,7 @@ __all__ = [
     "parts",
     "plan_locally",
     "read_summary",
+    "sampled",
     "selected",
     "unassigned",
 ]
@@ -59,6 +60,8 @@ _NUMBER = "gampen_ray:tile"
 _ASSIGNED = "assigned"
 BATCH_ROWS, PART_ROWS, UNIT_ROWS = 1 << 18, 1 << 17, 8192
 """Sources that are assigned together, that a part has, and that a worker cuts together."""
+_NOT_ASKED_FOR = "in a tile that is not in the sample"
+_SAMPLE_BATCHES = 16
 _OWN = ("object_id", "ra", "dec", TILE, "x", "y")
 # Row groups of a batch, of which a part reads those that may hold its tiles.
 _GROUP_ROWS = 8192
@@ -86,6 +89,8 @@ class Planning:
         Other columns of the catalogue that are kept; the latter where they are there.
     quarantine
         Folder of the sources without a tile; empty: that of the plan.
+    only
+        Numbers of the tiles of a sample, whose plan leaves out all sources of other tiles and those without; None: all tiles.
     """
 
     footprint: str
@@ -100,6 +105,7 @@ class Planning:
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     quarantine: str = ""
+    only: tuple[int, ...] | None = None
 
     def quarantine_uri(self, name: str) -> str:
         """Return the URI of a file of sources without a tile."""
@@ -185,26 +191,13 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     UserError
         If a column of the catalogue is missing or reserved.
     """
-    table, selection = batch.read(planning.reads), planning.selection
-    catalogs.require_columns("", table, {planning.id_column: "id_column"} | dict.fromkeys(planning.columns, "columns"))
-    if reserved := [name for name in planning.columns if name in _OWN]:
-        raise UserError(f"columns: {reserved[0]} is a column of every plan; leave it out, or rename it in the catalogue")
-    ids = _ids(table[planning.id_column])
-    sky = positions.sky_positions(
-        table, ra_column=planning.ra_column, dec_column=planning.dec_column, unit=planning.position_unit
-    )
-    if not sky.columns:
-        raise UserError("ra_column: the catalogue has no positions by usual names; give ra_column and dec_column")
-    found = assign(sky.ra_N, sky.dec_N, selection, size=planning.size, max_beyond=planning.max_beyond)
-    reason_N = np.where(sky.reason_N != "", sky.reason_N, found.reason_N)
-    for column in selection.footprint.info.primary_columns:
-        if name := next((name for name in table.column_names if name.lower() == column), ""):
-            reason_N[(reason_N == "") & ~_true(table[name])] = f"not primary: by the column {name}"
-            break
-    reason_N[(reason_N == "") & ids.is_null().to_numpy(zero_copy_only=False)] = "object_id is missing"
+    table, ids, sky, found = _placed(batch, planning)
+    reason_N = found.reason_N
+    if planning.only is not None:
+        reason_N = np.where((reason_N != "") | np.isin(found.tile_N, planning.only), reason_N, _NOT_ASKED_FOR)
     good = np.flatnonzero(reason_N == "")
     good = good[np.argsort(found.tile_N[good], kind="stable")]
-    own: dict[str, Any] = {"object_id": ids, "ra": sky.ra_N, "dec": sky.dec_N, TILE: selection.names[found.tile_N]}
+    own: dict[str, Any] = {"object_id": ids, "ra": sky.ra_N, "dec": sky.dec_N, TILE: planning.selection.names[found.tile_N]}
     own |= {"x": found.x_N, "y": found.y_N, _NUMBER: found.tile_N.astype(np.int32)}
     kept = [*planning.columns, *(name for name in planning.optional if name in table.column_names and name not in _OWN)]
     rows = pa.table(own)
@@ -212,7 +205,7 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
         # With its unit.
         rows = rows.append_column(table.schema.field(name), table[name])
     rows = rows.take(pa.array(good))
-    bad = np.flatnonzero(reason_N != "")
+    bad = np.flatnonzero((reason_N != "") & (planning.only is None))
     uri = planning.quarantine_uri(batch.name)
     missing = 0 if pa.types.is_integer(ids.type) else ""
     texts = ids.fill_null(missing).cast(pa.string()).take(pa.array(bad)).to_pylist()
@@ -224,6 +217,19 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     _write(storage.join(planning.output, _ASSIGNED, batch.name), [rows], _GROUP_ROWS)
     numbers, counts = np.unique(found.tile_N[good], return_counts=True)
     return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
+def sampled(some: Sequence[Batch], planning: Planning, count: int) -> tuple[int, ...]:
+    """Return the numbers of up to ``count`` tiles in which sources of a catalogue lie, given its batches.
+
+    They are drawn at random, each with the same probability, from the tiles of evenly spaced batches.
+    """
+    if not some:
+        return ()
+    places = np.unique(np.linspace(0, len(some) - 1, _SAMPLE_BATCHES).astype(int))
+    found = (_placed(some[place], planning)[-1] for place in places)
+    tiles = np.unique(np.concatenate([one.tile_N[one.reason_N == ""] for one in found]))
+    return tuple(sorted(np.random.default_rng(0).permutation(tiles)[:count].tolist()))
 
 
 def assigned(planning: Planning) -> dict[str, dict[int, int]]:
@@ -283,7 +289,7 @@ def finish(planning: Planning) -> dict[str, Any]:
     with storage.open_input(storage.list_files(storage.join(planning.output, _ASSIGNED), ".parquet")[0]) as source:
         values["integer_ids"] = pa.types.is_integer(pq.read_schema(source).field("object_id").type)
     values["num_quarantined"] = sum(rows for uri in unassigned(planning) for rows in group_rows(uri))
-    del values["output"], values["quarantine"]
+    del values["output"], values["quarantine"], values["only"]
     storage.write_json(storage.join(planning.output, PLAN_JSON), values)
     storage.delete(storage.join(planning.output, _ASSIGNED))
     return values
@@ -329,13 +335,36 @@ def selected(footprint: str, bands: tuple[str, ...]) -> Selection:
     return Footprint(footprint).select(bands)
 
 
+def _placed(batch: Batch, planning: Planning) -> tuple[pa.Table, pa.Array, positions.Positions, Assigned]:
+    """Return the rows of a batch, their identifiers, their positions, and the tile of each or why it has none."""
+    table, selection = batch.read(planning.reads), planning.selection
+    catalogs.require_columns("", table, {planning.id_column: "id_column"} | dict.fromkeys(planning.columns, "columns"))
+    if reserved := [name for name in planning.columns if name in _OWN]:
+        raise UserError(f"columns: {reserved[0]} is a column of every plan; leave it out, or rename it in the catalogue")
+    ids = _ids(table[planning.id_column])
+    sky = positions.sky_positions(
+        table, ra_column=planning.ra_column, dec_column=planning.dec_column, unit=planning.position_unit
+    )
+    if not sky.columns:
+        raise UserError("ra_column: the catalogue has no positions by usual names; give ra_column and dec_column")
+    found = assign(sky.ra_N, sky.dec_N, selection, size=planning.size, max_beyond=planning.max_beyond)
+    reason_N = np.where(sky.reason_N != "", sky.reason_N, found.reason_N)
+    for column in selection.footprint.info.primary_columns:
+        if name := next((name for name in table.column_names if name.lower() == column), ""):
+            reason_N[(reason_N == "") & ~_true(table[name])] = f"not primary: by the column {name}"
+            break
+    reason_N[(reason_N == "") & ids.is_null().to_numpy(zero_copy_only=False)] = "object_id is missing"
+    return table, ids, sky, found._replace(reason_N=reason_N)
+
+
 def _between(uri: str, first: int, last: int) -> Iterator[pa.Table]:
     with storage.explained(uri, "damaged: "), storage.open_input(uri) as source:
         file = pq.ParquetFile(source)
         place = file.schema_arrow.names.index(_NUMBER)
         for group in range(file.metadata.num_row_groups):
             statistics = file.metadata.row_group(group).column(place).statistics
-            if statistics.max >= first and statistics.min <= last:
+            # None: of a batch that has no source on a tile.
+            if statistics and statistics.max >= first and statistics.min <= last:
                 table = file.read_row_group(group)
                 yield table.filter(pc.and_(pc.greater_equal(table[_NUMBER], first), pc.less_equal(table[_NUMBER], last)))
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from gampen_ray.data.quarantine import read_quarantine
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.assignment import assign
-from gampen_ray.data.tiles.planning import Planning, assign_batch, batches, plan_locally
+from gampen_ray.data.tiles.planning import Planning, assign_batch, batches, plan_locally, sampled
 from gampen_ray.data.tiles.units import read_unit, units
 from gampen_ray.errors import UserError
 from tests.data.tiles.layouts import LAYOUTS, Sky, write_sky
@@ -82,6 +83,34 @@ def test_an_interrupted_plan_is_taken_up_and_is_the_same(hsc: tuple[str, Sky], t
     contents = [{path.name: path.read_bytes() for path in sorted((tmp_path / name).rglob("*.parquet"))} for name in ("a", "b")]
     assert contents[0] == contents[1]
     assert len(contents[0]) > 1
+
+
+def test_a_batch_without_any_source_on_a_tile_is_all_quarantine(hsc: tuple[str, Sky], tmp_path: Path) -> None:
+    footprint, sky = hsc
+    away = pa.table({"object_id": np.arange(30) + 1000, "ra": np.full(30, 10.0), "dec": np.full(30, 10.0)})
+    with pq.ParquetWriter(tmp_path / "catalog.parquet", away.schema) as writer:
+        for table in (away, catalog(sky).select(away.column_names)):
+            writer.write_table(table)
+    planning = Planning(footprint=footprint, bands=("r",), size=SIZE, output=str(tmp_path / "plan"))
+    summary = plan_locally(str(tmp_path / "catalog.parquet"), planning, batch_rows=30)
+    assert (summary["num_sources"], summary["num_quarantined"]) == (len(sky.ra_N), 32)
+
+
+def test_a_sample_has_all_sources_of_its_tiles_and_no_others(hsc: tuple[str, Sky], tmp_path: Path) -> None:
+    footprint, sky = hsc
+    pq.write_table(catalog(sky), tmp_path / "catalog.parquet", row_group_size=30)
+    every = list(batches(str(tmp_path / "catalog.parquet"), rows=30))
+    planning = Planning(footprint=footprint, bands=("r",), size=SIZE, output=str(tmp_path / "plan"))
+    there = sampled(every, planning, 100)
+    assert len(there) == 4
+    two = sampled(every, planning, 2)
+    assert len(two) == 2
+    assert set(two) < set(there)
+    plan_locally(str(tmp_path / "catalog.parquet"), replace(planning, only=two), batch_rows=30)
+    kept = pa.concat_tables(read_unit(unit) for unit in units(planning.output))
+    tile_N = assign(sky.ra_N, sky.dec_N, planning.selection, size=SIZE).tile_N
+    assert sorted(kept["tile"].to_pylist()) == sorted(planning.selection.names[tile_N[np.isin(tile_N, two)]].tolist())
+    assert read_quarantine(planning.output) == []
 
 
 def test_repeated_and_secondary_sources_go_to_quarantine(hsc: tuple[str, Sky], tmp_path: Path) -> None:
