@@ -1,7 +1,8 @@
 """The model bundle: everything prediction needs, in one directory, loaded without executing pickled code.
 
 ``bundle.json`` (format version, network config, targets, images, calibration, metrics, provenance), ``weights.safetensors``,
-``novelty.safetensors`` (unless imported from GaMPEN) and ``SHA256SUMS``.
+``novelty.safetensors`` (unless imported from GaMPEN), ``conditions.safetensors`` (if the network takes any) and
+``SHA256SUMS``.
 Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels.
 """
 
@@ -24,6 +25,7 @@ from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle_files import (
     CHECKSUMS,
+    CONDITIONS,
     DESCRIPTION,
     NOVELTY,
     REMEDY,
@@ -35,6 +37,7 @@ from gampen_ray.inference.bundle_files import (
     weights,
 )
 from gampen_ray.inference.flags import FlagCounts
+from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
@@ -77,6 +80,8 @@ class Bundle:
         Detects unusual images; None in bundles that were imported, or made before it was stored.
     ranges
         Of what is measured in held-out cutouts; None as for ``novelty``.
+    known_conditions
+        Of training galaxies; None as for ``novelty``, or if the network takes no conditions.
     """
 
     network: Network
@@ -88,6 +93,7 @@ class Bundle:
     provenance: dict[str, Any]
     novelty: OutOfDistribution | None = None
     ranges: Ranges | None = None
+    known_conditions: KnownConditions | None = None
 
     def predict(
         self,
@@ -241,6 +247,8 @@ class Bundle:
         }
         if self.novelty:
             files[NOVELTY] = safetensors.torch.save(self.novelty.to_tensors())
+        if self.known_conditions:
+            files[CONDITIONS] = safetensors.torch.save(self.known_conditions.to_tensors())
         files[CHECKSUMS] = checksums(files)
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
@@ -295,8 +303,9 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     if version != FORMAT_VERSION:
         remedy = "upgrade gampen_ray" if version > FORMAT_VERSION else "train or import it again"
         raise UserError(f"bundle: {uri} has format_version {version}, this gampen_ray reads {FORMAT_VERSION}; {remedy}")
-    if NOVELTY.encode() in files[CHECKSUMS]:
-        files[NOVELTY] = storage.read_bytes(storage.join(uri, NOVELTY))
+    for name in (NOVELTY, CONDITIONS):
+        if name.encode() in files[CHECKSUMS]:
+            files[name] = storage.read_bytes(storage.join(uri, name))
     verify(uri, files)
     described = documents.parsed(Description, files[DESCRIPTION], where, REMEDY)
     with documents.refused(where, REMEDY):
@@ -311,6 +320,11 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
         where = f"bundle: {uri}/{NOVELTY} is damaged"
         with documents.refused(where, REMEDY):
             novelty = OutOfDistribution.from_tensors(tensors(files.get(NOVELTY, b""), where), described.novelty.threshold)
+    known = None
+    if CONDITIONS in files:
+        where = f"bundle: {uri}/{CONDITIONS} is damaged"
+        with documents.refused(where, REMEDY):
+            known = KnownConditions.from_tensors(tensors(files[CONDITIONS], where), len(images.conditions))
     return Bundle(
         network=network.eval(),
         config=config,
@@ -321,6 +335,7 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
         provenance=described.provenance,
         novelty=novelty,
         ranges=ranges,
+        known_conditions=known,
     )
 
 

@@ -17,6 +17,7 @@ from gampen_ray.posterior.calibration import Coverage
 
 __all__ = [
     "CHECKSUMS",
+    "CONDITIONS",
     "DESCRIPTION",
     "NOVELTY",
     "REMEDY",
@@ -28,7 +29,8 @@ __all__ = [
     "weights",
 ]
 
-DESCRIPTION, WEIGHTS, NOVELTY, CHECKSUMS = "bundle.json", "weights.safetensors", "novelty.safetensors", "SHA256SUMS"
+DESCRIPTION, WEIGHTS, CHECKSUMS = "bundle.json", "weights.safetensors", "SHA256SUMS"
+NOVELTY, CONDITIONS = "novelty.safetensors", "conditions.safetensors"
 REMEDY = "copy the bundle again"
 _Table = Annotated[list[list[float]], pydantic.Field(min_length=1)]
 

@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import Condition
@@ -58,7 +59,8 @@ class Flag(enum.IntFlag):
     CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the mean of the training galaxies was taken"
     CONDITION_OUT_OF_RANGE = (
         256,
-        "a condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies",
+        "a condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies, or its "
+        "conditions together are unlike those of any training galaxy",
     )
     SKY_OUT_OF_RANGE = 512, "sky level over noise, measured in the border"
     NOISE_OUT_OF_RANGE = 1024, "noise of a pixel: a deeper or shallower image"
@@ -149,12 +151,14 @@ def image_flags(
     return flags_N | (Flag.COARSE_PIXELS.value if zoom > _COARSEST else 0)
 
 
-def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition]) -> np.ndarray:
+def condition_flags(condition_NJ: np.ndarray, conditions: Sequence[Condition], known: KnownConditions | None) -> np.ndarray:
     """Return the flags that the conditions decide, N int64; a value that is not finite is missing."""
     low_J, high_J = (np.array([getattr(condition, name) for condition in conditions]) for name in ("low", "high"))
     missing_N = ~np.isfinite(condition_NJ).all(axis=1)
     with np.errstate(invalid="ignore"):
         outside_N = ((condition_NJ < low_J) | (condition_NJ > high_J)).any(axis=1)
+    if known:
+        outside_N |= known.unlike(condition_NJ)
     return np.where(missing_N, Flag.CONDITION_MISSING.value, 0) | np.where(outside_N, Flag.CONDITION_OUT_OF_RANGE.value, 0)
 
 

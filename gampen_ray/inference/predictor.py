@@ -207,7 +207,7 @@ class Predictor:
             zoom=images.zoom(self._units["pixel_scale_arcsec"]),
             centre_offset_N=centre_offset_N,
         )
-        flags_N |= condition_flags(condition_NJ, images.conditions)
+        flags_N |= condition_flags(condition_NJ, images.conditions, self._bundle.known_conditions)
         if self._bundle.ranges:
             flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
         flat_N = flat_core(torch.tensor(images_NCHW[:, : len(images.bands)], device=self._device)).cpu().numpy()

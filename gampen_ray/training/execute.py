@@ -141,6 +141,7 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
         targets=run.targets,
         images=run.images,
         calibration=Calibration.constant(np.ones(len(run.targets))),
+        known_conditions=run.known_conditions,
         metrics={},
         provenance={
             **provenance(),

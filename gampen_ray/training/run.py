@@ -18,6 +18,7 @@ from gampen_ray.data.cutouts import by_side, overlap
 from gampen_ray.data.sources import Unit, pinned
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
+from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs, Matched
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
@@ -43,6 +44,8 @@ class Run:
         Architecture.
     targets, images
         Fitted on the training split, or taken from the bundle to start from.
+    known_conditions
+        Those of the training split; None: the network takes none.
     start
         What fine-tuning starts from; None: the weights are random.
     splits
@@ -54,6 +57,7 @@ class Run:
     network: NetworkConfig
     targets: TargetSchema
     images: ImagePreprocessing
+    known_conditions: KnownConditions | None
     start: Start | None
     splits: dict[str, tuple[Unit, ...]]
 
@@ -136,7 +140,9 @@ def prepare(config: TrainConfig) -> Run:
     columns = shards.columns(config.dataset, "train", info)
     targets = _targets(config, info, start.targets if start else None, columns)
     splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
-    conditions = _conditions(config, info, start.images.condition_names if start else config.conditions, columns, targets)
+    conditions, known = _conditions(
+        config, info, start.images.condition_names if start else config.conditions, columns, targets
+    )
     if start:
         network, images = start.network, dataclasses.replace(start.images, conditions=conditions)
     else:
@@ -150,6 +156,7 @@ def prepare(config: TrainConfig) -> Run:
         network=network,
         targets=targets,
         images=images,
+        known_conditions=known,
         start=start,
         splits=splits,
     )
@@ -181,15 +188,16 @@ def with_config(run: Run, config: TrainConfig) -> Run:
 
 def _conditions(
     config: TrainConfig, info: shards.DatasetInfo, names: Sequence[str], columns: pa.Schema, targets: TargetSchema
-) -> tuple[Condition, ...]:
-    """Return the conditions, with the ranges of the training split; check both splits."""
+) -> tuple[tuple[Condition, ...], KnownConditions | None]:
+    """Return the conditions, with the ranges of the training split, and where they lie together; check both splits."""
     _check_columns(config, columns, [f"conditions.{name}" for name in names])
     if both := set(names) & set(targets.names):
         raise UserError(f"conditions: {', '.join(sorted(both))} is also a target; remove it from one of the two")
     values = {split: [column_values(config.dataset, split, [name], info)[:, 0] for name in names] for split in ("val", "train")}
     for name, value_N in zip(names, values["val"], strict=True):
         Condition.check(name, value_N)
-    return tuple(Condition.fit(name, value_N) for name, value_N in zip(names, values["train"], strict=True))
+    conditions = tuple(Condition.fit(name, value_N) for name, value_N in zip(names, values["train"], strict=True))
+    return conditions, KnownConditions.fit(np.stack(values["train"], axis=1)) if names else None
 
 
 def _fitted_images(

@@ -134,6 +134,7 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
         network=bundle.config,
         targets=bundle.targets,
         images=bundle.images,
+        known_conditions=bundle.known_conditions,
         start=None,
         splits={"train": (), "val": split_units(trained.dataset, "val", info)},
     )

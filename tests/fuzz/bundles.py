@@ -1,4 +1,5 @@
-"""Mutated bundles: ``bundle.json``, ``weights.safetensors``, ``novelty.safetensors`` or the checksums, loaded and used."""
+"""Mutated bundles: ``bundle.json``, ``weights.safetensors``, ``novelty.safetensors``,
+``conditions.safetensors`` or the checksums, loaded and used."""
 
 import functools
 import hashlib
@@ -14,20 +15,26 @@ import torch
 from gampen_ray.config.base import to_dict
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.inference.card import CARD, describe
+from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.inference.ranges import Ranges
+from gampen_ray.model.images import Condition
 from gampen_ray.reports.card import card_text
 from gampen_ray.storage import write_json
 from tests.fuzz.mutations import damaged, document
 from tests.networks import WITH_NUMBERS, bundle, card, galaxies, train_config
 
-_DESCRIPTION, _WEIGHTS, _NOVELTY = "bundle.json", "weights.safetensors", "novelty.safetensors"
+_DESCRIPTION, _WEIGHTS = "bundle.json", "weights.safetensors"
+_NOVELTY, _CONDITIONS = "novelty.safetensors", "conditions.safetensors"
 
 
 def files(rng: np.random.Generator, number: int, folder: Path) -> tuple[str, Callable[[], Any]]:
     """Mutate one file of a bundle, half of them the description; mostly, the checksums are those of the mutated files."""
-    content = dict(_intact(folder, rng.random() < 0.5))
+    with_numbers = rng.random() < 0.5
+    content = dict(_intact(folder, with_numbers))
     name = (_DESCRIPTION, _WEIGHTS, _DESCRIPTION, _NOVELTY, _DESCRIPTION, _WEIGHTS, _DESCRIPTION, CARD)[number % 8]
+    if name == _NOVELTY and with_numbers and rng.random() < 0.5:
+        name = _CONDITIONS
     if rng.random() < 0.03:
         name = CHECKSUMS
     if name in (_DESCRIPTION, CARD):
@@ -45,7 +52,8 @@ def files(rng: np.random.Generator, number: int, folder: Path) -> tuple[str, Cal
     def read() -> None:
         card_text(describe(str(folder)))
         columns = galaxies(2)
-        load_bundle(str(folder)).predict(columns["image"], num_passes=2, device="cpu")
+        conditions = {"psf": np.array([1.0, 2.0])} if with_numbers else None
+        load_bundle(str(folder)).predict(columns["image"], conditions=conditions, num_passes=2, device="cpu")
 
     return name, read
 
@@ -60,14 +68,16 @@ def _bundle(with_numbers: bool) -> Bundle:
         from gampen_ray.model.network import Network
 
         images = dataclasses.replace(made.images, sky="border", measure=True, zero_point_mag=25.0, pixel_scale_arcsec=0.2)
+        images = dataclasses.replace(images, conditions=(Condition(name="psf", low=0.5, high=1.5, mean=1.0),))
         torch.manual_seed(0)
         network = Network.of(WITH_NUMBERS, images, 2).eval()
-        made = dataclasses.replace(made, images=images, network=network, config=WITH_NUMBERS)
+        known = KnownConditions.fit(np.linspace(0.5, 1.5, 30)[:, None])
+        made = dataclasses.replace(made, images=images, network=network, config=WITH_NUMBERS, known_conditions=known)
     import dataclasses
 
     image_NCHW = torch.from_numpy(galaxies(50)["image"])
     with torch.no_grad():
-        inputs = made.images.inputs(image_NCHW)
+        inputs = made.images.inputs(image_NCHW, torch.ones(50, len(made.images.conditions)))
         feature_NF = features(made.network.prefix(*inputs)[0])
     numbers_NQC = made.images.plain_numbers(image_NCHW).numpy()
     novelty = OutOfDistribution.fit(feature_NF[:30], feature_NF[30:])

@@ -1,0 +1,112 @@
+"""Where the conditions of the training galaxies lie together.
+
+Each condition of a galaxy may be usual where all of them are not, as for a PSF of usual width with stronger wings.
+Shape legend: N galaxies, M training galaxies, J conditions.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from scipy.spatial import KDTree
+
+__all__ = ["KnownConditions"]
+
+_MOST = 1 << 14
+"""Training galaxies that are kept."""
+_QUANTILE = 0.998
+# Least spread along a principal axis over the largest: one along which the training hardly varies is not known to matter.
+_LEAST_SPREAD = 0.1
+
+
+class KnownConditions:
+    """Conditions of training galaxies, and how far from the nearest of them others may lie.
+
+    Distances are Euclidean along the principal axes, each over its spread; positive conditions count by their logarithms. The
+    farthest is the 99.8 % quantile of the distances from a training galaxy to the nearest other one, among those that differ: a
+    survey may have few PSFs.
+
+    Parameters
+    ----------
+    condition_MJ
+        Values of training galaxies, finite.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or a value is not finite.
+    """
+
+    def __init__(self, condition_MJ: np.ndarray) -> None:
+        if condition_MJ.ndim != 2 or not condition_MJ.size or not np.isfinite(condition_MJ).all():
+            raise ValueError("conditions of the training galaxies are no table of finite numbers")
+        # As they are stored.
+        self.condition_MJ = condition_MJ.astype(np.float32)
+
+    @classmethod
+    def fit(cls, condition_NJ: np.ndarray) -> "KnownConditions":
+        """Return those of a training split, of which a random part is kept if it is large."""
+        return cls(np.random.default_rng(0).permutation(condition_NJ)[:_MOST])
+
+    def unlike(self, condition_NJ: np.ndarray) -> np.ndarray:
+        """Return which galaxies lie too far from all training galaxies, N bool; none of which a condition is not finite."""
+        known_N = np.isfinite(condition_NJ).all(axis=1)
+        found_N = np.zeros(len(condition_NJ), bool)
+        if known_N.any():
+            found_N[known_N] = self._tree.query(self._along_axes(condition_NJ[known_N]))[0] > self._farthest
+        return found_N
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the array for a safetensors file."""
+        return {"condition": torch.from_numpy(self.condition_MJ)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], num_conditions: int) -> "KnownConditions":
+        """Rebuild from `to_tensors`' array.
+
+        Raises
+        ------
+        ValueError
+            If it is missing, or not of so many conditions.
+        """
+        kinds = {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in tensors.items()}
+        if kinds != {"condition": (torch.float32, (num_conditions,))}:
+            raise ValueError(f"it holds {', '.join(kinds) or 'nothing'}, not {num_conditions} conditions in float32")
+        return cls(tensors["condition"].numpy())
+
+    def _along_axes(self, condition_NJ: np.ndarray) -> np.ndarray:
+        value_NJ = self._scaled(condition_NJ)
+        location_J, axis_JJ = self._axes
+        return (value_NJ - location_J) @ axis_JJ
+
+    def _scaled(self, condition_NJ: np.ndarray) -> np.ndarray:
+        value_NJ, positive_J = condition_NJ.astype(np.float64), (self.condition_MJ > 0).all(axis=0)
+        tiny = np.finfo(np.float32).tiny
+        return np.where(positive_J, np.log(np.maximum(value_NJ, tiny)), value_NJ)
+
+    @functools.cached_property
+    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
+        # The mean, and the principal axes over their spread, as columns.
+        value_MJ = self._scaled(self.condition_MJ)
+        location_J, spread_J = value_MJ.mean(axis=0), value_MJ.std(axis=0)
+        spread_J = np.where(spread_J > 0, spread_J, 1.0)
+        whitened_MJ = (value_MJ - location_J) / spread_J
+        variance_J, axis_JJ = np.linalg.eigh(whitened_MJ.T @ whitened_MJ / len(whitened_MJ))
+        std_J = np.sqrt(variance_J.clip(min=0))
+        return location_J, axis_JJ / spread_J[:, None] / np.maximum(std_J, max(_LEAST_SPREAD * std_J[-1], 1e-12))
+
+    @functools.cached_property
+    def _tree(self) -> "KDTree":
+        from scipy.spatial import KDTree
+
+        return KDTree(self._along_axes(np.unique(self.condition_MJ, axis=0)))
+
+    @functools.cached_property
+    def _farthest(self) -> float:
+        if self._tree.n == 1:
+            return 0.0
+        return float(np.quantile(self._tree.query(self._tree.data, k=2)[0][:, 1], _QUANTILE))

@@ -1,0 +1,104 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gampen_ray.config.scene import PsfConfig
+from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle import Bundle, load_bundle
+from gampen_ray.inference.flags import Flag, condition_flags
+from gampen_ray.inference.known_conditions import KnownConditions
+from gampen_ray.model.images import Condition
+from gampen_ray.model.network import Network
+from gampen_ray.simulation.inputs import Inputs
+from gampen_ray.simulation.scene import draw_psf, stream
+from gampen_ray.simulation.surveys import SURVEYS
+from tests.networks import WITH_NUMBERS, bundle
+
+
+def along_a_line(count: int, seed: int) -> np.ndarray:
+    """Return two conditions of which the second is twice the first, to 5 %, with an unimportant third."""
+    rng = np.random.default_rng(seed)
+    width_N = rng.uniform(0.5, 1.5, count)
+    return np.stack([width_N, 2 * width_N * rng.normal(1, 0.05, count), rng.normal(0, 100, count)], axis=1)
+
+
+def psf_sizes(count: int, seed: int, **psf: tuple[float, float]) -> np.ndarray:
+    survey, config = SURVEYS["kids-r"], PsfConfig(**psf)
+    rows = [draw_psf(stream(seed, index, "psf"), survey, config, Inputs())[1] for index in range(count)]
+    return np.array([[row[f"psf_{name}_arcsec"] for name in ("fwhm", "r50", "r80")] for row in rows])
+
+
+def test_values_that_are_usual_alone_may_be_unlike_all_training_galaxies_together() -> None:
+    known = KnownConditions.fit(along_a_line(5000, seed=0))
+    assert known.unlike(along_a_line(5000, seed=1)).mean() < 0.01
+    corners = np.array([[0.6, 2.8, 0.0], [1.4, 1.2, 0.0]])
+    assert known.unlike(corners).all()
+    conditions = [Condition.fit(str(j), values) for j, values in enumerate(along_a_line(5000, seed=0).T)]
+    assert condition_flags(corners, conditions, None).tolist() == [0, 0]
+    assert condition_flags(corners, conditions, known).tolist() == [Flag.CONDITION_OUT_OF_RANGE.value] * 2
+
+
+def test_psfs_beyond_those_of_the_training_are_seen() -> None:
+    known = KnownConditions.fit(psf_sizes(4000, seed=1))
+    assert known.unlike(psf_sizes(500, seed=2)).mean() < 0.02
+    assert known.unlike(psf_sizes(200, seed=2, beta=(1.5, 1.6))).mean() > 0.9
+    assert known.unlike(psf_sizes(200, seed=2, wing_fraction=(0.22, 0.3))).mean() > 0.9
+
+
+def test_a_survey_may_have_few_psfs() -> None:
+    rng = np.random.default_rng(0)
+    few = np.exp(rng.normal(0, 0.1, (40, 3)))
+    known = KnownConditions.fit(few[rng.integers(40, size=2000)])
+    assert not known.unlike(few).any()
+    assert known.unlike(np.exp(rng.normal(0, 0.1, (500, 3)))).mean() < 0.05
+    assert known.unlike(np.full((1, 3), 2.0)).all()
+    single = KnownConditions.fit(np.ones((10, 2)))
+    assert single.unlike(np.array([[1.0, 1.0], [1.1, 1.0]])).tolist() == [False, True]
+
+
+def test_a_condition_that_is_missing_or_not_positive() -> None:
+    known = KnownConditions.fit(along_a_line(500, seed=0))
+    assert known.unlike(np.array([[np.nan, 2.0, 0.0], [-1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])).tolist() == [False, True, False]
+
+
+def test_only_part_of_a_large_split_is_kept() -> None:
+    values = along_a_line(40_000, seed=0)
+    known = KnownConditions.fit(values)
+    assert known.condition_MJ.shape == (1 << 14, 3)
+    assert known.condition_MJ[:, 0].std() == pytest.approx(values[:, 0].std(), rel=0.02)
+
+
+def with_conditions() -> Bundle:
+    """Return a bundle of a network that is given a condition."""
+    made, conditions = bundle(), (Condition(name="psf", low=0.5, high=1.5, mean=1.0),)
+    images = dataclasses.replace(made.images, conditions=conditions, zero_point_mag=25.0, pixel_scale_arcsec=0.2)
+    known = KnownConditions.fit(np.linspace(0.5, 1.5, 30)[:, None])
+    network = Network.of(WITH_NUMBERS, images, 2).eval()
+    return dataclasses.replace(made, images=images, network=network, config=WITH_NUMBERS, known_conditions=known)
+
+
+def test_a_bundle_keeps_them(tmp_path: Path) -> None:
+    made = with_conditions()
+    made.save(str(tmp_path))
+    loaded = load_bundle(str(tmp_path))
+    assert made.known_conditions
+    assert loaded.known_conditions
+    np.testing.assert_array_equal(loaded.known_conditions.condition_MJ, made.known_conditions.condition_MJ)
+    path = tmp_path / "conditions.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"conditions\.safetensors does not match its checksum .*; copy the bundle again"):
+        load_bundle(str(tmp_path))
+
+
+def test_wrong_tensors_are_refused() -> None:
+    tensors = KnownConditions.fit(np.ones((3, 1))).to_tensors()
+    for wrong in ({}, {"condition": tensors["condition"].double()}, {"condition": torch.zeros(3, 2)}):
+        with pytest.raises(ValueError, match="not 1 conditions in float32"):
+            KnownConditions.from_tensors(wrong, 1)
+    with pytest.raises(ValueError, match="no table of finite numbers"):
+        KnownConditions(np.array([[np.nan]]))
