@@ -164,6 +164,7 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
     if verb.has_dry_run:
         text = "check everything, print what would be read and written, and do nothing"
         parser.add_argument("--dry-run", action="store_true", help=text)
+    parser.usage = _usage(parser.prog, verb)
     for section, text, leaves in sections(verb.config):
         group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
         for leaf in leaves:
@@ -173,6 +174,14 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.annotation is bool else {}
             spellings = dict.fromkeys([_flag(leaf.name), f"--{leaf.name}"])
             group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
+
+
+def _usage(program: str, verb: Verb) -> str:
+    # All flags would fill a page.
+    required = [leaf.name for leaf in verb.leaves.values() if leaf.default is PydanticUndefined]
+    words = [verb.positional.upper()] if verb.positional else []
+    words += [f"{_flag(name)} {name.rpartition('.')[2].upper()}" for name in required if name != verb.positional]
+    return "\n       ".join(" ".join([program, *some, "[FLAGS]"]) for some in (words, ["CONFIG.toml"]))
 
 
 def _add_switches(parser: argparse.ArgumentParser, default: Any) -> None:
