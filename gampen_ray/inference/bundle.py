@@ -108,6 +108,7 @@ class Bundle:
         precision: Precision = "auto",
         zero_point_mag: float | None = None,
         pixel_scale_arcsec: float | None = None,
+        warn: bool = True,
     ) -> Mixture:
         """Return the posteriors of cutouts in flux units.
 
@@ -137,6 +138,9 @@ class Bundle:
             float32.
         zero_point_mag, pixel_scale_arcsec
             Zero point and pixel scale of the cutouts, which are converted to those of the training cutouts; None: the same.
+
+        warn
+            Whether posteriors that may be wrong are counted in a warning.
 
         Raises
         ------
@@ -168,7 +172,7 @@ class Bundle:
                 f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
         # A catalogue has the flags of each galaxy; a mixture has none.
-        if warning := FlagCounts.of(prediction.flags_N).warning:
+        if warn and (warning := FlagCounts.of(prediction.flags_N).warning):
             logger.warning(warning)
         return prediction.mixture
 
