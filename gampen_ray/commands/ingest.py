@@ -84,7 +84,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
     from gampen_ray import storage
     from gampen_ray.commands import ingest_tiles
     from gampen_ray.commands.tile_plans import PLAN
-    from gampen_ray.data import ingest_plan, packing, quarantine, shards
+    from gampen_ray.data import ingest_plan, packing, quarantine, shard_index, shards
     from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.run_folder import RunFolder
 
@@ -124,6 +124,7 @@ def ingest(config: IngestConfig) -> IngestSummary:
                 folder.release_claim()
                 raise quarantine.nothing_usable(f"images: none of the {num_bad:,} rows can be used", bad, "rows")
             info = dataclasses.replace(info, num_rows=dict(counts), num_quarantined=num_bad)
+            shard_index.write_index(config.output, info)
             shards.write_dataset_info(config.output, info)
         for name in (_RECEIPTS, PLAN):
             storage.delete(folder.path(name))

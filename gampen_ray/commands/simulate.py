@@ -78,7 +78,7 @@ def simulate(config: SimulateConfig) -> None:
         If there is no such survey, a file that the scene names cannot be used, or the output holds something else.
     """
     from gampen_ray import storage
-    from gampen_ray.data import shards
+    from gampen_ray.data import shard_index, shards
     from gampen_ray.engine.units import run_units
     from gampen_ray.provenance import content_fingerprint
     from gampen_ray.run_folder import RunFolder
@@ -120,6 +120,7 @@ def simulate(config: SimulateConfig) -> None:
         )
         folder.check_lock()
         info = dataset.without_lost(config.output, config.split, info)
+        shard_index.write_index(config.output, info)
         shards.write_dataset_info(config.output, info)
     logger.info("wrote %s: %s", config.output, ", ".join(f"{count:,} {split}" for split, count in info.num_rows.items()))
     if info.num_quarantined:

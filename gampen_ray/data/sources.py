@@ -18,7 +18,7 @@ from gampen_ray import storage
 from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields
 from gampen_ray.config.parts import GALAXIES_PER_FILE
-from gampen_ray.data import file_names, ingest_plan, packing, shards, validation
+from gampen_ray.data import file_names, ingest_plan, packing, shard_index, shards, validation
 from gampen_ray.data.tiles.reading import TileReader
 from gampen_ray.data.tiles.units import TileUnit
 from gampen_ray.data.tiles.units import units as plan_units
@@ -291,7 +291,7 @@ def check_num_rows(dataset: str, split: str, info: shards.DatasetInfo, units: It
 def dataset_units(dataset: str, split: str, info: shards.DatasetInfo, unit_rows: int) -> list[Unit]:
     """Return the units of a dataset of shards, or of one of its splits, in order; see `open_source`."""
     uris = shards.shard_uris(dataset, split)
-    footers = list(storage.read_each(lambda uri: shards.read_footer(uri, info), uris))
+    footers = shard_index.footers(dataset, uris, info)
     kind = footers[0].id_type
     for uri, footer in zip(uris, footers, strict=True):
         if footer.id_type != kind:
