@@ -55,6 +55,15 @@ def stretch(image_HW: np.ndarray) -> np.ndarray:
     return np.clip((stretched - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
 
 
+def png(image_HW: np.ndarray) -> bytes:
+    """Return a stretched galaxy image as a PNG file, first row at the bottom as in FITS."""
+    file = io.BytesIO()
+    # 6 bits are more than the eye resolves in a thumbnail, and halve the file.
+    levels = np.round(stretch(image_HW)[::-1] * 63) / 63
+    matplotlib.image.imsave(file, levels, cmap="gray", vmin=0, vmax=1, format="png")
+    return file.getvalue()
+
+
 def cutout(image_HW: np.ndarray, *, alt: str, corners_42: np.ndarray | None = None) -> str:
     """Return a galaxy image, first row at the bottom as in FITS, with a quadrilateral drawn on it.
 
@@ -66,13 +75,9 @@ def cutout(image_HW: np.ndarray, *, alt: str, corners_42: np.ndarray | None = No
         Alternative text.
     """
     height, width = image_HW.shape
-    png = io.BytesIO()
-    # 6 bits are more than the eye resolves in a thumbnail, and halve the file.
-    levels = np.round(stretch(image_HW)[::-1] * 63) / 63
-    matplotlib.image.imsave(png, levels, cmap="gray", vmin=0, vmax=1, format="png")
     svg = ElementTree.Element("svg", {"class": "cutout", "role": "img", "aria-label": alt})
     low, high = np.zeros(2), np.array([width, height], dtype=np.float64)
-    uri = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    uri = "data:image/png;base64," + base64.b64encode(png(image_HW)).decode()
     ElementTree.SubElement(svg, "image", {"href": uri, "width": str(width), "height": str(height)})
     if corners_42 is not None:
         corners = np.asarray(corners_42, dtype=np.float64) * [1, -1] + [0.5, height - 0.5]
