@@ -16,7 +16,7 @@ import torch
 
 from gampen_ray import documents, storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL
-from gampen_ray.catalog.manifest import MANIFEST, read_manifest
+from gampen_ray.catalog.manifest import MANIFEST, prediction_options, read_manifest
 from gampen_ray.catalog.parquet import catalog_parts, mixture_from_catalog
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import by_side
@@ -135,15 +135,7 @@ class EvaluatedCatalog:
 
     def prediction_options(self) -> dict[str, Any]:
         """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
-        inference = self.manifest["config"]
-        info = shards.read_dataset_info(inference["dataset"])
-        return {
-            "num_passes": inference["num_passes"],
-            "seed": inference["seed"],
-            "precision": inference["precision"],
-            "zero_point_mag": info.zero_point_mag,
-            "pixel_scale_arcsec": info.pixel_scale_arcsec,
-        }
+        return prediction_options(self.manifest, shards.read_dataset_info(self.manifest["config"]["dataset"]))
 
     def mixtures(self) -> Iterator[Mixture]:
         """Yield the posteriors, in order and a few thousand at a time.
@@ -352,11 +344,8 @@ def load_evaluated_catalog(
     UserError
         If the catalogue is not complete, there is no true value of a target, or what is joined does not fit.
     """
-    manifest_uri = storage.join(output, MANIFEST)
-    if not storage.exists(manifest_uri):
-        raise UserError(f"catalog: {output} has no {MANIFEST}; give the output folder of a finished `infer`")
-    digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
     manifest = read_manifest(output)
+    digest = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
     inference = manifest["config"]
     # Without it, truths of a table are all that is needed.
     has_cutouts = not truth or storage.exists(storage.join(inference["dataset"], shards.DATASET_JSON))

@@ -135,7 +135,7 @@ def predicted_and_true(
     fig = figure(360, 350)
     ax = axes(fig)
     ax.plot([axis.low, axis.high], [axis.low, axis.high], color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
-    _cloud(ax, axis, axis, truth_N, median_N)
+    cloud(ax, axis, axis, truth_N, median_N)
     # An even sample in rank of the true value shows the intervals over the whole range.
     order = np.argsort(truth_N, kind="stable")
     sample = order[np.unique(np.linspace(0, len(order) - 1, min(_NUM_BARS, len(order))).round().astype(int))]
@@ -161,7 +161,7 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
     y_axis = Axis(low=-extent, high=extent)
     fig = figure(360, 230)
     ax = axes(fig)
-    _cloud(ax, axis, y_axis, median_N, residual_N)
+    cloud(ax, axis, y_axis, median_N, residual_N)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _running(ax, axis, y_axis, median_N, residual_N)
     axis.on_x(ax, axis_label("Predicted", target))
@@ -177,7 +177,7 @@ def crop_scale(key: str, target: Target, truth_N: np.ndarray, crop_scale_N: np.n
     y_axis = Axis.of(crop_scale_N, pad=0.08)
     fig = figure(360, 280)
     ax = axes(fig)
-    _cloud(ax, axis, y_axis, truth_N, crop_scale_N)
+    cloud(ax, axis, y_axis, truth_N, crop_scale_N)
     _running(ax, axis, y_axis, truth_N, crop_scale_N)
     axis.on_x(ax, axis_label("True", target))
     y_axis.on_y(ax, "Crop side / cutout side")
@@ -256,7 +256,7 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     return to_svg(fig, key, f"{label} over {len(epoch)} epochs; at the end: {last}")
 
 
-def _cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
+def cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
     """Draw galaxies: a few as dots, many as hexagons with opacity by number, whose size is bounded for any N."""
     x, y = x_axis.to(x_N), y_axis.to(y_N)
     if len(x) <= _MAX_DOTS:
