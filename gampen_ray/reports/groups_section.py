@@ -194,7 +194,7 @@ def sky_map(key: str, name: str, rows: Sequence[Row], values: Sequence[float], e
     nside
         Of the nested pixels.
     """
-    ra_B, dec_B = (np.array([row[axis] for row in rows]) for axis in ("ra", "dec"))
+    ra_B = np.array([row["ra"] for row in rows])
     corner_B42 = _corners(np.array([row["pixel"] for row in rows]), nside)
     x_B4 = unwrapped(ra_B)[:, None] + wrapped(corner_B42[..., 0] - ra_B[:, None])
     y_B4 = corner_B42[..., 1]

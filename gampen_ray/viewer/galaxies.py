@@ -59,15 +59,18 @@ class Galaxy:
     posterior
         Of this galaxy alone.
     truth
-        True values by target.
+        True values by target, as far as they are known.
+    note
+        Why something is missing; empty: nothing is that could be there.
     """
 
     row: int
     values: dict[str, Any]
-    image_HW: np.ndarray | None
-    seen: Seen | None
-    posterior: Mixture | None
-    truth: dict[str, float]
+    image_HW: np.ndarray | None = None
+    seen: Seen | None = None
+    posterior: Mixture | None = None
+    truth: dict[str, float] = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 class Galaxies:
@@ -109,19 +112,27 @@ class Galaxies:
     def galaxy(self, row: int) -> Galaxy:
         """Return all that is known of a galaxy."""
         (values,) = self.table.rows(np.array([row])).to_pylist()
-        cutout, truth = self._cutout(values["object_id"])
-        posterior = self._mixtures(np.array([row])) if self.table.has_mixtures and self.bundle else None
-        seen = None
-        if cutout and self.bundle:
-            conditions = {name: np.array([values[name]], np.float64) for name in self.bundle.images.condition_names}
-            condition_NJ = self.bundle.condition_values(conditions, 1)
-            prediction = self._predict(cutout.planes[None], condition_NJ, np.array([cutout.side]))
-            if self.bundle.network.transformer is not None:
-                seen = self._predict.seen(cutout.planes[None], prediction)
-            if not self.table.has_mixtures and prediction.usable_N[0]:
-                posterior = prediction.mixture
-        image_HW = cutout.planes[0] if cutout else None
-        return Galaxy(row=row, values=values, image_HW=image_HW, seen=seen, posterior=posterior, truth=truth)
+        found = Galaxy(row=row, values=values)
+        try:
+            if self.bundle and self.table.has_mixtures:
+                found = dataclasses.replace(found, posterior=self._mixtures(np.array([row])))
+            cutout, truth = self._cutout(values["object_id"])
+            if cutout:
+                found = dataclasses.replace(found, image_HW=cutout.planes[0], truth=truth)
+            if cutout and self.bundle:
+                found = self._predicted(found, cutout, self.bundle)
+        except (UserError, StorageError) as error:
+            found = dataclasses.replace(found, note=str(error))
+        return found
+
+    def _predicted(self, found: Galaxy, cutout: _Cutout, bundle: Bundle) -> Galaxy:
+        """Return a galaxy with its crop, and with its posterior if that is not stored."""
+        conditions = {name: np.array([found.values[name]], np.float64) for name in bundle.images.condition_names}
+        image_NCHW = cutout.planes[None]
+        prediction = self._predict(image_NCHW, bundle.condition_values(conditions, 1), np.array([cutout.side]))
+        seen = self._predict.seen(image_NCHW, prediction) if bundle.network.transformer else None
+        again = prediction.mixture if prediction.usable_N[0] else None
+        return dataclasses.replace(found, seen=seen, posterior=found.posterior if self.table.has_mixtures else again)
 
     def image(self, row: int) -> np.ndarray | None:
         """Return the first band of a galaxy's image, H x W; None if it is unknown."""
@@ -153,7 +164,6 @@ class Galaxies:
     def _log_scores(self, row_M: np.ndarray, bundle: Bundle) -> np.ndarray:
         assert self._shards is not None
         ids = self.table.rows(row_M, ["object_id"])["object_id"].combine_chunks()
-        truth_MD = np.full((len(row_M), len(bundle.targets)), np.nan)
         id_U = ids.unique()
         place_M = pc.index_in(ids, value_set=id_U).to_numpy()
         truth_UD = np.full((len(id_U), len(bundle.targets)), np.nan)
@@ -177,7 +187,10 @@ class Galaxies:
 
     def _mixtures(self, row_M: np.ndarray) -> Mixture:
         assert self.bundle is not None
-        return mixture_from_catalog(self.table.rows(row_M, [MIXTURE_MEAN, MIXTURE_TRIL]), self.bundle.targets)
+        try:
+            return mixture_from_catalog(self.table.rows(row_M, [MIXTURE_MEAN, MIXTURE_TRIL]), self.bundle.targets)
+        except ValueError as error:
+            raise UserError(f"catalog: {error}") from None
 
     @functools.cached_property
     def _predict(self) -> Predictor:
@@ -185,8 +198,10 @@ class Galaxies:
         source = self._shards or self._files
         assert source is not None
         options = prediction_options(self.manifest, source.info)
-        # Where posteriors are stored, only the crop is wanted, which all passes share.
-        return Predictor(self.bundle, **options | ({"num_passes": 1} if self.table.has_mixtures else {}))
+        if self.table.has_mixtures:
+            # Only the crop is wanted, which all passes share.
+            options["num_passes"] = 1
+        return Predictor(self.bundle, **options)
 
     def _cutout(self, identifier: int | str) -> tuple[_Cutout | None, dict[str, float]]:
         """Return the cutout and the true values of a galaxy."""
@@ -227,14 +242,18 @@ class Galaxies:
             self._shards = found
             return
         if self.bundle is None:
-            raise UserError(f"dataset: {uri} holds no {shards.DATASET_JSON}, and other images are read as the bundle takes them")
+            raise UserError(
+                f"dataset: {uri} holds no {shards.DATASET_JSON}, and other images are read as the bundle takes them"
+            )
         files = _PlannedFiles(uri, inference, self.bundle)
         self._check("dataset", uri, files.info.fingerprint)
         self._files = files
 
     def _check(self, name: str, uri: str, identity: str) -> None:
         if identity != self.manifest["inputs"][name]:
-            raise UserError(f"{name}: {uri} is not that of the catalogue, or has changed since; give the {name} of its inference")
+            raise UserError(
+                f"{name}: {uri} is not that of the catalogue, or has changed since; give the {name} of its inference"
+            )
 
 
 class _PlannedFiles:

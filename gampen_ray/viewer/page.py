@@ -8,6 +8,7 @@ import functools
 import math
 from typing import Any
 
+import jinja2
 import matplotlib.figure
 import numpy as np
 from markupsafe import Markup
@@ -18,7 +19,7 @@ from gampen_ray.inference.flags import REMARKS, Flag
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.reports import figures
-from gampen_ray.reports.axes import Axis, sky_axes, unwrapped
+from gampen_ray.reports.axes import Axis, sky_axes, unwrapped, wrapped
 from gampen_ray.reports.page import POLICY, environment
 from gampen_ray.reports.svg import TRUTH, styled, to_svg
 from gampen_ray.viewer.galaxies import Galaxies, Galaxy
@@ -47,7 +48,7 @@ class Page:
 
     def __init__(self, galaxies: Galaxies, output: str) -> None:
         self._galaxies, self._table, self._output = galaxies, galaxies.table, output
-        self._template = environment("gampen_ray.viewer", policy=VIEW_POLICY).get_template("view.html.jinja")
+        self._template = _template()
         # Of the same selection, whichever page or galaxy of it is looked at.
         self._sky = functools.lru_cache(maxsize=8)(self._sky_of)
         self._worst = functools.lru_cache(maxsize=8)(self._worst_of)
@@ -93,7 +94,7 @@ class Page:
             galaxy=galaxy,
             gallery=gallery,
             galleries=GALLERIES,
-            sky=self._sky(Selection(text=query.text, flag=query.flag, where=query.where)) if not problem else None,
+            sky=None if problem else self._sky(query.unsorted, (galaxy["ra"], galaxy["dec"]) if galaxy else (None, None)),
             num_mapped=min(_MAPPED, len(row_M)),
             facts=self._facts(),
         )
@@ -112,8 +113,9 @@ class Page:
         )
         own = {f"{name}_{key}" for name in self._table.targets for key in _SUMMARIES}
         return {
-            "id": found.values["object_id"],
+            **{name: found.values[name] for name in ("object_id", "ra", "dec")},
             "flags": flags(found.values["flags"]),
+            "note": found.note,
             "before": before,
             "after": after,
             **_images(found),
@@ -125,7 +127,7 @@ class Page:
             "others": [
                 (name, value, self._table.metadata(name, "unit"), self._table.metadata(name, "description"))
                 for name, value in found.values.items()
-                if name not in own | {"object_id", "flags"}
+                if name not in own | {"object_id", "ra", "dec", "flags"}
             ],
         }
 
@@ -136,7 +138,7 @@ class Page:
     def _gallery(self, query: Query, row_M: np.ndarray) -> dict[str, Any]:
         values = {}
         if query.gallery == "worst":
-            row_M, value_M, what = self._worst(Selection(text=query.text, flag=query.flag, where=query.where))
+            row_M, value_M, what = self._worst(query.unsorted)
             values = dict(zip(row_M.tolist(), value_M.tolist(), strict=True))
         else:
             what = "random"
@@ -159,13 +161,14 @@ class Page:
     def _worst_of(self, selection: Selection) -> tuple[np.ndarray, np.ndarray, str]:
         return self._galaxies.worst(self._table.select(selection), _GALLERY)
 
-    def _sky_of(self, selection: Selection) -> Markup | None:
+    def _sky_of(self, selection: Selection, chosen: tuple[float | None, float | None]) -> Markup | None:
         row_M = self._table.select(selection)
         if len(row_M) > _MAPPED:
             row_M = np.random.default_rng(0).choice(row_M, _MAPPED, replace=False)
         ra_M, dec_M = (self._table.column(name).to_numpy(zero_copy_only=False)[row_M] for name in ("ra", "dec"))
         known = np.isfinite(ra_M) & np.isfinite(dec_M)
-        return Markup(sky_positions("sky", ra_M[known], dec_M[known])) if known.any() else None
+        mark = (chosen[0], chosen[1]) if chosen[0] is not None and chosen[1] is not None else None
+        return Markup(sky_positions("sky", ra_M[known], dec_M[known], mark)) if known.any() else None
 
     def _facts(self) -> dict[str, str]:
         manifest = self._galaxies.manifest
@@ -181,11 +184,15 @@ class Page:
         }
 
 
+def _template() -> jinja2.Template:
+    templates = environment("gampen_ray.viewer", policy=VIEW_POLICY)
+    templates.filters["degrees"] = lambda angle: "–" if angle is None else f"{angle:.5f}".replace("-", "−")
+    return templates.get_template("view.html.jinja")
+
+
 def flags(value: int) -> list[dict[str, Any]]:
     """Return the flags of a value: name, meaning and whether it warns of a wrong posterior."""
-    return [
-        {"name": flag.name, "meaning": flag.meaning, "warns": not flag & REMARKS} for flag in Flag if value & flag.value
-    ]
+    return [{"name": flag.name, "meaning": flag.meaning, "warns": not flag & REMARKS} for flag in Flag if value & flag.value]
 
 
 def _images(found: Galaxy) -> dict[str, Any]:
@@ -205,19 +212,29 @@ def _images(found: Galaxy) -> dict[str, Any]:
 def corner(posterior: Mixture, truth: dict[str, float]) -> str:
     """Return the corner plot of one galaxy's posterior as an SVG."""
     names = posterior.targets.names
-    side = 185 * len(names) / 72
+    side = 150 * len(names) / 72
     figure = matplotlib.figure.Figure(figsize=(side, side), layout="constrained")
     known = [truth[name] for name in names] if {*names} <= {*truth} else None
-    plot.corner(posterior, truth=known, figure=figure)
+    units = {target.name: f"\n[{target.unit}]" if target.unit else "" for target in posterior.targets}
+    _, axes_DD = plot.corner(posterior, truth=known, labels={name: name + units[name] for name in names}, figure=figure)
+    for axes in filter(None, axes_DD.flat):
+        axes.tick_params(labelsize=10)
+        axes.grid(visible=False)
     return to_svg(figure, "corner", f"Joint posterior density of {', '.join(names)}")
 
 
 @styled
-def sky_positions(key: str, ra_N: np.ndarray, dec_N: np.ndarray) -> str:
-    """Return where galaxies are on the sky: a few as dots, many as a density."""
+def sky_positions(key: str, ra_N: np.ndarray, dec_N: np.ndarray, mark: tuple[float, float] | None = None) -> str:
+    """Return where galaxies are on the sky, degrees: a few as dots, many as a density; and a mark at one of them."""
     x_N = unwrapped(ra_N)
-    fig, ax = sky_axes(x_N, dec_N, width=720)
-    x_axis, y_axis = Axis(*sorted(ax.get_xlim())), Axis(*ax.get_ylim())
-    figures.cloud(ax, x_axis, y_axis, x_N, dec_N)
-    ranges = (f"{axis} {figures.number(value.min())} to {figures.number(value.max())}°" for axis, value in (("RA", ra_N), ("Dec", dec_N)))
+    fig, ax = sky_axes(x_N, dec_N, width=480)
+    (high, low), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    figures.cloud(ax, Axis(low, high), Axis(bottom, top), x_N, dec_N)
+    if mark:
+        middle = 0.5 * (x_N.min() + x_N.max())
+        ax.plot(middle + wrapped(np.array(mark[0] - middle)), mark[1], "o", color=TRUTH, fillstyle="none", markeredgewidth=2)
+    ranges = (
+        f"{axis} {figures.number(value.min())} to {figures.number(value.max())}°"
+        for axis, value in (("RA", ra_N), ("Dec", dec_N))
+    )
     return to_svg(fig, key, f"Density of {len(ra_N):,} galaxies on the sky, {', '.join(ranges)}")

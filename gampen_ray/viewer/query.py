@@ -39,6 +39,11 @@ class Query(Selection):
         """Which galaxies, and their order."""
         return Selection(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Selection)})
 
+    @property
+    def unsorted(self) -> Selection:
+        """Which galaxies, in the order of the files."""
+        return dataclasses.replace(self.selection, sort="", descending=False)
+
     def link(self, anchor: str = "", **changes: Any) -> str:
         """Return the address of another page, relative to this one."""
         changed = dataclasses.asdict(dataclasses.replace(self, **changes))

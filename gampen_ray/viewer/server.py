@@ -3,6 +3,7 @@
 import http
 import logging
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -54,6 +55,11 @@ class Server(ThreadingHTTPServer):
             super().__init__((_ADDRESS, port), _Handler)
         except OSError as error:
             raise UserError(f"port: {port} cannot be used, {error.strerror}; give another, or 0 for a free one") from None
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that has gone."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            logger.exception("a request failed")
 
     @property
     def url(self) -> str:

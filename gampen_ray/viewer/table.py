@@ -1,4 +1,4 @@
-"""The rows of a catalogue, of any number, from its Parquet files: which fulfil a condition, in which order, and some of them whole.
+"""The rows of a catalogue of any size, read from its Parquet files: which of them are wanted, in which order, and their values.
 
 Shape legend: N galaxies, M selected galaxies.
 """
