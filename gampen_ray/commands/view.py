@@ -22,7 +22,7 @@ class ViewConfig:
     bundle: str = ""
     """Bundle of the catalogue, for crops and joint posteriors; empty: where it was then, if it is still there."""
     port: int = pydantic.Field(default=0, ge=0, le=65535)
-    """Port of 127.0.0.1 to listen on; 0: a free one. Users of this machine can reach it, others cannot."""
+    """Port of 127.0.0.1 to listen on; 0: a free one."""
     no_browser: bool = False
     """Print the address, and open no browser."""
 

@@ -1,8 +1,9 @@
-"""Serves the page and the images of a catalogue on this machine's own address, 127.0.0.1, to its browsers alone."""
+"""Serves the page and the images of a catalogue on 127.0.0.1, below a secret path that other users of the machine do not know."""
 
 import http
 import logging
 import re
+import secrets
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +50,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, galaxies: Galaxies, output: str, port: int = 0) -> None:
         self.galaxies, self.page = galaxies, Page(galaxies, output)
+        self.root = f"/{secrets.token_urlsafe(24)}/"
         # One request is answered at a time: browsers keep several connections open, and figures share settings.
         self.lock = threading.Lock()
         try:
@@ -63,8 +65,8 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Address of the page."""
-        return f"http://{_ADDRESS}:{self.server_port}/"
+        """Address of the page, which alone is answered."""
+        return f"http://{_ADDRESS}:{self.server_port}{self.root}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,20 +81,25 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(421, "text/plain", b"ask for 127.0.0.1 or localhost\n")
             return
         path, _, query = self.path.partition("?")
+        root = self.server.root
+        if not secrets.compare_digest(path[: len(root)].encode(), root.encode()):
+            self._answer(404, "text/plain", b"not here\n")
+            return
+        path = path.removeprefix(root)
         try:
             with self.server.lock:
                 status, kind, content = self._content(path, query)
         except Exception:
-            logger.exception("GET %s failed", path)
+            logger.exception("GET %s failed", path or "page")
             status, kind, content = 500, "text/plain", b"this failed; the terminal says why\n"
         self._answer(status, kind, content)
 
     def _content(self, path: str, query: str) -> tuple[int, str, bytes]:
-        if path == "/":
+        if not path:
             status, text = self.server.page(query)
             return status, "text/html", text.encode()
         asked = _ROW.fullmatch(query)
-        if path == "/image" and asked and int(asked[1]) < len(self.server.galaxies.table):
+        if path == "image" and asked and int(asked[1]) < len(self.server.galaxies.table):
             try:
                 image_HW = self.server.galaxies.image(int(asked[1]))
             except (UserError, StorageError) as error:

@@ -50,6 +50,7 @@ class Served:
     """A running server."""
 
     def __init__(self, output: Path, **fields: str) -> None:
+        self.output = output
         self.galaxies = Galaxies(str(output), **fields)
         self.server = Server(self.galaxies, str(output))
 
@@ -61,9 +62,9 @@ class Served:
         self.server.shutdown()
         self.server.server_close()
 
-    def get(self, path: str = "/", method: str = "GET", host: str = "", **query: Any) -> Answer:
+    def get(self, path: str = "", method: str = "GET", host: str = "", secret: bool = True, **query: Any) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.server_port, timeout=60)
-        target = path + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        target = (self.server.root if secret else "") + path + (f"?{urllib.parse.urlencode(query)}" if query else "")
         connection.request(method, target, headers={"Host": host} if host else {})
         response = connection.getresponse()
         answer = Answer(response.status, response.headers, response.read())
@@ -116,6 +117,15 @@ def test_names_of_this_machine_may_ask_through_any_port(served: Served) -> None:
     assert served.server.server_address[0] == "127.0.0.1"
 
 
+def test_without_the_secret_nothing_is_answered(served: Served) -> None:
+    root = served.server.root
+    assert len(root) == 34
+    for path in ("/", "/image?row=1", root[:-1], f"{root[:-2]}x/", f"/x{root}", "/favicon.ico", "*"):
+        assert (served.get(path, secret=False).status, served.get(path, secret=False).text) == (404, "not here\n")
+    with Served(served.output) as other:
+        assert other.server.root != root
+
+
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS"])
 def test_nothing_but_get_is_answered(served: Served, method: str) -> None:
     assert served.get(method=method).status == 501
@@ -124,13 +134,13 @@ def test_nothing_but_get_is_answered(served: Served, method: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
+        "etc/passwd",
+        "../../etc/passwd",
+        "%2e%2e/manifest.json",
         "/etc/passwd",
-        "/../../etc/passwd",
-        "/%2e%2e/manifest.json",
-        "//etc/passwd",
-        "/catalog",
-        "/image",
-        *(f"/image?{query}" for query in ("row=-1", "row=300", f"row={10**20}", "row=1;2", "row=../x", "file=/etc/passwd")),
+        "catalog",
+        "image",
+        *(f"image?{query}" for query in ("row=-1", "row=300", f"row={10**20}", "row=1;2", "row=../x", "file=/etc/passwd")),
     ],
 )
 def test_no_path_is_a_file(served: Served, path: str) -> None:
@@ -194,7 +204,7 @@ def test_mistakes_are_told_in_the_page(served: Served) -> None:
 
 
 def test_images_are_those_of_the_galaxies(served: Served, root: Path, rows: pa.Table) -> None:
-    answer = served.get("/image", row=11)
+    answer = served.get("image", row=11)
     assert (answer.status, answer.headers["Content-Type"]) == (200, "image/png")
     assert answer.content.startswith(b"\x89PNG")
     index = int(rows["object_id"][11].as_py().split()[-1])
@@ -229,7 +239,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(root: Path, tmp_path: Path) 
                 text.count("Not shown: ") == 2 and "Its image is not there" in text and "joint posterior is not known" in text
             )
             assert "image?row" not in text and "largest" not in bare.get(gallery="worst").text
-            assert bare.get("/image", row=3).status == 404
+            assert bare.get("image", row=3).status == 404
         with Served(tmp_path / "catalog", bundle=str(tmp_path / "model")) as some:
             text = some.get(row=3).text
             assert text.count("Not shown: ") == 1 and "Joint posterior density" in text
@@ -286,7 +296,7 @@ def test_a_damaged_shard_is_told_beside_the_numbers(root: Path, tmp_path: Path) 
             path.write_bytes(b"PAR1 no")
         text = some.get(row=3).text
         assert "damaged or not Parquet" in text and "Joint posterior density" in text
-        assert some.get("/image", row=3).status == 404
+        assert some.get("image", row=3).status == 404
 
 
 def test_a_port_in_use_is_a_mistake(served: Served) -> None:
