@@ -1,4 +1,4 @@
-"""Serves the page and the images of a catalogue on 127.0.0.1, below a secret path that other users of the machine do not know."""
+"""Serves the page and the images of a catalogue on 127.0.0.1, below a path that other users of the machine do not know."""
 
 import http
 import logging
