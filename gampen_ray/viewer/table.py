@@ -116,7 +116,8 @@ class CatalogTable:
 
             chunks = [chunk for part in storage.read_each(read, self._uris) for chunk in part.chunks]
             # Thousands of small pieces would be slow.
-            self._columns[name] = pa.chunked_array([pa.concat_arrays(chunks)])
+            whole = pa.chunked_array(chunks, self.schema.field(name).type).combine_chunks()
+            self._columns[name] = pa.chunked_array([whole])
             while len(self._columns) > 1 and sum(column.nbytes for column in self._columns.values()) > _KEPT_BYTES:
                 self._columns.popitem(last=False)
         self._columns.move_to_end(name)
