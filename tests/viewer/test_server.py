@@ -120,7 +120,7 @@ def test_names_of_this_machine_may_ask_through_any_port(served: Served) -> None:
 def test_without_the_secret_nothing_is_answered(served: Served) -> None:
     root = served.server.root
     assert len(root) == 34
-    for path in ("/", "/image?row=1", root[:-1], f"{root[:-2]}x/", f"/x{root}", "/favicon.ico", "*"):
+    for path in ("/", "/image?row=1", root[:-1], f"{root[:-2]}/", root.swapcase(), f"/x{root}", "/favicon.ico", "*"):
         assert (served.get(path, secret=False).status, served.get(path, secret=False).text) == (404, "not here\n")
     with Served(served.output) as other:
         assert other.server.root != root
