@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gampen_ray.inference.bundle import load_bundle
 
     crop = demo = describe = evaluate = footprint = import_gampen = infer = ingest = inspect = cast(Any, None)
-    report = scan_dropout = simulate = split = status = train = tune = cast(Any, None)
+    report = scan_dropout = simulate = split = status = train = tune = view = cast(Any, None)
 
 __all__ = [
     "__version__",
@@ -35,6 +35,7 @@ __all__ = [
     "status",
     "train",
     "tune",
+    "view",
 ]
 __version__ = "0.1.0"
 

@@ -12,7 +12,9 @@ from gampen_ray.posterior.mixture import Mixture
 
 __all__ = ["corner", "cutout"]
 
-_ACCENT, _LIGHT, _TRUTH, _EDGE = "#2a628f", "#b9d0e3", "#b8501f", "#9aa7b2"
+_ACCENT, _TRUTH, _EDGE = "#2a628f", "#b8501f", "#9aa7b2"
+# The same on a light and on a dark ground.
+_LIGHT = f"{_ACCENT}54"
 _LEVELS = (0.9545, 0.6827)
 _GRID = 120
 # Of a marginal, outside the figure on each side.

@@ -39,6 +39,7 @@ LAYERS = [
     "training",
     "tuning",
     "reports",
+    "viewer",
     "engine",
     "commands",
 ]

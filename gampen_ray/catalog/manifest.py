@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 
 from gampen_ray import documents, storage
+from gampen_ray.data.dataset_info import DatasetInfo
+from gampen_ray.errors import UserError
 
-__all__ = ["MANIFEST", "read_manifest"]
+__all__ = ["MANIFEST", "prediction_options", "read_manifest"]
 
 MANIFEST = "manifest.json"
 _Count = Annotated[int, pydantic.Field(ge=0)]
@@ -60,7 +62,21 @@ def read_manifest(output: str) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If it is damaged.
+        If there is none, or it is damaged.
     """
+    if not storage.exists(storage.join(output, MANIFEST)):
+        raise UserError(f"catalog: {output} has no {MANIFEST}; give the output folder of a finished `infer`")
     kind = Annotated[dict[str, Any], documents.holds(_Manifest)]
     return documents.read(kind, storage.join(output, MANIFEST), "restore the file, or run infer into a new folder")
+
+
+def prediction_options(manifest: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """Return what made the predictions of a catalogue from its dataset: arguments of `Predictor` and `Bundle.predict`."""
+    inference = manifest["config"]
+    return {
+        "num_passes": inference["num_passes"],
+        "seed": inference["seed"],
+        "precision": inference["precision"],
+        "zero_point_mag": info.zero_point_mag,
+        "pixel_scale_arcsec": info.pixel_scale_arcsec,
+    }

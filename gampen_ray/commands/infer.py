@@ -106,7 +106,8 @@ class InferConfig(CatalogConfig):
 
 def _then(run: Mapping[str, str]) -> str:
     # Without mixtures there is nothing to evaluate.
-    return f"evaluate --catalog {run['output']} --output EVALUATION" if run["posterior"] == "mixture" else ""
+    mixture = run["posterior"] == "mixture"
+    return f"evaluate --catalog {run['output']} --output EVALUATION" if mixture else f"view {run['output']}"
 
 
 @verb("infer", positional="dataset", then=_then)

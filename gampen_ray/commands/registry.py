@@ -26,7 +26,7 @@ from gampen_ray.plugins import Registry, load_plugins
 
 # In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
-_BUILT_IN += ("status", "footprint", "describe", "crop", "import-gampen")
+_BUILT_IN += ("view", "status", "footprint", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 # Fields of files and folders that a verb reads, with a remedy where there is none.
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")

@@ -5,7 +5,7 @@ Shape legend: N galaxies, K passes, D targets, C bands, H x W pixels, J conditio
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
-from gampen_ray.model.images import Matched
+from gampen_ray.model.images import Matched, resize
 from gampen_ray.model.measure import centre_offset, flat_core
-from gampen_ray.model.spatial_transformer import crop_scale
+from gampen_ray.model.spatial_transformer import crop_corners, crop_images, crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
 if TYPE_CHECKING:
@@ -71,6 +71,17 @@ class Prediction:
         """Return the predictions of some galaxies, in this order."""
         names = (field.name for field in dataclasses.fields(self))
         return Prediction(**{name: getattr(self, name)[index_N] for name in names})
+
+
+class Seen(NamedTuple):
+    """What a network saw of N cutouts: its input, the learned crops, and these on the input."""
+
+    image_NCHW: np.ndarray
+    """In the flux units, at the pixel scale and of the size of the training cutouts."""
+    crop_NCHW: np.ndarray
+    """As large as the input."""
+    corner_N42: np.ndarray
+    """Corners of the crops in drawing order: (x, y) in pixels of the input, (0, 0) the centre of its first pixel."""
 
 
 def settled_precision(precision: Precision, *, gpu: bool) -> Precision:
@@ -134,6 +145,13 @@ class Predictor:
     def match(self, images_NCHW: np.ndarray) -> Matched:
         """Return cutouts in the flux units and pixel scale of the training cutouts."""
         return self._bundle.images.match(torch.tensor(images_NCHW, device=self._device), **self._units)
+
+    def seen(self, images_NCHW: np.ndarray, prediction: Prediction) -> "Seen":
+        """Return what the network saw of cutouts whose prediction is given."""
+        image_NCHW = resize(self.match(images_NCHW).image_NCHW, self._bundle.images.size).cpu()
+        affine_N23 = torch.from_numpy(prediction.affine_N23)
+        corner_N42 = np.stack([crop_corners(affine_23, image_NCHW.shape[-1]).numpy() for affine_23 in affine_N23])
+        return Seen(image_NCHW.numpy(), crop_images(image_NCHW, affine_N23).numpy(), corner_N42)
 
     def __call__(
         self, images_NCHW: np.ndarray, condition_NJ: np.ndarray | None = None, side_N: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""Axes of the report's figures: ranges, round ticks and labels that fit."""
+"""Axes of the report's figures: ranges, round ticks, labels that fit, and the sky."""
 
 import dataclasses
 import math
@@ -108,3 +108,39 @@ def axes(fig: Figure, *, left: int = 58, right: int = 8, top: int = 10, bottom: 
     # Laying out by measured text would cost more time than drawing.
     width, height = fig.get_size_inches() * 72
     return fig.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
+
+
+def unwrapped(ra_N: np.ndarray) -> np.ndarray:
+    """Return right ascensions, degrees, on a circle that is cut where it is emptiest, so that neighbours are neighbours."""
+    sorted_N = np.sort(ra_N)
+    gap_N = np.diff(sorted_N, append=sorted_N[0] + 360)
+    widest = int(gap_N.argmax())
+    middle = float((sorted_N[widest] + 0.5 * gap_N[widest] + 180) % 360)
+    return middle + wrapped(ra_N - middle)
+
+
+def wrapped(angle: np.ndarray) -> np.ndarray:
+    """Return angles in [-180, 180), degrees."""
+    return (angle + 180) % 360 - 180
+
+
+def sky_axes(x: np.ndarray, y: np.ndarray, width: int = 360) -> tuple[Figure, Axes]:
+    """Return a figure with axes of right ascension, which grows to the left, and declination.
+
+    Parameters
+    ----------
+    x, y
+        Right ascensions, `unwrapped`, and declinations that are drawn, degrees; the cosine of the middle one shrinks the first.
+    width
+        Of the figure, px; it is as high as the shape wants, within what a page bears.
+    """
+    shrink = float(np.cos(np.radians(0.5 * (y.min() + y.max()))))
+    x_axis, y_axis = Axis.of(x, pad=0.03), Axis.of(y, pad=0.03)
+    ratio = (y_axis.high - y_axis.low) / ((x_axis.high - x_axis.low) * shrink)
+    fig = figure(width, int(np.clip((width - 66) * ratio, 60, 320)) + 54)
+    ax = axes(fig)
+    x_axis.on_x(ax, "RA (deg)")
+    ax.set_xticks(ax.get_xticks(), [f"{tick % 360:g}" for tick in ax.get_xticks()])
+    ax.invert_xaxis()
+    y_axis.on_y(ax, "Dec (deg)")
+    return fig, ax

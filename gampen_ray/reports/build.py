@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from gampen_ray import storage
 from gampen_ray.data import shards
@@ -16,8 +15,6 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.inference.rotation import RotationStability, rotation_stability
 from gampen_ray.messages import counted
-from gampen_ray.model.images import resize
-from gampen_ray.model.spatial_transformer import crop_corners, crop_images
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.progress import Phase
 from gampen_ray.reports.card import training_text
@@ -124,10 +121,9 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
     prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)), side_N)
-    image_NCHW = resize(predictor.match(image_NCHW).image_NCHW, judged.bundle.images.size).cpu().numpy()
     interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
     ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
-    crops_NCHW = crop_images(torch.from_numpy(image_NCHW), torch.from_numpy(prediction.affine_N23)).numpy()
+    seen = predictor.seen(image_NCHW, prediction)
     examples, names = [], judged.bundle.targets.names
     for i, row in enumerate(rows):
         curves = {}
@@ -138,9 +134,9 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
         examples.append(
             Example(
                 object_id=judged.catalog["object_id"][int(row)].as_py(),
-                image_HW=image_NCHW[i, 0],
-                crop_HW=crops_NCHW[i, 0],
-                crop_corners=crop_corners(torch.from_numpy(prediction.affine_N23[i]), image_NCHW.shape[-1]).numpy(),
+                image_HW=seen.image_NCHW[i, 0],
+                crop_HW=seen.crop_NCHW[i, 0],
+                crop_corners=seen.corner_N42[i],
                 curves=curves,
                 truth={name: float(judged.truths_ND[row, d]) for d, name in enumerate(names)},
                 interval={name: tuple(interval_N2D[i, :, d].tolist()) for d, name in enumerate(names)},

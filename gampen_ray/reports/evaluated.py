@@ -4,6 +4,7 @@ Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
@@ -15,10 +16,11 @@ import torch
 
 from gampen_ray import documents, storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL
-from gampen_ray.catalog.manifest import MANIFEST, read_manifest
+from gampen_ray.catalog.manifest import MANIFEST, prediction_options, read_manifest
 from gampen_ray.catalog.parquet import catalog_parts, mixture_from_catalog
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import by_side
+from gampen_ray.data.rows_by_id import RowsById
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.crop_statistics import CropStatistics
@@ -133,15 +135,7 @@ class EvaluatedCatalog:
 
     def prediction_options(self) -> dict[str, Any]:
         """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
-        inference = self.manifest["config"]
-        info = shards.read_dataset_info(inference["dataset"])
-        return {
-            "num_passes": inference["num_passes"],
-            "seed": inference["seed"],
-            "precision": inference["precision"],
-            "zero_point_mag": info.zero_point_mag,
-            "pixel_scale_arcsec": info.pixel_scale_arcsec,
-        }
+        return prediction_options(self.manifest, shards.read_dataset_info(self.manifest["config"]["dataset"]))
 
     def mixtures(self) -> Iterator[Mixture]:
         """Yield the posteriors, in order and a few thousand at a time.
@@ -194,13 +188,14 @@ class EvaluatedCatalog:
 
     def _cutouts(self, id_U: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield the cutouts of sorted identifiers, shard by shard: their places, N x C x H x W, and sides; see `images`."""
-        inference, wanted = self.manifest["config"], shards.image_columns(self.bundle.images.noise_planes)
-        for uri in shards.shard_uris(inference["dataset"], inference["split"]):
-            ids = shards.read_shard(uri, ["object_id"])["object_id"].to_numpy()
-            there = np.flatnonzero(np.isin(ids, id_U))
-            if there.size:
-                table = shards.read_shard(uri, wanted, optional=[shards.SIDE])
-                yield np.searchsorted(id_U, ids[there]), shards.images(table)[there], shards.sides(table)[there]
+        wanted = shards.image_columns(self.bundle.images.noise_planes)
+        for found in self._rows(pa.array(id_U), wanted, [shards.SIDE]):
+            yield found.places, shards.images(found.table)[found.rows], shards.sides(found.table)[found.rows]
+
+    @functools.cached_property
+    def _rows(self) -> RowsById:
+        inference = self.manifest["config"]
+        return RowsById(inference["dataset"], inference["split"])
 
     def features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Return what is known of the galaxies without their truth, by name, N each.
@@ -349,11 +344,8 @@ def load_evaluated_catalog(
     UserError
         If the catalogue is not complete, there is no true value of a target, or what is joined does not fit.
     """
-    manifest_uri = storage.join(output, MANIFEST)
-    if not storage.exists(manifest_uri):
-        raise UserError(f"catalog: {output} has no {MANIFEST}; give the output folder of a finished `infer`")
-    digest = hashlib.sha256(storage.read_bytes(manifest_uri)).hexdigest()
     manifest = read_manifest(output)
+    digest = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
     inference = manifest["config"]
     # Without it, truths of a table are all that is needed.
     has_cutouts = not truth or storage.exists(storage.join(inference["dataset"], shards.DATASET_JSON))

@@ -55,6 +55,15 @@ def stretch(image_HW: np.ndarray) -> np.ndarray:
     return np.clip((stretched - low) / (high - low), 0, 1) if high > low else np.zeros_like(image)
 
 
+def png(image_HW: np.ndarray) -> bytes:
+    """Return a stretched galaxy image as a PNG file, first row at the bottom as in FITS."""
+    file = io.BytesIO()
+    # 6 bits are more than the eye resolves in a thumbnail, and halve the file.
+    levels = np.round(stretch(image_HW)[::-1] * 63) / 63
+    matplotlib.image.imsave(file, levels, cmap="gray", vmin=0, vmax=1, format="png")
+    return file.getvalue()
+
+
 def cutout(image_HW: np.ndarray, *, alt: str, corners_42: np.ndarray | None = None) -> str:
     """Return a galaxy image, first row at the bottom as in FITS, with a quadrilateral drawn on it.
 
@@ -66,13 +75,9 @@ def cutout(image_HW: np.ndarray, *, alt: str, corners_42: np.ndarray | None = No
         Alternative text.
     """
     height, width = image_HW.shape
-    png = io.BytesIO()
-    # 6 bits are more than the eye resolves in a thumbnail, and halve the file.
-    levels = np.round(stretch(image_HW)[::-1] * 63) / 63
-    matplotlib.image.imsave(png, levels, cmap="gray", vmin=0, vmax=1, format="png")
     svg = ElementTree.Element("svg", {"class": "cutout", "role": "img", "aria-label": alt})
     low, high = np.zeros(2), np.array([width, height], dtype=np.float64)
-    uri = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    uri = "data:image/png;base64," + base64.b64encode(png(image_HW)).decode()
     ElementTree.SubElement(svg, "image", {"href": uri, "width": str(width), "height": str(height)})
     if corners_42 is not None:
         corners = np.asarray(corners_42, dtype=np.float64) * [1, -1] + [0.5, height - 0.5]
@@ -130,7 +135,7 @@ def predicted_and_true(
     fig = figure(360, 350)
     ax = axes(fig)
     ax.plot([axis.low, axis.high], [axis.low, axis.high], color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
-    _cloud(ax, axis, axis, truth_N, median_N)
+    cloud(ax, axis, axis, truth_N, median_N)
     # An even sample in rank of the true value shows the intervals over the whole range.
     order = np.argsort(truth_N, kind="stable")
     sample = order[np.unique(np.linspace(0, len(order) - 1, min(_NUM_BARS, len(order))).round().astype(int))]
@@ -156,7 +161,7 @@ def residuals(key: str, target: Target, truth_N: np.ndarray, median_N: np.ndarra
     y_axis = Axis(low=-extent, high=extent)
     fig = figure(360, 230)
     ax = axes(fig)
-    _cloud(ax, axis, y_axis, median_N, residual_N)
+    cloud(ax, axis, y_axis, median_N, residual_N)
     ax.axhline(0, color=MUTED, linewidth=1, dashes=(4, 3), zorder=2)
     _running(ax, axis, y_axis, median_N, residual_N)
     axis.on_x(ax, axis_label("Predicted", target))
@@ -172,7 +177,7 @@ def crop_scale(key: str, target: Target, truth_N: np.ndarray, crop_scale_N: np.n
     y_axis = Axis.of(crop_scale_N, pad=0.08)
     fig = figure(360, 280)
     ax = axes(fig)
-    _cloud(ax, axis, y_axis, truth_N, crop_scale_N)
+    cloud(ax, axis, y_axis, truth_N, crop_scale_N)
     _running(ax, axis, y_axis, truth_N, crop_scale_N)
     axis.on_x(ax, axis_label("True", target))
     y_axis.on_y(ax, "Crop side / cutout side")
@@ -251,7 +256,7 @@ def training_curve(key: str, history: Sequence[Mapping[str, Any]], columns: Mapp
     return to_svg(fig, key, f"{label} over {len(epoch)} epochs; at the end: {last}")
 
 
-def _cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
+def cloud(ax: Axes, x_axis: Axis, y_axis: Axis, x_N: np.ndarray, y_N: np.ndarray) -> None:
     """Draw galaxies: a few as dots, many as hexagons with opacity by number, whose size is bounded for any N."""
     x, y = x_axis.to(x_N), y_axis.to(y_N)
     if len(x) <= _MAX_DOTS:

@@ -14,7 +14,7 @@ from matplotlib.path import Path
 
 from gampen_ray.inference.verdicts import group_text
 from gampen_ray.posterior.bins import healpix
-from gampen_ray.reports.axes import Axis, axes, figure
+from gampen_ray.reports.axes import Axis, axes, figure, sky_axes, unwrapped, wrapped
 from gampen_ray.reports.figures import number
 from gampen_ray.reports.svg import ACCENT, MUTED, RULE, TRUTH, drawable, styled, to_svg
 
@@ -194,28 +194,16 @@ def sky_map(key: str, name: str, rows: Sequence[Row], values: Sequence[float], e
     nside
         Of the nested pixels.
     """
-    ra_B, dec_B = (np.array([row[axis] for row in rows]) for axis in ("ra", "dec"))
+    ra_B = np.array([row["ra"] for row in rows])
     corner_B42 = _corners(np.array([row["pixel"] for row in rows]), nside)
-    # The circle is cut where it is emptiest.
-    middle = _middle(ra_B)
-    x_B4 = middle + _wrapped(ra_B - middle)[:, None] + _wrapped(corner_B42[..., 0] - ra_B[:, None])
+    x_B4 = unwrapped(ra_B)[:, None] + wrapped(corner_B42[..., 0] - ra_B[:, None])
     y_B4 = corner_B42[..., 1]
-    shrink = float(np.cos(np.radians(0.5 * (dec_B.min() + dec_B.max()))))
     step_B = np.clip(np.round(_STEPS * np.asarray(values) / extent), -_STEPS, _STEPS).astype(int)
-    x_axis, y_axis = Axis.of(x_B4, pad=0.03), Axis.of(y_B4, pad=0.03)
-    width = 360
-    # As high as the footprint's shape wants, within what a page bears.
-    height = int(np.clip((width - 66) * (y_axis.high - y_axis.low) / ((x_axis.high - x_axis.low) * shrink), 60, 320)) + 54
-    fig = figure(width, height)
-    ax = axes(fig)
+    fig, ax = sky_axes(x_B4, y_B4)
     for step in np.unique(step_B):
         outlines = [Path([*corners, corners[0]], closed=True) for corners in np.stack([x_B4, y_B4], -1)[step_B == step]]
         color = (*matplotlib.colors.to_rgb(ACCENT if step > 0 else TRUTH), abs(step) / _STEPS)
         ax.add_patch(PathPatch(Path.make_compound_path(*outlines), facecolor=color, edgecolor=RULE, linewidth=0.4))
-    x_axis.on_x(ax, "RA (deg)")
-    ax.set_xticks(ax.get_xticks(), [f"{x % 360:g}" for x in ax.get_xticks()])
-    ax.invert_xaxis()
-    y_axis.on_y(ax, "Dec (deg)")
     low, high = int(np.argmin(values)), int(np.argmax(values))
     at = (f"{number(values[i])} at RA {number(rows[i]['ra'])}, Dec {number(rows[i]['dec'])}" for i in (low, high))
     return to_svg(fig, key, f"{name} in {len(rows)} pixels of the sky: from {' to '.join(at)}")
@@ -224,16 +212,3 @@ def sky_map(key: str, name: str, rows: Sequence[Row], values: Sequence[float], e
 def _corners(pixel_B: np.ndarray, nside: int) -> np.ndarray:
     lon, lat = healpix(nside).boundaries_lonlat(pixel_B, step=1)
     return np.stack([lon.deg, lat.deg], axis=-1)
-
-
-def _middle(ra_B: np.ndarray) -> float:
-    """Return the right ascension opposite to the widest gap, degrees."""
-    ra_B = np.sort(ra_B)
-    gap_B = np.diff(ra_B, append=ra_B[0] + 360)
-    widest = int(gap_B.argmax())
-    return float((ra_B[widest] + 0.5 * gap_B[widest] + 180) % 360)
-
-
-def _wrapped(angle: np.ndarray) -> np.ndarray:
-    """Return angles in [-180, 180), degrees."""
-    return (angle + 180) % 360 - 180

@@ -26,6 +26,8 @@ __all__ = ["Example", "ReportData", "render"]
 
 MARK = "gampen_ray report"
 """Identifies our pages."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""Nothing is loaded, and no script runs."""
 WORDS = {"holds": "holds", "marginal": "holds marginally", "fails": "fails"}
 KINDS = {"uncalibrated": "before", "calibrated": "after"}
 
@@ -135,17 +137,25 @@ class ReportData:
                     raise UserError(f"report: {name} of {target.name} holds values at or below 0, but its transform is log")
 
 
-def environment() -> jinja2.Environment:
-    """Return the environment of the pages' templates, which escapes all text."""
+def environment(*packages: str, policy: str = POLICY) -> jinja2.Environment:
+    """Return the environment of the pages' templates, which escapes all text.
+
+    Parameters
+    ----------
+    packages
+        Packages with further templates.
+    policy
+        Content security policy of the pages.
+    """
     result = jinja2.Environment(
-        loader=jinja2.PackageLoader("gampen_ray.reports", "."),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in ("gampen_ray.reports", *packages)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     result.filters["datum"] = _datum
-    result.globals |= {"palette": PALETTE, "mark": MARK}
+    result.globals |= {"palette": PALETTE, "mark": MARK, "policy": Markup(policy)}
     return result
 
 

@@ -31,18 +31,19 @@ def columns() -> dict[str, Any]:
     return found | position | {"tile": tile, "magnitude": rng.uniform(18, 22, COUNT), "seeing": rng.uniform(0.5, 0.9, COUNT)}
 
 
-def predicted(root: Path, **units: str) -> Path:
-    """Write a model, a dataset and a catalogue of it."""
+def predicted(root: Path, table: dict[str, Any] | None = None, posterior: Any = "mixture", **units: str) -> Path:
+    """Write a model, a dataset (of `columns`, or others) and a catalogue of it."""
+    table = table or columns()
     bundle().save(str(root / "model"))
     info = shards.DatasetInfo(bands=("r",), cutout_size=SIZE, target_units=units, num_rows={"all": COUNT}, fingerprint="f")
     for part, rows in enumerate((slice(0, 100), slice(100, COUNT))):
         shards.write_shard(
-            shards.part_uri(str(root / "data"), shards.ALL, part), {name: y[rows] for name, y in columns().items()}, info
+            shards.part_uri(str(root / "data"), shards.ALL, part), {name: y[rows] for name, y in table.items()}, info
         )
     shards.write_dataset_info(str(root / "data"), info)
     resources = ActorResources(engine="local", num_workers=1)
     paths = {"bundle": str(root / "model"), "dataset": str(root / "data"), "output": str(root / "catalog")}
-    infer(InferConfig(**paths, num_passes=4, posterior="mixture", resources=resources))
+    infer(InferConfig(**paths, num_passes=4, posterior=posterior, resources=resources))
     return root
 
 

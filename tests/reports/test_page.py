@@ -1,11 +1,8 @@
 """The page with synthetic posteriors of known error, hostile text and missing parts; its layout in a real browser."""
 
 import dataclasses
-import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +14,7 @@ from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.reports.page import ReportData, render
+from tests.browser import layouts
 from tests.reports.report_cases import Page, make_data
 
 HOSTILE = (
@@ -283,62 +281,11 @@ def test_rendering_leaves_matplotlib_as_it_was():
     assert text == render(data)
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-)
-# The page forbids scripts, so a frame around it measures: the frame's width is the page's viewport.
-HARNESS = """<!doctype html><meta charset="utf-8"><body>
-<iframe width="1280" height="900" srcdoc="{page}"></iframe><iframe width="768" height="900" srcdoc="{page}"></iframe>
-<iframe width="400" height="900" srcdoc="{page}"></iframe>
-<script>
-onload = () => {{
-  const measure = frame => {{
-    const page = frame.contentDocument, root = page.documentElement;
-    const outside = [...page.body.querySelectorAll("*")].filter(e => !e.closest(".scroll") && !e.closest("svg")
-      && (e.getBoundingClientRect().right > frame.width || e.getBoundingClientRect().left < 0));
-    const words = [...page.querySelectorAll("svg.plot text")].map(e => {{
-      const box = e.getBoundingClientRect();
-      return Math.min(box.left, frame.width - box.right);
-    }});
-    return {{
-      viewport: root.clientWidth, width: root.scrollWidth, outside: outside.map(e => e.outerHTML.slice(0, 200)),
-      margin: Math.min(...words), zoom: Math.min(...[...page.querySelectorAll("svg.plot")].map(e => e.getScreenCTM().a)),
-      color: frame.contentWindow.getComputedStyle(page.querySelector("svg.plot text")).fill,
-      images: page.querySelectorAll("svg.cutout image").length,
-    }};
-  }};
-  document.body.replaceChildren(JSON.stringify([...document.querySelectorAll("iframe")].map(measure)));
-}};
-</script>"""
-
-
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on PATH")
 def test_layout_fits_a_desktop_and_a_phone(data, tmp_path: Path):
     long = {"a fact without any space": "x" * 300, **data.facts}
     page = render(dataclasses.replace(data, title="GaMPEN_" * 12, facts=long))
-    (tmp_path / "harness.html").write_text(HARNESS.format(page=html.escape(page)), encoding="utf-8")
-    output = subprocess.run(
-        [CHROMIUM, *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "harness.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-    measurements = json.loads(html.unescape(re.search(r"<body>(.*)</body>", output, re.DOTALL)[1]))
-    for measured, width in zip(measurements, (1280, 768, 400), strict=True):
+    for measured, width in zip(layouts(page, tmp_path), (1280, 768, 400), strict=True):
         assert measured["width"] == measured["viewport"] == width
         assert measured["outside"] == []
         assert measured["margin"] >= 0
