@@ -101,9 +101,13 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     check_catalog(config)
     if config.catalog_format == "hats":
         check_hats(config.dataset, [])
-    for field in ("split", "estimate"):
-        if getattr(config, field):
-            raise UserError(f"{field}: {getattr(config, field)} cannot be had with a footprint; leave it out")
+    if config.split:
+        raise UserError(f"split: {config.split} cannot be had with a footprint; leave it out")
+    if config.estimate:
+        raise UserError(
+            "estimate: needs stored cutouts, not a footprint; `ingest` a sample of the catalogue with the footprint as images, "
+            "and estimate on that dataset"
+        )
     images = bundle.images
     if images.noise_planes:
         raise UserError(

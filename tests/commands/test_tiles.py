@@ -138,6 +138,7 @@ def test_an_interrupted_job_ends_as_an_unbroken_one(
     [
         ({"catalog": ""}, "catalog: is missing; with a footprint"),
         ({"split": "test"}, "split: test cannot be had with a footprint"),
+        ({"estimate": True}, "estimate: needs stored cutouts, not a footprint; `ingest` a sample of the catalogue"),
         ({"file_template": "{object_id}.fits"}, "file_template: has no effect with a footprint"),
     ],
 )
