@@ -3,10 +3,11 @@
 Shape legend: D targets, H x W pixels, G grid points.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gampen_ray.posterior.mixture import Mixture
 
@@ -25,7 +26,7 @@ def corner(
     posterior: Mixture,
     galaxy: int = 0,
     *,
-    truth: Sequence[float] | None = None,
+    truth: ArrayLike | None = None,
     labels: Mapping[str, str] | None = None,
     figure: Any = None,
 ) -> tuple[Any, np.ndarray]:
@@ -51,6 +52,7 @@ def corner(
     """
     from matplotlib import pyplot as plt
 
+    truth_D = None if truth is None else np.asarray(truth)
     one, targets = posterior[galaxy : galaxy + 1], list(posterior.targets)
     figure = figure or plt.figure(figsize=(2.1 * len(targets), 2.1 * len(targets)))
     axes_DD = np.full((len(targets), len(targets)), None, dtype=object)
@@ -68,10 +70,10 @@ def corner(
                 _contours(axes, grids[j], grids[i], one.joint_density(j, i, grids[j], grids[i])[0])
                 axes.set_ylim(*grids[i][[0, -1]])
             axes.set_xlim(*grids[j][[0, -1]])
-            if truth is not None:
-                axes.axvline(truth[j], color=_TRUTH, linewidth=1)
+            if truth_D is not None:
+                axes.axvline(truth_D[j], color=_TRUTH, linewidth=1)
                 if i > j:
-                    axes.axhline(truth[i], color=_TRUTH, linewidth=1)
+                    axes.axhline(truth_D[i], color=_TRUTH, linewidth=1)
             axes.tick_params(labelbottom=i == len(targets) - 1, labelleft=j == 0 and i > 0, length=2, labelsize=8)
             axes.locator_params(nbins=3)
             axes.spines[:].set_color(_EDGE)

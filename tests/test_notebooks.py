@@ -22,10 +22,21 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert any(stored)
     assert "/home/" not in path.read_text()
     assert "/tmp/" not in path.read_text()
-    client = NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
+    execute(book, tmp_path)
     now = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
     assert [_kinds(outputs) for outputs in now] == [_kinds(outputs) for outputs in stored]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_does_not_ask_for_widgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    cell = nbformat.v4.new_code_cell("import gampen_ray.engine.search, gampen_ray.engine.train_workers")
+    execute(nbformat.v4.new_notebook(cells=[cell]), tmp_path)
+    assert cell.outputs == []
+
+
+def execute(book: nbformat.NotebookNode, folder: Path) -> None:
+    NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
 
 
 def _kinds(outputs: list[nbformat.NotebookNode]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
@@ -37,7 +38,9 @@ def test_a_joint_density_has_its_marginals_and_its_draws(posterior: Mixture) -> 
 
 
 def test_a_corner_plot_has_the_marginals_the_pairs_and_the_truth(posterior: Mixture) -> None:
-    figure, axes_DD = gampen_ray.plot.corner(posterior, 1, truth=[50.0, 0.4], labels={"flux": "F"})
+    figure, axes_DD = gampen_ray.plot.corner(
+        posterior, 1, truth=pd.Series({"flux": 50.0, "concentration": 0.4}), labels={"flux": "F"}
+    )
     assert axes_DD.shape == (2, 2)
     assert axes_DD[0, 1] is None
     assert [axes.get_xlabel() for axes in axes_DD[1]] == ["F", "concentration"]

@@ -67,7 +67,6 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
     import numpy as np
 
     from gampen_ray.data import shards
-    from gampen_ray.data.gampen_labels import Label
     from gampen_ray.data.target_columns import convert_targets, wanted_columns
     from gampen_ray.data.tiles import planning as plans
     from gampen_ray.data.tiles import units as tile_units
@@ -82,9 +81,7 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
         dec_column=config.dec_column,
         position_unit=config.position_unit,
         columns=tuple(wanted_columns(config.targets)),
-        optional=tuple(
-            {*config.targets, *(Label.parse(name).quantity for name in config.targets)} - set(wanted_columns(config.targets))
-        ),
+        every=True,
         quarantine=folder.path(shards.QUARANTINE),
     )
     found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_shard)
@@ -111,9 +108,13 @@ def read(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo") -> "Row
     read: dict[str, Any] = {name: np.concatenate([rows[name] for rows in batches]) for name in batches[0]}
     reasons, sources = read.pop("reason").astype(object), read.pop("source")
     units = read_unit(part.unit).schema
-    columns: dict[str, Any] = {
-        name: values if name == "image" else pa.chunked_array([pa.array(values)]) for name, values in read.items()
-    }
+
+    def column(name: str, values: np.ndarray) -> pa.ChunkedArray:
+        # Of the type in the plan: integers of which some are missing are numbers with NaN here.
+        kind = units.field(name).type if name in units.names else None
+        return pa.chunked_array([pa.array(values, kind, from_pandas=kind is not None and pa.types.is_integer(kind))])
+
+    columns: dict[str, Any] = {name: values if name == "image" else column(name, values) for name, values in read.items()}
     labels = [pa.field(name, columns[name].type, metadata=units.field(name).metadata) for name in units.names]
     table = pa.table([columns[field.name] for field in labels], schema=pa.schema(labels))
     convert_targets(config, table, columns, reasons, info.zero_point_mag)

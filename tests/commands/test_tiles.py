@@ -180,6 +180,10 @@ def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(
     labels = catalog_.append_column("flux", pa.array(flux_N)).append_column(
         radius, pa.array(np.linspace(-0.1, 2, len(catalog_)))
     )
+    # Others are kept, as from cutouts, in the type that they have where none is missing.
+    count = len(catalog_)
+    labels = labels.append_column("visits", pa.array([None if i % 3 == 0 and i > 40 else i for i in range(count)]))
+    labels = labels.append_column("note", pa.array([f"n{i}" for i in range(count)]))
     pq.write_table(labels, tmp_path / "labels.parquet")
     how: dict[str, Any] = {"images": str(root / "footprint"), "output": str(tmp_path / "d"), "cutout_size": SIZE}
     how |= {"targets": ("flux", "effective_radius_arcsec"), "reader": ReaderConfig(nan_policy="zero", bands=("r",))}
@@ -197,6 +201,10 @@ def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(
     expected = set(catalog(output)["object_id"].to_pylist()) - set(np.flatnonzero(np.linspace(-0.1, 2, len(catalog_)) <= 0))
     assert set(stored["object_id"].to_pylist()) == expected
     np.testing.assert_allclose(stored["flux"].to_numpy(), flux_N[stored["object_id"].to_numpy()])
+    assert stored.schema.field("visits").type == pa.int64()
+    for row in stored.select(["object_id", "visits", "note"]).to_pylist():
+        i = row["object_id"]
+        assert row == {"object_id": i, "visits": None if i % 3 == 0 and i > 40 else i, "note": f"n{i}"}
     row = stored.slice(10, 1)
     left, first = (int(first_pixels(row[axis].to_numpy(), SIZE)[0]) for axis in ("x", "y"))
     image_HW, bad_HW = sky.pixels[row["tile"][0].as_py(), "r"]

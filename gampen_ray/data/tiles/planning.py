@@ -89,6 +89,8 @@ class Planning:
         Other columns of the catalogue that are kept; the latter where they are there.
     quarantine
         Folder of the sources without a tile; empty: that of the plan.
+    every
+        Whether all other columns of the catalogue are kept.
     only
         Numbers of the tiles of a sample, whose plan leaves out all sources of other tiles and those without; None: all tiles.
     """
@@ -105,6 +107,7 @@ class Planning:
     columns: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     quarantine: str = ""
+    every: bool = False
     only: tuple[int, ...] | None = None
 
     def quarantine_uri(self, name: str) -> str:
@@ -120,7 +123,7 @@ class Planning:
         """Return whether a column of the catalogue is used: it may have a thousand."""
         own = {self.id_column, self.ra_column, self.dec_column, *self.columns, *self.optional}
         usual = {name for pair in positions.USUAL_NAMES for name in pair}
-        return column in own or column.lower() in usual.union(self.selection.footprint.info.primary_columns)
+        return self.every or column in own or column.lower() in usual.union(self.selection.footprint.info.primary_columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,9 @@ def assign_batch(batch: Batch, planning: Planning) -> dict[int, int]:
     good = good[np.argsort(found.tile_N[good], kind="stable")]
     own: dict[str, Any] = {"object_id": ids, "ra": sky.ra_N, "dec": sky.dec_N, TILE: planning.selection.names[found.tile_N]}
     own |= {"x": found.x_N, "y": found.y_N, _NUMBER: found.tile_N.astype(np.int32)}
-    kept = [*planning.columns, *(name for name in planning.optional if name in table.column_names and name not in _OWN)]
+    others = table.column_names if planning.every else planning.optional
+    skipped = {*_OWN, planning.id_column, *planning.columns, *(set(others) - set(table.column_names))}
+    kept = [*planning.columns, *(name for name in others if name not in skipped and name.lower() not in _OWN)]
     rows = pa.table(own)
     for name in kept:
         # With its unit.
