@@ -4,6 +4,7 @@ Shape legend: N galaxies, M held-out galaxies, Q plain numbers (`gampen_ray.mode
 """
 
 import dataclasses
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ __all__ = ["Ranges"]
 
 _TAIL = 0.001
 """Share of the held-out galaxies beyond each end of a range."""
+_LARGEST_TAIL = 0.25
 _ROUNDING = 1e-4
 """How far beyond an end, relative to 1 + its size, a number may lie: sums of pixels differ between machines."""
 
@@ -25,7 +27,7 @@ class Ranges:
     Parameters
     ----------
     low_QC, high_QC
-        Ends: the 0.1 % and 99.9 % quantiles of the held-out galaxies; of fewer than a thousand, nearly the extremes.
+        Ends: the 0.1 % and 99.9 % quantiles of the held-out galaxies.
     """
 
     low_QC: np.ndarray
@@ -37,8 +39,17 @@ class Ranges:
 
     @classmethod
     def fit(cls, numbers_MQC: np.ndarray) -> "Ranges":
-        """Return the ranges of held-out galaxies, at least one, whose numbers are finite."""
-        low_QC, high_QC = np.quantile(numbers_MQC.astype(np.float64), [_TAIL, 1 - _TAIL], axis=0)
+        """Return the ranges of held-out galaxies, at least one, whose numbers are finite.
+
+        Fewer than a thousand do not reach the quantiles: their extremes lie too near to the median by a factor, for which that
+        of a normal distribution is taken.
+        """
+        # Share of galaxies beyond the extremes of so few.
+        tail = min(1 / (len(numbers_MQC) + 1), _LARGEST_TAIL)
+        factor = max(1.0, NormalDist().inv_cdf(_TAIL) / NormalDist().inv_cdf(tail))
+        level = _TAIL if factor == 1 else 0.0
+        low_QC, middle_QC, high_QC = np.quantile(numbers_MQC.astype(np.float64), [level, 0.5, 1 - level], axis=0)
+        low_QC, high_QC = (middle_QC + factor * (end_QC - middle_QC) for end_QC in (low_QC, high_QC))
         return cls(low_QC=low_QC, high_QC=high_QC)
 
     def outside(self, numbers_NQC: np.ndarray) -> np.ndarray:

@@ -16,12 +16,22 @@ from tests.networks import bundle, galaxies
 
 
 def test_ranges_are_two_sided_quantiles() -> None:
-    held_out = np.linspace(0, 1, 1001)[:, None, None] * np.ones((1, 2, 1))
+    held_out = np.linspace(0, 1, 9999)[:, None, None] * np.ones((1, 2, 1))
     ranges = Ranges.fit(held_out)
-    np.testing.assert_allclose([ranges.low_QC[0, 0], ranges.high_QC[0, 0]], [0.001, 0.999])
-    assert ranges.outside(held_out).mean(axis=0).tolist() == pytest.approx([2 / 1001] * 2)
+    np.testing.assert_allclose([ranges.low_QC[0, 0], ranges.high_QC[0, 0]], [0.001, 0.999], atol=2e-4)
+    assert ranges.outside(held_out).mean(axis=0).tolist() == pytest.approx([2e-3] * 2, rel=0.3)
     numbers = np.array([[0.5, 0.5], [-0.1, 0.5], [0.5, 1.1], [np.nan, np.inf]])[..., None]
     assert ranges.outside(numbers).tolist() == [[False, False], [True, False], [False, True], [True, True]]
+
+
+@pytest.mark.parametrize("count", [20, 36, 150, 600, 5000])
+def test_ranges_of_a_small_validation_split_are_not_too_narrow(count: int) -> None:
+    rng = np.random.default_rng(count)
+    shares = [Ranges.fit(rng.normal(size=(count, 8, 1))).outside(rng.normal(size=(500, 8, 1))).mean() for _ in range(40)]
+    # With the extremes, 5 % for 36 galaxies.
+    assert np.mean(shares) < 0.01
+    same = Ranges.fit(np.zeros((count, 2, 1)))
+    assert same.outside(np.array([[[0.0], [0.0]], [[0.0], [0.1]]])).tolist() == [[False, False], [False, True]]
 
 
 def test_one_band_out_of_range_suffices() -> None:
