@@ -105,6 +105,8 @@ class InferConfig(CatalogConfig):
 
 
 def _then(run: Mapping[str, str]) -> str:
+    if run["estimate"] == "True":
+        return ""
     # Without mixtures there is nothing to evaluate.
     mixture = run["posterior"] == "mixture"
     return f"evaluate --catalog {run['output']} --output EVALUATION" if mixture else f"view {run['output']}"
