@@ -19,6 +19,7 @@ from gampen_ray.data.readers import read_cutout
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.simulation.psf import StampPsf
+from gampen_ray.simulation.render import Psf
 
 STAMP = 61
 """Side of the stars' images, pixels."""
@@ -38,7 +39,7 @@ class Cutout:
     """(H, W), the galaxy near the centre."""
     sigma: np.ndarray
     """(H, W), infinite where a pixel is not to be fitted."""
-    psf: StampPsf
+    psf: Psf
     pixel_scale_arcsec: float
 
 
@@ -87,11 +88,32 @@ def background(image: np.ndarray) -> tuple[float, float]:
     return level, sigma
 
 
+def smoothed(image: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image after a Gaussian of 1.5 pixels, and where it is above the noise."""
+    smooth = ndimage.gaussian_filter(image, 1.5)
+    return smooth, smooth > _DETECTION_SIGMA * noise / (2 * math.sqrt(math.pi) * 1.5)
+
+
+def others(image: np.ndarray, noise: float) -> np.ndarray:
+    """Return which pixels belong to other sources than that nearest to the middle; blends are parted at saddles (watershed)."""
+    smooth, found = smoothed(image, noise)
+    peak = found & (smooth == ndimage.maximum_filter(smooth, 7))
+    marker = np.zeros(image.shape, np.int32)
+    y, x = np.nonzero(peak)
+    marker[y, x] = np.arange(1, len(y) + 1)
+    if len(y) < 2:
+        return np.zeros(image.shape, bool)
+    own = 1 + np.argmin((y - (image.shape[0] - 1) / 2) ** 2 + (x - (image.shape[1] - 1) / 2) ** 2)
+    # In steps of the logarithm, as the watershed needs integers.
+    depth = np.log(np.maximum(smooth, 0.1 * noise) / (0.1 * noise))
+    basin = ndimage.watershed_ift((65535 * (1 - depth / depth.max())).astype(np.uint16), marker)
+    return found & (basin != own)
+
+
 def detected(image: np.ndarray, noise: float, half: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Return the sources far from the edges (place, flux, width, whether isolated), and the image of their labels."""
-    smooth = ndimage.gaussian_filter(image, 1.5)
+    smooth, found_pixels = smoothed(image, noise)
     label = np.zeros(image.shape, np.int32)
-    found_pixels = smooth > _DETECTION_SIGMA * noise / (2 * math.sqrt(math.pi) * 1.5)
     number = int(typing.cast(Any, ndimage.label(found_pixels, output=label)))
     found = ndimage.find_objects(label)
     flux = ndimage.sum_labels(image, label, np.arange(number + 1))

@@ -46,6 +46,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.prior import Prior
 from gampen_ray.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Bundle:
         Detects unusual images; None in bundles that were imported, or made before it was stored.
     ranges
         Of what is measured in held-out cutouts; None as for ``novelty``.
+    prior
+        Of the targets in training, for `gampen_ray.posterior.mixture.Mixture.reweight`; None as for ``novelty``.
     """
 
     network: Network
@@ -88,6 +91,7 @@ class Bundle:
     provenance: dict[str, Any]
     novelty: OutOfDistribution | None = None
     ranges: Ranges | None = None
+    prior: Prior | None = None
 
     def predict(
         self,
@@ -232,6 +236,7 @@ class Bundle:
             "calibration": self.calibration.to_dict(),
             "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
             "ranges": self.ranges.to_dict() if self.ranges else None,
+            "prior": self.prior.to_dict() if self.prior else None,
             "metrics": self.metrics,
             "provenance": self.provenance,
         }
@@ -301,7 +306,7 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     described = documents.parsed(Description, files[DESCRIPTION], where, REMEDY)
     with documents.refused(where, REMEDY):
         config = build(NetworkConfig, described.network, recorded=True)
-        targets, images, calibration, ranges = _parts(described)
+        targets, images, calibration, ranges, prior = _parts(described)
         # Allocates no memory: the weights are assigned.
         with without_weights():
             network = Network.of(config, images, len(targets))
@@ -321,19 +326,21 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
         provenance=described.provenance,
         novelty=novelty,
         ranges=ranges,
+        prior=prior,
     )
 
 
-def _parts(described: Description) -> tuple[TargetSchema, ImagePreprocessing, Calibration, Ranges | None]:
+def _parts(described: Description) -> tuple[TargetSchema, ImagePreprocessing, Calibration, Ranges | None, Prior | None]:
     # What bundle.json describes; a ValueError where the parts do not fit.
     targets, images = TargetSchema(described.targets), described.images
     calibration = Calibration.from_dict(vars(described.calibration))
     ranges = Ranges.from_dict(vars(described.ranges)) if described.ranges else None
+    prior = Prior.from_dict(vars(described.prior), targets) if described.prior else None
     if len(calibration.scale_DB) != len(targets):
         raise ValueError(f"calibration: there are {len(calibration.scale_DB)} rows of factors for {len(targets)} targets")
     if ranges and ranges.low_QC.shape[1] != len(images.bands):
         raise ValueError(f"ranges: there are {ranges.low_QC.shape[1]} columns for {len(images.bands)} bands")
-    return targets, images, calibration, ranges
+    return targets, images, calibration, ranges, prior
 
 
 def bundle_digest(uri: str, public_key: str = "") -> str:

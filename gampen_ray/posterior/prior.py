@@ -13,11 +13,12 @@ from scipy.special import ndtr, ndtri
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import Target, TargetSchema
 
-__all__ = ["Prior"]
+__all__ = ["FEWEST", "Prior"]
 
-_BINS, _FEWEST = 64, 100
-# Galaxies in the bin at each end.
-_IN_TAIL = 25
+FEWEST = 100
+"""Galaxies of which a prior is made, at least."""
+# In the bin at each end are 25 galaxies.
+_BINS, _IN_TAIL = 64, 25
 # Scores of the Gaussian copula stay within 3.7 sigma, and of two targets that determine each other neither is left out.
 _TAIL, _SHRINK = 1e-4, 1e-3
 
@@ -79,10 +80,10 @@ class Prior:
             If there are fewer than 100 galaxies, or a value is outside its transform's domain.
         """
         values_ND = np.asarray(values_ND, np.float64)
-        if values_ND.ndim != 2 or values_ND.shape[1] != len(targets) or len(values_ND) < _FEWEST:
+        if values_ND.ndim != 2 or values_ND.shape[1] != len(targets) or len(values_ND) < FEWEST:
             raise UserError(
                 f"prior: the values have the shape {values_ND.shape}; give {len(targets)} columns, "
-                f"{', '.join(targets.names)}, of at least {_FEWEST} galaxies"
+                f"{', '.join(targets.names)}, of at least {FEWEST} galaxies"
             )
         targets.standardise(values_ND)
         edges, masses = [], []
