@@ -133,11 +133,11 @@ def prior_of(bundle: Bundle) -> Any:
 def compared(truth_B: np.ndarray, draw_SB: np.ndarray, naive_B: np.ndarray) -> dict[str, Any]:
     """Return the results of both methods, and their deviations from the truth in units of the hierarchical errors."""
     mean_B, error_B = draw_SB.mean(axis=0), draw_SB.std(axis=0)
-    covariance_BB, rows = np.cov(draw_SB, rowvar=False), slice(None)
+    off_SB, rows = draw_SB - mean_B, slice(None)
     if np.allclose(draw_SB.sum(axis=1), 1):
         # Shares add up to 1: the last one is no measurement of its own.
         rows = slice(len(truth_B) - 1)
-    inverse = np.linalg.inv(covariance_BB[rows, rows])
+    inverse = np.linalg.pinv((off_SB.T @ off_SB / len(draw_SB))[rows, rows])
 
     def chi2(value_B: np.ndarray) -> float:
         off_B = (value_B - truth_B)[rows]

@@ -4,9 +4,9 @@
 
 Fits are given what surveys have, and more: the true PSF, the true noise of each pixel, and the right model (bulge and disk with
 Sersic indices 4 and 1, begun twice, at B/T of 0.2 and 0.7; the better fit counts). The single Sersic profile is the wrong model
-that is used most. Pixels of other sources are left out, with blends parted at saddles; sources are not fitted together. A fit's
-error is that of its linearised least squares. The bundle is given the image and its conditions. Prints JSON, with a row for
-each bin, method and target; a table goes to standard error.
+that is used most. Pixels to which other sources add light are left out, where that is seen; these are not fitted with the
+galaxy. A fit's error is that of its linearised least squares. The bundle is given the image and its conditions. Prints JSON,
+with a row for each bin, method and target; a table goes to standard error.
 """
 
 import argparse

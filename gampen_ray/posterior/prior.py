@@ -99,7 +99,10 @@ class Prior:
             edges.append(edge_B)
             masses.append(np.histogram(u_N, edge_B)[0] / len(u_N))
         independent = cls(targets=targets, edges=tuple(edges), masses=tuple(masses), correlation_DD=np.eye(len(targets)))
-        matrix = np.atleast_2d(np.corrcoef(independent._scores(values_ND), rowvar=False))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # Scores that are all the same, as of values that differ within the clip alone, go with nothing.
+            matrix = np.nan_to_num(np.atleast_2d(np.corrcoef(independent._scores(values_ND), rowvar=False)))
+        np.fill_diagonal(matrix, 1.0)
         matrix = (1 - _SHRINK) * matrix + _SHRINK * np.eye(len(targets))
         return dataclasses.replace(independent, correlation_DD=matrix)
 
