@@ -2,9 +2,9 @@
 
 The population's share of cell b is theta_b, and within a cell it is like the training. Galaxy n, whose posterior puts P_nb into
 the cell where the training's prior has p_b, has the likelihood sum_b theta_b P_nb / p_b (Hogg, Myers & Bovy 2010, ApJ 725,
-2166, eq. 9): the training's prior is divided out, and the widths of the posteriors are taken off. Cells as small as the
+2166): the training's prior is divided out, and the widths of the posteriors are taken off. Cells as small as the
 posteriors would fit noise, so ln(theta / p) has a Gaussian process as its prior (Foreman-Mackey, Hogg & Morton 2014, ApJ 795,
-64, sec. 4). Its posterior is drawn from by Hamiltonian Monte Carlo (Neal 2011, Handbook of Markov Chain Monte Carlo, ch. 5), in
+64). Its posterior is drawn from by Hamiltonian Monte Carlo (Neal 2011, Handbook of Markov Chain Monte Carlo, ch. 5), in
 coordinates in which it is a standard normal if it is Gaussian about its maximum.
 Shape legend: N galaxies, B cells, S draws, V values of the process in independent coordinates.
 """

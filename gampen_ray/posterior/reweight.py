@@ -1,7 +1,7 @@
 """Posteriors under another prior than that of the training, by importance weights on draws.
 
 A posterior is the likelihood times the training's prior. Under another prior it is the same posterior times the ratio of both
-priors, which weights its draws (Hogg, Myers & Bovy 2010, ApJ 725, 2166, eq. 6): no image is needed again.
+priors, which weights its draws (Hogg, Myers & Bovy 2010, ApJ 725, 2166): no image is needed again.
 Shape legend: N galaxies, S draws a galaxy, D targets, Q quantile levels.
 """
 
