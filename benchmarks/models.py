@@ -29,6 +29,7 @@ from gampen_ray.config.parts import NUM_PASSES
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import CHECKSUMS, bundle_digest, load_bundle
 from gampen_ray.inference.card import CARD, Card
+from gampen_ray.training.run import training_prior
 
 RECIPE = "recipe.toml"
 MAX_BYTES = 5_000_000
@@ -102,8 +103,10 @@ def make(recipe: Recipe, work: Path) -> Path:
     gampen_ray.simulate(output=data, **recipe.simulate)
     gampen_ray.simulate(output=test, **recipe.simulate | recipe.test)
     trained = gampen_ray.train(dataset=data, output=run, **recipe.train)
-    if not Path(bundle, CHECKSUMS).exists():
-        dataclasses.replace(trained, provenance=_relative(trained.provenance, work)).save(bundle)
+    if not Path(bundle, CHECKSUMS).exists() or load_bundle(bundle).prior is None:
+        # Trainings of earlier versions have none.
+        prior = trained.prior or training_prior(data, trained.targets)
+        dataclasses.replace(trained, provenance=_relative(trained.provenance, work), prior=prior).save(bundle)
     # All splits: none of them was trained on.
     gampen_ray.infer(bundle=bundle, dataset=test, output=catalog, num_passes=recipe.num_passes, posterior="mixture")
     evaluation = gampen_ray.evaluate(catalog=catalog, output=evaluated)

@@ -19,12 +19,15 @@ from gampen_ray.data.readers import read_cutout
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.simulation.psf import StampPsf
+from gampen_ray.simulation.render import Psf
 
 STAMP = 61
 """Side of the stars' images, pixels."""
 SURVEY_PIXELS = {"kids": 0.2, "sdss": 0.339}
 """Folders of the pairs, and their pixels in arcsec."""
 _DETECTION_SIGMA, _ISOLATION = 3.0, 0.05
+# Of sources, before they are detected, pixels.
+_SMOOTHING = 1.5
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ class Cutout:
     """(H, W), the galaxy near the centre."""
     sigma: np.ndarray
     """(H, W), infinite where a pixel is not to be fitted."""
-    psf: StampPsf
+    psf: Psf
     pixel_scale_arcsec: float
 
 
@@ -87,11 +90,33 @@ def background(image: np.ndarray) -> tuple[float, float]:
     return level, sigma
 
 
+def others(image: np.ndarray, noise: float) -> np.ndarray:
+    """Return which pixels other sources add light to: those that are brighter than their mirror images through the centre.
+
+    Profiles have no odd part. A pixel is taken where the difference is above 5 sigma and a fifth of the mirror's light, and not
+    within 3 pixels of the centre; with those within 2 pixels of it.
+    """
+    smooth = ndimage.gaussian_filter(image, _SMOOTHING)
+    y, x = (np.arange(side) - 0.5 * (side - 1) for side in image.shape)
+    row, column = np.unravel_index(np.argmax(np.where(np.hypot(y[:, None], x) < 4, smooth, -np.inf)), image.shape)
+    y0, x0 = y[row] + _summit(smooth[row - 1 : row + 2, column]), x[column] + _summit(smooth[row, column - 1 : column + 2])
+    mirror = np.maximum(ndimage.shift(smooth[::-1, ::-1], (2 * y0, 2 * x0)), 0)
+    limit = np.maximum(5 * math.sqrt(2) * noise / (2 * math.sqrt(math.pi) * _SMOOTHING), 0.2 * mirror)
+    found = (smooth - mirror > limit) & (np.hypot(y[:, None] - y0, x - x0) > 3)
+    return ndimage.binary_dilation(found, iterations=2)
+
+
+def _summit(three: np.ndarray) -> float:
+    """Return where a Gaussian through three values is highest, pixels from the middle one, at most half a pixel."""
+    left, middle, right = np.log(np.maximum(three, 1e-3 * abs(three).max()))
+    return float(np.clip(0.5 * (left - right) / min(left - 2 * middle + right, -1e-9), -0.5, 0.5))
+
+
 def detected(image: np.ndarray, noise: float, half: int) -> tuple[list[dict[str, Any]], np.ndarray]:
     """Return the sources far from the edges (place, flux, width, whether isolated), and the image of their labels."""
-    smooth = ndimage.gaussian_filter(image, 1.5)
+    smooth = ndimage.gaussian_filter(image, _SMOOTHING)
     label = np.zeros(image.shape, np.int32)
-    found_pixels = smooth > _DETECTION_SIGMA * noise / (2 * math.sqrt(math.pi) * 1.5)
+    found_pixels = smooth > _DETECTION_SIGMA * noise / (2 * math.sqrt(math.pi) * _SMOOTHING)
     number = int(typing.cast(Any, ndimage.label(found_pixels, output=label)))
     found = ndimage.find_objects(label)
     flux = ndimage.sum_labels(image, label, np.arange(number + 1))

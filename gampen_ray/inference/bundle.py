@@ -49,6 +49,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.prior import Prior
 from gampen_ray.run_folder import RUN_FILE
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ class Bundle:
         Of what is measured in held-out cutouts; None as for ``novelty``.
     known_conditions
         Of training galaxies; None as for ``novelty``, or if the network takes no conditions.
+    prior
+        Of the targets in training, for `gampen_ray.posterior.mixture.Mixture.reweight`; None as for ``novelty``.
     """
 
     network: Network
@@ -94,6 +97,7 @@ class Bundle:
     novelty: OutOfDistribution | None = None
     ranges: Ranges | None = None
     known_conditions: KnownConditions | None = None
+    prior: Prior | None = None
 
     def predict(
         self,
@@ -242,6 +246,7 @@ class Bundle:
             "calibration": self.calibration.to_dict(),
             "novelty": {"threshold": self.novelty.threshold} if self.novelty else None,
             "ranges": self.ranges.to_dict() if self.ranges else None,
+            "prior": self.prior.to_dict() if self.prior else None,
             "metrics": self.metrics,
             "provenance": self.provenance,
         }
@@ -314,7 +319,7 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     described = documents.parsed(Description, files[DESCRIPTION], where, REMEDY)
     with documents.refused(where, REMEDY):
         config = build(NetworkConfig, described.network, recorded=True)
-        targets, images, calibration, ranges = _parts(described)
+        targets, images, calibration, ranges, prior = _parts(described)
         # Allocates no memory: the weights are assigned.
         with without_weights():
             network = Network.of(config, images, len(targets))
@@ -340,19 +345,21 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
         novelty=novelty,
         ranges=ranges,
         known_conditions=known,
+        prior=prior,
     )
 
 
-def _parts(described: Description) -> tuple[TargetSchema, ImagePreprocessing, Calibration, Ranges | None]:
+def _parts(described: Description) -> tuple[TargetSchema, ImagePreprocessing, Calibration, Ranges | None, Prior | None]:
     # What bundle.json describes; a ValueError where the parts do not fit.
     targets, images = TargetSchema(described.targets), described.images
     calibration = Calibration.from_dict(vars(described.calibration))
     ranges = Ranges.from_dict(vars(described.ranges)) if described.ranges else None
+    prior = Prior.from_dict(vars(described.prior), targets) if described.prior else None
     if len(calibration.scale_DB) != len(targets):
         raise ValueError(f"calibration: there are {len(calibration.scale_DB)} rows of factors for {len(targets)} targets")
     if ranges and ranges.low_QC.shape[1] != len(images.bands):
         raise ValueError(f"ranges: there are {ranges.low_QC.shape[1]} columns for {len(images.bands)} bands")
-    return targets, images, calibration, ranges
+    return targets, images, calibration, ranges, prior
 
 
 def bundle_digest(uri: str, public_key: str = "") -> str:

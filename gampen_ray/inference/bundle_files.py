@@ -138,6 +138,13 @@ class _Ends:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Histograms:
+    edges: _Table
+    masses: _Table
+    correlation: _Table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
     """The content of ``bundle.json``; see `gampen_ray.inference.bundle.Bundle`."""
 
@@ -150,6 +157,7 @@ class Description:
     calibration: _Knots
     novelty: _Threshold | None = None
     ranges: _Ends | None = None
+    prior: _Histograms | None = None
     metrics: Annotated[dict[str, Any], documents.holds(_Metrics)]
     provenance: Annotated[dict[str, Any], documents.holds(_Provenance)]
 

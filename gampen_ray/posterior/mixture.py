@@ -18,6 +18,7 @@ from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.modes import mixture_mode
 from gampen_ray.posterior.moments import Moments, correlation_from_covariance, physical_moments
 from gampen_ray.posterior.quantiles import mixture_cdf, mixture_quantile
+from gampen_ray.posterior.reweight import Density, Reweighted, reweight
 from gampen_ray.posterior.summary import summary_table
 
 # Galaxies per chunk: bounds memory and keeps temporaries in cache, without effect on results.
@@ -262,6 +263,12 @@ class Mixture:
             exponent = residual.unflatten(1, centre.shape[1:3]).sum(2).mul_(-0.5).add_(log_norm)
             pieces.append(torch.logsumexp(exponent, 1) - math.log(self.num_passes))
         return torch.cat(pieces).cpu().numpy()
+
+    def reweight(
+        self, new: Density, training: Density, *, num_draws: int = 1000, seed: int | np.random.Generator = 0
+    ) -> Reweighted:
+        """Return the posteriors under another prior than that of the training; see `gampen_ray.posterior.reweight`."""
+        return reweight(self.sample(num_draws, seed), new, training)
 
     def to_table(self) -> pa.Table:
         """Return the summary columns of the catalogue as a table; see `gampen_ray.posterior.summary`."""

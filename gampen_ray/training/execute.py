@@ -29,7 +29,7 @@ from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
 from gampen_ray.training.history import finite, write_history
 from gampen_ray.training.loop import fit
-from gampen_ray.training.run import Run, build_network
+from gampen_ray.training.run import Run, build_network, training_prior
 from gampen_ray.training.worker import Plan, Worker, one_sweep
 
 BUNDLE = "bundle"
@@ -93,7 +93,13 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     calibration, metrics = judged(run, mixture, truths_ND, seeds, finite(history), crop)
     metrics["val_without_posterior"] = {"count": len(unusable), "object_id": unusable[:_NAMED]}
     bundle = dataclasses.replace(
-        bundle, network=bundle.network.cpu(), calibration=calibration, metrics=metrics, novelty=novelty, ranges=ranges
+        bundle,
+        network=bundle.network.cpu(),
+        calibration=calibration,
+        metrics=metrics,
+        novelty=novelty,
+        ranges=ranges,
+        prior=training_prior(config.dataset, run.targets),
     )
     write_history(config.output, history)
     bundle.save(storage.join(config.output, BUNDLE))

@@ -22,6 +22,7 @@ from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.model.images import Condition, ImagePreprocessing, Inputs, Matched
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.prior import FEWEST, Prior
 from gampen_ray.training.batches import Batch
 from gampen_ray.training.fine_tune import Start, start_from
 from gampen_ray.training.order import Order
@@ -279,6 +280,13 @@ def column_values(dataset: str, split: str, names: Sequence[str], info: shards.D
     """Return the values of columns of a split, N x number of names."""
     tables = [shards.read_shard(uri, list(names), info=info) for uri in shards.shard_uris(dataset, split)]
     return np.concatenate([np.stack([table[name].to_numpy() for name in names], axis=1) for table in tables])
+
+
+def training_prior(dataset: str, targets: TargetSchema) -> Prior | None:
+    """Return the distribution of the targets in the training split of a dataset; None if it is too small for one."""
+    info = shards.read_dataset_info(dataset)
+    values_ND = column_values(dataset, "train", targets.names, info)
+    return Prior.fit(values_ND, targets) if len(values_ND) >= FEWEST else None
 
 
 def build_network(run: Run) -> Network:

@@ -1,5 +1,6 @@
 """The benchmarks that measure a bundle run, on a few galaxies and a bundle that has learned nothing."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,12 +17,15 @@ from gampen_ray.model.images import Condition, ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
+from gampen_ray.posterior.prior import Prior
 from gampen_ray.simulation.psf import MoffatPsf
 from gampen_ray.simulation.render import render
 from gampen_ray.simulation.scene import galaxy_of, simulate
 from gampen_ray.simulation.surveys import SURVEYS
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import population
+import profile_fitting
 import real_cutouts
 import real_galaxies
 import seeds
@@ -130,3 +134,84 @@ def test_tiles_are_cut_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = tiles.rate(tmp_path, 24)
     assert found["cutouts_per_s"] > 0
     assert 0 < found["share_of_decompression"] < 2
+
+
+def test_population(
+    bundle_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"made_by": {"survey": "kids-r", "scene": {}, "cutout_size": SIZE}, "survey": "kids-r"}
+    bundle, rng = load_bundle(bundle_uri), np.random.default_rng(0)
+    flux = SURVEY.flux(rng.uniform(16, 23, 5_000))
+    values_ND = np.stack([rng.beta(0.8, 0.8, 5_000), np.exp(rng.uniform(-1.3, 0.2, 5_000)), flux], axis=1)
+    values_ND = values_ND[
+        :, [("bulge_to_total", "effective_radius_arcsec", "flux").index(name) for name in bundle.targets.names]
+    ]
+    bundle = dataclasses.replace(bundle, prior=Prior.fit(values_ND, bundle.targets), provenance={"dataset": made})
+    bundle.save(str(tmp_path / "bundle"))
+    monkeypatch.setattr(population, "MIN_GALAXIES", 1)
+    arguments = [str(tmp_path / "work"), "--bundle", str(tmp_path / "bundle"), "--num-galaxies", "20", "--num-passes", "2"]
+    for _ in range(2):
+        # The second time from the folder.
+        population.main(population.parsed([*arguments, "--limits", "24"]))
+        result = json.loads(capsys.readouterr().out)["limits"]["24"]
+        assert result["num_galaxies"] == 20
+        found = result["bulge_to_total"]
+        assert sum(found["hierarchical"]) == pytest.approx(1)
+        assert sum(found["truth"]) == pytest.approx(1)
+        assert found["degrees_of_freedom"] == 6
+        assert len(result["size_luminosity"]["scatter"]["truth"]) == len(result["size_luminosity"]["bins"])
+    assert len(list((tmp_path / "work").iterdir())) == 1
+
+
+def test_deviations_are_in_units_of_the_errors() -> None:
+    draws = np.random.default_rng(0).multivariate_normal([1.0, 2.0], [[0.04, 0.03], [0.03, 0.09]], 200_000)
+    found = population.compared(np.array([1.2, 2.0]), draws, np.array([1.0, 2.9]))
+    assert found["hierarchical_pull"] == pytest.approx([-1, 0], abs=0.02)
+    assert found["naive_pull"] == pytest.approx([-1, 3], abs=0.03)
+    assert found["hierarchical_chi2"] == pytest.approx(0.04 * 0.09 / (0.04 * 0.09 - 0.03**2), rel=0.02)
+    # Shares, of which the last is known from the others.
+    share = np.stack([draws[:, 0] / 10, 1 - draws[:, 0] / 10], axis=1)
+    assert population.compared(np.array([0.12, 0.88]), share, np.array([0.1, 0.9]))["naive_chi2"] == pytest.approx(1, rel=0.02)
+
+
+def test_pixels_of_other_sources_are_left_out_of_a_fit() -> None:
+    y, x = np.mgrid[:41, :41] - 20
+    own, other = (100 * np.exp(-((x - dx) ** 2 + y**2) / 2 / 2.5**2) for dx in (0, 11))
+    image = own + other + np.random.default_rng(0).normal(0, 0.5, own.shape)
+    masked = real_cutouts.others(image, 0.5)
+    assert masked[20, 31]
+    assert not masked[20, 22]
+    assert not masked[20, :20].any()
+    assert not real_cutouts.others(own, 0.5).any()
+
+
+def test_profile_fits_are_judged_by_their_errors() -> None:
+    rng, count = np.random.default_rng(1), 4000
+    truth_ND = np.stack([np.full(count, 1e4), np.full(count, 0.8), np.full(count, 0.4)], axis=1)
+    error_ND = truth_ND * [0.02, 0.05, 0.1]
+    value_ND = truth_ND + 2 * error_ND * rng.standard_normal((count, 3))
+    result = (value_ND, np.stack([value_ND - error_ND, value_ND + error_ND], axis=1), error_ND, 0.1)
+    rows = profile_fitting.judged(result, truth_ND, error_ND, np.arange(count))
+    assert [row["target"] for row in rows] == ["ln flux", "ln effective_radius_arcsec", "bulge_to_total"]
+    for row, scatter in zip(rows, (0.04, 0.1, 0.08), strict=True):
+        assert row["scatter"] == pytest.approx(scatter, rel=0.06)
+        assert row["stated_error"] == pytest.approx(scatter / 2, rel=0.03)
+        assert row["pull_scatter"] == pytest.approx(2, rel=0.06)
+        assert row["coverage_68"] == pytest.approx(0.383, abs=0.03)
+    # A single Sersic profile has no B/T.
+    value_ND[:, 2] = np.nan
+    assert len(profile_fitting.judged(result, truth_ND, error_ND, np.arange(count))) == 2
+    columns = simulate(SURVEY, cutout_size=SIZE, seed=0, start=0, stop=2)
+    cutout = profile_fitting.cutout_of({name: column[0] for name, column in columns.items()}, SURVEY)
+    assert cutout.image.shape == cutout.sigma.shape == (SIZE, SIZE)
+    (value_ND, interval_N2D, _, seconds) = profile_fitting.fits(
+        [cutout], lambda one: profile_fitting.fit_model(one, 0.3, single=False)
+    )
+    assert (interval_N2D[:, 0] <= value_ND).all()
+    assert seconds > 0
+    assert set(profile_fitting.bins({"neighbour_flux_fraction": np.array([0, 0.5]), "magnitude": np.array([17.0, 17.0])})) == {
+        "16-18 isolated",
+        "all isolated",
+        "16-18 neighbours",
+        "all neighbours",
+    }

@@ -19,6 +19,7 @@ from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import Condition
+from gampen_ray.posterior.prior import Prior
 from gampen_ray.reports.card import card_text
 from gampen_ray.storage import write_json
 from tests.fuzz.mutations import damaged, document
@@ -86,7 +87,9 @@ def _bundle(with_numbers: bool) -> Bundle:
         "dataset": {"survey": "none", "num_rows": {"train": 40}, "made_by": {"scene": {"size": 20}}},
         "train": to_dict(train_config("d", "o")),
     }
-    return dataclasses.replace(made, novelty=novelty, ranges=Ranges.fit(numbers_NQC), provenance=provenance)
+    values_ND = np.stack([galaxies(100)[name] for name in made.targets.names], axis=1)
+    prior = Prior.fit(values_ND, made.targets)
+    return dataclasses.replace(made, novelty=novelty, ranges=Ranges.fit(numbers_NQC), prior=prior, provenance=provenance)
 
 
 _CONTENT: dict[bool, dict[str, bytes]] = {}

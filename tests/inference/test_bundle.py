@@ -17,6 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
+from gampen_ray.posterior.prior import Prior
 from tests.networks import NETWORK, bundle, galaxies
 
 
@@ -117,6 +118,37 @@ def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
     del description["novelty"]
     write_description(saved, description)
     assert load_bundle(str(saved)).novelty is None
+
+
+def with_prior() -> Bundle:
+    columns, made = galaxies(200), bundle()
+    values_ND = np.stack([columns[name] for name in made.targets.names], axis=1)
+    return dataclasses.replace(made, prior=Prior.fit(values_ND, made.targets))
+
+
+def test_the_prior_of_the_training_is_kept(saved: Path) -> None:
+    with_prior().save(str(saved))
+    loaded, kept = load_bundle(str(saved)), with_prior().prior
+    assert loaded.prior and kept
+    drawn = kept.sample(50, 0)
+    np.testing.assert_array_equal(loaded.prior.log_density(drawn), kept.log_density(drawn))
+    posterior = loaded.predict(galaxies(3)["image"], num_passes=2)
+    np.testing.assert_allclose(
+        posterior.reweight(loaded.prior.log_density, loaded.prior.log_density, num_draws=200).effective_size_N,
+        [(np.isfinite(kept.log_density(draws))).sum() for draws in posterior.sample(200, 0)],
+    )
+    description = json.loads((saved / "bundle.json").read_text())
+    for change, message in (
+        ({"masses": [[1.0], [1.0]]}, "prior: flux has .* ends of 1 bins"),
+        ({"edges": "none"}, "prior.edges: 'none' is not allowed"),
+    ):
+        write_description(saved, description | {"prior": description["prior"] | change})
+        with pytest.raises(UserError, match=rf"bundle: .*/bundle.json is damaged: {message}.*; copy the bundle again"):
+            load_bundle(str(saved))
+    # As in bundles made before it was stored.
+    del description["prior"]
+    write_description(saved, description)
+    assert load_bundle(str(saved)).prior is None
 
 
 def write_description(saved: Path, description: dict) -> None:

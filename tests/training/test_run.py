@@ -20,7 +20,7 @@ from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.training.execute import execute, log_verdicts, warn_of_unusable
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import prepare, sample_images, with_config
+from gampen_ray.training.run import prepare, sample_images, training_prior, with_config
 from gampen_ray.training.worker import one_sweep
 from tests.networks import NETWORK, PLAIN, SIZE, TARGETS, bundle, dataset, galaxies, numbers_config, train_config
 
@@ -191,6 +191,16 @@ def test_crop_and_verdicts_of_a_training_are_kept(data: str, tmp_path: Path) -> 
     metrics = load_bundle(str(output)).metrics
     assert set(metrics["verdicts"]) == {"training", "crop", "coverage", "seeds"}
     assert metrics["crop"]["num_galaxies"] == 60
+
+
+def test_the_prior_of_the_training_is_that_of_its_split(data: str, tmp_path: Path) -> None:
+    bundle = load_bundle(str(trained(train_config(data, str(tmp_path / "run")))))
+    values_ND = np.stack([galaxies(160)[name] for name in TARGETS], axis=1)
+    assert bundle.prior
+    np.testing.assert_array_equal(bundle.prior.edges[0][[0, -1]], np.log([values_ND[:, 0].min(), values_ND[:, 0].max()]))
+    assert np.isfinite(bundle.prior.log_density(values_ND)).all()
+    # Of too few galaxies there is none.
+    assert training_prior(dataset(str(tmp_path / "few"), {"train": 99, "val": 60}), bundle.targets) is None
 
 
 @pytest.mark.parametrize(
