@@ -31,6 +31,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.predictor import Prediction
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.simulation.psf import StampPsf
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ def compared(
     """Return a row for each galaxy: posterior, fit, their pull, and flags."""
     rows = []
     for cutout in cutouts:
+        assert isinstance(cutout.psf, StampPsf)
         sizes = resampled_sizes(bundle, cutout.psf.stamp[None], cutout.pixel_scale_arcsec)
         columns = {name: np.full(1, np.nan) for name in bundle.images.condition_names} | sizes
         columns["image"] = cutout.image[None, None].astype(np.float32)

@@ -101,7 +101,8 @@ def rotation_stability(
     noise = None if noise_planes is None else turned(np.asarray(noise_planes, dtype=np.float32))
     repeated = {name: np.tile(value_N, num_angles - 1) for name, value_N in conditions.items()}
     # Interpolated noise is unusual, whatever the galaxies are.
-    others = bundle.predict(turned(image_NCHW), noise_planes=noise, conditions=repeated, **options | {"warn": False})
+    options["warn"] = False
+    others = bundle.predict(turned(image_NCHW), noise_planes=noise, conditions=repeated, **options)
     mixture = Mixture.concatenate([unrotated, others])
 
     def by_galaxy(values: np.ndarray) -> np.ndarray:
