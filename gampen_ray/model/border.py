@@ -4,6 +4,7 @@ Shape legend: N galaxies, C bands, H x W pixels, B pixels of the border.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ _FAR, _SQUARE = 4, 4
 _BRIGHTEST = 1e14
 """Signal to noise at which pixels saturate: their squares are finite in float32."""
 _LEAST_VARIANCE = 1e-6
+# Side of the windows whose means show sources, pixels.
+_WINDOW = 5
 
 
 def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,17 +45,22 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class BorderNoise(NamedTuple):
-    """Noise of the pixels of images, N x C: standard deviation, flux units, and correlation of neighbours."""
+    """Noise of the pixels of images, N x C: standard deviation, flux units, and correlation of neighbours.
+
+    The correlation is that of all pixels, which networks are given, and that of blank ones, which flags look at.
+    """
 
     sigma_NC: torch.Tensor
     correlation_NC: torch.Tensor
+    blank_correlation_NC: torch.Tensor
 
 
 def border_noise(images_NCHW: torch.Tensor) -> BorderNoise:
     """Return the noise in the border of images in flux units with their sky."""
     sky_NC, sigma_NC = local_sky(images_NCHW)
     tiny = torch.finfo(torch.float32).tiny
-    return BorderNoise(sigma_NC, noise_correlation(over_noise(images_NCHW - sky_NC[..., None, None], sigma_NC.clamp(min=tiny))))
+    signal_NCHW = over_noise(images_NCHW - sky_NC[..., None, None], sigma_NC.clamp(min=tiny))
+    return BorderNoise(sigma_NC, noise_correlation(signal_NCHW), noise_correlation(signal_NCHW, blank=True))
 
 
 def _border(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -89,24 +97,44 @@ def stray_light(signal_NCHW: torch.Tensor) -> torch.Tensor:
     return torch.log1p((border_NCB * (border_NCB > _CLIP)).sum(2) / math.sqrt(border_NCB.shape[2]))
 
 
-def noise_correlation(signal_NCHW: torch.Tensor) -> torch.Tensor:
+def noise_correlation(signal_NCHW: torch.Tensor, *, blank: bool = False) -> torch.Tensor:
     """Return the correlation of horizontally and vertically neighbouring pixels of the border, N x C; 0 without noise.
 
     It is one minus the ratio of the variances of differences between neighbours and between pixels four apart: light that
     varies slowly has no part in it. Differences beyond 3 sigma are left out.
+
+    Parameters
+    ----------
+    signal_NCHW
+        From `over_noise`, without the sky.
+    blank
+        Whether pixels with light of sources are left out too, whose slopes pass for correlated noise.
     """
     b, far = _border_width(signal_NCHW), min(_FAR, min(signal_NCHW.shape[-2:]) - 1)
+    usable_NCHW = _without_sources(signal_NCHW) if blank else torch.ones_like(signal_NCHW, dtype=torch.bool)
+
+    def pairs(values_NCHW: torch.Tensor, lag: int, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        # All four strips with their corners, so that it is the same for a turned image.
+        rows, columns = (values_NCHW[..., :b, :], values_NCHW[..., -b:, :]), (values_NCHW[..., :b], values_NCHW[..., -b:])
+        parts = [join(strip[..., lag:], strip[..., :-lag]) for strip in rows]
+        return _joined((*parts, *(join(strip[..., lag:, :], strip[..., :-lag, :]) for strip in columns)))
 
     def variance(lag: int) -> torch.Tensor:
-        # All four strips with their corners, so that it is the same for a turned image.
-        rows = (strip[..., lag:] - strip[..., :-lag] for strip in (signal_NCHW[..., :b, :], signal_NCHW[..., -b:, :]))
-        columns = (strip[..., lag:, :] - strip[..., :-lag, :] for strip in (signal_NCHW[..., :b], signal_NCHW[..., -b:]))
-        square_NCB = _joined((*rows, *columns)) ** 2
+        square_NCB, usable_NCB = pairs(signal_NCHW, lag, torch.sub) ** 2, pairs(usable_NCHW, lag, torch.logical_and)
         # That of independent pixels, whose noise is one.
         variance_NC1 = torch.full_like(square_NCB[..., :1], 2.0)
         for _ in range(_CLIP_STEPS):
-            kept_NCB = square_NCB <= _CLIP**2 * variance_NC1
+            kept_NCB = usable_NCB & (square_NCB <= _CLIP**2 * variance_NC1)
             variance_NC1 = (square_NCB * kept_NCB).sum(2, keepdim=True) / kept_NCB.sum(2, keepdim=True).clamp(min=1)
         return variance_NC1[..., 0]
 
     return 1 - (variance(1) + _LEAST_VARIANCE) / (variance(far) + _LEAST_VARIANCE)
+
+
+def _without_sources(signal_NCHW: torch.Tensor) -> torch.Tensor:
+    # Where the mean over a window does not stand out among those of the border, whose scatter says how noise is correlated.
+    mean_NCHW = F.avg_pool2d(signal_NCHW, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
+    border_NCB = _joined(_border(mean_NCHW))
+    middle_NC1 = border_NCB.median(dim=2, keepdim=True).values
+    scatter_NC1 = 1.4826 * (border_NCB - middle_NC1).abs().median(dim=2, keepdim=True).values
+    return mean_NCHW <= (middle_NC1 + _CLIP * scatter_NC1)[..., None]

@@ -305,8 +305,9 @@ class ImagePreprocessing:
             sigma_NCHW = _resampled_noise(sigma_NCHW, zoom) / zoom
         images_NCHW = factor * images_NCHW.float()
         # The light of a pixel falls with its area, its independent noise with its side.
-        sigma_NC, correlation_NC = border_noise(images_NCHW)
-        return Matched(resample(images_NCHW, zoom) / zoom**2, BorderNoise(sigma_NC / zoom, correlation_NC), sigma_NCHW)
+        noise = border_noise(images_NCHW)
+        noise = noise._replace(sigma_NC=noise.sigma_NC / zoom)
+        return Matched(resample(images_NCHW, zoom) / zoom**2, noise, sigma_NCHW)
 
     def zoom(self, pixel_scale_arcsec: float | None) -> float:
         """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""

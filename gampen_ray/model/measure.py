@@ -82,7 +82,7 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
         A flux, about the noise of a pixel, relative to which the noise is given.
     """
     height, width = images_NCHW.shape[-2:]
-    sigma_NC, correlation_NC = noise if isinstance(noise, BorderNoise) else (noise, None)
+    sigma_NC, correlation_NC = noise[:2] if isinstance(noise, BorderNoise) else (noise, None)
     sigma_NC = sigma_NC.clamp(min=_LEAST * unit)
     signal_NCHW = over_noise(images_NCHW.float(), sigma_NC)
     correlation_NC = noise_correlation(signal_NCHW) if correlation_NC is None else correlation_NC
@@ -162,7 +162,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     * ``brightness``: flux in the largest window with light of the galaxy, log
     * ``size``: half-light radius over the image's side, log, of all bands together
     * ``constant``: share of pixels exactly equal to their right neighbour, or upper one if that is more
-    * ``correlation``: of the noise of neighbouring pixels of the border
+    * ``correlation``: of the noise of neighbouring pixels of the border, where no source is
     * ``stray_light``: sum x of the border's squares of 4 x 4 pixels above 3 sigma, over the noise of that sum, log(1 + x)
     * ``zeros``: share of pixels that are exactly zero
 
@@ -197,7 +197,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
         torch.log((light_NC / unit).clamp(min=_LEAST)),
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
-        noise.correlation_NC if noise else noise_correlation(signal_NCHW),
+        noise.blank_correlation_NC if noise else noise_correlation(signal_NCHW, blank=True),
         stray_light(signal_NCHW),
         (images_NCHW == 0).float().mean((2, 3)),
     ]
