@@ -242,3 +242,11 @@ def test_a_dry_run_finds_mistakes_and_other_runs(tmp_path: Path, capsys: pytest.
     assert "already holds other files" in capsys.readouterr().err
     assert cli.main(["describe", "builtin:kids-r", "--dry-run"]) == 2
     assert "--dry-run: unknown flag" in capsys.readouterr().err
+
+
+def test_the_next_command_is_one_for_what_was_written() -> None:
+    following = load_verbs()["infer"].following
+    run = {"output": "o", "posterior": "summary", "estimate": False}
+    assert following(run) == "gampen-ray view o"
+    assert following(run | {"posterior": "mixture"}) == "gampen-ray evaluate --catalog o --output EVALUATION"
+    assert following(run | {"estimate": True}) == ""

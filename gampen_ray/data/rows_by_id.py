@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from gampen_ray import storage
-from gampen_ray.data import shards
+from gampen_ray.data import shard_index, shards
 
 __all__ = ["Found", "RowsById"]
 
@@ -53,7 +53,7 @@ class RowsById:
     """
 
     def __init__(self, dataset: str, split: str = "") -> None:
-        self.info = shards.read_dataset_info(dataset)
+        self._dataset, self.info = dataset, shards.read_dataset_info(dataset)
         self._uris = shards.shard_uris(dataset, split)
 
     def __call__(self, id_U: pa.Array, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Found]:
@@ -83,8 +83,6 @@ class RowsById:
     def _ids(self) -> list[tuple[pa.ChunkedArray, np.ndarray]]:
         """The identifiers of each shard, and the ends of its row groups."""
 
-        def read(uri: str) -> tuple[pa.ChunkedArray, np.ndarray]:
-            rows = shards.read_footer(uri, self.info).group_rows
-            return shards.read_shard(uri, ["object_id"])["object_id"], np.cumsum(rows)
-
-        return list(storage.read_each(read, self._uris))
+        footers = shard_index.footers(self._dataset, self._uris, self.info)
+        ids = storage.read_each(lambda uri: shards.read_shard(uri, ["object_id"])["object_id"], self._uris)
+        return [(column, np.cumsum(footer.group_rows)) for column, footer in zip(ids, footers, strict=True)]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.data.dataset_info import schema_metadata
+from gampen_ray.errors import StorageError, UserError
 
 __all__ = ["INDEX", "footers", "write_index"]
 
@@ -72,7 +73,7 @@ def _known(dataset: str, info: shards.DatasetInfo) -> dict[tuple[str, str], shar
     try:
         with storage.open_input(storage.join(dataset, INDEX)) as source:
             table = pq.read_table(source)
-    except Exception:
+    except (pa.ArrowException, OSError, UserError, StorageError):
         return {}
     if table.schema.remove_metadata() != _SCHEMA or (table.schema.metadata or {}).get(_DATASET) != _fingerprint(info):
         return {}

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,6 @@ from gampen_ray import documents, storage
 from gampen_ray.config import NetworkConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.config.parts import NUM_PASSES
-from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle_files import (
     CHECKSUMS,
@@ -39,6 +37,7 @@ from gampen_ray.inference.bundle_files import (
 from gampen_ray.inference.flags import FlagCounts
 from gampen_ray.inference.known_conditions import KnownConditions
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
+from gampen_ray.inference.pixels import plain_pixels
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.signature import check_signature
@@ -153,7 +152,7 @@ class Bundle:
             bright for the network, or if their unit, zero point or pixel scale makes no sense.
         """
         sigma = self._noise(noise_planes, images_NCHW)
-        images_NCHW, zero_point_mag = _plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
+        images_NCHW, zero_point_mag = plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
         if len(self.images.bands) == 1 and images_NCHW.ndim in (2, 3):
             images_NCHW = images_NCHW.reshape(-1, 1, *images_NCHW.shape[-2:])
         if sigma is not None:
@@ -218,7 +217,7 @@ class Bundle:
         units = [str(getattr(planes, "unit", "") or "") for planes in (noise_planes, images)]
         if units[0] not in ("", units[1]):
             raise UserError(f"noise_planes: are in {units[0]}, but the images in {units[1] or 'no unit'}; convert one of them")
-        return _plain_pixels(getattr(noise_planes, "value", noise_planes), None, None)[0]
+        return plain_pixels(getattr(noise_planes, "value", noise_planes), None, None)[0]
 
     @property
     def num_parameters(self) -> int:
@@ -261,31 +260,6 @@ class Bundle:
         files[CHECKSUMS] = checksums(files)
         for name, data in files.items():
             storage.write_bytes_atomic(storage.join(uri, name), data)
-
-
-def _plain_pixels(
-    images_NCHW: Any, zero_point_mag: float | None, pixel_scale_arcsec: float | None
-) -> tuple[np.ndarray, float | None]:
-    # Native float32 pixels, masked ones NaN, and the zero point, from the unit if they have one.
-    if pixel_scale_arcsec is not None and not 0 < pixel_scale_arcsec < math.inf:
-        raise UserError(f"pixel_scale_arcsec: {pixel_scale_arcsec:g} is no size of a pixel; give a positive number of arcsec")
-    if zero_point_mag is not None and not math.isfinite(zero_point_mag):
-        raise UserError(f"zero_point_mag: {zero_point_mag:g} is no magnitude; give the AB magnitude of one unit of flux")
-    unit = str(getattr(images_NCHW, "unit", "") or "")
-    if unit:
-        of_unit = unit_zero_point(unit, scale=pixel_scale_arcsec)
-        if of_unit is None and zero_point_mag is None:
-            raise UserError(f"images: their unit is {unit}, whose zero point is unknown; give zero_point_mag, or pixels in nJy")
-        if of_unit is not None and zero_point_mag is not None and abs(of_unit - zero_point_mag) > 0.01:
-            raise UserError(
-                f"zero_point_mag: {zero_point_mag:g} is given, but the images are in {unit}, of {of_unit:.3f}; leave it out"
-            )
-        zero_point_mag = of_unit if zero_point_mag is None else zero_point_mag
-        images_NCHW = images_NCHW.value
-    if hasattr(images_NCHW, "mask"):
-        # NumPy's masked arrays, or astropy's, which are none of NumPy's.
-        images_NCHW = images_NCHW.astype(np.float32).filled(np.nan)
-    return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
 
 
 def load_bundle(uri: str, digest: str = "") -> Bundle:

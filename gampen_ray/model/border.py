@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -111,30 +112,45 @@ def noise_correlation(signal_NCHW: torch.Tensor, *, blank: bool = False) -> torc
         Whether pixels with light of sources are left out too, whose slopes pass for correlated noise.
     """
     b, far = _border_width(signal_NCHW), min(_FAR, min(signal_NCHW.shape[-2:]) - 1)
-    usable_NCHW = _without_sources(signal_NCHW) if blank else torch.ones_like(signal_NCHW, dtype=torch.bool)
+    strips = _strips(signal_NCHW, b)
+    usable = _without_sources(signal_NCHW, b) if blank else None
 
-    def pairs(values_NCHW: torch.Tensor, lag: int, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        # All four strips with their corners, so that it is the same for a turned image.
-        rows, columns = (values_NCHW[..., :b, :], values_NCHW[..., -b:, :]), (values_NCHW[..., :b], values_NCHW[..., -b:])
-        parts = [join(strip[..., lag:], strip[..., :-lag]) for strip in rows]
-        return _joined((*parts, *(join(strip[..., lag:, :], strip[..., :-lag, :]) for strip in columns)))
+    def pairs(
+        strips: tuple[torch.Tensor, ...], lag: int, join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        parts = [join(strip[..., lag:], strip[..., :-lag]) for strip in strips[:2]]
+        return _joined((*parts, *(join(strip[..., lag:, :], strip[..., :-lag, :]) for strip in strips[2:])))
 
     def variance(lag: int) -> torch.Tensor:
-        square_NCB, usable_NCB = pairs(signal_NCHW, lag, torch.sub) ** 2, pairs(usable_NCHW, lag, torch.logical_and)
+        square_NCB = pairs(strips, lag, torch.sub) ** 2
+        usable_NCB = True if usable is None else pairs(usable, lag, torch.logical_and)
         # That of independent pixels, whose noise is one.
         variance_NC1 = torch.full_like(square_NCB[..., :1], 2.0)
         for _ in range(_CLIP_STEPS):
-            kept_NCB = usable_NCB & (square_NCB <= _CLIP**2 * variance_NC1)
+            kept_NCB = (square_NCB <= _CLIP**2 * variance_NC1) & usable_NCB
             variance_NC1 = (square_NCB * kept_NCB).sum(2, keepdim=True) / kept_NCB.sum(2, keepdim=True).clamp(min=1)
         return variance_NC1[..., 0]
 
     return 1 - (variance(1) + _LEAST_VARIANCE) / (variance(far) + _LEAST_VARIANCE)
 
 
-def _without_sources(signal_NCHW: torch.Tensor) -> torch.Tensor:
-    # Where the mean over a window does not stand out among those of the border, whose scatter says how noise is correlated.
-    mean_NCHW = F.avg_pool2d(signal_NCHW, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
-    border_NCB = _joined(_border(mean_NCHW))
+def _strips(values_NCHW: torch.Tensor, width: int) -> tuple[torch.Tensor, ...]:
+    # Top, bottom, left and right, all with their corners: the same pairs of pixels for a turned image.
+    return values_NCHW[..., :width, :], values_NCHW[..., -width:, :], values_NCHW[..., :width], values_NCHW[..., -width:]
+
+
+def _without_sources(signal_NCHW: torch.Tensor, b: int) -> tuple[torch.Tensor, ...]:
+    # In the strips, where the mean over a window does not stand out among those of the border, whose scatter says how noise is
+    # correlated.
+    half, means = _WINDOW // 2, []
+    for strip, window in zip(
+        _strips(signal_NCHW, b + half), (np.s_[..., :b, :], np.s_[..., -b:, :], np.s_[..., :b], np.s_[..., -b:]), strict=True
+    ):
+        for kernel, padding in (((_WINDOW, 1), (half, 0)), ((1, _WINDOW), (0, half))):
+            strip = F.avg_pool2d(strip, kernel, 1, padding, count_include_pad=False)
+        means.append(strip[window])
+    top, bottom, left, right = means
+    border_NCB = _joined((top, bottom, left[..., b:-b, :], right[..., b:-b, :]))
     middle_NC1 = border_NCB.median(dim=2, keepdim=True).values
     scatter_NC1 = 1.4826 * (border_NCB - middle_NC1).abs().median(dim=2, keepdim=True).values
-    return mean_NCHW <= (middle_NC1 + _CLIP * scatter_NC1)[..., None]
+    return tuple(mean <= (middle_NC1 + _CLIP * scatter_NC1)[..., None] for mean in means)

@@ -6,7 +6,7 @@ Shape legend: N galaxies, D targets, M galaxies whose posteriors are kept.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from gampen_ray.posterior.calibration import JOINT, Calibration, coverage_of_ran
 from gampen_ray.posterior.local import local_coverage, terms
 from gampen_ray.posterior.mixture import Mixture, log_slope
 from gampen_ray.posterior.ranks import coverage_ribbon, joint_density, rosenblatt, uniformity
-from gampen_ray.posterior.scores import crps, energy_score
+from gampen_ray.posterior.scores import Score, crps, energy_score
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.posterior.tarp import references, tarp
 from gampen_ray.posterior.threads import one_thread
@@ -170,7 +170,6 @@ def evaluate(
     inside = {name: np.abs(2 * ranks[name] - 1) for name in names} | {JOINT: joint.rank_N}
     crps_ND = {name: np.full(rank_ND.shape, np.nan) for name in ("crps", "crps_expected")}
     crps_ND["crps"][rows], crps_ND["crps_expected"][rows] = single.value, single.expected
-    summaries = {key: value.tolist() for key, value in single.summary().items()}
     given: dict[str, Any] = {"errors": {"": found.median_ND - found.truth_ND, "_sigma": found.pull_ND}, "scores": crps_ND}
     result = {
         "num_galaxies": len(rank_ND),
@@ -183,16 +182,7 @@ def evaluate(
             "num_drawn": len(rows),
             "ranks": {name: uniformity(rank_N).to_dict() for name, rank_N in ranks.items()},
             "curves": {name: _curve(inside_N) for name, inside_N in inside.items()},
-            "scores": [
-                *(
-                    {"score": "crps", "target": name} | {key: value[d] for key, value in summaries.items()}
-                    for d, name in enumerate(names)
-                ),
-                *(
-                    {"score": name, "target": JOINT} | {key: float(value) for key, value in score.summary().items()}
-                    for name, score in (("energy", energy), ("log", joint.score))
-                ),
-            ],
+            "scores": _score_rows(names, single, {"energy": energy, "log": joint.score}),
             "bins": in_bins(names, rank_ND, bins(columns), **given),
             "local": local_coverage(names, rosenblatt(some, z_MD), rank_ND[rows], term_names, term_MF),
         },
@@ -221,6 +211,17 @@ def _is_truth(value_N: np.ndarray, truth_ND: np.ndarray) -> bool:
         return False
     rank_N = rankdata(value_N[known_N])
     return any(abs(np.corrcoef(rank_N, rankdata(truth_N[known_N]))[0, 1]) > _SAME_ORDER for truth_N in truth_ND.T)
+
+
+def _score_rows(names: Sequence[str], single: Score, joint: Mapping[str, Score]) -> list[dict[str, Any]]:
+    summary = {key: value.tolist() for key, value in single.summary().items()}
+    rows = [
+        {"score": "crps", "target": name} | {key: value[d] for key, value in summary.items()} for d, name in enumerate(names)
+    ]
+    return rows + [
+        {"score": name, "target": JOINT} | {key: float(value) for key, value in score.summary().items()}
+        for name, score in joint.items()
+    ]
 
 
 def _curve(inside_N: np.ndarray) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def population(
     # Where the training had no galaxy, nothing is known of the likelihood.
     known_B = prior_B > 0
     likelihood_NB = probability_NB[:, known_B] / prior_B[known_B]
-    if nowhere := int((~(likelihood_NB > 0).any(axis=1)).sum()) or not len(mixture):
+    nowhere = int((~(likelihood_NB > 0).any(axis=1)).sum())
+    if nowhere or not len(mixture):
         raise UserError(
             f"edges: {nowhere} of {len(mixture)} galaxies have no probability in any cell of the training; widen the edges, or "
             "leave these galaxies out"

@@ -29,7 +29,7 @@ from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
 from gampen_ray.training.history import finite, write_history
 from gampen_ray.training.loop import fit
-from gampen_ray.training.run import Run, build_network, training_prior
+from gampen_ray.training.run import Run, build_network
 from gampen_ray.training.worker import Plan, Worker, one_sweep
 
 BUNDLE = "bundle"
@@ -99,7 +99,6 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         metrics=metrics,
         novelty=novelty,
         ranges=ranges,
-        prior=training_prior(config.dataset, run.targets),
     )
     write_history(config.output, history)
     bundle.save(storage.join(config.output, BUNDLE))
@@ -148,6 +147,7 @@ def trained_bundle(run: Run, weights: dict[str, torch.Tensor]) -> Bundle:
         images=run.images,
         calibration=Calibration.constant(np.ones(len(run.targets))),
         known_conditions=run.known_conditions,
+        prior=run.prior,
         metrics={},
         provenance={
             **provenance(),

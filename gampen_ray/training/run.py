@@ -47,6 +47,8 @@ class Run:
         Fitted on the training split, or taken from the bundle to start from.
     known_conditions
         Those of the training split; None: the network takes none.
+    prior
+        Of the targets in the training split; None: it is too small for one.
     start
         What fine-tuning starts from; None: the weights are random.
     splits
@@ -58,7 +60,9 @@ class Run:
     network: NetworkConfig
     targets: TargetSchema
     images: ImagePreprocessing
-    known_conditions: KnownConditions | None
+    # Two runs on one dataset have the same.
+    known_conditions: KnownConditions | None = dataclasses.field(compare=False)
+    prior: Prior | None = dataclasses.field(compare=False)
     start: Start | None
     splits: dict[str, tuple[Unit, ...]]
 
@@ -139,7 +143,7 @@ def prepare(config: TrainConfig) -> Run:
             raise UserError(f"dataset: {config.dataset} has no galaxies in split {split!r}; make it with split.{split} above 0")
     start = Start.read(config, info) if config.fine_tune.bundle else None
     columns = shards.columns(config.dataset, "train", info)
-    targets = _targets(config, info, start.targets if start else None, columns)
+    targets, prior = _targets(config, info, start.targets if start else None, columns)
     splits = {split: split_units(config.dataset, split, info) for split in ("train", "val")}
     conditions, known = _conditions(
         config, info, start.images.condition_names if start else config.conditions, columns, targets
@@ -158,6 +162,7 @@ def prepare(config: TrainConfig) -> Run:
         targets=targets,
         images=images,
         known_conditions=known,
+        prior=prior,
         start=start,
         splits=splits,
     )
@@ -244,8 +249,10 @@ def _check_network(run: Run) -> None:
         )
 
 
-def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: pa.Schema) -> TargetSchema:
-    """Return the kept schema, or one fitted on the training split; check both splits against it."""
+def _targets(
+    config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema | None, columns: pa.Schema
+) -> tuple[TargetSchema, Prior | None]:
+    """Return the kept schema, or one fitted on the training split, and the prior; check both splits against the schema."""
     names = kept.names if kept else tuple(config.targets)
     if not names:
         raise UserError("targets: none given; name at least one column of the dataset")
@@ -255,11 +262,12 @@ def _targets(config: TrainConfig, info: shards.DatasetInfo, kept: TargetSchema |
         values_ND = column_values(config.dataset, split, names, info)
         targets = kept or TargetSchema.fit(config.targets, values_ND, info.target_units)
         targets.standardise(values_ND)
+        prior = _prior(values_ND, targets)
         split = "val"
         targets.standardise(column_values(config.dataset, split, names, info))
     except UserError as error:
         raise UserError(f"dataset: {config.dataset}, split {split!r}: {error}") from None
-    return targets
+    return targets, prior
 
 
 def _check_columns(config: TrainConfig, columns: pa.Schema, fields: Sequence[str]) -> None:
@@ -284,8 +292,10 @@ def column_values(dataset: str, split: str, names: Sequence[str], info: shards.D
 
 def training_prior(dataset: str, targets: TargetSchema) -> Prior | None:
     """Return the distribution of the targets in the training split of a dataset; None if it is too small for one."""
-    info = shards.read_dataset_info(dataset)
-    values_ND = column_values(dataset, "train", targets.names, info)
+    return _prior(column_values(dataset, "train", targets.names, shards.read_dataset_info(dataset)), targets)
+
+
+def _prior(values_ND: np.ndarray, targets: TargetSchema) -> Prior | None:
     return Prior.fit(values_ND, targets) if len(values_ND) >= FEWEST else None
 
 

@@ -135,6 +135,7 @@ def scanned_run(trained: TrainConfig, bundle: Bundle) -> Run:
         targets=bundle.targets,
         images=bundle.images,
         known_conditions=bundle.known_conditions,
+        prior=bundle.prior,
         start=None,
         splits={"train": (), "val": split_units(trained.dataset, "val", info)},
     )

@@ -3,10 +3,11 @@
 Shape legend: N galaxies, M selected galaxies.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,16 +208,18 @@ def _flagged(flags_N: np.ndarray, choice: str) -> np.ndarray:
 
 
 def _metadata(uri: str) -> pq.FileMetaData:
-    try:
-        with storage.open_input(uri) as file:
-            return pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{uri} is damaged or no Parquet: {' '.join(str(error).split())}; restore the file") from None
+    with _damage_explained(uri), storage.open_input(uri) as file:
+        return pq.read_metadata(file)
 
 
 def _read(uri: str, columns: Sequence[str]) -> pa.Table:
+    with _damage_explained(uri), storage.open_input(uri) as file:
+        return pq.ParquetFile(file).read(columns=list(columns), use_threads=False)
+
+
+@contextlib.contextmanager
+def _damage_explained(uri: str) -> Iterator[None]:
     try:
-        with storage.open_input(uri) as file:
-            return pq.ParquetFile(file).read(columns=list(columns), use_threads=False)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"{uri} is damaged or no Parquet: {' '.join(str(error).split())}; restore the file") from None

@@ -20,7 +20,6 @@ from gampen_ray.catalog import single_file
 from gampen_ray.catalog.parquet import mixture_from_catalog, provenance_of
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
-from gampen_ray.commands.registry import load_verbs
 from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
 from gampen_ray.engine import cluster
@@ -347,14 +346,6 @@ def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inp
         infer(wanted)
     with pytest.raises(UserError, match=r"catalog: .*/o was made with another bundle than .*/model holds now; run infer again"):
         load_evaluated_catalog(str(tmp_path / "o"))
-
-
-def test_the_next_command_is_one_for_what_was_written() -> None:
-    following = load_verbs()["infer"].following
-    run = {"output": "o", "posterior": "summary", "estimate": False}
-    assert following(run) == "gampen-ray view o"
-    assert following(run | {"posterior": "mixture"}) == "gampen-ray evaluate --catalog o --output EVALUATION"
-    assert following(run | {"estimate": True}) == ""
 
 
 @pytest.mark.ray

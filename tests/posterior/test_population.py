@@ -106,3 +106,9 @@ def test_misuse_is_told_in_one_line(edges: dict[str, np.ndarray], message: str) 
     with pytest.raises(UserError, match=message) as caught:
         population(observed(np.full((5, 1), -40.0)), flat_prior(), edges)
     assert "\n" not in str(caught.value)
+
+
+def test_a_population_of_no_galaxies_is_refused() -> None:
+    none = Mixture(torch.zeros(0, 1, 1), torch.ones(0, 1, 1, 1), schema("a"))
+    with pytest.raises(UserError, match="edges: 0 of 0 galaxies"):
+        population(none, flat_prior(), {"a": np.linspace(-6, 6, 5)})
