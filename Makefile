@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 TOOLS := .venv/tools
 
-.PHONY: demo test fuzz kill cluster lint docs models lock audit sbom setup clean
+.PHONY: demo test fuzz kill cluster lint docs models bench lock audit sbom setup clean
 setup: .venv/.done
 
 .venv/.done: pyproject.toml constraints.txt
@@ -45,6 +45,10 @@ docs: setup
 # Trains the built-in bundles again, hours each, and resumes in models/; ARGS="--scale 0.01" is a quick try.
 models: setup
 	$(BIN)/python benchmarks/models.py models $(ARGS)
+
+# Benchmarks of cost, the quick ones; ARGS="--full --history benchmarks/history.jsonl" runs all, and keeps their ratios.
+bench: setup
+	$(BIN)/python benchmarks/suite.py $(ARGS)
 
 # The packages of the cluster's image with their hashes, of the versions that constraints.txt names.
 lock: $(TOOLS)/.done

@@ -1,9 +1,10 @@
 """What it costs to read good files in a process of their own: processor time over that of reading in the process itself.
 
-Both ways go through `gampen_ray.data.image_reading.Images`, in turn; the median of the ratios of all turns is printed.
+Both ways go through `gampen_ray.data.image_reading.Images`, in turn; prints JSON, with the median of the ratios of all turns.
 """
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=40)
     turns = parser.parse_args().turns
-    rng = np.random.default_rng(0)
+    rng, result = np.random.default_rng(0), {}
     with tempfile.TemporaryDirectory() as folder:
         for side in (64, 256):
             for compression in ("", "RICE_1"):
@@ -43,8 +44,10 @@ def main() -> None:
                     pairs.append((here, _seconds(rows)))
                 ratio = statistics.median(apart / here for here, apart in pairs)
                 best = [min(column) / _FILES * 1e3 for column in zip(*pairs, strict=True)]
-                name = f"{side} x {side} {compression or 'plain'}"
-                sys.stdout.write(f"{name}: {best[0]:.2f} ms a file here, {best[1]:.2f} apart; median ratio {ratio:.3f}\n")
+                times = {"ms_here": best[0], "ms_apart": best[1], "median_ratio": ratio}
+                result[f"{side} x {side} {compression or 'plain'}"] = times
+    json.dump(result, sys.stdout, indent=2)
+    sys.stdout.write("\n")
 
 
 def _write(uri: str, pixels_HW: np.ndarray, compression: str) -> None:

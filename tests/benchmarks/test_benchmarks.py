@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
+import population
+import profile_fitting
 import pytest
+import real_cutouts
+import real_galaxies
+import seeds
+import shifts
+import tiles
 import torch
 from astropy.io import fits
 
@@ -22,15 +28,6 @@ from gampen_ray.simulation.psf import MoffatPsf
 from gampen_ray.simulation.render import render
 from gampen_ray.simulation.scene import galaxy_of, simulate
 from gampen_ray.simulation.surveys import SURVEYS
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import population
-import profile_fitting
-import real_cutouts
-import real_galaxies
-import seeds
-import shifts
-import tiles
 
 SIZE = 40
 SURVEY = SURVEYS["kids-r"]
