@@ -3,7 +3,7 @@
 import re
 import reprlib
 
-__all__ = ["brief", "counted", "printable", "redacted"]
+__all__ = ["brief", "counted", "printable", "redacted", "rounded"]
 
 # The part of a URI before the host, and the value of a parameter that is named like a secret.
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#\"'\\]+@", re.IGNORECASE)
@@ -37,6 +37,11 @@ def printable(text: str, lines: bool = False) -> str:
 def counted(count: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: ``"no galaxy"``, ``"1 galaxy"``, ``"2,000 galaxies"``; an empty plural has an s."""
     return f"{count or 'no'} {noun}" if count in (0, 1) else f"{count:,} {plural or noun + 's'}"
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """Return a number of so many significant digits as a reader writes it: 1,010 and not 1.01e+03."""
+    return f"{float(f'{value:.{digits}g}'):,.12g}"
 
 
 def brief(value: object) -> str:

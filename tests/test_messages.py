@@ -13,7 +13,7 @@ from gampen_ray import cli, storage
 from gampen_ray.config import TrainConfig
 from gampen_ray.config.base import build, to_dict
 from gampen_ray.errors import UserError
-from gampen_ray.messages import printable, redacted
+from gampen_ray.messages import printable, redacted, rounded
 from gampen_ray.progress import Progress
 
 SECRET = "hunter2"
@@ -102,3 +102,8 @@ def test_escape_sequences_do_not_reach_the_terminal(
         progress.advance(1, HOSTILE)
     assert "owned" in terminal.getvalue()
     assert terminal.getvalue().replace("\r\x1b[K", "").replace("\n", "").isprintable()
+
+
+def test_rounded_numbers_have_no_exponents() -> None:
+    assert [rounded(value) for value in (1009.6, 0.0123456, 3.0, 1234567.0)] == ["1,010", "0.0123", "3", "1,230,000"]
+    assert rounded(1009.6, 5) == "1,009.6"

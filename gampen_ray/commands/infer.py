@@ -20,7 +20,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
 from gampen_ray.config.inputs import CatalogConfig
 from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
-from gampen_ray.messages import counted
+from gampen_ray.messages import counted, rounded
 
 if TYPE_CHECKING:
     from gampen_ray.catalog.prediction import UnitPredictor
@@ -291,8 +291,8 @@ def _predict_all(
     )
     measured = rates.to_dict()
     if measured:
-        speed = measured["galaxies_per_second"]
-        logger.info("without %.0f s of start-up: %.4g galaxies/s, %s", measured["startup_seconds"], speed, rates.text())
+        speed = rounded(measured["galaxies_per_second"], 4)
+        logger.info("without %.0f s of start-up: %s galaxies/s, %s", measured["startup_seconds"], speed, rates.text())
     return measured, total
 
 
@@ -354,15 +354,15 @@ def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Sourc
             f"estimate: no galaxy of {config.dataset} was predicted in {_ESTIMATE_SECONDS:g} s; give smaller --num-passes"
         )
     result = extrapolate(measured, total, config.estimate_workers or workers.count)
-    speed = measured["galaxies_per_second"]
-    logger.info("measured with %s workers: %.4g galaxies/s, %s", workers.count, speed, rates.text())
+    speed = rounded(measured["galaxies_per_second"], 4)
+    logger.info("measured with %s workers: %s galaxies/s, %s", workers.count, speed, rates.text())
     logger.info(
-        "estimate for %s galaxies and %s workers: %.3g galaxies/s, %.3g hours, %.3g GPU-hours, catalogue of %.3g GB",
+        "estimate for %s galaxies and %s workers: %s galaxies/s, %s hours, %s GPU-hours, catalogue of %s GB",
         f"{total:,}",
         result["workers"],
-        result["galaxies_per_second"],
-        result["hours"],
-        result["gpu_hours"],
-        result["output_bytes"] / 1e9,
+        rounded(result["galaxies_per_second"]),
+        rounded(result["hours"]),
+        rounded(result["gpu_hours"]),
+        rounded(result["output_bytes"] / 1e9),
     )
     return {"measured": measured, "estimate": result}

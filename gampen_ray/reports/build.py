@@ -14,7 +14,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.inference.rotation import RotationStability, rotation_stability
-from gampen_ray.messages import counted
+from gampen_ray.messages import counted, rounded
 from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.progress import Phase
 from gampen_ray.reports.card import training_text
@@ -114,7 +114,7 @@ def _range(scales: list[float]) -> str:
 
 def _speed(rates: dict[str, Any]) -> dict[str, str]:
     # A run that found all of its work done has none.
-    return {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
+    return {"inference": f"{rounded(rates['galaxies_per_second'])} galaxies/s on {rates['workers']} workers"} if rates else {}
 
 
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray, side_N: np.ndarray) -> list[Example]:
@@ -156,8 +156,6 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
 def _facts(judged: EvaluatedCatalog, evaluation: dict[str, Any]) -> dict[str, str]:
     manifest, inference, rates = judged.manifest, judged.manifest["config"], judged.manifest["rates"]
     info = shards.read_dataset_info(inference["dataset"]) if judged.has_cutouts else None
-    # A run that had nothing left to predict has no rates.
-    speed = {"inference": f"{rates['galaxies_per_second']:,.3g} galaxies/s on {rates['workers']} workers"} if rates else {}
     return {
         "dataset": inference["dataset"] + (f" ({info.survey or 'survey unknown'}, {', '.join(info.bands)})" if info else ""),
         **{name: evaluation[name] for name in ("truth", "where") if evaluation.get(name)},
@@ -170,7 +168,7 @@ def _facts(judged: EvaluatedCatalog, evaluation: dict[str, Any]) -> dict[str, st
         "likelihood": judged.bundle.config.likelihood,
         "Monte Carlo dropout": f"{inference['num_passes']} passes at rate {judged.bundle.config.backbone.dropout_rate:g}",
         "calibration factors": "; ".join(_range(scales) for scales in judged.bundle.calibration.scale_DB.tolist()),
-        **speed,
+        **_speed(rates),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["provenance"].items() if k not in ("date", "git_revision")),
         "git revision": manifest["provenance"]["git_revision"] or "unknown",
     }
