@@ -18,7 +18,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.inputs import CatalogConfig
+from gampen_ray.config.inputs import CatalogConfig, TilesConfig
 from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
 from gampen_ray.messages import counted
 
@@ -44,7 +44,7 @@ _COUNTERS = {
 
 
 @config_class
-class InferConfig(CatalogConfig):
+class InferConfig(CatalogConfig, TilesConfig):
     """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
 
     bundle: str
@@ -53,9 +53,6 @@ class InferConfig(CatalogConfig):
     """What to predict: a dataset of cutout shards, images as `ingest` takes them, such as a folder of cutouts, or a footprint,
     from whose tiles the sources of a catalogue are cut; local or s3:// URI. For images, a catalogue gives identifiers,
     positions and conditions."""
-    max_beyond: int = pydantic.Field(default=0, ge=0)
-    """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
-    a flag; sources nearer to the edge go to quarantine."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     require_signature: str = ""
@@ -190,6 +187,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.sources import open_source
 
+    config.refuse_without_footprint()
     source, units = open_source(
         config.dataset,
         split=config.split,

@@ -98,7 +98,7 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.cutouts import side_at_scale
     from gampen_ray.data.sources import Source
-    from gampen_ray.data.tiles.footprint import Footprint
+    from gampen_ray.data.tiles.planning import selected
     from gampen_ray.data.tiles.reading import TileReader
 
     check_catalog(config)
@@ -112,10 +112,10 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
             f"bundle: {config.bundle} takes noise planes, which are not cut from tiles; give cutouts that have them, not a "
             "footprint"
         )
-    info = Footprint(config.dataset).info
-    size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
+    scale_arcsec = selected(config.dataset, images.bands, config.align).pixel_scale_arcsec
+    size = side_at_scale(images.size, images.pixel_scale_arcsec, scale_arcsec)
     how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
-    tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)
+    tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, align=config.align, **how)
     source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     return source, []
@@ -192,6 +192,7 @@ def _planning(config: "InferConfig", source: "Source", output: str, quarantine: 
         size=source.tiles.size,
         output=output,
         max_beyond=config.max_beyond,
+        align=config.align,
         id_column=config.id_column,
         ra_column=config.ra_column,
         dec_column=config.dec_column,

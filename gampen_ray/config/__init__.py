@@ -4,7 +4,7 @@ The config of any other verb is beside its function in `gampen_ray.commands`. Th
 states the unit and the meaning of a sentinel value.
 """
 
-from gampen_ray.config.inputs import CatalogConfig, CutoutsConfig, ReaderConfig, SplitConfig
+from gampen_ray.config.inputs import CatalogConfig, CutoutsConfig, ReaderConfig, SplitConfig, TilesConfig
 from gampen_ray.config.parts import (
     ActorResources,
     BackboneConfig,
@@ -45,6 +45,7 @@ __all__ = [
     "SplitConfig",
     "TargetConfig",
     "TaskResources",
+    "TilesConfig",
     "TrainConfig",
     "TrainResources",
     "Transform",

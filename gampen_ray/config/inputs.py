@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 import pydantic
 
-from gampen_ray.config.base import Needs, config_class, default
+from gampen_ray.config.base import Needs, config_class, default, fields
 from gampen_ray.errors import UserError
 
 NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
@@ -144,6 +144,25 @@ class CatalogConfig:
     those looked at before the work; if more are, nothing is read."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
+
+
+@config_class
+class TilesConfig:
+    """How galaxies are cut from the tiles of a footprint."""
+
+    max_beyond: int = pydantic.Field(default=0, ge=0)
+    """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
+    a flag; sources nearer to the edge go to quarantine."""
+    align: bool = False
+    """With a footprint whose tiles have bands on different grids: resample the other bands of each cutout onto the pixels of
+    the first band, with a flag. By a Lanczos kernel of order 3, flux conserved; a pixel without a value takes those from its
+    neighbours to which it contributes. Left out: such tiles are not used."""
+
+    def refuse_without_footprint(self) -> None:
+        """Raise a `UserError` if a field is given that has an effect with a footprint alone."""
+        for name in fields(TilesConfig):
+            if getattr(self, name) != getattr(TilesConfig(), name):
+                raise UserError(f"{name}: has an effect with a footprint alone; leave it out")
 
 
 @config_class

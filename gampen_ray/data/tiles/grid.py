@@ -146,6 +146,13 @@ class Grid:
         right, top = self.width - 0.5, self.height - 0.5
         return bool(np.hypot(x_4 - [-0.5, right, right, -0.5], y_4 - [-0.5, -0.5, top, top]).max() < _SAME_PIXELS)
 
+    def overlaps(self, other: "Grid") -> bool:
+        """Return whether the rectangle about another grid's pixels, along the sides of this one, overlaps it."""
+        x_4, y_4 = self.pixels(*other.corners)
+        inside = ((at_4.min(), at_4.max(), side) for at_4, side in ((x_4, self.width), (y_4, self.height)))
+        # False where the projection has no such position: NaN.
+        return all(low < side - 0.5 and high > -0.5 for low, high, side in inside)
+
     def __str__(self) -> str:
         ra, dec = self.sky([(self.width - 1) / 2], [(self.height - 1) / 2])
         size = f"{self.width} x {self.height} pixels of {self.pixel_scale_arcsec:.4g} arcsec"
