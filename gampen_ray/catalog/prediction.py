@@ -21,7 +21,7 @@ from gampen_ray.catalog.completeness import id_sum
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
 from gampen_ray.data import shards
 from gampen_ray.data.sources import Source, Unit
-from gampen_ray.data.tiles.reading import TILE_COLUMNS
+from gampen_ray.data.tiles.reading import RESAMPLED, TILE_COLUMNS
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
@@ -135,6 +135,7 @@ class UnitPredictor:
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
         flags_N |= np.where(rows["core_filled"], Flag.CORE_SATURATED.value, 0)
+        flags_N |= np.where(rows[RESAMPLED], Flag.RESAMPLED.value, 0)
         own = ("object_id", "ra", "dec", "source", *TILE_COLUMNS)
         columns = {name: rows[name] for name in own if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}

@@ -1,7 +1,7 @@
 """The `crop` verb: writes the learned crops of image files, which the workers process in batches.
 
 A crop keeps its file's name below the output folder, with ``.fits`` appended to that of another format. A file is done when it
-has a crop or is in quarantine.
+has a crop or is in quarantine. Crops of sources on the tiles of a footprint: `gampen_ray.commands.crop_tiles`.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from typing import Any
 import pydantic
 
 from gampen_ray.commands.registry import verb
-from gampen_ray.config import ActorResources, ReaderConfig
+from gampen_ray.config import ActorResources, ReaderConfig, SourcesConfig, TilesConfig
 from gampen_ray.config.base import config_class, default, replace, to_dict
-from gampen_ray.config.inputs import FITS_FILES
+from gampen_ray.config.inputs import FITS_FILES, refuse_without_footprint
 from gampen_ray.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -35,17 +35,17 @@ _READ_THREADS = 8
 
 
 @config_class
-class CropConfig:
-    """Write the spatial transformer's crop of every cutout of a folder as FITS, with its flux and WCS carried through."""
+class CropConfig(TilesConfig, SourcesConfig):
+    """Write the learned crop of every cutout of a folder, or of a footprint's galaxies, as FITS with its flux and WCS."""
 
     bundle: str
     """Model bundle (or the run folder that holds it) with a spatial transformer: a folder, s3:// URI or builtin:NAME."""
     images: str
-    """Folder or s3:// prefix of cutouts, with subfolders; a GaMPEN data folder is one. They must have the bundle's pixel
-    scale; the crops keep the files' flux unit."""
+    """Folder or s3:// prefix of cutouts, with subfolders; a GaMPEN data folder is one; or a footprint, from whose tiles the
+    catalogue's sources are cut as by `infer`. They must have the bundle's pixel scale; the crops keep the flux unit."""
     output: str
-    """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), quarantine/
-    and manifest.json."""
+    """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), or of a
+    footprint crops/TILE/IDENTIFIER.fits; quarantine/ and manifest.json."""
     require_signature: str = ""
     """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
     none."""
@@ -59,7 +59,7 @@ class CropConfig:
     """Bilinear samples averaged along each side of a pixel. 1: the network's own samples, which on a grid coarser than the
     file's change the flux of a star by a few percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
     batch_size: int = pydantic.Field(default=64, ge=1)
-    """Files that a worker reads, crops and writes together."""
+    """Files or sources that a worker crops together."""
     resources: ActorResources = default(ActorResources)
     """Resources requested from Ray."""
 
@@ -81,47 +81,50 @@ def crop(config: CropConfig) -> dict[str, Any]:
     """
     from gampen_ray import documents, storage
     from gampen_ray.catalog.manifest import MANIFEST
+    from gampen_ray.commands import crop_tiles
+    from gampen_ray.commands.tile_plans import PLAN, catalog_identity
     from gampen_ray.data import quarantine, shards
-    from gampen_ray.data.file_names import matching_files
+    from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
-    from gampen_ray.inference.crops import crop_name
     from gampen_ray.provenance import content_fingerprint, provenance
     from gampen_ray.run_folder import RunFolder, files_identity
 
-    folders = {name: storage.absolute(getattr(config, name)) for name in ("bundle", "images", "output")}
-    config = replace(config, **folders)
+    uris = ("bundle", "images", "output", "catalog")
+    config = replace(config, **{name: storage.absolute(uri) for name in uris if (uri := getattr(config, name))})
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
     _cropper(config, bundle, digest)
     if f"{config.output}/".startswith(f"{config.images}/"):
         raise UserError(f"output: {config.output} lies in the folder of the images, {config.images}; give one outside it")
-    uris = matching_files(config.images, config.pattern)
-    names = {uri.removeprefix(config.images).strip("/") for uri in uris}
-    if twice := [name for name in sorted(names) if crop_name(name) in names - {name}]:
-        pair = f"{twice[0]} and {crop_name(twice[0])}"
-        raise UserError(f"images: {pair} would have the same crop; rename one, or give a pattern for one of them")
-    if storage.is_local(config.output) and (both := _files_and_folders({crop_name(name) for name in names})):
-        raise UserError(
-            f"output: {both[0]} would be a file and a folder there; give a pattern for one of them, or a folder on S3"
-        )
-    inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(uris)}, sorted(names))}
+    names = set[str]()
+    if source := crop_tiles.opened(config, bundle) if is_footprint(config.images) else None:
+        inputs = {"bundle": digest, "images": source.info.fingerprint, "catalog": catalog_identity(config.catalog)}
+    else:
+        refuse_without_footprint(config, SourcesConfig, TilesConfig)
+        files, names = _files(config)
+        inputs = {"bundle": digest, "images": content_fingerprint({"files": files_identity(files)}, sorted(names))}
     with RunFolder.open(config.output, "crop", config, inputs, complete=MANIFEST) as folder:
         if folder.is_complete:
             logger.info("%s is complete; nothing to do", config.output)
             return documents.read(dict[str, Any], folder.path(MANIFEST), "restore the file, or crop into a new folder")
-        began = time.monotonic()
-        _crop_all(config, sorted(names - _done(config.output, names)), len(names), digest)
-        if missing := names - _done(config.output, names):
-            raise RuntimeError(f"{len(missing)} files are neither cropped nor in quarantine, such as {missing.pop()}")
+        began, noun = time.monotonic(), "sources" if source else "files"
+        if source:
+            total = crop_tiles.crop_all(config, folder, source, bundle, functools.partial(_started, config, digest))
+        else:
+            total = len(names)
+            _crop_all(config, sorted(names - _done(config.output, names)), total, digest)
+            if missing := names - _done(config.output, names):
+                raise RuntimeError(f"{len(missing)} files are neither cropped nor in quarantine, such as {missing.pop()}")
         reasons = quarantine.read_quarantine(config.output)
         folder.check_lock()
-        if len(reasons) == len(names):
+        if len(reasons) == total:
             # No crop is lost, and the next attempt may have other settings.
-            storage.delete(folder.path(shards.QUARANTINE))
+            for name in (shards.QUARANTINE, PLAN):
+                storage.delete(folder.path(name))
             folder.release_claim()
-            raise quarantine.nothing_usable(f"images: none of the {len(reasons):,} files can be cropped", reasons, "files")
+            raise quarantine.nothing_usable(f"images: none of the {total:,} {noun} can be cropped", reasons, noun)
         manifest = {
-            "num_crops": len(names) - len(reasons),
+            "num_crops": total - len(reasons),
             "num_quarantined": len(reasons),
             "seconds": round(time.monotonic() - began, 1),
             "config": to_dict(config),
@@ -130,8 +133,27 @@ def crop(config: CropConfig) -> dict[str, Any]:
             "provenance": provenance(),
         }
         storage.write_json(folder.path(MANIFEST), manifest)
-    logger.info("wrote %s: %s crops, %s files in quarantine", config.output, manifest["num_crops"], len(reasons))
+        storage.delete(folder.path(PLAN))
+    logger.info("wrote %s: %s crops, %s %s in quarantine", config.output, manifest["num_crops"], len(reasons), noun)
     return manifest
+
+
+def _files(config: CropConfig) -> tuple[list[str], set[str]]:
+    """Return the files and their names below the folder; a `UserError` if there are none, or two crops would have one name."""
+    from gampen_ray import storage
+    from gampen_ray.data.file_names import matching_files
+    from gampen_ray.inference.crops import crop_name
+
+    files = matching_files(config.images, config.pattern)
+    names = {uri.removeprefix(config.images).strip("/") for uri in files}
+    if twice := [name for name in sorted(names) if crop_name(name) in names - {name}]:
+        pair = f"{twice[0]} and {crop_name(twice[0])}"
+        raise UserError(f"images: {pair} would have the same crop; rename one, or give a pattern for one of them")
+    if storage.is_local(config.output) and (both := _files_and_folders({crop_name(name) for name in names})):
+        raise UserError(
+            f"output: {both[0]} would be a file and a folder there; give a pattern for one of them, or a folder on S3"
+        )
+    return files, names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +194,8 @@ class _Crop:
     """Crops the files of a batch; called from two threads, so that one reads while the other computes."""
 
     def __init__(self, config: CropConfig, digest: str, workers: "Workers") -> None:
-        import torch
-
-        from gampen_ray.inference.bundle import load_bundle
-
-        torch.set_num_threads(workers.threads)
         self._config, self._lock = config, threading.Lock()
-        self._crop = _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
+        self._crop = _started(config, digest, workers)
 
     def __call__(self, batch: _Batch) -> tuple[_Batch, list[Any]]:
         """Return the batch, and of each file the crop or why there is none."""
@@ -204,7 +221,7 @@ def _write(config: CropConfig, cropped: tuple[_Batch, list[Any]]) -> int:
     from gampen_ray import storage
     from gampen_ray.data import shards
     from gampen_ray.data.cutouts import CutoutError, stem
-    from gampen_ray.data.file_names import is_file_name
+    from gampen_ray.data.file_names import NO_NAME, is_file_name
     from gampen_ray.inference.crops import crop_name
 
     batch, crops = cropped
@@ -214,7 +231,7 @@ def _write(config: CropConfig, cropped: tuple[_Batch, list[Any]]) -> int:
         if isinstance(result, CutoutError):
             bad[uri] = str(result)
         elif not is_file_name(crop_name(name)):
-            bad[uri] = "its crop has no valid name: a part of more than 255 bytes, more than 1,024 in all, or a NUL"
+            bad[uri] = f"its crop has no valid name: {NO_NAME}"
         else:
             storage.write_bytes_atomic(storage.join(config.output, crop_name(name)), result)
     if bad:
@@ -227,6 +244,16 @@ def _files_and_folders(names: set[str]) -> list[str]:
     """Return the names that are the folder of others too, as S3 allows."""
     parents = {name[:at] for name in names for at, character in enumerate(name) if character == "/"}
     return sorted(names & parents)
+
+
+def _started(config: CropConfig, digest: str, workers: "Workers") -> "Cropper":
+    """Load the model on a worker."""
+    import torch
+
+    from gampen_ray.inference.bundle import load_bundle
+
+    torch.set_num_threads(workers.threads)
+    return _cropper(config, load_bundle(config.bundle, digest), digest, "cuda" if workers.gpus else "cpu")
 
 
 def _cropper(config: CropConfig, bundle: "Bundle", digest: str, device: str = "cpu") -> "Cropper":

@@ -18,7 +18,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
-from gampen_ray.config.inputs import CatalogConfig
+from gampen_ray.config.inputs import CatalogConfig, TilesConfig, refuse_without_footprint
 from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
 from gampen_ray.messages import counted, rounded
 
@@ -44,7 +44,7 @@ _COUNTERS = {
 
 
 @config_class
-class InferConfig(CatalogConfig):
+class InferConfig(TilesConfig, CatalogConfig):
     """Predict the posterior of every galaxy of a dataset with Monte Carlo dropout; writes a catalogue."""
 
     bundle: str
@@ -53,9 +53,6 @@ class InferConfig(CatalogConfig):
     """What to predict: a dataset of cutout shards, images as `ingest` takes them, such as a folder of cutouts, or a footprint,
     from whose tiles the sources of a catalogue are cut; local or s3:// URI. For images, a catalogue gives identifiers,
     positions and conditions."""
-    max_beyond: int = pydantic.Field(default=0, ge=0)
-    """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
-    a flag; sources nearer to the edge go to quarantine."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
     require_signature: str = ""
@@ -126,7 +123,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray import storage
     from gampen_ray.catalog.manifest import MANIFEST, read_manifest
     from gampen_ray.commands.catalog_files import check_columns, finish
-    from gampen_ray.commands.tile_plans import PLAN, planned_units, tile_source
+    from gampen_ray.commands.tile_plans import PLAN, planned_units
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.gampen.summary_files import PARTS
@@ -139,7 +136,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     config = replace(config, **{name: storage.absolute(uri) for name in names if (uri := getattr(config, name))})
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
-    source, units = tile_source(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
+    source, units = _tiles(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
     check_columns(config, bundle, sum(unit.num_rows for unit in units))
     if config.estimate:
         return _estimate(config, bundle, digest, source, units)
@@ -163,7 +160,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
             return read_manifest(config.output)
         num_unassigned = unassigned = 0
         if source.tiles:
-            units, num_unassigned, unassigned = planned_units(config, folder, source)
+            units, num_unassigned, unassigned = planned_units(config, folder, source, config.galaxies_per_file)
             check_columns(config, bundle, sum(unit.num_rows for unit in units))
         rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
@@ -190,6 +187,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.sources import open_source
 
+    refuse_without_footprint(config, TilesConfig)
     source, units = open_source(
         config.dataset,
         split=config.split,
@@ -206,6 +204,23 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     if config.catalog_format == "hats":
         check_hats(config.dataset, units)
     return source, units
+
+
+def _tiles(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]":
+    """Return a footprint as the input, without units: these are known when the plan is made; errors as of `_input`."""
+    from gampen_ray.catalog.hats import check_hats
+    from gampen_ray.catalog.prediction import check_fit
+    from gampen_ray.commands.tile_plans import check_catalog, tile_source
+    from gampen_ray.errors import UserError
+
+    check_catalog(config)
+    if config.catalog_format == "hats":
+        check_hats(config.dataset, [])
+    if config.split:
+        raise UserError(f"split: {config.split} cannot be had with a footprint; leave it out")
+    source = tile_source(config, config.dataset, bundle)
+    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
+    return source, []
 
 
 def _recorded_precision(config: InferConfig) -> Literal["auto", "float32", "bfloat16"]:

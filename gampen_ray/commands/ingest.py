@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 import pydantic
 
 from gampen_ray.commands.registry import verb
-from gampen_ray.config import CutoutsConfig, TaskResources
+from gampen_ray.config import CutoutsConfig, TaskResources, TilesConfig
 from gampen_ray.config.base import config_class, default, replace
+from gampen_ray.config.inputs import refuse_without_footprint
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.messages import counted
 
@@ -31,7 +32,7 @@ _RECEIPTS = "ingest"
 
 
 @config_class
-class IngestConfig(CutoutsConfig):
+class IngestConfig(TilesConfig, CutoutsConfig):
     """Turn cutouts and a catalogue into a dataset of cutout shards; unusable files are quarantined with a reason."""
 
     output: str
@@ -95,6 +96,8 @@ def ingest(config: IngestConfig) -> IngestSummary:
         catalog=storage.absolute(config.catalog) if config.catalog else "",
     )
     tiles = is_footprint(config.images)
+    if not tiles:
+        refuse_without_footprint(config, TilesConfig)
     rows, info = (None, ingest_tiles.dataset_info(config)) if tiles else ingest_plan.plan(config)
     inputs, moving = {"images or catalog": info.fingerprint}, ("images", "catalog")
     work = "the sources of the catalogue on the tiles" if rows is None else counted(len(rows), "galaxy", "galaxies")

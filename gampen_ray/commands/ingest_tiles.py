@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gampen_ray.commands.tile_plans import PLAN, catalog_identity, check_catalog, make_plan
-from gampen_ray.config.base import to_dict
+from gampen_ray.config import TilesConfig
+from gampen_ray.config.base import fields, to_dict
 from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def dataset_info(config: "IngestConfig") -> "DatasetInfo":
     if config.split_slug:
         raise UserError("split_slug: cannot be had with a footprint; leave it out")
     info = _reader(config).info()
-    fingerprint = content_fingerprint(content_settings(config), [info.fingerprint, catalog_identity(config.catalog)])
+    tiles = (f"{name} {value}" for name in fields(TilesConfig) if (value := getattr(config, name)))
+    fingerprint = content_fingerprint(content_settings(config), [info.fingerprint, catalog_identity(config.catalog), *tiles])
     return dataclasses.replace(info, fingerprint=fingerprint, flux_unit=config.flux_unit, source=to_dict(config))
 
 
@@ -76,6 +78,8 @@ def parts(config: "IngestConfig", folder: "RunFolder", info: "DatasetInfo") -> "
         bands=info.bands,
         size=info.cutout_size,
         output=folder.path(PLAN),
+        max_beyond=config.max_beyond,
+        align=config.align,
         id_column=config.id_column,
         ra_column=config.ra_column,
         dec_column=config.dec_column,
@@ -133,5 +137,9 @@ def _reader(config: "IngestConfig") -> "TileReader":
     bands = config.reader.bands
     if bands == ReaderConfig().bands:
         bands = Footprint(config.images).info.bands
-    policies = config.reader.nan_policies(bands)
-    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, policies=policies)
+    how: dict[str, Any] = {
+        "policies": config.reader.nan_policies(bands),
+        "max_beyond": config.max_beyond,
+        "align": config.align,
+    }
+    return TileReader(footprint=config.images, bands=bands, size=config.cutout_size, **how)

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gampen_ray.config import ActorResources, CatalogConfig, TaskResources
+from gampen_ray.config import ActorResources, CatalogConfig, SourcesConfig, TaskResources
 from gampen_ray.config.base import fields, given
 from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from gampen_ray.commands.crop import CropConfig
     from gampen_ray.commands.infer import InferConfig
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.data.tiles.planning import Batch, Part, Planning
@@ -27,7 +28,7 @@ _FIELDS = ("catalog", "id_column", "ra_column", "dec_column", "position_unit", "
 _CPUS_PER_TASK = 1.0
 
 
-def check_catalog(config: CatalogConfig, *allowed: str) -> None:
+def check_catalog(config: SourcesConfig, *allowed: str) -> None:
     """Raise a `UserError` unless a config has a catalogue, and no field, but those allowed, that says how files of cutouts are
     found and read."""
     if not config.catalog:
@@ -86,43 +87,41 @@ def _merge(part: "Part", *, planning: "Planning", unit_rows: int) -> None:
     merge_part(part, planning, unit_rows)
 
 
-def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[Unit]]":
-    """Return a footprint as the input of `infer`, without units: these are known when the plan is made (`planned_units`).
+def tile_source(config: "InferConfig | CropConfig", footprint: str, bundle: "Bundle") -> "Source":
+    """Return a footprint as the input of a bundle.
 
     Raises
     ------
     UserError
-        For a field that cannot be had with a footprint, or if the bundle does not suit it.
+        If the bundle does not suit it.
     """
-    from gampen_ray.catalog.hats import check_hats
-    from gampen_ray.catalog.prediction import check_fit
     from gampen_ray.data.cutouts import side_at_scale
     from gampen_ray.data.sources import Source
-    from gampen_ray.data.tiles.footprint import Footprint
+    from gampen_ray.data.tiles.planning import selected
     from gampen_ray.data.tiles.reading import TileReader
 
-    check_catalog(config)
-    if config.catalog_format == "hats":
-        check_hats(config.dataset, [])
-    if config.split:
-        raise UserError(f"split: {config.split} cannot be had with a footprint; leave it out")
     images = bundle.images
     if images.noise_planes:
         raise UserError(
             f"bundle: {config.bundle} takes noise planes, which are not cut from tiles; give cutouts that have them, not a "
             "footprint"
         )
-    info = Footprint(config.dataset).info
-    size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
+    scale_arcsec = selected(footprint, images.bands, config.align).pixel_scale_arcsec
+    size = side_at_scale(images.size, images.pixel_scale_arcsec, scale_arcsec)
     how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
-    tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)
-    source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
-    check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
-    return source, []
+    tiles = TileReader(footprint=footprint, bands=images.bands, size=size, align=config.align, **how)
+    return Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
 
 
-def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") -> "tuple[list[Unit], int, int]":
+def planned_units(
+    config: "InferConfig | CropConfig", folder: "RunFolder", source: "Source", unit_rows: int
+) -> "tuple[list[Unit], int, int]":
     """Make the plan; return its units, and of the sources without a tile, which are in quarantine, the number and the `id_sum`.
+
+    Parameters
+    ----------
+    unit_rows
+        Most sources of a unit.
 
     Raises
     ------
@@ -138,7 +137,7 @@ def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") 
     from gampen_ray.data.tiles import planning as plans
 
     planning = _planning(config, source, folder.path(PLAN), folder.path(shards.QUARANTINE))
-    found = make_plan(config.catalog, planning, config.resources, config.galaxies_per_file)
+    found = make_plan(config.catalog, planning, config.resources, unit_rows)
     if not found["num_sources"]:
         bad = quarantine.read_quarantine(folder.uri)
         for name in (shards.QUARANTINE, PLAN):
@@ -182,7 +181,7 @@ def sampled_units(config: "InferConfig", source: "Source", num_tiles: int) -> "I
         storage.delete(planning.output)
 
 
-def _planning(config: "InferConfig", source: "Source", output: str, quarantine: str = "") -> "Planning":
+def _planning(config: "InferConfig | CropConfig", source: "Source", output: str, quarantine: str = "") -> "Planning":
     from gampen_ray.data.tiles.planning import Planning
 
     assert source.tiles is not None
@@ -192,6 +191,7 @@ def _planning(config: "InferConfig", source: "Source", output: str, quarantine: 
         size=source.tiles.size,
         output=output,
         max_beyond=config.max_beyond,
+        align=config.align,
         id_column=config.id_column,
         ra_column=config.ra_column,
         dec_column=config.dec_column,

@@ -4,7 +4,7 @@ The config of any other verb is beside its function in `gampen_ray.commands`. Th
 states the unit and the meaning of a sentinel value.
 """
 
-from gampen_ray.config.inputs import CatalogConfig, CutoutsConfig, ReaderConfig, SplitConfig
+from gampen_ray.config.inputs import CatalogConfig, CutoutsConfig, ReaderConfig, SourcesConfig, SplitConfig, TilesConfig
 from gampen_ray.config.parts import (
     ActorResources,
     BackboneConfig,
@@ -40,11 +40,13 @@ __all__ = [
     "ReaderConfig",
     "ScanDropoutConfig",
     "SearchRange",
+    "SourcesConfig",
     "SpatialTransformerConfig",
     "Split",
     "SplitConfig",
     "TargetConfig",
     "TaskResources",
+    "TilesConfig",
     "TrainConfig",
     "TrainResources",
     "Transform",

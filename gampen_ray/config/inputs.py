@@ -1,11 +1,11 @@
 """Where images and catalogues come from, and how they are read: the fields that `ingest`, `infer` and `inspect` share."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
-from gampen_ray.config.base import Needs, config_class, default
+from gampen_ray.config.base import Needs, config_class, default, fields
 from gampen_ray.errors import UserError
 
 NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
@@ -102,6 +102,14 @@ class ReaderConfig:
                 raise ValueError(f"reader.{name} is {value!r}, but it comes from the bundle; leave it out")
 
 
+def refuse_without_footprint(config: Any, *classes: type) -> None:
+    """Raise a `UserError` if a field of some classes, which have an effect with a footprint alone, is given."""
+    for cls in classes:
+        for name in fields(cls):
+            if getattr(config, name) != getattr(cls(), name):
+                raise UserError(f"{name}: has an effect with a footprint alone; leave it out")
+
+
 def _policies_by_band(text: str) -> dict[str, NanPolicy]:
     # By the name of the band; under an empty name, that of all bands.
     policies: dict[str, NanPolicy] = {}
@@ -116,14 +124,29 @@ def _policies_by_band(text: str) -> dict[str, NanPolicy]:
 
 
 @config_class
-class CatalogConfig:
+class SourcesConfig:
+    """A table of galaxies: their identifiers, and where on the sky they are."""
+
+    catalog: str = ""
+    """With a footprint: table with one row per galaxy: CSV, ECSV, VOTable, ASCII, FITS, Parquet or a folder of it."""
+    id_column: str = "object_id"
+    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
+    ra_column: str = ""
+    """Catalogue column of right ascensions; empty: by usual names (ra, RAJ2000, ALPHA_J2000, coord_ra, ...)."""
+    dec_column: str = ""
+    """Catalogue column of declinations; give both or none."""
+    position_unit: Literal["auto", "deg", "hour", "rad"] = "auto"
+    """Unit of positions that are numbers; auto: that of the column, else degrees; hour: right ascensions in hours. Text may be
+    sexagesimal."""
+
+
+@config_class
+class CatalogConfig(SourcesConfig):
     """Which image each galaxy has, where on the sky it is, and how images are read."""
 
     catalog: str = ""
     """Table with one row per cutout: CSV, ECSV, VOTable, ASCII, FITS, Parquet or a folder of it; empty: GaMPEN's info.csv if
     there, else the files alone, or the columns beside the images of a file of many."""
-    id_column: str = "object_id"
-    """Catalogue column with the unique identifier; without a catalogue the file name's stem is the identifier."""
     file_column: str = "file_name"
     """Catalogue column with the file's name in the folder of images. With several bands in a file each: columns file_BAND."""
     file_template: str = ""
@@ -132,18 +155,24 @@ class CatalogConfig:
     pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
     """Without a catalogue: glob pattern of the files in the folder of images. Masks, weights, PSFs and the like beside a
     galaxy's image, by words of their names, are left out."""
-    ra_column: str = ""
-    """Catalogue column of right ascensions; empty: by usual names (ra, RAJ2000, ALPHA_J2000, coord_ra, ...)."""
-    dec_column: str = ""
-    """Catalogue column of declinations; give both or none."""
-    position_unit: Literal["auto", "deg", "hour", "rad"] = "auto"
-    """Unit of positions that are numbers; auto: that of the column, else degrees; hour: right ascensions in hours. Text may be
-    sexagesimal."""
     max_misplaced: float = pydantic.Field(default=0.1, ge=0, le=1)
     """Share of images whose centre may be more than 5 pixels, and 1 arcsec, from the catalogue's position by their WCS, of
     those looked at before the work; if more are, nothing is read."""
     reader: ReaderConfig = default(ReaderConfig)
     """How the files are read."""
+
+
+@config_class
+class TilesConfig:
+    """How galaxies are cut from the tiles of a footprint."""
+
+    max_beyond: int = pydantic.Field(default=0, ge=0)
+    """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
+    a flag; sources nearer to the edge go to quarantine."""
+    align: bool = False
+    """With a footprint whose tiles have bands on different grids: resample the other bands of each cutout onto the pixels of
+    the first band, with a flag. By a Lanczos kernel of order 3, which conserves flux; where a pixel without a value contributes
+    there is none either. Left out: such tiles are not used."""
 
 
 @config_class

@@ -23,6 +23,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
 __all__ = [
+    "NO_NAME",
     "TEMPLATE_FIELD",
     "NoFilesError",
     "file_uris",
@@ -39,6 +40,8 @@ pc: Any = pyarrow.compute
 logger = logging.getLogger(__name__)
 TEMPLATE_FIELD = re.compile(r"\{(\w+)\}")
 """A column in a template."""
+NO_NAME = "a part of more than 255 bytes, more than 1,024 in all, or a NUL"
+"""What a name has that is none by `is_file_name`."""
 _FIELD_EXPRESSION = re.compile(r"\\\{(\w+)\\\}")
 _MAX_PART_BYTES, _MAX_NAME_BYTES = 255, 1024
 _WILDCARDS = re.compile(r"[*?]")

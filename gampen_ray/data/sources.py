@@ -19,7 +19,7 @@ from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import file_names, ingest_plan, packing, shard_index, shards, validation
-from gampen_ray.data.tiles.reading import TileReader
+from gampen_ray.data.tiles.reading import RESAMPLED, TileReader
 from gampen_ray.data.tiles.units import TileUnit
 from gampen_ray.data.tiles.units import units as plan_units
 from gampen_ray.errors import UserError
@@ -39,7 +39,7 @@ __all__ = [
 
 # A small input gets smaller units, to occupy all workers and show progress.
 _MIN_UNITS, _MIN_UNIT_ROWS = 256, 64
-_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "core_filled", shards.SIDE)
+_COLUMNS = ("object_id", "ra", "dec", "image", "pixels_filled", "core_filled", RESAMPLED, shards.SIDE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class Source:
         dict
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W, or N x 2C x H x W with noise planes; zero in a
             row that cannot be predicted), ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``,
-            ``core_filled``, ``side_pixels`` (shorter side of what the file gave, pixels), conditions if there, and from tiles
-            `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
+            ``core_filled``, ``bands_resampled``, ``side_pixels`` (shorter side of what the file gave, pixels), conditions if
+            there, and from tiles `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
         """
         if self.tiles is not None:
             yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, unit.refused)
@@ -144,7 +144,7 @@ class Source:
 def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
     rows = {name: np.asarray(values) for name, values in columns.items()}
     count = len(reason_N)
-    unchanged = dict.fromkeys(("pixels_filled", "core_filled"), np.zeros(count, bool))
+    unchanged = dict.fromkeys(("pixels_filled", "core_filled", RESAMPLED), np.zeros(count, bool))
     unchanged |= {shards.SIDE: np.full(count, rows["image"].shape[-1], np.int32)}
     return unchanged | rows | {"reason": reason_N.astype(str), "source": source_N.astype(str)}
 

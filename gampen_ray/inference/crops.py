@@ -10,7 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,25 +26,57 @@ from gampen_ray.data.readers import chosen_readers
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
+from gampen_ray.inference.flags import Flag, crop_at_bound
 from gampen_ray.model.spatial_transformer import crop_images, crop_scale
 
-__all__ = ["Cropper", "crop_name", "pixel_map"]
+__all__ = ["CropInput", "Cropper", "crop_name", "pixel_map"]
 
 _FITS_NAME = re.compile(r"\.(fits?|fts)(\.[fg]z)?$", re.IGNORECASE)
 
 _HISTORY = (
     # At most 72 characters per line.
     "gampen-ray crop: the spatial transformer's crop of the file of this",
-    "name, resampled bilinearly; flux is conserved: pixels were multiplied by",
-    "GRAREA. x_file = GRA1_1 x + GRA1_2 y + GRB1,",
-    "y_file = GRA2_1 x + GRA2_2 y + GRB2 in FITS pixels (from 1).",
-    "Zero beyond the network's input.",
+    "name, or of a galaxy of TILE, resampled bilinearly; flux is conserved:",
+    "pixels were multiplied by GRAREA. x_file = GRA1_1 x + GRA1_2 y + GRB1,",
+    "y_file = GRA2_1 x + GRA2_2 y + GRB2 in FITS pixels (from 1) of the file",
+    "or the tile. Zero beyond the network's input.",
 )
 
 
 def crop_name(name: str) -> str:
     """Return the name of a file's crop: the same, with ``.fits`` appended unless it is that of a FITS file."""
     return name if _FITS_NAME.search(name) else f"{name}.fits"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropInput:
+    """What a crop is made of.
+
+    Parameters
+    ----------
+    planes
+        Image (C x H x W) of the network's size, in its own flux unit, and the noise planes that the network takes.
+    factor
+        From that unit to the network's.
+    header
+        Of the image of which it is a part.
+    shape
+        Height and width of what was cropped or zero-padded about its centre to the network's size, pixels.
+    origin_2
+        (x, y) of the first pixel of that in the image of the header, pixels from 0.
+    condition_J
+        Values of the bundle's conditions; where one is not finite, the training galaxies' mean is taken. None: for all.
+    flags
+        What was done to the image before, a sum of `gampen_ray.inference.flags.Flag` values.
+    """
+
+    planes: np.ndarray
+    factor: float
+    header: fits.Header
+    shape: tuple[int, int]
+    origin_2: tuple[int, int] = (0, 0)
+    condition_J: np.ndarray | None = None
+    flags: int = 0
 
 
 class Cropper:
@@ -107,22 +139,32 @@ class Cropper:
         contents
             Content of the files, or why it could not be read.
         """
-        inputs = [self._read(name, content) for name, content in zip(names, contents, strict=True)]
-        good = [item for item in inputs if isinstance(item, _Input)]
-        maps = iter(self._affine(np.stack([item.planes * np.float32(item.factor) for item in good])) if good else ())
+        return self.crop(names, [self._read(name, content) for name, content in zip(names, contents, strict=True)])
+
+    def crop(self, names: Sequence[str], inputs: Sequence[CropInput | CutoutError]) -> list[bytes | CutoutError]:
+        """Return the crop of each input, or why there is none; names as for files."""
+        good = [item for item in inputs if isinstance(item, CropInput)]
+        maps = iter(self._affine(good) if good else ())
         return [
-            self._crop(name, item, next(maps)) if isinstance(item, _Input) else item
+            self._crop(name, item, next(maps)) if isinstance(item, CropInput) else item
             for name, item in zip(names, inputs, strict=True)
         ]
 
-    def _read(self, name: str, content: bytes | CutoutError) -> "_Input | CutoutError":
+    def _read(self, name: str, content: bytes | CutoutError) -> CropInput | CutoutError:
         try:
             cutout = read_file(raised(content), name, self._reader)
             inside_CHW = without_blanks(central(cutout.image_CHW, self._images.size))
             planes = [fit_to_size(inside_CHW, self._images.size, self._policies, self._images.bands)]
             if self._images.noise_planes:
                 planes.append(noise_to_size(cutout, inside_CHW, self._images.size, self._images.bands))
-            return _Input(np.concatenate(planes), self._factor(cutout), cutout.header, cutout.image_CHW.shape[1:])
+            shape = cutout.image_CHW.shape[1:]
+            return CropInput(
+                planes=np.concatenate(planes),
+                factor=self._factor(cutout),
+                header=cutout.header,
+                shape=shape,
+                flags=0 if np.isfinite(inside_CHW).all() else Flag.PIXELS_FILLED,
+            )
         except CutoutError as error:
             return error
 
@@ -137,16 +179,20 @@ class Cropper:
         return float(agreed(one, self._reader, info, origin="the bundle").image_CHW[0, 0, 0])
 
     @torch.inference_mode()
-    def _affine(self, image_NCHW: np.ndarray) -> np.ndarray:
+    def _affine(self, items: Sequence[CropInput]) -> np.ndarray:
+        image_NCHW = np.stack([item.planes * np.float32(item.factor) for item in items])
         cutout_NCHW = torch.from_numpy(image_NCHW).to(self._device)
-        # Files have no conditions: those of the training galaxies in the mean.
-        mean_J = torch.tensor([condition.mean for condition in self._images.conditions])
-        inputs = self._images.inputs(cutout_NCHW, mean_J.expand(len(cutout_NCHW), -1))
+        mean_J = np.array([condition.mean for condition in self._images.conditions])
+        # Files have no conditions.
+        condition_NJ = np.stack([mean_J if item.condition_J is None else item.condition_J for item in items])
+        filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
+        inputs = self._images.inputs(cutout_NCHW, filled_NJ)
         return self._network.crop(*inputs)[1].double().cpu().numpy()
 
-    def _crop(self, name: str, item: "_Input", theta_23: np.ndarray) -> bytes | CutoutError:
+    def _crop(self, name: str, item: CropInput, theta_23: np.ndarray) -> bytes | CutoutError:
         sides = {"size": self._images.size, "crop_size": self._crop_size}
         matrix_22, offset_2 = pixel_map(theta_23, shape=item.shape, **sides)
+        offset_2 = offset_2 + item.origin_2
         area = abs(np.linalg.det(matrix_22)) if np.isfinite(theta_23).all() else 0.0
         image_CHW = item.planes[: len(self._images.bands)]
         crop_CHW = area * self._resampled(image_CHW, theta_23, self._oversampling or (4 if area > 1 else 1))
@@ -161,6 +207,9 @@ class Cropper:
             except CutoutError as error:
                 return error
             header.update(self._cards(theta_23, matrix_22, offset_2))
+            padded = Flag.INPUT_PADDED if min(item.shape) < self._images.size else 0
+            bound = Flag.CROP_AT_BOUND if crop_at_bound(theta_23[None])[0] else 0
+            header["GRFLAGS"] = (int(item.flags | padded | bound), "done to the image, as flags of a catalogue")
             for line in _HISTORY:
                 header.add_history(line)
             return _fits_bytes(crop_name(name), crop_CHW.astype(np.float32), header)
@@ -181,6 +230,7 @@ class Cropper:
             # SHA-256 leaves no room for a comment.
             "GRBUNDLE": self._digest,
             "GRSCALE": (scale, "side of the crop / side of the network's input"),
+            "GRBANDS": (",".join(self._images.bands), "of the planes"),
             "GRINPUT": (self._images.size, "[pix] side of the network's input"),
             "GRAREA": (abs(np.linalg.det(matrix_22)), "pixel area over that of the file's pixels"),
             **{f"GRA{i + 1}_{j + 1}": (matrix_22[i, j], "map to the file's pixels") for i in (0, 1) for j in (0, 1)},
@@ -207,14 +257,6 @@ def pixel_map(theta_23: np.ndarray, *, shape: tuple[int, int], size: int, crop_s
     low_2 = np.array([pad.start - crop.start for crop, pad in (overlap(length, size) for length in reversed(shape))])
     offset_2 = (shift_2 + 1 - linear_22.sum(axis=1)) * (size - 1) / 2 - low_2
     return linear_22 * (size - 1) / (crop_size - 1), offset_2
-
-
-class _Input(NamedTuple):
-    # The image (C x H x W) and the noise planes that the network takes.
-    planes: np.ndarray
-    factor: float
-    header: fits.Header
-    shape: tuple[int, int]
 
 
 def _fits_bytes(name: str, image_CHW: np.ndarray, header: fits.Header) -> bytes:

@@ -85,6 +85,11 @@ class Flag(enum.IntFlag):
         "within 6 pixels of the middle, at least 5 pixels are within 0.3 % of the brightest, or pixels had no value and were "
         "filled: a saturated, clipped or masked core",
     )
+    RESAMPLED = (
+        524288,
+        "bands of the cutout were resampled onto the pixels of the first (align), whose grid is another: their noise is "
+        "correlated",
+    )
 
 
 _RANGE_FLAGS = dict(
@@ -103,7 +108,7 @@ _RANGE_FLAGS = dict(
         strict=True,
     )
 )
-REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND
+REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND | Flag.RESAMPLED
 """Flags of what was done to an image; all others warn that a posterior may be wrong."""
 _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4

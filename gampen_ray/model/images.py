@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from gampen_ray.config import ImagesConfig
 from gampen_ray.config.parts import MOST_CHANNELS, MOST_PIXELS
+from gampen_ray.data.resampling import lanczos
 from gampen_ray.errors import UserError
 from gampen_ray.model.border import BorderNoise, border_noise, local_sky
 from gampen_ray.model.measure import measure, number_names, plain_numbers
@@ -366,10 +367,9 @@ def _resampled_noise(sigma_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
 def _lanczos(side: int, zoom: float, order: int) -> torch.Tensor:
     """Return the weights of the pixels of a line in each pixel of the resampled line, whose rows add up to 1."""
     count, step = max(1, round(side * zoom)), 1 / zoom
-    place = (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * step + (side - 1) / 2
-    distance = (place[:, None] - torch.arange(side, dtype=torch.float64)) / max(1.0, step)
-    weight = torch.sinc(distance) * torch.sinc(distance / order) * (distance.abs() < order)
-    return weight / weight.sum(1, keepdim=True)
+    place = (np.arange(count) - (count - 1) / 2) * step + (side - 1) / 2
+    weight = lanczos((place[:, None] - np.arange(side)) / max(1.0, step), order)
+    return torch.from_numpy(weight / weight.sum(axis=1, keepdims=True))
 
 
 def sky_sigma(images_NCHW: np.ndarray) -> float:

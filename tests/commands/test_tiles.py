@@ -23,6 +23,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.flags import Flag
 from tests.data.tiles.layouts import LAYOUTS, Sky, write_sky
+from tests.data.tiles.test_aligning import cards, positions, write_tile
 from tests.data.tiles.test_surveys import made_footprint
 from tests.networks import SIZE, TARGETS, bundle
 
@@ -210,3 +211,39 @@ def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(
     image_HW, bad_HW = sky.pixels[row["tile"][0].as_py(), "r"]
     window = slice(first, first + SIZE), slice(left, left + SIZE)
     np.testing.assert_array_equal(shards.images(row)[0, 0], np.where(bad_HW[window], 0, image_HW[window]))
+
+
+def test_bands_on_different_grids_are_refused_or_aligned_and_flagged_from_tiles_and_as_stored(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tiles", {"g": cards(240, 0.2), "r": cards(240, 0.15, 30.0)})
+    bundle(bands=("g", "r")).save(str(tmp_path / "model"))
+    ra_N, dec_N = positions()
+    pq.write_table(pa.table({"object_id": [1, 2, 3], "ra": ra_N, "dec": dec_N}), tmp_path / "catalog.parquet")
+    # In this process.
+    usual: dict[str, Any] = {"resources": ActorResources(engine="local")}
+    message = r"none of the 3 sources .*: bands on different grids: tile t has 240 x 240 pixels of 0.2 .* in g, .* in r; align"
+    with pytest.raises(UserError, match=message):
+        infer(config(tmp_path, tmp_path / "out", **usual))
+    infer(config(tmp_path, tmp_path / "out", align=True, **usual))
+    found = catalog(tmp_path / "out")
+    assert len(found) == 3
+    assert (found["flags"].to_numpy() & Flag.RESAMPLED.value).all()
+    how: dict[str, Any] = {"images": str(tmp_path / "footprint"), "catalog": str(tmp_path / "catalog.parquet")}
+    how |= {"cutout_size": SIZE, "reader": ReaderConfig(nan_policy="zero", bands=("g", "r"))}
+    ingest(IngestConfig(**how, output=str(tmp_path / "stored"), align=True))
+    assert shards.read_dataset_info(str(tmp_path / "stored")).pixel_scale_arcsec == pytest.approx(0.2)
+    infer(
+        InferConfig(
+            **{"bundle": str(tmp_path / "model"), "dataset": str(tmp_path / "stored")},
+            output=str(tmp_path / "again"),
+            num_passes=4,
+        )
+    )
+    again = catalog(tmp_path / "again")
+    for name in ("flags", "flux_mean", "flux_std"):
+        np.testing.assert_array_equal(again[name].to_numpy(), found[name].to_numpy())
+    with pytest.raises(UserError, match="align: has an effect with a footprint alone; leave it out"):
+        infer(
+            InferConfig(
+                bundle=str(tmp_path / "model"), dataset=str(tmp_path / "stored"), output=str(tmp_path / "o"), align=True
+            )
+        )

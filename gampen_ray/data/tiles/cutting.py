@@ -19,10 +19,12 @@ from gampen_ray.data.tiles.footprint import BandFile, Place
 from gampen_ray.data.tiles.preset import ROLES
 from gampen_ray.errors import UserError
 
-__all__ = ["MASKED", "Cuts", "Tile", "first_pixels"]
+__all__ = ["MASKED", "OFF_TILE", "STRIP_BYTES", "Cuts", "Tile", "first_pixels", "masked_centres"]
 
 MASKED = "masked centre: its pixel has no value"
 """Reason of a source whose nearest pixel has no value in a band."""
+OFF_TILE = "the centre is off the tile"
+"""Reason of a source whose cutout has no pixel on the tile."""
 
 STRIP_BYTES = 512 << 20
 """Memory of the pixels of a strip, all bands together."""
@@ -67,14 +69,29 @@ class Cuts:
     sky_noise_NC: np.ndarray
     reason_N: np.ndarray
 
-    def take(self, chosen_N: np.ndarray) -> "Cuts":
-        """Return some of them, by a mask."""
+    def take(self, chosen_N: np.ndarray | slice) -> "Cuts":
+        """Return some of them, by a mask, their places or a slice."""
         return Cuts(**{field.name: getattr(self, field.name)[chosen_N] for field in dataclasses.fields(self)})
+
+    @staticmethod
+    def joined(parts: "Sequence[Cuts]") -> "Cuts":
+        """Return those of all parts, in the order of the sources that were asked for."""
+        names = [field.name for field in dataclasses.fields(Cuts)]
+        whole = Cuts(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return whole.take(np.argsort(whole.rows_N))
 
 
 def first_pixels(x_N: np.ndarray, size: int) -> np.ndarray:
     """Return the first pixel, along one axis, of cutouts whose centres are nearest to positions."""
     return np.floor(x_N - (size - 1) / 2 + 0.5).astype(np.int64)
+
+
+def masked_centres(image_NCHW: np.ndarray, dx_N: np.ndarray, dy_N: np.ndarray) -> np.ndarray:
+    """Return whether the pixel nearest to each source has no value in a band; see `Cuts`."""
+    size = image_NCHW.shape[-1]
+    at_x, at_y = (np.clip(np.floor((size - 1) / 2 + d_N + 0.5).astype(int), 0, size - 1) for d_N in (dx_N, dy_N))
+    centre_NC = image_NCHW[np.arange(len(image_NCHW)), :, at_y, at_x]
+    return np.count_nonzero(np.isnan(centre_NC), axis=1) > 0
 
 
 class Tile:
@@ -186,10 +203,8 @@ class Tile:
         if unknown.any():
             noise_NC = np.where(unknown, _edge_scatter(image_NCHW), noise_NC)
         dx_N, dy_N = (position - first - (size - 1) / 2 for position, first in ((x_N, left_N), (y_N, first_N)))
-        # The pixel nearest to the source.
-        at_x, at_y = (np.clip(np.floor((size - 1) / 2 + d_N + 0.5).astype(int), 0, size - 1) for d_N in (dx_N, dy_N))
-        for row in np.flatnonzero(np.isnan(image_NCHW[np.arange(count), :, at_y, at_x]).any(axis=1) & (reason_N == "")):
-            reason_N[row] = "the centre is off the tile" if off_N[row] == 1 else MASKED
+        masked_N = masked_centres(image_NCHW, dx_N, dy_N) & (reason_N == "")
+        reason_N[masked_N] = np.where(off_N[masked_N] == 1, OFF_TILE, MASKED)
         return Cuts(
             rows_N=rows,
             image_NCHW=image_NCHW,

@@ -212,8 +212,15 @@ class Footprint:
         """Names of the tiles, sorted."""
         self._bounds = [*start.tolist(), len(names)]
 
-    def select(self, bands: Sequence[str]) -> "Selection":
+    def select(self, bands: Sequence[str], align: bool = False) -> "Selection":
         """Return the tiles with the bands that are wanted, in their order.
+
+        Parameters
+        ----------
+        bands
+            Their names.
+        align
+            Whether tiles may be used whose bands lie on different grids (`gampen_ray.data.tiles.aligning`).
 
         Raises
         ------
@@ -223,7 +230,7 @@ class Footprint:
         missing = [band for band in bands if band not in self.info.bands]
         if missing:
             raise UserError(f"bands: no tile of {self.uri} has {missing[0]}; there are {', '.join(self.info.bands)}")
-        return Selection(self, tuple(bands))
+        return Selection(self, tuple(bands), align)
 
     def rows(self, tile: int) -> range:
         """Return the rows of the index of a tile, given its place in `names`."""
@@ -233,12 +240,18 @@ class Footprint:
 class Selection:
     """The tiles of a footprint in some bands, by their place in `Footprint.names`."""
 
-    def __init__(self, footprint: Footprint, bands: tuple[str, ...]) -> None:
-        self.footprint, self.bands, self.names = footprint, bands, footprint.names
+    def __init__(self, footprint: Footprint, bands: tuple[str, ...], align: bool = False) -> None:
+        self.footprint, self.bands, self.names, self._align = footprint, bands, footprint.names, align
         starts = pa.array([footprint.rows(tile)[0] for tile in range(len(footprint.names))])
         first = footprint.table.select(["ra", "dec", "radius_deg"]).take(starts)
         self.centre_T3 = unit_vectors(first["ra"].to_numpy(), first["dec"].to_numpy())
         self.radius_deg_T = first["radius_deg"].to_numpy()
+
+    @functools.cached_property
+    def pixel_scale_arcsec(self) -> float:
+        """Side of a pixel in the first band, the median of all tiles."""
+        table = self.footprint.table
+        return float(np.median(table["pixel_scale_arcsec"].to_numpy()[table["band"].to_numpy() == self.bands[0]]))
 
     @functools.lru_cache(4096)  # noqa: B019 - lives as long as the selection
     def files(self, tile: int) -> list[BandFile]:
@@ -254,16 +267,18 @@ class Selection:
 
     @functools.lru_cache(4096)  # noqa: B019
     def fault(self, tile: int) -> str:
-        """Return why a tile cannot be used in these bands: one is missing, or the bands' grids differ; empty: it can."""
+        """Return why a tile cannot be used in these bands: one is missing, or the bands' grids do not fit; empty: it can."""
         files = self.files(tile)
         name = self.names[tile]
         if missing := [band for band in self.bands if band not in {file.band for file in files}]:
             return f"band missing: tile {name} has no {', '.join(missing)}"
+        first = files[0]
         for file in files[1:]:
-            if not files[0].grid.same_as(file.grid):
-                return (
-                    f"bands on different grids: tile {name} has {files[0].grid} in {files[0].band}, {file.grid} in {file.band}"
-                )
+            grids = f"tile {name} has {first.grid} in {first.band}, {file.grid} in {file.band}"
+            if self._align and not first.grid.overlaps(file.grid):
+                return f"bands apart on the sky: {grids}"
+            if not (self._align or first.grid.same_as(file.grid)):
+                return f"bands on different grids: {grids}; align resamples them onto that of {first.band}"
         return ""
 
 

@@ -146,10 +146,20 @@ class Grid:
         right, top = self.width - 0.5, self.height - 0.5
         return bool(np.hypot(x_4 - [-0.5, right, right, -0.5], y_4 - [-0.5, -0.5, top, top]).max() < _SAME_PIXELS)
 
+    def overlaps(self, other: "Grid") -> bool:
+        """Return whether the rectangle about another grid's pixels, along the sides of this one, overlaps it."""
+        x_4, y_4 = self.pixels(*other.corners)
+        inside = ((at_4.min(), at_4.max(), side) for at_4, side in ((x_4, self.width), (y_4, self.height)))
+        # False where the projection has no such position: NaN.
+        return all(low < side - 0.5 and high > -0.5 for low, high, side in inside)
+
     def __str__(self) -> str:
-        ra, dec = self.sky([(self.width - 1) / 2], [(self.height - 1) / 2])
+        x, y = (self.width - 1) / 2, (self.height - 1) / 2
+        (ra, above_ra), (dec, above_dec) = self.sky([x, x], [y, y + 1])
+        east = ((above_ra - ra + 180) % 360 - 180) * math.cos(math.radians(dec))
+        angle = math.degrees(math.atan2(east, above_dec - dec))
         size = f"{self.width} x {self.height} pixels of {self.pixel_scale_arcsec:.4g} arcsec"
-        return f"{size} about {ra[0]:.6f} {dec[0]:.6f} deg"
+        return f"{size} about {ra:.6f} {dec:.6f} deg, up at {angle:.1f} deg east of north"
 
 
 def unit_vectors(ra_N: np.ndarray, dec_N: np.ndarray) -> np.ndarray:

@@ -83,6 +83,8 @@ class Planning:
         Folder of the plan.
     max_beyond
         Pixels by which a cutout may reach over the edge of its tile.
+    align
+        Whether tiles are used whose bands lie on different grids.
     id_column, ra_column, dec_column, position_unit
         Of the catalogue; see `gampen_ray.config.inputs.CatalogConfig`.
     columns, optional
@@ -100,6 +102,7 @@ class Planning:
     size: int
     output: str
     max_beyond: int = 0
+    align: bool = False
     id_column: str = "object_id"
     ra_column: str = ""
     dec_column: str = ""
@@ -117,7 +120,7 @@ class Planning:
     @property
     def selection(self) -> Selection:
         """The tiles, which a process reads once."""
-        return selected(self.footprint, self.bands)
+        return selected(self.footprint, self.bands, self.align)
 
     def reads(self, column: str) -> bool:
         """Return whether a column of the catalogue is used: it may have a thousand."""
@@ -335,9 +338,9 @@ def plan_locally(
 
 
 @functools.lru_cache(2)
-def selected(footprint: str, bands: tuple[str, ...]) -> Selection:
-    """Return the tiles of a footprint in some bands, read once in a process."""
-    return Footprint(footprint).select(bands)
+def selected(footprint: str, bands: tuple[str, ...], align: bool = False) -> Selection:
+    """Return the tiles of a footprint in some bands, read once in a process; see `Footprint.select`."""
+    return Footprint(footprint).select(bands, align)
 
 
 def _placed(batch: Batch, planning: Planning) -> tuple[pa.Table, pa.Array, positions.Positions, Assigned]:

@@ -14,13 +14,17 @@ from gampen_ray import storage
 from gampen_ray.config.inputs import NanPolicy
 from gampen_ray.data.cutouts import CORE, CutoutError, central, fit_to_size, without_blanks
 from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.tiles.aligning import AlignedTile
 from gampen_ray.data.tiles.assignment import assign
-from gampen_ray.data.tiles.cutting import MASKED, Cuts, Tile
+from gampen_ray.data.tiles.cutting import MASKED, Cuts
 from gampen_ray.data.tiles.footprint import FOOTPRINT_JSON, Selection
 from gampen_ray.data.tiles.planning import TILE, selected
 from gampen_ray.data.tiles.units import TileUnit, read_unit
 
-__all__ = ["TILE_COLUMNS", "TileReader", "is_footprint"]
+__all__ = ["RESAMPLED", "TILE_COLUMNS", "TileReader", "is_footprint"]
+
+RESAMPLED = "bands_resampled"
+"""Column of whether a band of a cutout was resampled onto the pixels of the first."""
 
 TILE_COLUMNS = {
     TILE: ("", "name of the tile from which the galaxy was cut"),
@@ -53,6 +57,8 @@ class TileReader:
         What becomes of pixels without a value, off the tile too (`gampen_ray.data.cutouts.fit_to_size`).
     max_beyond
         Pixels by which a cutout may reach over the edge of its tile, if it is not that of the plan.
+    align
+        Whether bands on other grids than that of the first are resampled onto it; such sources are marked as `RESAMPLED`.
     """
 
     footprint: str
@@ -60,11 +66,12 @@ class TileReader:
     size: int
     policies: tuple[NanPolicy, ...] = ("quarantine",)
     max_beyond: int = 0
+    align: bool = False
 
     @property
     def selection(self) -> Selection:
         """The tiles, which a process reads once."""
-        return selected(self.footprint, self.bands)
+        return selected(self.footprint, self.bands, self.align)
 
     def info(self, catalog_identity: str = "") -> DatasetInfo:
         """Return the metadata of a dataset of these cutouts."""
@@ -72,7 +79,7 @@ class TileReader:
         return DatasetInfo(
             bands=self.bands,
             cutout_size=self.size,
-            pixel_scale_arcsec=info.pixel_scale_arcsec,
+            pixel_scale_arcsec=self.selection.pixel_scale_arcsec,
             zero_point_mag=info.zero_point_mag,
             survey=info.survey,
             fingerprint=info.fingerprint + catalog_identity,
@@ -91,7 +98,7 @@ class TileReader:
         dict
             The columns of the plan and of `TILE_COLUMNS`; ``image`` (N x C x H x W, zero in a row that cannot be used),
             ``reason`` (empty text for a good row), ``source`` (file of the first band), ``pixels_filled``, ``core_filled``,
-            ``side_pixels``; and ``psf_fwhm_BAND`` and ``noise_BAND`` for each band.
+            ``side_pixels``, `RESAMPLED`; and ``psf_fwhm_BAND`` and ``noise_BAND`` for each band.
         """
         table, names = read_unit(unit), self.selection.names
         tile = int(np.searchsorted(names, table[TILE][0].as_py()))
@@ -107,7 +114,7 @@ class TileReader:
         # Sources from one tile; those whose centre is masked there are cut from the next best, if there is one.
         footprint, masked = self.selection.footprint, []
         x_N, y_N = (table[axis].to_numpy() for axis in ("x", "y"))
-        with Tile(self.selection.files(tile), footprint.root, footprint.info.zero_point_mag) as opened:
+        with AlignedTile(self.selection.files(tile), footprint.root, footprint.info.zero_point_mag) as opened:
             num_bytes = opened.num_bytes
             for cuts in opened.cut(x_N, y_N, self.size, num_rows):
                 kept_N = cuts.reason_N != MASKED
@@ -115,7 +122,10 @@ class TileReader:
                 if kept_N.any():
                     kept = cuts.take(kept_N)
                     rows = table.take(pa.array(kept.rows_N))
-                    yield self._columns(rows, kept, kept.reason_N.copy(), self._source(tile)), num_bytes
+                    columns = self._columns(rows, kept, kept.reason_N.copy(), self._source(tile))
+                    if opened.resamples:
+                        columns[RESAMPLED][:] = True
+                    yield columns, num_bytes
                     num_bytes = 0
         again = table.take(pa.array(np.concatenate(masked)))
         if not len(again):
@@ -164,5 +174,5 @@ class TileReader:
         # What the catalogue states is kept.
         columns: dict[str, Any] = numbers | {name: np.asarray(table[name]) for name in table.column_names}
         columns |= {"pixels_filled": filled_N, "core_filled": core_N}
-        columns |= {"image": image_NCHW, "side_pixels": np.full(count, self.size, np.int32)}
+        columns |= {"image": image_NCHW, "side_pixels": np.full(count, self.size, np.int32), RESAMPLED: np.zeros(count, bool)}
         return columns | {"reason": reason_N.astype(str), "source": np.full(count, source)}
