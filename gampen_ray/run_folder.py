@@ -38,7 +38,7 @@ Inputs = Mapping[str, str | Mapping[str, str]]
 # Fields that do not identify a run: how and where it is executed, and where its output lies.
 _FREE_FIELDS = ("output", "resources", "batch_size", "estimate", "estimate_workers", "checkpoint_steps", "mlflow")
 # Fields that locate what a run reads.
-_READ = ("bundle", "dataset", "images", "catalog", "tiles", "background", "truth")
+_READ = ("bundle", "dataset", "images", "catalog", "tiles", "background", "truth", "prior")
 _UNCHANGED = "nothing was changed: give a new folder"
 
 logger = logging.getLogger(__name__)

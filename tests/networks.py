@@ -23,6 +23,7 @@ from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
+from gampen_ray.posterior.prior import Prior
 from gampen_ray.posterior.summary import LEVELS
 
 SIZE = 20
@@ -121,6 +122,13 @@ def bundle(config: NetworkConfig = NETWORK, bands: tuple[str, ...] = ("r",)) -> 
         metrics={"val_loss": 0.5},
         provenance={"date": "2026-11-22", "train": {}},
     )
+
+
+def with_prior() -> Bundle:
+    """Return `bundle` with the prior of its galaxies."""
+    columns, made = galaxies(200), bundle()
+    values_ND = np.stack([columns[name] for name in made.targets.names], axis=1)
+    return dataclasses.replace(made, prior=Prior.fit(values_ND, made.targets))
 
 
 def card() -> Card:

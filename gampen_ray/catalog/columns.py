@@ -21,9 +21,10 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.plugins import Registry
 from gampen_ray.posterior.summary import Column, Statistics, summary_columns
 
-__all__ = ["COLUMNS", "MIXTURE_MEAN", "MIXTURE_TRIL", "Column", "Rows", "catalog_columns", "register_column"]
+__all__ = ["COLUMNS", "EFFECTIVE_SHARE", "MIXTURE_MEAN", "MIXTURE_TRIL", "Column", "Rows", "catalog_columns", "register_column"]
 
 MIXTURE_MEAN, MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
+EFFECTIVE_SHARE = "effective_share"
 COLUMNS: Registry[Column] = Registry("columns")
 """Columns registered by user code; `infer` adds those in its field ``columns``."""
 
@@ -54,10 +55,11 @@ class Rows(Statistics):
 
     Parameters
     ----------
-    mixture
-        Calibrated posteriors.
+    mixture, trained
+        Calibrated posteriors; see `Statistics`.
     objects
-        Table of N rows with ``object_id`` and, if known, ``ra`` and ``dec``, deg, and ``centre_offset``, pixels.
+        Table of N rows with ``object_id`` and, if known, ``ra`` and ``dec``, deg, ``centre_offset``, pixels, and under another
+        prior ``effective_share``.
     crop_scale_N
         Side of the crop over the side of the network's input.
     image_flags_N
@@ -70,8 +72,9 @@ class Rows(Statistics):
 
     @functools.cached_property
     def flags_N(self) -> np.ndarray:
-        """Flags of the images and the posteriors."""
-        summary = {column.name: column.value(self) for column in summary_columns(self.mixture.targets)}
+        """Flags of the images and the posteriors, which judge the network: by the posteriors under the training's prior."""
+        judged = self if self.trained is None else Statistics(self.trained)
+        summary = {column.name: column.value(judged) for column in summary_columns(self.mixture.targets)}
         return np.asarray(self.image_flags_N, dtype=np.int64) | posterior_flags(summary, self.mixture.targets)
 
 
@@ -81,6 +84,7 @@ def catalog_columns(
     num_passes: int = 0,
     *,
     mode_centred: bool = False,
+    prior: bool = False,
     conditions: Sequence[str] = (),
     extra: Sequence[str] = (),
 ) -> list[Column]:
@@ -96,6 +100,8 @@ def catalog_columns(
         K to store the whole mixture, 0 to leave it out.
     mode_centred
         Whether to add the mode-centred intervals.
+    prior
+        Whether the posteriors are under another prior than that of the training, which adds ``effective_share``.
     conditions
         Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
@@ -106,7 +112,7 @@ def catalog_columns(
     UserError
         If a name in ``extra`` is unknown, or belongs to another column.
     """
-    flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag)
+    flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag if prior or flag is not Flag.PRIOR_CONFLICT)
     scale = "side of the spatial transformer's crop over the side of the network's input"
     offset = "distance of the galaxy's peak from the middle of the network's input, 0 if it is there; null if unknown"
     columns = [
@@ -118,6 +124,9 @@ def catalog_columns(
         _float("centre_offset", "pix", offset, "pos.angDistance"),
         Column("flags", "", f"bit mask: {flags}", lambda rows: rows.flags_N, pa.int64(), "meta.code.qual"),
     ]
+    if prior:
+        text = "effective number of draws of the posterior under the prior that was asked for, over their number"
+        columns.insert(-1, _float(EFFECTIVE_SHARE, "", text, "stat.weight"))
     if num_passes:
         dims = len(targets)
         mean, tril = (pa.list_(pa.float32(), num_passes * size) for size in (dims, dims * (dims + 1) // 2))

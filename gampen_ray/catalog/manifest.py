@@ -8,6 +8,7 @@ import pydantic
 from gampen_ray import documents, storage
 from gampen_ray.data.dataset_info import DatasetInfo
 from gampen_ray.errors import UserError
+from gampen_ray.inference.bundle_files import Histograms
 
 __all__ = ["MANIFEST", "prediction_options", "read_manifest"]
 
@@ -54,6 +55,7 @@ class _Manifest:
     inputs: _Inputs
     rates: _Rates | Annotated[dict[str, Any], pydantic.Field(max_length=0)]
     provenance: _Provenance
+    prior: Histograms | None = None
 
 
 def read_manifest(output: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def catalog_schema(
     num_passes: int = 0,
     *,
     mode_centred: bool = False,
+    prior: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
     provenance: tuple[tuple[str, str], ...] = (),
@@ -42,7 +43,8 @@ def catalog_schema(
     The schema's metadata repeats them under ``table_meta_yaml`` for ``astropy.table.Table.read``, and holds what made the
     catalogue, names and values, each under ``gampen_ray.NAME``. Other parameters are those of `catalog_columns`.
     """
-    columns = catalog_columns(targets, id_type, num_passes, mode_centred=mode_centred, conditions=conditions, extra=extra)
+    which: dict[str, Any] = {"mode_centred": mode_centred, "prior": prior, "conditions": conditions, "extra": extra}
+    columns = catalog_columns(targets, id_type, num_passes, **which)
     return described([column.field for column in columns], dict(provenance))
 
 
@@ -73,6 +75,7 @@ def catalog_table(
     flags_N: np.ndarray,
     *,
     store_mixture: bool,
+    trained: Mixture | None = None,
     mode_centred: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
@@ -93,6 +96,9 @@ def catalog_table(
         Flags (`Flag`) of the images; those of the posteriors are added.
     store_mixture
         Whether to store the mixture too, rounded to float32; summaries are computed before rounding.
+    trained
+        The posteriors under the prior of the training, where ``mixture`` has another; the objects then have
+        ``effective_share``.
     mode_centred
         Whether to add the mode-centred intervals.
     conditions
@@ -114,10 +120,11 @@ def catalog_table(
     which: dict[str, Any] = {
         "num_passes": mixture.num_passes if store_mixture else 0,
         "mode_centred": mode_centred,
+        "prior": trained is not None,
         "conditions": tuple(conditions),
         "extra": tuple(extra),
     }
-    rows = Rows(mixture, objects, crop_scale_N, flags_N)
+    rows = Rows(mixture, objects, crop_scale_N, flags_N, trained=trained)
     values = {column.name: column.value(rows) for column in catalog_columns(mixture.targets, id_type, **which)}
     return pa.table(values, schema=catalog_schema(mixture.targets, id_type, **which, provenance=provenance))
 

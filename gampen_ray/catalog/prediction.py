@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from gampen_ray import storage
+from gampen_ray.catalog.columns import EFFECTIVE_SHARE
 from gampen_ray.catalog.completeness import id_sum
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
 from gampen_ray.data import shards
@@ -24,7 +25,7 @@ from gampen_ray.data.sources import Source, Unit
 from gampen_ray.data.tiles.reading import RESAMPLED, TILE_COLUMNS
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.flags import Flag, prior_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.inference.rates import UnitReceipt
@@ -36,6 +37,7 @@ __all__ = ["PredictedUnit", "UnitPredictor", "check_fit", "write_unit"]
 
 logger = logging.getLogger(__name__)
 
+_NO_DRAW = "no posterior: no draw of it lies where both the training and the prior that was asked for have galaxies"
 _NO_POSTERIOR = "the network gives no finite posterior: extreme pixel values"
 
 
@@ -158,6 +160,7 @@ def write_unit(
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
     provenance: tuple[tuple[str, str], ...] = (),
+    exchange: Callable[[Mixture], tuple[Mixture, np.ndarray]] | None = None,
     write_summary: Callable[[str, pa.Table, Mixture], str] | None = None,
 ) -> UnitReceipt:
     """Summarise the posteriors of a unit and write its quarantine file, its catalogue file and, last, its receipt.
@@ -172,6 +175,8 @@ def write_unit(
         Targets of the model.
     store_mixture, mode_centred, conditions, extra, provenance
         Columns of the catalogue, and what made it; see `gampen_ray.catalog.parquet.catalog_table`.
+    exchange
+        Returns posteriors under another prior, and the effective share of their draws; None: that of the training is kept.
     write_summary
         Called with the unit's name, the catalogue's rows and their posteriors, to write another summary; it returns its URI.
     """
@@ -182,9 +187,16 @@ def write_unit(
         reason_N = unit.rows["reason"].to_numpy()
         good_M = np.flatnonzero(reason_N == "")
         rows = unit.rows.take(pa.array(good_M))
-        mixture = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets)
+        mixture, trained = Mixture(_tensor(rows["mean"]), _tensor(rows["scale_tril"]), targets), None
+        if exchange:
+            trained = mixture
+            mixture, share_N = exchange(trained)
+            rows = rows.append_column(EFFECTIVE_SHARE, pa.array(share_N))
+            flags_N = pa.array(rows["flags"].to_numpy() | prior_flags(share_N))
+            rows = rows.set_column(rows.column_names.index("flags"), "flags", flags_N)
         which: dict[str, Any] = {
             "store_mixture": store_mixture,
+            "trained": trained,
             "mode_centred": mode_centred,
             "conditions": conditions,
             "extra": extra,
@@ -193,7 +205,10 @@ def write_unit(
         with np.errstate(over="ignore", invalid="ignore"):
             catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)
         # Conditions and a user's own columns may be null.
-        if (bad_M := (fault_M := _faults(catalog.drop_columns([*conditions, *extra]))) != "").any():
+        fault_M = _faults(catalog.drop_columns([*conditions, *extra]))
+        if exchange:
+            fault_M = np.where(rows[EFFECTIVE_SHARE].to_numpy() > 0, fault_M, _NO_DRAW)
+        if (bad_M := fault_M != "").any():
             reason_N[good_M[bad_M]] = fault_M[bad_M]
             kept = pa.array(~bad_M)
             catalog, rows, mixture = catalog.filter(kept), rows.filter(kept), mixture[~bad_M]

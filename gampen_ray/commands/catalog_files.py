@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gampen_ray.commands.infer import InferConfig
     from gampen_ray.inference.bundle import Bundle
+    from gampen_ray.posterior.prior import Prior
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def check_columns(config: "InferConfig", bundle: "Bundle", num_rows: int) -> Non
 
     which = _columns(config, bundle)
     num_passes = config.num_passes if which.pop("store_mixture") else 0
-    schema = catalog_schema(bundle.targets, pa.int64(), num_passes, **which)
+    schema = catalog_schema(bundle.targets, pa.int64(), num_passes, prior=bool(config.prior), **which)
     if config.catalog_format in FILES:
         check_single_file(config.catalog_format, schema, num_rows)
 
@@ -47,8 +48,11 @@ def _columns(config: "InferConfig", bundle: "Bundle") -> dict[str, Any]:
     }
 
 
-def writer(config: "InferConfig", bundle: "Bundle", digest: str, output: str | None) -> Callable[..., Any]:
+def writer(
+    config: "InferConfig", bundle: "Bundle", digest: str, prior: "Prior | None", output: str | None
+) -> Callable[..., Any]:
     """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
+    from gampen_ray.catalog.other_prior import exchange, prior_digest
     from gampen_ray.catalog.prediction import write_unit
     from gampen_ray.gampen.summary_files import write_part
 
@@ -65,7 +69,9 @@ def writer(config: "InferConfig", bundle: "Bundle", digest: str, output: str | N
             ("version", importlib.metadata.version("gampen_ray")),
             ("bundle", digest),
             *((name, str(getattr(config, name))) for name in ("num_passes", "seed", "precision")),
+            *([("prior", prior_digest(prior))] if prior else []),
         ),
+        exchange=exchange(bundle, prior),
         write_summary=write_summary,
     )
 

@@ -11,7 +11,7 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gampen_ray.engine.resources import Workers
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.inference.predictor import Precision
+    from gampen_ray.posterior.prior import Prior
     from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class InferConfig(TilesConfig, CatalogConfig):
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
     """Monte Carlo dropout passes per galaxy; best the square of 1 / the network's dropout rate, or a multiple of 1 / rate."""
     seed: int = pydantic.Field(default=0, ge=0)
-    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed) alone."""
+    """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed, prior) alone."""
     batch_size: int = pydantic.Field(default=0, ge=0)
     """Galaxies per forward pass, without effect on the results. 0: as many as fit the device."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -79,6 +80,10 @@ class InferConfig(TilesConfig, CatalogConfig):
     """Store the summary columns alone, or also the whole mixture (`evaluate` needs it)."""
     mode_centred: bool = False
     """Add credible intervals centred on the mode, as in GaMPEN: columns T_mode_lo68, T_mode_hi68 and so on."""
+    prior: str = ""
+    """Another prior than that of the training, under which the posteriors are: a table of 100 galaxies or more with a column of
+    each target, in the bundle's units, or another bundle, whose training's prior is taken; a local path or s3:// URI. Empty:
+    that of the training."""
     columns: tuple[str, ...] = ()
     """Additional columns: T_mag, T_mag_lo68 and T_mag_hi68, the AB magnitudes of a target T whose unit is of jansky or maggies,
     and those that your code registers (`gampen_ray.catalog.columns.register_column`)."""
@@ -122,7 +127,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     """
     from gampen_ray import storage
     from gampen_ray.catalog.manifest import MANIFEST, read_manifest
-    from gampen_ray.commands.catalog_files import check_columns, finish
+    from gampen_ray.catalog.other_prior import prior_digest, read_prior
+    from gampen_ray.commands.catalog_files import check_columns, finish, writer
     from gampen_ray.commands.tile_plans import PLAN, planned_units
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
@@ -132,15 +138,18 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
 
-    names = ("bundle", "dataset", "output", "catalog", "require_signature")
+    names = ("bundle", "dataset", "output", "catalog", "require_signature", "prior")
     config = replace(config, **{name: storage.absolute(uri) for name in names if (uri := getattr(config, name))})
     digest = bundle_digest(config.bundle, config.require_signature)
     bundle = load_bundle(config.bundle, digest)
+    prior = read_prior(config.prior, bundle) if config.prior else None
     source, units = _tiles(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
     check_columns(config, bundle, sum(unit.num_rows for unit in units))
     if config.estimate:
-        return _estimate(config, bundle, digest, source, units)
+        return _estimate(config, bundle, digest, prior, source, units)
     inputs = {"bundle": digest, **_identity(config, source, units)}
+    if prior:
+        inputs["prior"] = prior_digest(prior)
     run: dict[str, Any] = {"output": config.output, "verb": "infer", "complete": MANIFEST, "work": _work(source, units)}
     run["inputs"] = {"dataset shard": pinned(config.dataset, units)} | inputs
     began, precision = time.monotonic(), _recorded_precision(config)
@@ -162,7 +171,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         if source.tiles:
             units, num_unassigned, unassigned = planned_units(config, folder, source, config.galaxies_per_file)
             check_columns(config, bundle, sum(unit.num_rows for unit in units))
-        rates, id_sum = _predict_all(config, folder, bundle, source, units, digest=digest, began=began)
+        write = writer(config, bundle, digest, prior, config.output)
+        rates, id_sum = _predict_all(config, folder, source, units, write=write, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
         manifest = {
             **finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64),
@@ -170,6 +180,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
             "config": to_dict(config),
             "calibration": bundle.calibration.to_dict(),
             "inputs": inputs,
+            **({"prior": prior.to_dict()} if prior else {}),
             "bundle_provenance": bundle.provenance,
             "provenance": provenance(),
         }
@@ -269,15 +280,14 @@ def _settled(config: InferConfig, num_rows: int, stack: contextlib.ExitStack) ->
 def _predict_all(
     config: InferConfig,
     folder: "RunFolder",
-    bundle: "Bundle",
     source: "Source",
     units: "list[Unit]",
     *,
+    write: Callable[..., Any],
     digest: str,
     began: float,
 ) -> tuple[dict[str, Any], int]:
     """Predict the missing units; return the rates, and the sum of all identifiers (`id_sum`) of the input."""
-    from gampen_ray.commands.catalog_files import writer
     from gampen_ray.engine.units import run_units
     from gampen_ray.inference.rates import Rates, UnitReceipt
     from gampen_ray.receipts import verified_receipts
@@ -301,7 +311,7 @@ def _predict_all(
         total=sum(unit.num_rows for unit in units),
         noun="galaxies",
         resources=config.resources,
-        write=writer(config, bundle, digest, config.output),
+        write=write,
         receive=receive,
     )
     measured = rates.to_dict()
@@ -337,7 +347,9 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
     return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
 
 
-def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Source", units: "list[Unit]") -> dict[str, Any]:
+def _estimate(
+    config: InferConfig, bundle: "Bundle", digest: str, prior: "Prior | None", source: "Source", units: "list[Unit]"
+) -> dict[str, Any]:
     """Predict for half a minute, write nothing, and return and log the estimate for the whole input."""
     from gampen_ray.commands.catalog_files import writer
     from gampen_ray.commands.tile_plans import sampled_units
@@ -358,7 +370,7 @@ def _estimate(config: InferConfig, bundle: "Bundle", digest: str, source: "Sourc
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
         start = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS)
-        write = writer(config, bundle, digest, None)
+        write = writer(config, bundle, digest, prior, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:

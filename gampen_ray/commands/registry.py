@@ -32,7 +32,9 @@ _EXTENDS = "extends"
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
 _INPUTS |= {"evaluation": "give the folder that `evaluate` wrote", "run": "give the output folder of a verb"}
-_INPUTS |= dict.fromkeys(("require_signature", "images", "catalog", "model", "tiles", "scaling", "truth"), "give one that does")
+_INPUTS |= dict.fromkeys(
+    ("require_signature", "images", "catalog", "model", "tiles", "scaling", "truth", "prior"), "give one that does"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -175,7 +175,8 @@ def _csv(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
     as_text = [name for name in names if plain_name(name).lower() in {column.lower() for column in text_columns}]
     return pacsv.read_csv(
         io.BytesIO(data),
-        read_options=pacsv.ReadOptions(skip_rows=num_skipped, column_names=names),
+        # A program that ends soon after its threads have read a table may abort (seen with pyarrow 26 beside torch).
+        read_options=pacsv.ReadOptions(skip_rows=num_skipped, column_names=names, use_threads=False),
         parse_options=pacsv.ParseOptions(
             delimiter=delimiter, invalid_row_handler=lambda row: "skip" if row.text.startswith("#") else "error"
         ),

@@ -1,6 +1,8 @@
 """Input catalogues: tables of any format read as Arrow tables, with units in the field metadata under ``unit``."""
 
+import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.decompression import decompressed
 from gampen_ray.errors import UserError
 
-__all__ = ["column_unit", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
+__all__ = ["column_unit", "compare_units", "format_of", "numbers", "read_catalog", "require_columns", "to_ids"]
+
+logger = logging.getLogger(__name__)
 
 # Its functions are made when it is imported, unseen by a type checker.
 pc: Any = pyarrow.compute
@@ -82,6 +86,15 @@ def require_columns(uri: str, table: pa.Table, wanted: dict[str, str]) -> None:
         if column not in table.column_names:
             there = ", ".join(table.column_names)
             raise UserError(f"{field}: catalog {uri} has no column {column!r}; its columns: {there}")
+
+
+def compare_units(uri: str, table: pa.Table, units: Mapping[str, str], field: str) -> None:
+    """Warn of columns whose unit, given by their names, is another in a table; ``field`` is the config field that names it."""
+    for name, wanted in units.items():
+        unit = column_unit(table, name)
+        if unit and wanted and unit != wanted:
+            # It may be another spelling.
+            logger.warning("%s: %s: %s is in %r, but the model's is in %r", field, uri, name, unit, wanted)
 
 
 def column_unit(table: pa.Table, name: str) -> str:

@@ -138,7 +138,9 @@ class _Ends:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Histograms:
+class Histograms:
+    """A prior as it is stored; see `gampen_ray.posterior.prior.Prior.to_dict`."""
+
     edges: _Table
     masses: _Table
     correlation: _Table
@@ -157,7 +159,7 @@ class Description:
     calibration: _Knots
     novelty: _Threshold | None = None
     ranges: _Ends | None = None
-    prior: _Histograms | None = None
+    prior: Histograms | None = None
     metrics: Annotated[dict[str, Any], documents.holds(_Metrics)]
     provenance: Annotated[dict[str, Any], documents.holds(_Provenance)]
 

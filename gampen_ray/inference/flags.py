@@ -18,7 +18,17 @@ from gampen_ray.model.images import Condition
 from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
 
-__all__ = ["REMARKS", "Flag", "FlagCounts", "condition_flags", "crop_at_bound", "image_flags", "posterior_flags", "range_flags"]
+__all__ = [
+    "REMARKS",
+    "Flag",
+    "FlagCounts",
+    "condition_flags",
+    "crop_at_bound",
+    "image_flags",
+    "posterior_flags",
+    "prior_flags",
+    "range_flags",
+]
 
 
 class Flag(enum.IntFlag):
@@ -90,6 +100,11 @@ class Flag(enum.IntFlag):
         "bands of the cutout were resampled onto the pixels of the first (align), whose grid is another: their noise is "
         "correlated",
     )
+    PRIOR_CONFLICT = (
+        1048576,
+        "less than 5 % of the posterior's draws count under the prior that was asked for (effective_share): the image speaks "
+        "against it, or it is much narrower than the posterior",
+    )
 
 
 _RANGE_FLAGS = dict(
@@ -113,6 +128,7 @@ REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND | Flag.RES
 _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4
 _EDGE_SIGMA = 1.3
+_LEAST_SHARE = 0.05
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -194,6 +210,11 @@ def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) ->
         edge_N |= (low_N < target.low) | (high_N > target.high)
         epistemic_N |= summary[f"{name}_std_epistemic"] > summary[f"{name}_std_aleatoric"]
     return np.where(edge_N, Flag.NEAR_TRAINING_EDGE.value, 0) | np.where(epistemic_N, Flag.EPISTEMIC_DOMINATES.value, 0)
+
+
+def prior_flags(effective_share_N: np.ndarray) -> np.ndarray:
+    """Return the flags of posteriors under another prior (`gampen_ray.posterior.exchange.exchange_prior`), N int64."""
+    return np.where(effective_share_N < _LEAST_SHARE, Flag.PRIOR_CONFLICT.value, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,18 @@ LEVELS = {"68": 0.6827, "95": 0.9545, "997": 0.9973}
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Statistics of N posteriors that several summary columns share, computed once."""
+    """Statistics of N posteriors that several summary columns share, computed once.
+
+    Parameters
+    ----------
+    mixture
+        The posteriors.
+    trained
+        Those under the prior of the training, where ``mixture`` has another; None: it has that of the training.
+    """
 
     mixture: "Mixture"
+    trained: "Mixture | None" = dataclasses.field(default=None, kw_only=True)
 
     @functools.cached_property
     def quantile_NQD(self) -> np.ndarray:
@@ -43,6 +52,16 @@ class Statistics:
     def correlation_NDD(self) -> np.ndarray:
         """Correlations between targets."""
         return self.mixture.correlation()
+
+    @functools.cached_property
+    def part_2ND(self) -> np.ndarray:
+        """Aleatoric and epistemic parts of the standard deviations; under another prior in the proportion of before.
+
+        The components of its mixture are no passes.
+        """
+        own = self.mixture if self.trained is None else self.trained
+        part_2ND = np.stack([own.aleatoric_std(), own.epistemic_std()])
+        return part_2ND if self.trained is None else part_2ND * (self.mixture.std() / own.std())
 
     @functools.cached_property
     def centred_NL2D(self) -> np.ndarray:
@@ -127,9 +146,9 @@ def _target_columns(targets: TargetSchema, d: int, mode_centred: bool) -> Iterat
         yield column(f"mode_lo{suffix}", f"lower {text}", lambda s, i=i: s.centred_NL2D[:, i, 0, d], low)
         yield column(f"mode_hi{suffix}", f"upper {text}", lambda s, i=i: s.centred_NL2D[:, i, 1, d], high)
     text = f"aleatoric part of {name}_std: root mean variance of the dropout passes"
-    yield column("std_aleatoric", text, lambda s: s.mixture.aleatoric_std()[:, d], f"stat.error;{kind}")
+    yield column("std_aleatoric", text, lambda s: s.part_2ND[0, :, d], f"stat.error;{kind}")
     text = f"epistemic part of {name}_std: standard deviation of the passes' means"
-    yield column("std_epistemic", text, lambda s: s.mixture.epistemic_std()[:, d], f"stat.error;{kind}")
+    yield column("std_epistemic", text, lambda s: s.part_2ND[1, :, d], f"stat.error;{kind}")
 
 
 def interval_levels() -> np.ndarray:

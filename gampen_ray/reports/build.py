@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from gampen_ray import storage
+from gampen_ray.catalog.other_prior import predicted_again
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
@@ -121,8 +122,9 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
     prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)), side_N)
-    interval_N2D = prediction.mixture.credible_interval(LEVELS["68"])
-    ends_NQD = prediction.mixture.quantile(np.array([1e-3, 1 - 1e-3]))
+    mixture = predicted_again(judged.manifest, judged.bundle, prediction.mixture)
+    interval_N2D = mixture.credible_interval(LEVELS["68"])
+    ends_NQD = mixture.quantile(np.array([1e-3, 1 - 1e-3]))
     seen = predictor.seen(image_NCHW, prediction)
     examples, names = [], judged.bundle.targets.names
     for i, row in enumerate(rows):
@@ -130,7 +132,7 @@ def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray
         for d, name in enumerate(names):
             truth = judged.truths_ND[row, d]
             y_G = np.linspace(min(ends_NQD[i, 0, d], truth), max(ends_NQD[i, 1, d], truth), _GRID)
-            curves[name] = (y_G, prediction.mixture[i].marginal_density(d, y_G)[0])
+            curves[name] = (y_G, mixture[i].marginal_density(d, y_G)[0])
         examples.append(
             Example(
                 object_id=judged.catalog["object_id"][int(row)].as_py(),

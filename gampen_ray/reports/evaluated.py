@@ -17,6 +17,7 @@ import torch
 from gampen_ray import documents, storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL
 from gampen_ray.catalog.manifest import MANIFEST, prediction_options, read_manifest
+from gampen_ray.catalog.other_prior import predicted_again
 from gampen_ray.catalog.parquet import catalog_parts, mixture_from_catalog
 from gampen_ray.data import shards
 from gampen_ray.data.cutouts import by_side
@@ -298,7 +299,8 @@ class EvaluatedCatalog:
         image_NCHW, side_N = self.images(rows)
         prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
         usable = np.flatnonzero(prediction.usable_N)
-        agreement = seed_agreement(found.some[chosen[usable]], prediction.mixture[usable])
+        again = predicted_again(self.manifest, self.bundle, prediction.mixture[usable])
+        agreement = seed_agreement(found.some[chosen[usable]], again)
         return agreement.to_dict(self.bundle.config.backbone.dropout_rate)
 
 

@@ -82,11 +82,7 @@ class _Table:
 
     def require(self, targets: TargetSchema) -> None:
         catalogs.require_columns(self.uri, self._table, dict.fromkeys(targets.names, "truth"))
-        for target in targets:
-            unit = catalogs.column_unit(self._table, target.name)
-            if unit and target.unit and unit != target.unit:
-                # It may be another spelling.
-                logger.warning("truth: %s: %s is in %r, but the model's is in %r", self.uri, target.name, unit, target.unit)
+        catalogs.compare_units(self.uri, self._table, {target.name: target.unit for target in targets}, "truth")
 
 
 def join(

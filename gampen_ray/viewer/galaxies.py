@@ -14,6 +14,7 @@ import pyarrow.compute
 from gampen_ray import storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL
 from gampen_ray.catalog.manifest import prediction_options, read_manifest
+from gampen_ray.catalog.other_prior import predicted_again
 from gampen_ray.catalog.parquet import mixture_from_catalog
 from gampen_ray.config import CatalogConfig
 from gampen_ray.config.base import build, fields
@@ -131,7 +132,7 @@ class Galaxies:
         image_NCHW = cutout.planes[None]
         prediction = self._predict(image_NCHW, bundle.condition_values(conditions, 1), np.array([cutout.side]))
         seen = self._predict.seen(image_NCHW, prediction) if bundle.network.transformer else None
-        again = prediction.mixture if prediction.usable_N[0] else None
+        again = predicted_again(self.manifest, bundle, prediction.mixture) if prediction.usable_N[0] else None
         return dataclasses.replace(found, seen=seen, posterior=found.posterior if self.table.has_mixtures else again)
 
     def image(self, row: int) -> np.ndarray | None:

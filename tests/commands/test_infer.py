@@ -1,5 +1,6 @@
 import dataclasses
 import importlib.metadata
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from astropy.table import Table
 
 from gampen_ray import storage
 from gampen_ray.catalog import single_file
+from gampen_ray.catalog.other_prior import exchange, prior_digest, read_prior
 from gampen_ray.catalog.parquet import mixture_from_catalog, provenance_of
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
@@ -28,8 +30,9 @@ from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import bundle_digest, load_bundle
 from gampen_ray.inference.flags import Flag, FlagCounts
 from gampen_ray.reports.evaluated import load_evaluated_catalog
+from gampen_ray.viewer.galaxies import Galaxies
 from tests.engine.killing import SLOW_NETWORK, inference_actors
-from tests.networks import SIZE, bundle, dataset, galaxies
+from tests.networks import SIZE, bundle, dataset, galaxies, with_prior
 
 COUNT = 150
 
@@ -152,6 +155,59 @@ def test_a_table_too_large_for_one_file_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=r"catalog_format: 150 rows of [\d,]+ bytes are .*, and catalog.vot may have"):
         infer(config(inputs, tmp_path / "o", catalog_format="votable"))
     assert not (tmp_path / "o").exists()
+
+
+def test_a_catalogue_under_another_prior_says_so_and_each_galaxy_depends_on_itself_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = with_prior()
+    model.save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {shards.ALL: 20})
+    assert model.prior
+    drawn_ND = model.prior.sample(3000, 1)
+    # Faint galaxies are five times as frequent.
+    often_N = np.where(drawn_ND[:, 0] < np.median(drawn_ND[:, 0]), 5, 1)
+    Table(np.repeat(drawn_ND, often_N, axis=0), names=model.targets.names).write(tmp_path / "faint.csv")
+    local = {"posterior": "summary", "resources": ActorResources(num_workers=1, engine="local")}
+    named = local | {"prior": str(tmp_path / "faint.csv")}
+    with caplog.at_level(logging.WARNING, "gampen_ray"):
+        manifest = infer(config(tmp_path, tmp_path / "o", **named, batch_size=7, galaxies_per_file=5))
+    whole = catalog(tmp_path / "o")
+    digest = prior_digest(read_prior(str(tmp_path / "faint.csv"), model))
+    assert manifest["inputs"]["prior"] == digest == provenance_of(whole.schema)["prior"]
+    conflicts = int(((whole["flags"].to_numpy() & Flag.PRIOR_CONFLICT.value) != 0).sum())
+    assert manifest["flags"].get("PRIOR_CONFLICT", 0) == conflicts == (whole["effective_share"].to_numpy() < 0.05).sum()
+    assert (f"PRIOR_CONFLICT ({conflicts:,})" in caplog.text) == (conflicts > 0)
+    other = infer(config(tmp_path, tmp_path / "p", **named | {"posterior": "mixture"}, batch_size=20))
+    assert other["num_galaxies"] + other["num_quarantined"] == 20
+    again = catalog(tmp_path / "p")
+    for name in ("flux_median", "concentration_hi95", "effective_share"):
+        # The network itself rounds differently in batches of another size.
+        np.testing.assert_allclose(again[name].to_numpy(), whole[name].to_numpy(), rtol=1e-3)
+    stored = mixture_from_catalog(again, model.targets)
+    np.testing.assert_allclose(stored.quantile(0.5)[:, 0], again["flux_median"].to_numpy(), rtol=1e-5)
+    # ... and is what weighted draws give, and the viewer.
+    predict = model.predict(galaxies(20)["image"], num_passes=4)
+    change = exchange(model, read_prior(str(tmp_path / "faint.csv"), model))
+    assert change
+    expected, share_N = change(predict)
+    kept = again["object_id"].to_numpy()
+    np.testing.assert_allclose(again["flux_mean"].to_numpy(), expected.mean()[kept, 0], rtol=1e-3)
+    assert (share_N[kept] > 0).all()
+    row = int(np.argmax(whole["effective_share"].to_numpy()))
+    shown = Galaxies(str(tmp_path / "o")).galaxy(row)
+    assert shown.posterior
+    assert shown.posterior.mean()[0, 0] == pytest.approx(shown.values["flux_mean"], rel=1e-3)
+    # Another prior is another run, and the same one elsewhere is the same.
+    with pytest.raises(UserError, match="holds a run on another prior"):
+        infer(config(tmp_path, tmp_path / "p", **local | {"posterior": "mixture"}))
+    (tmp_path / "faint.csv").rename(tmp_path / "moved.csv")
+    moved = named | {"prior": str(tmp_path / "moved.csv"), "posterior": "mixture"}
+    assert infer(config(tmp_path, tmp_path / "p", **moved))["inputs"] == other["inputs"]
+    with (tmp_path / "moved.csv").open("a") as file:
+        file.write("20,0.5\n")
+    with pytest.raises(UserError, match="holds a run on another prior"):
+        infer(config(tmp_path, tmp_path / "p", **moved))
 
 
 def begun(wanted: InferConfig, monkeypatch: pytest.MonkeyPatch) -> Path:

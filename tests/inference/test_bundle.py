@@ -17,8 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
-from gampen_ray.posterior.prior import Prior
-from tests.networks import NETWORK, bundle, galaxies
+from tests.networks import NETWORK, bundle, galaxies, with_prior
 
 
 @pytest.fixture
@@ -118,12 +117,6 @@ def test_novelty_is_stored_and_a_bundle_without_it_loads(saved: Path) -> None:
     del description["novelty"]
     write_description(saved, description)
     assert load_bundle(str(saved)).novelty is None
-
-
-def with_prior() -> Bundle:
-    columns, made = galaxies(200), bundle()
-    values_ND = np.stack([columns[name] for name in made.targets.names], axis=1)
-    return dataclasses.replace(made, prior=Prior.fit(values_ND, made.targets))
 
 
 def test_the_prior_of_the_training_is_kept(saved: Path) -> None:
