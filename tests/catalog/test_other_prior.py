@@ -125,7 +125,7 @@ def test_without_a_prior_the_columns_are_those_of_before(model: Bundle) -> None:
     schema = catalog_schema(model.targets, pa.int64())
     assert "PRIOR_CONFLICT" not in schema.field("flags").metadata[b"description"].decode()
     assert (
-        "524288 PRIOR_CONFLICT"
+        "1048576 PRIOR_CONFLICT"
         in catalog_schema(model.targets, pa.int64(), prior=True).field("flags").metadata[b"description"].decode()
     )
 
