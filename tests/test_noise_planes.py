@@ -289,7 +289,7 @@ def test_training_on_a_dataset_without_planes_is_refused(tmp_path: Path) -> None
 
 def test_tiles_have_no_planes(bundle: Bundle) -> None:
     with pytest.raises(UserError, match=r"^bundle: b takes noise planes, which are not cut from tiles; give cutouts"):
-        tile_source(InferConfig(bundle="b", dataset="f", output="o", catalog="c"), bundle)
+        tile_source(InferConfig(bundle="b", dataset="f", output="o", catalog="c"), "f", bundle)
     config = IngestConfig(images="f", catalog="c", output="o", cutout_size=8, reader=ReaderConfig(noise_planes=True))
     with pytest.raises(UserError, match=r"^reader\.noise_planes: has no effect with a footprint"):
         dataset_info(config)

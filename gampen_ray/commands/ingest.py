@@ -164,6 +164,7 @@ def _log_remarks(remarks: Counter[str], info: "DatasetInfo", total: int) -> None
         "cropped": f"have more than {side} pixels on a side: what lies outside the central {side} x {side} was cropped",
         "padded": f"have fewer than {side} pixels on a side and were zero-padded",
         "filled": "have pixels without a value, which were filled as reader.nan_policy says" + _by_band(remarks),
+        "resampled": "have bands on different grids, of which all but those on the first band's were resampled",
         "misplaced": "have a WCS whose centre is more than 5 pixels from the catalogue's position",
     }.items():
         if remarks[name]:

@@ -106,6 +106,7 @@ def read(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo") -> "Row
     from gampen_ray.data import packing, shards
     from gampen_ray.data.splits import assign_splits
     from gampen_ray.data.target_columns import convert_targets
+    from gampen_ray.data.tiles.reading import RESAMPLED
     from gampen_ray.data.tiles.units import read_unit
 
     batches, sizes = zip(*_reader(config).read(part.unit, _BATCH_ROWS, part.refused), strict=True)
@@ -125,7 +126,7 @@ def read(part: TilePart, *, config: "IngestConfig", info: "DatasetInfo") -> "Row
     splits = np.full(len(table), shards.ALL, dtype=object)
     if config.targets:
         splits = assign_splits(read["object_id"], config.split)
-    remarks = Counter(filled=int(np.count_nonzero(read["pixels_filled"])))
+    remarks = Counter(filled=int(np.count_nonzero(read["pixels_filled"])), resampled=int(np.count_nonzero(read[RESAMPLED])))
     return packing.Rows(columns, sources, reasons, splits, remarks, sum(sizes))
 
 

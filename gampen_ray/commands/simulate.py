@@ -153,14 +153,14 @@ def _background(config: SimulateConfig, survey: "Survey", inputs: "Inputs") -> "
     if band not in footprint.info.bands:
         there = ", ".join(footprint.info.bands)
         raise UserError(f"band: no tile of {config.background} has {band}; there are {there}")
-    if abs(footprint.info.pixel_scale_arcsec / survey.pixel_scale_arcsec - 1) > _SAME_SCALE:
+    preset, survey = survey, survey_on(survey, footprint, band)
+    if abs(survey.pixel_scale_arcsec / preset.pixel_scale_arcsec - 1) > _SAME_SCALE:
         logger.warning(
             "pixels of %.4g arcsec, those of the background; the survey preset %s has %.4g",
-            footprint.info.pixel_scale_arcsec,
-            survey.name,
             survey.pixel_scale_arcsec,
+            preset.name,
+            preset.pixel_scale_arcsec,
         )
-    survey = dataclasses.replace(survey_on(survey, footprint), band=band)
     background = Background(
         footprint=config.background,
         band=band,

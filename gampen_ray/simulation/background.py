@@ -39,9 +39,9 @@ _REACH = np.arange(1.0, 3.01, 0.25)
 """Radii, exclusion radii, within which the light of the sky is compared with the galaxy's."""
 
 
-def survey_on(survey: Survey, footprint: Footprint) -> Survey:
-    """Return a survey preset with the pixels of a footprint; populations, gain and flux unit remain the preset's."""
-    return dataclasses.replace(survey, pixel_scale_arcsec=footprint.info.pixel_scale_arcsec)
+def survey_on(survey: Survey, footprint: Footprint, band: str) -> Survey:
+    """Return a survey preset with a band's pixels of a footprint; populations, gain and flux unit remain the preset's."""
+    return dataclasses.replace(survey, band=band, pixel_scale_arcsec=footprint.select((band,)).pixel_scale_arcsec)
 
 
 class _Pending:
