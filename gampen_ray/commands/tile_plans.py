@@ -12,6 +12,7 @@ from gampen_ray.errors import UserError
 
 if TYPE_CHECKING:
     from gampen_ray.commands.infer import InferConfig
+    from gampen_ray.data.carried import Carried
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.data.tiles.planning import Batch, Part, Planning
     from gampen_ray.inference.bundle import Bundle
@@ -115,10 +116,28 @@ def tile_source(config: "InferConfig", bundle: "Bundle") -> "tuple[Source, list[
     info = Footprint(config.dataset).info
     size = side_at_scale(images.size, images.pixel_scale_arcsec, info.pixel_scale_arcsec)
     how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
-    tiles = TileReader(footprint=config.dataset, bands=images.bands, size=size, **how)
-    source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
+    kept = _carried(config, bundle)
+    tiles = TileReader(
+        footprint=config.dataset, bands=images.bands, size=size, kept=tuple(column.name for column in kept), **how
+    )
+    source = Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles, carried=kept)
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     return source, []
+
+
+def _carried(config: "InferConfig", bundle: "Bundle") -> "tuple[Carried, ...]":
+    """Return the columns of the catalogue that are kept, from its first rows."""
+    import pyarrow as pa
+
+    from gampen_ray.commands.catalog_files import carry
+    from gampen_ray.data.tiles.planning import batches
+
+    if not config.columns:
+        return ()
+    first = next(batches(config.catalog, config.id_column), None)
+    # Without rows, but of Parquet alone: a row group may be large.
+    schema = dataclasses.replace(first, stop=first.start).read(bool).schema if first else pa.schema([])
+    return carry(config, bundle, schema, config.catalog)
 
 
 def planned_units(config: "InferConfig", folder: "RunFolder", source: "Source") -> "tuple[list[Unit], int, int]":
@@ -196,6 +215,7 @@ def _planning(config: "InferConfig", source: "Source", output: str, quarantine: 
         ra_column=config.ra_column,
         dec_column=config.dec_column,
         position_unit=config.position_unit,
+        columns=source.tiles.kept,
         optional=source.conditions,
         quarantine=quarantine,
     )
