@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from gampen_ray.data.carried import Carried
 from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.data.tiles.planning import TILE
 from gampen_ray.data.tiles.reading import TILE_COLUMNS
@@ -21,7 +22,17 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.plugins import Registry
 from gampen_ray.posterior.summary import Column, Statistics, summary_columns
 
-__all__ = ["COLUMNS", "EFFECTIVE_SHARE", "MIXTURE_MEAN", "MIXTURE_TRIL", "Column", "Rows", "catalog_columns", "register_column"]
+__all__ = [
+    "COLUMNS",
+    "EFFECTIVE_SHARE",
+    "MIXTURE_MEAN",
+    "MIXTURE_TRIL",
+    "Column",
+    "Rows",
+    "catalog_columns",
+    "named_columns",
+    "register_column",
+]
 
 MIXTURE_MEAN, MIXTURE_TRIL = "mixture_mean", "mixture_scale_tril"
 EFFECTIVE_SHARE = "effective_share"
@@ -87,6 +98,7 @@ def catalog_columns(
     prior: bool = False,
     conditions: Sequence[str] = (),
     extra: Sequence[str] = (),
+    carried: Sequence[Carried] = (),
 ) -> list[Column]:
     """Return the columns of a catalogue, in order.
 
@@ -106,11 +118,13 @@ def catalog_columns(
         Names of the conditions that the model is given beside the image, which are columns of the objects.
     extra
         Names of columns to add: registered ones, and AB magnitudes of fluxes, ``T_mag``, ``T_mag_lo68`` and ``T_mag_hi68``.
+    carried
+        Columns of the input, which are columns of the objects.
 
     Raises
     ------
     UserError
-        If a name in ``extra`` is unknown, or belongs to another column.
+        If a name in ``extra`` is unknown, or one of ``extra`` or ``carried`` belongs to another column.
     """
     flags = ", ".join(f"{flag.value} {flag.name}" for flag in Flag if prior or flag is not Flag.PRIOR_CONFLICT)
     scale = "side of the spatial transformer's crop over the side of the network's input"
@@ -143,7 +157,17 @@ def catalog_columns(
         if name in [column.name for column in columns]:
             raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
         columns.append(magnitudes[name] if name in magnitudes else COLUMNS[name])
+    for name, unit, description, kind in carried:
+        # FITS does not tell small letters from capitals.
+        if name.lower() in [column.name.lower() for column in columns]:
+            raise UserError(f"columns: {name!r} is a column of the catalogue already; leave it out, or rename it in the input")
+        columns.append(Column(name, unit, description, functools.partial(_as_it_is, name=name), kind))
     return columns
+
+
+def named_columns(targets: TargetSchema) -> list[str]:
+    """Return the names that ``extra`` of `catalog_columns` may have."""
+    return [*(column.name for column in _magnitudes(targets)), *COLUMNS.names]
 
 
 def _magnitudes(targets: TargetSchema) -> Iterator[Column]:
@@ -179,6 +203,10 @@ def _object_id(rows: Rows) -> pa.ChunkedArray:
 
 def _float(name: str, unit: str, description: str, ucd: str) -> Column:
     return Column(name, unit, description, functools.partial(_position, name=name), ucd=ucd)
+
+
+def _as_it_is(rows: Rows, name: str) -> pa.ChunkedArray:
+    return rows.objects[name]
 
 
 def _text(rows: Rows, name: str) -> pa.Array:

@@ -18,6 +18,7 @@ from astropy.table.meta import get_yaml_from_table
 from gampen_ray import storage
 from gampen_ray.catalog.columns import MIXTURE_MEAN, MIXTURE_TRIL, Rows, catalog_columns
 from gampen_ray.catalog.votable import TITLE, parquet_metadata
+from gampen_ray.data.carried import Carried
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 
@@ -36,6 +37,7 @@ def catalog_schema(
     prior: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    carried: tuple[Carried, ...] = (),
     provenance: tuple[tuple[str, str], ...] = (),
 ) -> pa.Schema:
     """Return the catalogue's schema; every field's metadata holds its ``unit``, ``description`` and ``ucd``.
@@ -43,8 +45,8 @@ def catalog_schema(
     The schema's metadata repeats them under ``table_meta_yaml`` for ``astropy.table.Table.read``, and holds what made the
     catalogue, names and values, each under ``gampen_ray.NAME``. Other parameters are those of `catalog_columns`.
     """
-    which: dict[str, Any] = {"mode_centred": mode_centred, "prior": prior, "conditions": conditions, "extra": extra}
-    columns = catalog_columns(targets, id_type, num_passes, **which)
+    which: dict[str, Any] = {"mode_centred": mode_centred, "prior": prior, "conditions": conditions}
+    columns = catalog_columns(targets, id_type, num_passes, **which, extra=extra, carried=carried)
     return described([column.field for column in columns], dict(provenance))
 
 
@@ -79,6 +81,7 @@ def catalog_table(
     mode_centred: bool = False,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    carried: tuple[Carried, ...] = (),
     provenance: tuple[tuple[str, str], ...] = (),
 ) -> pa.Table:
     """Return the catalogue rows of N galaxies.
@@ -105,6 +108,8 @@ def catalog_table(
         Names of the conditions that the model is given, columns of the objects.
     extra
         Names of registered columns to add.
+    carried
+        Columns of the objects to keep.
     provenance
         What made the catalogue, names and values.
 
@@ -123,6 +128,7 @@ def catalog_table(
         "prior": trained is not None,
         "conditions": tuple(conditions),
         "extra": tuple(extra),
+        "carried": carried,
     }
     rows = Rows(mixture, objects, crop_scale_N, flags_N, trained=trained)
     values = {column.name: column.value(rows) for column in catalog_columns(mixture.targets, id_type, **which)}

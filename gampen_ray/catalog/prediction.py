@@ -21,6 +21,7 @@ from gampen_ray.catalog.columns import EFFECTIVE_SHARE
 from gampen_ray.catalog.completeness import id_sum
 from gampen_ray.catalog.parquet import CATALOG, QUARANTINE, catalog_table, part_content
 from gampen_ray.data import shards
+from gampen_ray.data.carried import Carried
 from gampen_ray.data.sources import Source, Unit
 from gampen_ray.data.tiles.reading import RESAMPLED, TILE_COLUMNS
 from gampen_ray.errors import UserError
@@ -51,7 +52,7 @@ class PredictedUnit:
         Name of the unit.
     rows
         ``object_id``, ``ra`` and ``dec`` if known, ``source``, ``reason``, ``flags``, ``crop_scale``, ``centre_offset``,
-        ``mean`` and ``scale_tril``; None if the time limit left none.
+        ``mean`` and ``scale_tril``, and columns that are carried; None if the time limit left none.
     bytes_read, seconds, device_seconds
         See `gampen_ray.inference.rates.UnitReceipt`.
     """
@@ -138,7 +139,7 @@ class UnitPredictor:
         flags_N = np.where(rows["pixels_filled"], Flag.PIXELS_FILLED.value, 0) | prediction.flags_N
         flags_N |= np.where(rows["core_filled"], Flag.CORE_SATURATED.value, 0)
         flags_N |= np.where(rows[RESAMPLED], Flag.RESAMPLED.value, 0)
-        own = ("object_id", "ra", "dec", "source", *TILE_COLUMNS)
+        own = ("object_id", "ra", "dec", "source", *TILE_COLUMNS, *(column.name for column in self._source.carried))
         columns = {name: rows[name] for name in own if name in rows} | conditions
         columns |= {"reason": reason_N, "flags": flags_N, "crop_scale": prediction.crop_scale_N}
         columns["centre_offset"] = prediction.centre_offset_N
@@ -159,6 +160,7 @@ def write_unit(
     mode_centred: bool,
     conditions: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    carried: tuple[Carried, ...] = (),
     provenance: tuple[tuple[str, str], ...] = (),
     exchange: Callable[[Mixture], tuple[Mixture, np.ndarray]] | None = None,
     write_summary: Callable[[str, pa.Table, Mixture], str] | None = None,
@@ -173,7 +175,7 @@ def write_unit(
         Folder of the catalogue; None: nothing is written.
     targets
         Targets of the model.
-    store_mixture, mode_centred, conditions, extra, provenance
+    store_mixture, mode_centred, conditions, extra, carried, provenance
         Columns of the catalogue, and what made it; see `gampen_ray.catalog.parquet.catalog_table`.
     exchange
         Returns posteriors under another prior, and the effective share of their draws; None: that of the training is kept.
@@ -200,12 +202,13 @@ def write_unit(
             "mode_centred": mode_centred,
             "conditions": conditions,
             "extra": extra,
+            "carried": carried,
             "provenance": provenance,
         }
         with np.errstate(over="ignore", invalid="ignore"):
             catalog = catalog_table(rows, mixture, rows["crop_scale"].to_numpy(), rows["flags"].to_numpy(), **which)
         # Conditions and a user's own columns may be null.
-        fault_M = _faults(catalog.drop_columns([*conditions, *extra]))
+        fault_M = _faults(catalog.drop_columns([*conditions, *extra, *(column.name for column in carried)]))
         if exchange:
             fault_M = np.where(rows[EFFECTIVE_SHARE].to_numpy() > 0, fault_M, _NO_DRAW)
         if (bad_M := fault_M != "").any():

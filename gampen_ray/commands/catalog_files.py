@@ -7,14 +7,30 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from gampen_ray.commands.infer import InferConfig
+    from gampen_ray.data.carried import Carried
+    from gampen_ray.data.sources import Source
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.posterior.prior import Prior
 
 logger = logging.getLogger(__name__)
 
 
-def check_columns(config: "InferConfig", bundle: "Bundle", num_rows: int) -> None:
+def carry(config: "InferConfig", bundle: "Bundle", schema: "pa.Schema", where: str) -> "tuple[Carried, ...]":
+    """Return those of the columns asked for that the input has, from its schema; a `UserError` names one that nobody has."""
+    from gampen_ray.catalog.columns import named_columns
+    from gampen_ray.data.carried import carried
+    from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
+
+    named = named_columns(bundle.targets)
+    # What is known of galaxies from tiles is not known of others, but their table may have it.
+    own = {} if is_footprint(config.dataset) else TILE_COLUMNS.keys() & {*schema.names}
+    return carried([name for name in config.columns if name not in named or name in own], schema, where, named)
+
+
+def check_columns(config: "InferConfig", bundle: "Bundle", source: "Source", num_rows: int) -> None:
     """Check, before any work, the names of the columns, and that so many rows fit the catalogue's format.
 
     Raises
@@ -27,29 +43,34 @@ def check_columns(config: "InferConfig", bundle: "Bundle", num_rows: int) -> Non
     from gampen_ray.catalog.parquet import catalog_schema
     from gampen_ray.catalog.single_file import FILES, check_single_file
 
-    which = _columns(config, bundle)
+    which = _columns(config, bundle, source)
     num_passes = config.num_passes if which.pop("store_mixture") else 0
     schema = catalog_schema(bundle.targets, pa.int64(), num_passes, prior=bool(config.prior), **which)
     if config.catalog_format in FILES:
         check_single_file(config.catalog_format, schema, num_rows)
 
 
-def _columns(config: "InferConfig", bundle: "Bundle") -> dict[str, Any]:
+def _columns(config: "InferConfig", bundle: "Bundle", source: "Source") -> dict[str, Any]:
     """Return which columns the catalogue has; see `gampen_ray.catalog.parquet.catalog_table`."""
-    from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
+    from gampen_ray.data.tiles.reading import TILE_COLUMNS
 
-    by_tiles = TILE_COLUMNS if is_footprint(config.dataset) else {}
+    by_tiles = TILE_COLUMNS if source.tiles else {}
+    kept = {column.name for column in source.carried}
     return {
         "store_mixture": config.posterior == "mixture" or config.catalog_format == "gampen",
         "mode_centred": config.mode_centred,
         "conditions": bundle.images.condition_names,
         # A condition has its column already.
-        "extra": (*config.columns, *(name for name in by_tiles if name not in bundle.images.condition_names)),
+        "extra": (
+            *(name for name in config.columns if name not in kept),
+            *(name for name in by_tiles if name not in bundle.images.condition_names),
+        ),
+        "carried": source.carried,
     }
 
 
 def writer(
-    config: "InferConfig", bundle: "Bundle", digest: str, prior: "Prior | None", output: str | None
+    config: "InferConfig", bundle: "Bundle", source: "Source", digest: str, prior: "Prior | None", output: str | None
 ) -> Callable[..., Any]:
     """Return the function that summarises and writes predicted units; ``output`` None: it writes nothing."""
     from gampen_ray.catalog.other_prior import exchange, prior_digest
@@ -64,7 +85,7 @@ def writer(
         write_unit,
         output=output,
         targets=bundle.targets,
-        **_columns(config, bundle),
+        **_columns(config, bundle, source),
         provenance=(
             ("version", importlib.metadata.version("gampen_ray")),
             ("bundle", digest),

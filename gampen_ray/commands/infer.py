@@ -85,8 +85,9 @@ class InferConfig(TilesConfig, CatalogConfig):
     each target, in the bundle's units, or another bundle, whose training's prior is taken; a local path or s3:// URI. Empty:
     that of the training."""
     columns: tuple[str, ...] = ()
-    """Additional columns: T_mag, T_mag_lo68 and T_mag_hi68, the AB magnitudes of a target T whose unit is of jansky or maggies,
-    and those that your code registers (`gampen_ray.catalog.columns.register_column`)."""
+    """Additional columns: those of the input, such as z_phot, which are copied (of the catalogue, or of the dataset's shards);
+    T_mag, T_mag_lo68 and T_mag_hi68, the AB magnitudes of a target T whose unit is of jansky or maggies; and those that your
+    code registers (`gampen_ray.catalog.columns.register_column`)."""
     catalog_format: Literal["parquet", "fits", "votable", "hats", "gampen"] = "parquet"
     """fits, votable: also write catalog.fits or catalog.vot, the whole catalogue in one file. hats: also write hats/, a
     sky-partitioned catalogue for LSDB of all galaxies with a position (needs `pip install "gampen_ray[hats]"`). gampen: also
@@ -144,7 +145,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     bundle = load_bundle(config.bundle, digest)
     prior = read_prior(config.prior, bundle) if config.prior else None
     source, units = _tiles(config, bundle) if is_footprint(config.dataset) else _input(config, bundle)
-    check_columns(config, bundle, sum(unit.num_rows for unit in units))
+    check_columns(config, bundle, source, sum(unit.num_rows for unit in units))
     if config.estimate:
         return _estimate(config, bundle, digest, prior, source, units)
     inputs = {"bundle": digest, **_identity(config, source, units)}
@@ -170,8 +171,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
         num_unassigned = unassigned = 0
         if source.tiles:
             units, num_unassigned, unassigned = planned_units(config, folder, source, config.galaxies_per_file)
-            check_columns(config, bundle, sum(unit.num_rows for unit in units))
-        write = writer(config, bundle, digest, prior, config.output)
+            check_columns(config, bundle, source, sum(unit.num_rows for unit in units))
+        write = writer(config, bundle, source, digest, prior, config.output)
         rates, id_sum = _predict_all(config, folder, source, units, write=write, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
         manifest = {
@@ -196,6 +197,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     """Return the input and its units of work; a `UserError` if the bundle or the catalogue format does not suit it."""
     from gampen_ray.catalog.hats import check_hats
     from gampen_ray.catalog.prediction import check_fit
+    from gampen_ray.commands.catalog_files import carry
     from gampen_ray.data.sources import open_source
 
     refuse_without_footprint(config, TilesConfig)
@@ -210,6 +212,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         unit_rows=config.galaxies_per_file,
         conditions=bundle.images.condition_names,
         fill_conditions=config.missing_conditions == "mean",
+        carry=functools.partial(carry, config, bundle, where=config.catalog or config.dataset),
     )
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     if config.catalog_format == "hats":
@@ -221,7 +224,7 @@ def _tiles(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
     """Return a footprint as the input, without units: these are known when the plan is made; errors as of `_input`."""
     from gampen_ray.catalog.hats import check_hats
     from gampen_ray.catalog.prediction import check_fit
-    from gampen_ray.commands.tile_plans import check_catalog, tile_source
+    from gampen_ray.commands.tile_plans import carried_columns, check_catalog, tile_source
     from gampen_ray.errors import UserError
 
     check_catalog(config)
@@ -229,7 +232,7 @@ def _tiles(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         check_hats(config.dataset, [])
     if config.split:
         raise UserError(f"split: {config.split} cannot be had with a footprint; leave it out")
-    source = tile_source(config, config.dataset, bundle)
+    source = tile_source(config, config.dataset, bundle, carried_columns(config, bundle))
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
     return source, []
 
@@ -370,7 +373,7 @@ def _estimate(
         workers = dataclasses.replace(workers, count=min(workers.room, len(units)))
         some = units[: _ESTIMATE_UNITS_PER_WORKER * workers.count]
         start = functools.partial(_start, config, digest, source, _ESTIMATE_SECONDS)
-        write = writer(config, bundle, digest, prior, None)
+        write = writer(config, bundle, source, digest, prior, None)
         for _, receipt in stream_units(some, start, workers, write=write):
             # Receipts after the time limit are empty.
             if receipt.num_rows:

@@ -13,12 +13,22 @@ from gampen_ray.errors import UserError
 if TYPE_CHECKING:
     from gampen_ray.commands.crop import CropConfig
     from gampen_ray.commands.infer import InferConfig
+    from gampen_ray.data.carried import Carried
     from gampen_ray.data.sources import Source, Unit
     from gampen_ray.data.tiles.planning import Batch, Part, Planning
     from gampen_ray.inference.bundle import Bundle
     from gampen_ray.run_folder import RunFolder
 
-__all__ = ["PLAN", "catalog_identity", "check_catalog", "make_plan", "planned_units", "sampled_units", "tile_source"]
+__all__ = [
+    "PLAN",
+    "carried_columns",
+    "catalog_identity",
+    "check_catalog",
+    "make_plan",
+    "planned_units",
+    "sampled_units",
+    "tile_source",
+]
 
 PLAN = "plan"
 """Folder of an unfinished job on tiles: which sources are cut from which tile."""
@@ -87,8 +97,10 @@ def _merge(part: "Part", *, planning: "Planning", unit_rows: int) -> None:
     merge_part(part, planning, unit_rows)
 
 
-def tile_source(config: "InferConfig | CropConfig", footprint: str, bundle: "Bundle") -> "Source":
-    """Return a footprint as the input of a bundle.
+def tile_source(
+    config: "InferConfig | CropConfig", footprint: str, bundle: "Bundle", carried: "tuple[Carried, ...]" = ()
+) -> "Source":
+    """Return a footprint as the input of a bundle, with those columns of the catalogue that are kept.
 
     Raises
     ------
@@ -109,8 +121,24 @@ def tile_source(config: "InferConfig | CropConfig", footprint: str, bundle: "Bun
     scale_arcsec = selected(footprint, images.bands, config.align).pixel_scale_arcsec
     size = side_at_scale(images.size, images.pixel_scale_arcsec, scale_arcsec)
     how: dict[str, Any] = {"policies": config.reader.nan_policies(images.bands), "max_beyond": config.max_beyond}
-    tiles = TileReader(footprint=footprint, bands=images.bands, size=size, align=config.align, **how)
-    return Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles)
+    names = tuple(column.name for column in carried)
+    tiles = TileReader(footprint=footprint, bands=images.bands, size=size, align=config.align, kept=names, **how)
+    return Source(info=tiles.info(), reader=config.reader, conditions=images.condition_names, tiles=tiles, carried=carried)
+
+
+def carried_columns(config: "InferConfig", bundle: "Bundle") -> "tuple[Carried, ...]":
+    """Return the columns of the catalogue that are kept, from its first rows."""
+    import pyarrow as pa
+
+    from gampen_ray.commands.catalog_files import carry
+    from gampen_ray.data.tiles.planning import batches
+
+    if not config.columns:
+        return ()
+    first = next(batches(config.catalog, config.id_column), None)
+    # Without rows, but of Parquet alone: a row group may be large.
+    schema = dataclasses.replace(first, stop=first.start).read(bool).schema if first else pa.schema([])
+    return carry(config, bundle, schema, config.catalog)
 
 
 def planned_units(
@@ -196,6 +224,7 @@ def _planning(config: "InferConfig | CropConfig", source: "Source", output: str,
         ra_column=config.ra_column,
         dec_column=config.dec_column,
         position_unit=config.position_unit,
+        columns=source.tiles.kept,
         optional=source.conditions,
         quarantine=quarantine,
     )

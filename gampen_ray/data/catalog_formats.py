@@ -271,6 +271,9 @@ def _fits(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
                 raise ValueError("no HDU holds a table")
             table = Table.read(hdu, format="fits")
             table.convert_bytestring_to_unicode()
+            for number, name in enumerate(table.colnames, 1):
+                # As TOPCAT writes it, and astropy does not read it.
+                table[name].description = table[name].description or hdu.header.get(f"TCOMM{number}")
     return _arrow(table)
 
 
@@ -285,8 +288,8 @@ def _arrow(table: Table) -> pa.Table:
         column: Any = table[name]
         if getattr(column, "ndim", 0) == 1 and hasattr(column, "dtype"):
             array = _native(column)
-            unit = {"unit": str(column.unit)} if getattr(column, "unit", None) is not None else None
-            fields.append(pa.field(name, array.type, metadata=unit))
+            about = {key: str(value) for key in ("unit", "description") if (value := getattr(column, key, None)) is not None}
+            fields.append(pa.field(name, array.type, metadata=about or None))
             columns.append(array)
     return pa.table(columns, schema=pa.schema(fields))
 

@@ -117,7 +117,11 @@ def plan(
         noise_planes=reader.noise_planes,
     )
     texts = {SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}
-    return pa.table(columns | located.bookkeeping | texts), info
+    planned = pa.table(columns | located.bookkeeping | texts)
+    # With the units and descriptions of the catalogue, of what is as it is there.
+    same = {*table.column_names} - {"ra", "dec", *config.targets}
+    fields = [f.with_metadata(table.schema.field(f.name).metadata) if f.name in same else f for f in planned.schema]
+    return pa.Table.from_arrays(planned.columns, schema=pa.schema(fields)), info
 
 
 def _sky(config: CutoutsConfig, table: pa.Table) -> positions.Positions:

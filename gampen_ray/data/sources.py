@@ -8,7 +8,7 @@ the same units. Shape legend: N galaxies, C bands, H x W pixels.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from gampen_ray.config import CatalogConfig, CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.data import file_names, ingest_plan, packing, shard_index, shards, validation
+from gampen_ray.data.carried import Carried
 from gampen_ray.data.tiles.reading import RESAMPLED, TileReader
 from gampen_ray.data.tiles.units import TileUnit
 from gampen_ray.data.tiles.units import units as plan_units
@@ -86,14 +87,17 @@ class Source:
         Names of columns that the model is given beside the image.
     tiles
         How images are cut from the tiles of a footprint; None: they are stored.
+    carried
+        Columns that the catalogue keeps.
     """
 
     info: shards.DatasetInfo
     reader: ReaderConfig | None
     conditions: tuple[str, ...] = ()
     tiles: TileReader | None = None
+    carried: tuple[Carried, ...] = ()
 
-    def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    def read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, Any], int]]:
         """Yield a unit's rows in batches of at most N = ``num_rows``, each with the number of stored bytes read.
 
         Yields
@@ -102,12 +106,17 @@ class Source:
             ``object_id``, ``ra``, ``dec`` if known, ``image`` (N x C x H x W, or N x 2C x H x W with noise planes; zero in a
             row that cannot be predicted), ``reason`` (empty text for a good row), ``source`` (file), ``pixels_filled``,
             ``core_filled``, ``bands_resampled``, ``side_pixels`` (shorter side of what the file gave, pixels), conditions if
-            there, and from tiles `gampen_ray.data.tiles.reading.TILE_COLUMNS`.
+            there, and from tiles `gampen_ray.data.tiles.reading.TILE_COLUMNS`; columns that are carried, as Arrow arrays.
         """
+        for rows, num_bytes in self._read(unit, num_rows):
+            yield rows | {column.name: column.values(rows) for column in self.carried}, num_bytes
+
+    def _read(self, unit: Unit, num_rows: int) -> Iterator[tuple[dict[str, Any], int]]:
         if self.tiles is not None:
             yield from self.tiles.read(TileUnit(unit.uri, unit.start, unit.num_rows), num_rows, unit.refused)
             return
-        wanted = (*_COLUMNS, *self.conditions)
+        kept = [column.name for column in self.carried]
+        wanted = (*_COLUMNS, *self.conditions, *kept)
         tensors = shards.image_columns(self.info.noise_planes)
         if self.reader is None:
             reasons_N, start = np.array([unit.refused.get(row, "") for row in range(unit.num_rows)], dtype=object), 0
@@ -125,9 +134,9 @@ class Source:
             read = packing.read_rows(table, self.reader, self.info)
             columns = {name: read.columns[name] for name in wanted if name in read.columns}
             columns["object_id"] = _filled(table["object_id"])
-            yield _rows(columns, read.reasons, read.sources), read.num_bytes
+            yield _rows(columns, read.reasons, read.sources, kept), read.num_bytes
 
-    def _shard_rows(self, table: pa.Table, uri: str, reason_N: np.ndarray) -> dict[str, np.ndarray]:
+    def _shard_rows(self, table: pa.Table, uri: str, reason_N: np.ndarray) -> dict[str, Any]:
         if "image" in table.column_names:
             image_NCHW = shards.images(table)
             faults_N = validation.validate_rows({"image": image_NCHW[:, : len(self.info.bands)]})
@@ -138,11 +147,12 @@ class Source:
             image_NCHW = image_NCHW.copy()
             image_NCHW[bad] = 0.0
         columns = {name: table[name] for name in table.column_names if name != shards.NOISE} | {"image": image_NCHW}
-        return _rows(columns, reason_N, np.full(len(table), uri))
+        return _rows(columns, reason_N, np.full(len(table), uri), [column.name for column in self.carried])
 
 
-def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray) -> dict[str, np.ndarray]:
-    rows = {name: np.asarray(values) for name, values in columns.items()}
+def _rows(columns: dict[str, Any], reason_N: np.ndarray, source_N: np.ndarray, kept: Sequence[str]) -> dict[str, Any]:
+    # Those that are kept stay as they are: as NumPy arrays, integers of which some are missing would be rounded.
+    rows = {name: values if name in kept else np.asarray(values) for name, values in columns.items()}
     count = len(reason_N)
     unchanged = dict.fromkeys(("pixels_filled", "core_filled", RESAMPLED), np.zeros(count, bool))
     unchanged |= {shards.SIDE: np.full(count, rows["image"].shape[-1], np.int32)}
@@ -161,6 +171,7 @@ def open_source(
     unit_rows: int = GALAXIES_PER_FILE,
     conditions: tuple[str, ...] = (),
     fill_conditions: bool = False,
+    carry: Callable[[pa.Schema], tuple[Carried, ...]] = lambda _: (),
 ) -> tuple[Source, list[Unit]]:
     """Return a source and its units, in order.
 
@@ -184,6 +195,8 @@ def open_source(
         Names of the columns that the model is given beside the image.
     fill_conditions
         Whether the model is given the training galaxies' mean where there is no such column.
+    carry
+        Returns the columns that the catalogue keeps, from the input's schema.
 
     Raises
     ------
@@ -206,18 +219,27 @@ def open_source(
         units = [
             Unit(name=f"part-{start:09d}.parquet", num_rows=len(part), rows=packing.PlannedRows(part)) for start, part in parts
         ]
-        return Source(info=info, reader=reader, conditions=conditions), units
+        return Source(info=info, reader=reader, conditions=conditions, carried=carry(plan.schema)), units
     usual = CatalogConfig()
     for name in fields(CatalogConfig):
         if getattr(catalog, name) != getattr(usual, name):
             raise UserError(f"{name}: {dataset} holds shards, whose images are read as `ingest` stored them; leave {name} out")
     info = shards.read_dataset_info(dataset)
-    if conditions:
-        check(shards.columns(dataset, split, info))
+    schema = shards.columns(dataset, split, info)
+    check(schema)
     if noise_planes:
         shards.require_noise_planes(dataset, info)
     units = dataset_units(dataset, split, info, unit_rows)
-    return Source(info=dataclasses.replace(info, noise_planes=noise_planes), reader=None, conditions=conditions), units
+    info = dataclasses.replace(info, noise_planes=noise_planes)
+    return Source(info=info, reader=None, conditions=conditions, carried=carry(_with_units(schema, info))), units
+
+
+def _with_units(schema: pa.Schema, info: shards.DatasetInfo) -> pa.Schema:
+    # Of the targets alone: shards have no others.
+    for place, field in enumerate(schema):
+        if unit := info.target_units.get(field.name):
+            schema = schema.set(place, field.with_metadata({"unit": unit}))
+    return schema
 
 
 def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, columns: pa.Schema) -> None:

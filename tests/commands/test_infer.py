@@ -210,6 +210,64 @@ def test_a_catalogue_under_another_prior_says_so_and_each_galaxy_depends_on_itse
         infer(config(tmp_path, tmp_path / "p", **moved))
 
 
+def test_columns_of_shards_are_carried(tmp_path: Path) -> None:
+    bundle().save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {"test": 20}, rows_per_shard=8)
+    local = {"posterior": "summary", "resources": ActorResources(num_workers=1, engine="local")}
+    # The true values, in this dataset.
+    wanted = config(tmp_path, tmp_path / "o", **local, columns=("flux", "concentration"), catalog_format="fits")
+    infer(wanted)
+    found = catalog(tmp_path / "o")
+    assert found.column_names[-2:] == ["flux", "concentration"]
+    for name in ("flux", "concentration"):
+        np.testing.assert_array_equal(found[name].to_numpy(), galaxies(20)[name])
+    unit = shards.read_dataset_info(str(tmp_path / "data")).target_units["flux"]
+    assert found.schema.field("flux").metadata[b"unit"].decode() == unit != ""
+    table = Table.read(tmp_path / "o" / "catalog.fits")
+    table.sort("object_id")
+    np.testing.assert_array_equal(table["concentration"], galaxies(20)["concentration"])
+    before = config(tmp_path, tmp_path / "p", **local)
+    infer(before)
+    assert catalog(tmp_path / "p").equals(found.drop_columns(["flux", "concentration"]))
+    with pytest.raises(UserError, match=r"columns: .*/data has no column 'z_phot'; its columns: object_id, .*; also "):
+        infer(config(tmp_path, tmp_path / "q", **local, columns=("z_phot",)))
+
+
+def test_columns_of_a_folders_catalogue_are_carried_with_unit_and_description(tmp_path: Path) -> None:
+    bundle().save(str(tmp_path / "model"))
+    (tmp_path / "cutouts").mkdir()
+    for i, image in enumerate(galaxies(9)["image"]):
+        np.save(tmp_path / "cutouts" / f"g{i}.npy", image[0])
+    names = np.array([f"g{i}" for i in range(9)] + ["lost"])
+    table = Table({"object_id": names, "file_name": [f"{name}.npy" for name in names], "MAG_AUTO": 20 + np.arange(10) / 8})
+    table["MAG_AUTO"].unit, table["MAG_AUTO"].description = "mag(AB)", "Kron magnitude, 2.5 \u00c5\nof it"
+    table["spec"] = np.ma.array(np.arange(10) + 2**60, mask=np.arange(10) % 2 == 0)
+    table["star"], table["class"] = np.arange(10) < 3, ["E", "", "\u00e9", *"abcdefg"]
+    table["w\u00e4rme"] = 1.0
+    table.write(tmp_path / "table.ecsv")
+    fields = {"dataset": str(tmp_path / "cutouts"), "catalog": str(tmp_path / "table.ecsv"), "posterior": "summary"}
+    fields |= {"resources": ActorResources(num_workers=1, engine="local"), "catalog_format": "votable"}
+    manifest = infer(config(tmp_path, tmp_path / "o", **fields, columns=("MAG_AUTO", "spec", "star", "class")))
+    assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (9, 1)
+    found = catalog(tmp_path / "o")
+    assert found["MAG_AUTO"].to_pylist() == table["MAG_AUTO"][:9].tolist()
+    assert found["spec"].to_pylist() == table["spec"][:9].tolist()
+    assert found["star"].to_pylist() == table["star"][:9].tolist()
+    assert found["class"].to_pylist()[2:] == table["class"][2:9].tolist()
+    metadata = found.schema.field("MAG_AUTO").metadata
+    assert (metadata[b"unit"], metadata[b"description"]) == (b"mag(AB)", b"Kron magnitude, 2.5 \\xc5 of it")
+    back = Table.read(tmp_path / "o" / "catalog.vot")
+    assert back["spec"].tolist() == found["spec"].to_pylist()
+    assert back["MAG_AUTO"].description == "Kron magnitude, 2.5 \\xc5 of it"
+    for name, message in (
+        ("mag_auto", r"columns: .*/table.ecsv has no column 'mag_auto'; its columns: object_id, file_name, MAG_AUTO, spec"),
+        ("object_id", "columns: 'object_id' is a column of the catalogue already; leave it out"),
+        ("w\u00e4rme", "columns: 'w\u00e4rme' has other letters than those of FITS, ASCII; rename the column"),
+    ):
+        with pytest.raises(UserError, match=message):
+            infer(config(tmp_path, tmp_path / "p", **fields, columns=(name,)))
+
+
 def begun(wanted: InferConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a job that is interrupted after its first unit; return the file that it leaves."""
     real = engine.stream_units

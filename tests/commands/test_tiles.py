@@ -116,6 +116,36 @@ def test_a_bundle_with_the_psf_as_a_condition_takes_it_from_the_tiles_and_hats_i
     assert {"hats", "catalog"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_columns_of_the_catalogue_are_carried_from_a_footprint(inputs: tuple[Path, Sky], tmp_path: Path) -> None:
+    root, _ = inputs
+    table = pq.read_table(root / "catalog.parquet")
+    count = len(table)
+    # Integers that floating-point numbers would round, some of them missing.
+    neighbour = pa.array([None if i % 3 == 0 else 2**60 + i for i in range(count)], pa.int64())
+    z_phot = pa.field("z_phot", pa.float32(), metadata={"unit": "mag", "description": "photometric redshift"})
+    table = table.append_column("neighbour", neighbour).append_column(z_phot, pa.array(np.arange(count) / 8, pa.float32()))
+    table = table.append_column("class", pa.array([f"c{i}" for i in range(count)]))
+    pq.write_table(table, tmp_path / "more.parquet", row_group_size=40)
+    local = {"catalog": str(tmp_path / "more.parquet"), "resources": ActorResources(num_workers=1, engine="local")}
+    infer(config(root, tmp_path / "o", **local, columns=("class", "neighbour", "z_phot")))
+    found = catalog(tmp_path / "o")
+    rows = found["object_id"]
+    for name in ("class", "neighbour", "z_phot"):
+        assert found[name].equals(table[name].take(rows)), name
+    assert found.schema.field("z_phot").metadata == {b"unit": b"mag", b"description": b"photometric redshift", b"ucd": b""}
+    assert found["neighbour"].null_count > 0
+    for name, message in (
+        (
+            "z_spec",
+            r"columns: .*/more.parquet has no column 'z_spec'; its columns: object_id, ra, dec, neighbour, z_phot, class; a",
+        ),
+        ("dec", "columns: 'dec' is a column of the catalogue already; leave it out, or rename it in the input"),
+        ("x", "columns: 'x' is a column of the catalogue already"),
+    ):
+        with pytest.raises(UserError, match=message):
+            infer(config(root, tmp_path / "p", **local, columns=(name,)))
+
+
 def test_an_interrupted_job_ends_as_an_unbroken_one(
     inputs: tuple[Path, Sky], whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ class TileReader:
         Pixels by which a cutout may reach over the edge of its tile, if it is not that of the plan.
     align
         Whether bands on other grids than that of the first are resampled onto it; such sources are marked as `RESAMPLED`.
+    kept
+        Columns of the plan that stay Arrow arrays.
     """
 
     footprint: str
@@ -67,6 +69,7 @@ class TileReader:
     policies: tuple[NanPolicy, ...] = ("quarantine",)
     max_beyond: int = 0
     align: bool = False
+    kept: tuple[str, ...] = ()
 
     @property
     def selection(self) -> Selection:
@@ -172,7 +175,9 @@ class TileReader:
         numbers |= {f"psf_fwhm_{band}": psf_N for band, psf_N in zip(self.bands, psf_NC.T, strict=True)}
         numbers |= {f"noise_{band}": noise_N for band, noise_N in zip(self.bands, noise_NC.T, strict=True)}
         # What the catalogue states is kept.
-        columns: dict[str, Any] = numbers | {name: np.asarray(table[name]) for name in table.column_names}
+        columns: dict[str, Any] = numbers | {
+            name: table[name] if name in self.kept else np.asarray(table[name]) for name in table.column_names
+        }
         columns |= {"pixels_filled": filled_N, "core_filled": core_N}
         columns |= {"image": image_NCHW, "side_pixels": np.full(count, self.size, np.int32), RESAMPLED: np.zeros(count, bool)}
         return columns | {"reason": reason_N.astype(str), "source": np.full(count, source)}
