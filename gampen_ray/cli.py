@@ -11,14 +11,12 @@ import time
 import tomllib
 import traceback
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
-
-from pydantic_core import PydanticUndefined
 
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
-from gampen_ray.config.base import sections, shown, to_dict, upgraded
+from gampen_ray.config.base import Leaf, sections, shown, to_dict, upgraded
 from gampen_ray.config.template import template
 from gampen_ray.dry_run import DryRun, dry_run
 from gampen_ray.errors import StartError, StorageError, UserError
@@ -165,10 +163,10 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
         text = "check everything, print what would be read and written, and do nothing"
         parser.add_argument("--dry-run", action="store_true", help=text)
     parser.usage = _usage(parser.prog, verb)
-    for section, text, leaves in sections(verb.config):
-        group = parser.add_argument_group(section or "fields", text.replace("%", "%%") if section else None)
+    for title, text, leaves in _groups(verb):
+        group = parser.add_argument_group(title, text.replace("%", "%%"))
         for leaf in leaves:
-            default = "required" if leaf.default is PydanticUndefined else f"default: {shown(leaf.default)}"
+            default = "required" if leaf.required else f"default: {shown(leaf.default)}"
             help_text = f"{leaf.description} [{default}]".replace("\n", " ").replace("%", "%%")
             # A boolean flag without a value is true.
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.annotation is bool else {}
@@ -176,9 +174,23 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
             group.add_argument(*spellings, dest=leaf.name, metavar=kind(leaf.annotation), help=help_text, **optional)
 
 
+def _groups(verb: Verb) -> Iterator[tuple[str, str, list[Leaf]]]:
+    """Yield title, documentation and fields of the groups of help: what is required first, what few need last."""
+    advanced: list[Leaf] = []
+    for section, text, leaves in sections(verb.config):
+        usual = [leaf for leaf in leaves if not leaf.advanced]
+        advanced += [leaf for leaf in leaves if leaf.advanced]
+        if section:
+            yield section, text, usual
+            continue
+        yield "required fields", "", [leaf for leaf in usual if leaf.required]
+        yield "fields", "", [leaf for leaf in usual if not leaf.required]
+    yield "advanced fields", "", advanced
+
+
 def _usage(program: str, verb: Verb) -> str:
     # All flags would fill a page.
-    required = [leaf.name for leaf in verb.leaves.values() if leaf.default is PydanticUndefined]
+    required = [leaf.name for leaf in verb.leaves.values() if leaf.required]
     words = [verb.positional.upper()] if verb.positional else []
     words += [f"{_flag(name)} {name.rpartition('.')[2].upper()}" for name in required if name != verb.positional]
     return "\n       ".join(" ".join([program, *some, "[FLAGS]"]) for some in (words, ["CONFIG.toml"]))

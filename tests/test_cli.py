@@ -136,6 +136,18 @@ def test_help_has_a_group_of_flags_for_each_section(capsys: pytest.CaptureFixtur
     assert 'extends = "OTHER.toml"' in " ".join(shown.split())
 
 
+@pytest.mark.parametrize("verb", load_verbs())
+def test_help_shows_what_is_required_first_and_what_few_need_last(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown, leaves = capsys.readouterr().out, load_verbs()[verb].leaves.values()
+    places = {leaf.name: shown.index(f"\n  --{leaf.name.replace('_', '-')}") for leaf in leaves}
+    ranks = [0 if leaf.required else 2 if leaf.advanced else 1 for leaf in sorted(leaves, key=lambda leaf: places[leaf.name])]
+    assert ranks == sorted(ranks)
+    titles = [title for title in ("required fields", "fields", "advanced fields") if f"\n{title}:\n" in shown]
+    assert len(titles) >= len(set(ranks))
+
+
 def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])

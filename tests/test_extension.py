@@ -263,5 +263,5 @@ def test_an_unknown_column_is_told_before_any_work(run: Path, tmp_path: Path, ca
     assert cli.main([*job, "--columns", "flux_to_nois"]) == 2
     assert "/data has no column 'flux_to_nois'; did you mean 'flux_to_noise'? its columns: " in capsys.readouterr().err
     assert cli.main([*job, "--columns", "flags"]) == 2
-    assert "columns: 'flags' is a column of the catalogue already; register yours under another" in capsys.readouterr().err
+    assert "columns: 'flags' is a column of the catalogue already; leave it out, or rename yours" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -155,12 +155,12 @@ def catalog_columns(
     magnitudes = {column.name: column for column in _magnitudes(targets)}
     for name in extra:
         if name in [column.name for column in columns]:
-            raise UserError(f"columns: {name!r} is a column of the catalogue already; register yours under another name")
+            raise UserError(f"columns: {name!r} is a column of the catalogue already; leave it out, or rename yours")
         columns.append(magnitudes[name] if name in magnitudes else COLUMNS[name])
     for name, unit, description, kind in carried:
         # FITS does not tell small letters from capitals.
         if name.lower() in [column.name.lower() for column in columns]:
-            raise UserError(f"columns: {name!r} is a column of the catalogue already; leave it out, or rename it in the input")
+            raise UserError(f"columns: {name!r} is a column of the catalogue already; leave it out, or rename yours")
         columns.append(Column(name, unit, description, functools.partial(_as_it_is, name=name), kind))
     return columns
 

@@ -20,14 +20,19 @@ logger = logging.getLogger(__name__)
 
 def carry(config: "InferConfig", bundle: "Bundle", schema: "pa.Schema", where: str) -> "tuple[Carried, ...]":
     """Return those of the columns asked for that the input has, from its schema; a `UserError` names one that nobody has."""
-    from gampen_ray.catalog.columns import named_columns
+    import pyarrow as pa
+
+    from gampen_ray.catalog.columns import catalog_columns, named_columns
     from gampen_ray.data.carried import carried
     from gampen_ray.data.tiles.reading import TILE_COLUMNS, is_footprint
 
     named = named_columns(bundle.targets)
+    # Those are refused where the columns are made.
+    made = [column.name for column in catalog_columns(bundle.targets, pa.int64())]
     # What is known of galaxies from tiles is not known of others, but their table may have it.
     own = {} if is_footprint(config.dataset) else TILE_COLUMNS.keys() & {*schema.names}
-    return carried([name for name in config.columns if name not in named or name in own], schema, where, named)
+    names = [name for name in config.columns if (name not in named or name in own) and name not in made]
+    return carried(names, schema, where, named)
 
 
 def check_columns(config: "InferConfig", bundle: "Bundle", source: "Source", num_rows: int) -> None:

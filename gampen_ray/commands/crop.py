@@ -12,13 +12,13 @@ import threading
 import time
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import ActorResources, ReaderConfig, SourcesConfig, TilesConfig
-from gampen_ray.config.base import config_class, default, replace, to_dict
+from gampen_ray.config.base import Advanced, config_class, default, replace, to_dict
 from gampen_ray.config.inputs import FITS_FILES, refuse_without_footprint
 from gampen_ray.errors import UserError
 
@@ -46,7 +46,7 @@ class CropConfig(TilesConfig, SourcesConfig):
     output: str
     """Folder to create: the crops under the files' names below `images` (those of other formats end in .fits too), or of a
     footprint crops/TILE/IDENTIFIER.fits; quarantine/ and manifest.json."""
-    require_signature: str = ""
+    require_signature: Annotated[str, Advanced()] = ""
     """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
     none."""
     pattern: str = FITS_FILES
@@ -55,10 +55,10 @@ class CropConfig(TilesConfig, SourcesConfig):
     """How the files are read; pixels filled on reading are filled in the crop too."""
     crop_size: int = pydantic.Field(default=0, ge=0)
     """Side of the written crops, pixels: the same part of the sky on a finer or coarser grid. 0: the network's own grid."""
-    oversampling: int = pydantic.Field(default=0, ge=0, le=64)
+    oversampling: Annotated[int, Advanced()] = pydantic.Field(default=0, ge=0, le=64)
     """Bilinear samples averaged along each side of a pixel. 1: the network's own samples, which on a grid coarser than the
     file's change the flux of a star by a few percent. 0: 4 where the crop's pixels are larger than the file's, else 1."""
-    batch_size: int = pydantic.Field(default=64, ge=1)
+    batch_size: Annotated[int, Advanced()] = pydantic.Field(default=64, ge=1)
     """Files or sources that a worker crops together."""
     resources: ActorResources = default(ActorResources)
     """Resources requested from Ray."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 
 from gampen_ray.commands.registry import verb
-from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
+from gampen_ray.config.base import Advanced, Needs, config_class, default, replace, to_dict
 from gampen_ray.config.inputs import CatalogConfig, TilesConfig, refuse_without_footprint
 from gampen_ray.config.parts import GALAXIES_PER_FILE, NUM_PASSES, ActorResources
 from gampen_ray.messages import counted, rounded
@@ -56,7 +56,7 @@ class InferConfig(TilesConfig, CatalogConfig):
     positions and conditions."""
     output: str
     """Folder to create: catalog/, quarantine/ and manifest.json."""
-    require_signature: str = ""
+    require_signature: Annotated[str, Advanced()] = ""
     """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
     none."""
     missing_conditions: Literal["refuse", "mean"] = "refuse"
@@ -68,12 +68,12 @@ class InferConfig(TilesConfig, CatalogConfig):
     """Monte Carlo dropout passes per galaxy; best the square of 1 / the network's dropout rate, or a multiple of 1 / rate."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of the dropout masks; a galaxy's posterior depends on (bundle, num_passes, seed, prior) alone."""
-    batch_size: int = pydantic.Field(default=0, ge=0)
+    batch_size: Annotated[int, Advanced()] = pydantic.Field(default=0, ge=0)
     """Galaxies per forward pass, without effect on the results. 0: as many as fit the device."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Advanced()] = "auto"
     """Precision of the network after the spatial transformer, the same for the whole catalogue. auto: bfloat16 on GPUs, float32
     on CPUs; a resumed job keeps its first choice."""
-    galaxies_per_file: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
+    galaxies_per_file: Annotated[int, Advanced()] = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Maximum galaxies per catalogue file, the unit of work that a killed job repeats; a file never spans two input shards, and
     small inputs get smaller files."""
     posterior: Literal["summary", "mixture"] = "summary"
@@ -93,12 +93,12 @@ class InferConfig(TilesConfig, CatalogConfig):
     sky-partitioned catalogue for LSDB of all galaxies with a position (needs `pip install "gampen_ray[hats]"`). gampen: also
     write gampen/inf_1.csv to inf_K.csv, one draw per pass, and gampen/summary.csv with GaMPEN's columns; the mixture is then
     always stored."""
-    gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen")] = False
+    gampen_magnitudes: Annotated[bool, Needs("catalog_format", "gampen"), Advanced()] = False
     """Catalogue format gampen only: magnitudes with GaMPEN's factor of 2.512 and zero point of 27, not 2.5 and the bundle's."""
     estimate: bool = False
     """Only measure: predict for 30 s, keep nothing, and print galaxies/s, hours, GPU-hours and the size of the output. With a
     footprint, tiles are drawn at random among those of the sources."""
-    estimate_workers: Annotated[int, Needs("estimate", True)] = pydantic.Field(default=0, ge=0)
+    estimate_workers: Annotated[int, Needs("estimate", True), Advanced()] = pydantic.Field(default=0, ge=0)
     """Number of workers to estimate for; 0: that of this cluster."""
     resources: ActorResources = default(ActorResources)
     """Resources requested from Ray."""

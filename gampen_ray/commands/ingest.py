@@ -11,7 +11,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import CutoutsConfig, TaskResources, TilesConfig
-from gampen_ray.config.base import config_class, default, replace
+from gampen_ray.config.base import Advanced, config_class, default, replace
 from gampen_ray.config.inputs import refuse_without_footprint
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.messages import counted
@@ -37,7 +37,7 @@ class IngestConfig(TilesConfig, CutoutsConfig):
 
     output: str
     """Dataset to create: a folder or s3:// URI."""
-    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
+    galaxies_per_shard: typing.Annotated[int, Advanced()] = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies per Parquet file."""
     resources: TaskResources = default(TaskResources)
     """Resources requested from Ray."""

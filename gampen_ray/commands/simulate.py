@@ -10,7 +10,7 @@ import pydantic
 
 from gampen_ray.commands.registry import verb
 from gampen_ray.config import SplitConfig, TaskResources
-from gampen_ray.config.base import Needs, config_class, default, replace, to_dict
+from gampen_ray.config.base import Advanced, Needs, config_class, default, replace, to_dict
 from gampen_ray.config.parts import GALAXIES_PER_FILE
 from gampen_ray.config.scene import MasksConfig, NeighboursConfig, NoiseConfig, SceneConfig
 from gampen_ray.errors import UserError
@@ -51,7 +51,7 @@ class SimulateConfig:
     """Band of the background; empty: that of the survey preset."""
     scene: SceneConfig = default(SceneConfig)
     """What the cutouts hold."""
-    galaxies_per_shard: int = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
+    galaxies_per_shard: Annotated[int, Advanced()] = pydantic.Field(default=GALAXIES_PER_FILE, ge=1)
     """Galaxies simulated by one task, without effect on any galaxy."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed; a galaxy depends on the seed and its index alone."""

@@ -84,6 +84,10 @@ class Needs:
         return f"{with_}; leave it out, or give {remedy}"
 
 
+class Advanced:
+    """Annotation of a field that few users need: ``--help`` shows it after all others."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field, pydantic.Field))
 def config_class(cls: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass that checks its values; field docstrings become help texts."""
@@ -257,12 +261,19 @@ def fields(cls: type) -> dict[str, Any]:
 
 
 class Leaf(NamedTuple):
-    """A field that is not a section: dotted name, annotation, default (`PydanticUndefined` if required) and documentation."""
+    """A field that is not a section: dotted name, annotation, default (`PydanticUndefined` if required), documentation, and
+    whether it is `Advanced`."""
 
     name: str
     annotation: Any
     default: Any
     description: str
+    advanced: bool
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is pydantic_core.PydanticUndefined
 
 
 def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, list[Leaf]]]:
@@ -277,8 +288,9 @@ def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tupl
         if dataclasses.is_dataclass(field.annotation):
             nested.append((typing.cast(type, field.annotation), f"{prefix}{name}.", default))
         else:
-            leaves.append(Leaf(prefix + name, field.annotation, default, field.description or ""))
-    leaves.sort(key=lambda leaf: leaf.default is not pydantic_core.PydanticUndefined)
+            advanced = any(isinstance(one, Advanced) for one in field.metadata)
+            leaves.append(Leaf(prefix + name, field.annotation, default, field.description or "", advanced))
+    leaves.sort(key=lambda leaf: not leaf.required)
     yield prefix.removesuffix("."), cls.__doc__ or "", leaves
     for section in nested:
         yield from sections(*section)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 
-from gampen_ray.config.base import Needs, config_class, default, fields
+from gampen_ray.config.base import Advanced, Needs, config_class, default, fields
 from gampen_ray.errors import UserError
 
 NanPolicy = Literal["quarantine", "zero", "median", "interpolate"]
@@ -53,7 +53,7 @@ class ReaderConfig:
     """Name of the images in a file of many (HDF5, Zarr, NumPy .npz, Parquet); empty: by usual names, or the only one."""
     axes: Literal["auto", "chw", "hwc"] = "auto"
     """In arrays, whether the bands are on the first axis (chw) or the last (hwc); auto: by its length."""
-    allow_nonlinear: bool = False
+    allow_nonlinear: Annotated[bool, Advanced()] = False
     """Accept pictures of 8 bits a pixel, which are stretched for display: radii and fluxes mean something only to a model that
     was trained on such pictures."""
     bands: tuple[str, ...] = pydantic.Field(default=("unknown",), min_length=1)
@@ -65,7 +65,7 @@ class ReaderConfig:
     the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them (interpolate; a hole of
     more than 8 pixels across is quarantined). One word for all bands, or one for each by name: g=zero,r=interpolate. A band
     without any value is always quarantined."""
-    max_mebibytes: int = pydantic.Field(default=64, ge=1)
+    max_mebibytes: Annotated[int, Advanced()] = pydantic.Field(default=64, ge=1)
     """Largest file, decompressed, and largest image that is read, MiB. A file may take 2 s of processor time and 1.5 GB of
     memory; a larger size than 64 extends both in proportion."""
     zero_point_mag: float | None = None
@@ -155,7 +155,7 @@ class CatalogConfig(SourcesConfig):
     pattern: Annotated[str, Needs("catalog", "")] = FITS_FILES
     """Without a catalogue: glob pattern of the files in the folder of images. Masks, weights, PSFs and the like beside a
     galaxy's image, by words of their names, are left out."""
-    max_misplaced: float = pydantic.Field(default=0.1, ge=0, le=1)
+    max_misplaced: Annotated[float, Advanced()] = pydantic.Field(default=0.1, ge=0, le=1)
     """Share of images whose centre may be more than 5 pixels, and 1 arcsec, from the catalogue's position by their WCS, of
     those looked at before the work; if more are, nothing is read."""
     reader: ReaderConfig = default(ReaderConfig)
@@ -166,10 +166,10 @@ class CatalogConfig(SourcesConfig):
 class TilesConfig:
     """How galaxies are cut from the tiles of a footprint."""
 
-    max_beyond: int = pydantic.Field(default=0, ge=0)
+    max_beyond: Annotated[int, Advanced()] = pydantic.Field(default=0, ge=0)
     """With a footprint: pixels by which a cutout may reach over the edge of its tile, which reader.nan_policy then fills, with
     a flag; sources nearer to the edge go to quarantine."""
-    align: bool = False
+    align: Annotated[bool, Advanced()] = False
     """With a footprint whose tiles have bands on different grids: resample the other bands of each cutout onto the pixels of
     the first band, with a flag. By a Lanczos kernel of order 3, which conserves flux; where a pixel without a value contributes
     there is none either. Left out: such tiles are not used."""

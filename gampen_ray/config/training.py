@@ -5,7 +5,7 @@ from typing import Annotated
 
 import pydantic
 
-from gampen_ray.config.base import Needs, config_class, default
+from gampen_ray.config.base import Advanced, Needs, config_class, default
 from gampen_ray.config.parts import (
     CalibrationConfig,
     FineTuneConfig,
@@ -47,9 +47,9 @@ class TrainConfig:
     """Post-hoc calibration."""
     seed: int = pydantic.Field(default=0, ge=0)
     """Seed of initial weights, shuffling, augmentation and dropout."""
-    checkpoint_steps: int = pydantic.Field(default=0, ge=0)
+    checkpoint_steps: Annotated[int, Advanced()] = pydantic.Field(default=0, ge=0)
     """Optimiser steps between checkpoints within an epoch; 0: checkpoints at the end of each epoch only."""
-    mlflow: str = ""
+    mlflow: Annotated[str, Advanced()] = ""
     """MLflow tracking URI, such as sqlite:///mlflow.db or a server's (needs `pip install "gampen_ray[mlflow]"`); empty: metrics
     only go to tensorboard/ in the run folder."""
     resources: TrainResources = default(TrainResources)

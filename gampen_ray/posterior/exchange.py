@@ -17,6 +17,8 @@ __all__ = ["exchange_prior"]
 
 _DRAWS = 2048
 """Draws a galaxy, at least; each component has equally many."""
+# Not a half: draws of equal weight would be ties, which rounding decides.
+_OFFSET = 0.4817
 
 
 def exchange_prior(mixture: Mixture, new: Density, training: Density) -> tuple[Mixture, np.ndarray]:
@@ -65,7 +67,8 @@ def exchange_prior(mixture: Mixture, new: Density, training: Density) -> tuple[M
         # A covariance of few draws is too small by as much (Bessel), and may be singular.
         _, own_DD = _moments(z_SD, np.full(len(z_SD), 1 / len(z_SD)))
         target_DD += own_DD / size
-        chosen_K = np.searchsorted(np.cumsum(weight_S), (np.arange(num_passes) + 0.5) / num_passes * weight_S.sum())
+        step_K = (np.arange(num_passes) + _OFFSET) / num_passes
+        chosen_K = np.searchsorted(np.cumsum(weight_S), step_K * weight_S.sum())
         of_K = pass_S[chosen_K]
         centre_KD, narrow_KDD = mean_KD[of_K] + math.sqrt(1 - width**2) * step_SD[chosen_K], width * tril_KDD[of_K]
         centre_D, between_DD = _moments(centre_KD, np.full(num_passes, 1 / num_passes))

@@ -139,7 +139,7 @@ def test_columns_of_the_catalogue_are_carried_from_a_footprint(inputs: tuple[Pat
             "z_spec",
             r"columns: .*/more.parquet has no column 'z_spec'; its columns: object_id, ra, dec, neighbour, z_phot, class; a",
         ),
-        ("dec", "columns: 'dec' is a column of the catalogue already; leave it out, or rename it in the input"),
+        ("dec", "columns: 'dec' is a column of the catalogue already; leave it out, or rename yours"),
         ("x", "columns: 'x' is a column of the catalogue already"),
     ):
         with pytest.raises(UserError, match=message):
