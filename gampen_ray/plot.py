@@ -1,9 +1,9 @@
-"""Figures of a galaxy and of its posterior, for notebooks and papers; each function returns matplotlib's figure and axes.
+"""Figures for notebooks and papers: of a galaxy, of posteriors, of what `evaluate` and `train` have found.
 
-Shape legend: D targets, H x W pixels, G grid points.
+Each function returns matplotlib's figure and axes. Shape legend: N galaxies, D targets, H x W pixels, G grid points.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from gampen_ray.posterior.mixture import Mixture
 
-__all__ = ["corner", "cutout"]
+__all__ = ["corner", "coverage", "cutout", "predictions", "ranks", "training"]
 
 _ACCENT, _TRUTH, _EDGE = "#2a628f", "#b8501f", "#9aa7b2"
 # The same on a light and on a dark ground.
@@ -116,6 +116,123 @@ def cutout(image_HW: np.ndarray, *, crop_scale: float | None = None, axes: Any =
         axes.text(x, y + side, "learned crop", color=_TRUTH, verticalalignment="bottom")
     axes.set_axis_off()
     return axes.figure, axes
+
+
+def predictions(posterior: Mixture, truth_ND: ArrayLike, target: str, *, axes: Any = None) -> tuple[Any, Any]:
+    """Draw the median and the central 68.27 % interval of each galaxy against the truth.
+
+    Parameters
+    ----------
+    posterior
+        Posteriors of galaxies.
+    truth_ND
+        Values of all targets.
+    target
+        Name of the one to draw; one that is learned as a logarithm has logarithmic axes.
+    axes
+        Axes of matplotlib to draw in; None: those of a new figure.
+
+    Returns
+    -------
+    tuple
+        The figure and the axes.
+    """
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    place = posterior.targets.names.index(target)
+    one = list(posterior.targets)[place]
+    truth_N = np.asarray(truth_ND)[:, place]
+    low_N, middle_N, high_N = posterior.quantile([0.5 - 0.6827 / 2, 0.5, 0.5 + 0.6827 / 2])[:, :, place].T
+    axes = axes or plt.figure(figsize=(4, 4), layout="constrained").add_subplot()
+    ends = [min(truth_N.min(), low_N.min()), max(truth_N.max(), high_N.max())]
+    axes.plot(ends, ends, color=_TRUTH, linewidth=1)
+    axes.errorbar(
+        truth_N, middle_N, yerr=[middle_N - low_N, high_N - middle_N], fmt=".", color=_ACCENT, elinewidth=0.7, markersize=4
+    )
+    scale = "log" if one.transform == "log" else "linear"
+    unit = f" [{one.unit}]" if one.unit else ""
+    axes.set(xscale=scale, yscale=scale, xlabel=f"true {target}{unit}", ylabel=f"posterior {target}{unit}")
+    if scale == "log":
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < 30 * ends[0] else (1,)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+    return axes.figure, axes
+
+
+def coverage(evaluation: Mapping[str, Any], *, figure: Any = None) -> tuple[Any, np.ndarray]:
+    """Draw the share of truths inside central regions, minus the regions' level, of each target and of all together.
+
+    Parameters
+    ----------
+    evaluation
+        What `gampen_ray.evaluate` returns, or ``evaluation.json`` of its folder.
+    figure
+        Figure or subfigure of matplotlib to draw in; None: a new one.
+
+    Returns
+    -------
+    tuple
+        The figure, and its axes, one a curve. The ribbon is where a calibrated curve lies in 95 % of cases, level by level.
+    """
+    return _differences(evaluation["diagnostics"]["curves"], "share inside - level", ("ribbon_low", "ribbon_high"), figure)
+
+
+def ranks(evaluation: Mapping[str, Any], *, figure: Any = None) -> tuple[Any, np.ndarray]:
+    """Draw the distribution of the truths' ranks in their posteriors, minus the uniform one, of each target, and TARP's.
+
+    Parameters and returns are those of `coverage`; here the band holds the whole curve of calibrated posteriors in 95 % of
+    cases (`gampen_ray.posterior.ranks`).
+    """
+    return _differences(evaluation["diagnostics"]["ranks"], "share below - rank", ("low", "high"), figure)
+
+
+def training(history: Sequence[Mapping[str, Any]], *, axes: Any = None) -> tuple[Any, Any]:
+    """Draw the losses of a training by epoch.
+
+    Parameters
+    ----------
+    history
+        Rows of ``history.json`` of the run folder. Epoch 0 is the training on numbers alone, if there was one.
+    axes
+        Axes of matplotlib to draw in; None: those of a new figure.
+
+    Returns
+    -------
+    tuple
+        The figure and the axes.
+    """
+    from matplotlib import pyplot as plt
+
+    axes = axes or plt.figure(figsize=(4.6, 3.2), layout="constrained").add_subplot()
+    epochs = [row["epoch"] for row in history]
+    for name, label, colour in (("train_loss", "training", _EDGE), ("val_loss", "validation", _ACCENT)):
+        # An infinite loss is stored as None.
+        values = [np.nan if row[name] is None else row[name] for row in history]
+        axes.plot(epochs, values, label=label, color=colour, marker=".")
+    axes.set(xlabel="epoch", ylabel="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return axes.figure, axes
+
+
+def _differences(
+    curves: Mapping[str, Mapping[str, Any]], label: str, ends: tuple[str, str], figure: Any
+) -> tuple[Any, np.ndarray]:
+    from matplotlib import pyplot as plt
+
+    figure = figure or plt.figure(figsize=(3 * len(curves), 3), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(curves), sharey=True))
+    for axes, (name, curve) in zip(panels, curves.items(), strict=True):
+        low, high, share = ([0.0, *curve[part], 0.0] for part in (*ends, "share"))
+        level = [0.0, *curve["level"], 1.0]
+        axes.fill_between(level, low, high, color=_LIGHT, linewidth=0)
+        axes.axhline(0, color=_EDGE, linewidth=1)
+        axes.plot(level, share, color=_ACCENT)
+        axes.set(title=name, xlabel="level", xlim=(0, 1))
+    panels[0].set_ylabel(label)
+    return figure, panels
 
 
 def _contours(axes: Any, x_G: np.ndarray, y_G: np.ndarray, density_GG: np.ndarray) -> None:

@@ -68,3 +68,37 @@ def test_a_cutout_shows_its_crop() -> None:
     (square,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     assert square.get_bbox().bounds == (4.5, 4.5, 10.0, 10.0)
     assert not gampen_ray.plot.cutout(np.zeros((8, 8)))[1].patches
+
+
+def test_predictions_have_the_intervals_of_the_posterior(posterior: Mixture) -> None:
+    truth_ND = np.array([[40.0, 0.3], [60.0, 0.5], [80.0, 0.7]])
+    _, axes = gampen_ray.plot.predictions(posterior, truth_ND, "flux")
+    points, _, (bars,) = axes.containers[0]
+    np.testing.assert_array_equal(points.get_xdata(), truth_ND[:, 0])
+    np.testing.assert_allclose(points.get_ydata(), posterior.quantile([0.5])[:, 0, 0])
+    drawn_N2 = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(drawn_N2, posterior.credible_interval(0.6827)[:, :, 0], rtol=1e-6)
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "posterior flux [Jy]")
+    assert gampen_ray.plot.predictions(posterior, truth_ND, "concentration")[1].get_xscale() == "linear"
+
+
+def test_coverage_and_ranks_are_those_of_an_evaluation() -> None:
+    curve = {"level": [0.25, 0.5], "share": [0.1, -0.1], "low": [-0.2, -0.2], "high": [0.2, 0.2], "p": 0.5}
+    wide = curve | {"ribbon_low": [-0.3, -0.4], "ribbon_high": [0.3, 0.4]}
+    evaluation = {"diagnostics": {"curves": {"flux": wide, "joint": wide}, "ranks": {"flux": curve}}}
+    for draw, names, end in (
+        (gampen_ray.plot.coverage, ["flux", "joint"], 0.4),
+        (gampen_ray.plot.ranks, ["flux"], 0.2),
+    ):
+        _, panels = draw(evaluation)
+        assert [axes.get_title() for axes in panels] == names
+        assert panels[0].lines[-1].get_ydata() == pytest.approx([0, 0.1, -0.1, 0])
+        assert panels[0].collections[0].get_paths()[0].vertices[:, 1].max() == pytest.approx(end)
+
+
+def test_losses_of_a_training() -> None:
+    history = [{"epoch": 0, "train_loss": None, "val_loss": 2.0}, {"epoch": 1, "train_loss": 1.5, "val_loss": 1.0}]
+    _, axes = gampen_ray.plot.training(history)
+    assert [line.get_label() for line in axes.lines] == ["training", "validation"]
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), [np.nan, 1.5])
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2.0, 1.0])
