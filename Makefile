@@ -52,7 +52,7 @@ bench: setup
 
 # The packages of the cluster's image with their hashes, of the versions that constraints.txt names.
 lock: $(TOOLS)/.done
-	$(TOOLS)/bin/uv pip compile pyproject.toml --extra h5py --extra zarr --extra hats --extra mlflow --group build \
+	$(TOOLS)/bin/uv pip compile pyproject.toml --extra asdf --extra h5py --extra zarr --extra hats --extra mlflow --group build \
 	  --constraints constraints.txt --generate-hashes --no-header --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	  --output-file cluster/requirements.txt $(ARGS)
 

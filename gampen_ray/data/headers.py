@@ -86,7 +86,8 @@ def canonical_band(name: str) -> str:
     for word in re.findall("[a-z0-9]+", name.lower()):
         if word in ("b", "v", "nuv", "fuv"):
             return word.upper()
-        if re.fullmatch(r"f\d{3,4}(w|m|n|lp|x|w2)", word):
+        # Hubble's and Webb's, and Roman's, which are bare numbers.
+        if re.fullmatch(r"f\d{3,4}(w|m|n|lp|x|w2)|f(062|087|106|129|146|158|184|213)", word):
             return word.upper()
         if match := re.fullmatch(_SURVEY + r"([ugrizyjhk])[2s]?", word):
             return match[1].upper() if match[1] in "jhk" else match[1]

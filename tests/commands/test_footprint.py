@@ -37,7 +37,7 @@ def test_an_index_has_each_tile_and_band_and_unusable_files_are_in_quarantine(
     assert (info.num_tiles, info.num_rows, info.num_quarantined, info.bands) == (4, 7, 1, ("g", "r"))
     ((source, reason),) = read_quarantine(str(tmp_path / "o"))
     assert source == str(broken)
-    assert "the FITS file is truncated" in reason
+    assert "the file is truncated" in reason
     found = Footprint(str(tmp_path / "o"))
     assert list(found.names) == ["9813-4,4", "9813-4,5", "9813-5,4", "9813-5,5"]
     both, red = found.select(("g", "r")), found.select(("r",))

@@ -188,6 +188,8 @@ def test_hostile_coordinates_are_left_out_before_they_take_memory(cards: dict[st
         ("DES-G", "g"),
         ("F814W", "F814W"),
         ("f200w", "F200W"),
+        ("f158", "F158"),
+        ("F814", ""),
         ("NIR_Y", "y"),
         ("Ks", "K"),
         ("VIS", "VIS"),

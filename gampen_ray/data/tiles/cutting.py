@@ -14,8 +14,9 @@ import numpy as np
 from gampen_ray import storage
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.headers import linear_pixels
-from gampen_ray.data.tiles.fits_files import Rows, headers, opened
+from gampen_ray.data.tiles.fits_files import opened
 from gampen_ray.data.tiles.footprint import BandFile, Place
+from gampen_ray.data.tiles.formats import format_of
 from gampen_ray.data.tiles.preset import ROLES
 from gampen_ray.errors import UserError
 
@@ -116,7 +117,7 @@ class Tile:
         self.files = tuple(files)
         self._root, self._stack = root, contextlib.ExitStack()
         self._factors = [10 ** (0.4 * (zero_point_mag - file.zero_point_mag)) for file in files]
-        self._open: dict[tuple[int, str], tuple[Rows, Any]] = {}
+        self._open: dict[tuple[int, str], tuple[Any, Any]] = {}
         indexed = {storage.join(root, place.path): place.stamp for file in files for place in _places(file).values()}
         self.num_bytes = sum(int(stamp.split(" ")[0]) for stamp in indexed.values())
         """Size of its files."""
@@ -230,7 +231,10 @@ class Tile:
             bad_hW = ~np.isfinite(image_hW)
             if file.mask.path:
                 flags_hW = self._plane(band, "mask", top, bottom)
-                bad_hW |= (np.nan_to_num(flags_hW).astype(np.int64, copy=False) & file.mask_bits) != 0
+                if file.mask_bits:
+                    bad_hW |= (np.nan_to_num(flags_hW).astype(np.int64, copy=False) & file.mask_bits) != 0
+                else:
+                    bad_hW |= ~(flags_hW > 0)
             noise_hW, power = None, 1.0
             if file.noise.path:
                 noise_hW = self._plane(band, "noise", top, bottom).astype(np.float32, copy=False)
@@ -247,10 +251,7 @@ class Tile:
         try:
             if (band, role) not in self._open:
                 file = self._stack.enter_context(opened(storage.join(self._root, place.path), whole=True))
-                found = [hdu for hdu in headers(file) if hdu.index == place.hdu]
-                if not found:
-                    raise CutoutError(f"the FITS file is truncated: HDU {place.hdu} is missing")
-                self._open[band, role] = Rows(file, found[0]), found[0].header
+                self._open[band, role] = format_of(place.path).rows_of(file, place.hdu)
             rows, header = self._open[band, role]
             # The cards of a compression are removed from a copy.
             return linear_pixels(rows.read(top, bottom), header.copy())

@@ -9,8 +9,9 @@ from gampen_ray import storage
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.headers import header_band, header_facts
 from gampen_ray.data.mask_planes import header_planes, plane_bits
-from gampen_ray.data.tiles.fits_files import Hdu, chosen_hdu, opened
+from gampen_ray.data.tiles.fits_files import Hdu, opened
 from gampen_ray.data.tiles.footprint import BandFile, Place
+from gampen_ray.data.tiles.formats import format_of
 from gampen_ray.data.tiles.grid import Grid, wcs_text
 from gampen_ray.data.tiles.listing import Entry
 from gampen_ray.data.tiles.preset import ROLES, TileSurvey
@@ -80,13 +81,13 @@ def _found(entry: Entry, survey: TileSurvey, role: str, root: str) -> tuple[Plac
     stamp = storage.stamps([uri])[uri]
     try:
         with opened(uri) as file:
-            hdu, primary = chosen_hdu(file, plane.hdus)
+            hdu, primary = format_of(path).chosen_hdu(file, plane.hdus)
     except CutoutError as error:
         raise CutoutError(f"{path}: {error}") from None
     # That of a compressed file is not the size of what it holds.
     size = int(stamp.split(" ")[0]) if stamp and not path.lower().endswith((".gz", ".bz2")) else hdu.stop
     if size < hdu.stop:
-        raise CutoutError(f"{path}: the FITS file is truncated: {hdu.stop:,} bytes by its headers, {size:,} found")
+        raise CutoutError(f"{path}: the file is truncated: {hdu.stop:,} bytes by its headers, {size:,} found")
     return Place(path, hdu.index, stamp), hdu, primary
 
 
@@ -112,6 +113,8 @@ def _zero_point(told: float | None, survey: TileSurvey) -> float:
 
 def _mask_bits(mask: Hdu, survey: TileSurvey, chosen: Sequence[str]) -> int:
     planes = header_planes(mask.header) or survey.planes
+    if not (chosen or survey.bad_planes):
+        return 0
     unknown = [name for name in chosen if name not in planes and name != "any"]
     bits = plane_bits(planes, chosen or survey.bad_planes)
     if unknown or not bits:

@@ -23,7 +23,7 @@ from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.kinds import hdu_name
 from gampen_ray.data.readers.fits_limits import MAX_HDUS, check_compression, check_headers
 
-__all__ = ["Hdu", "Rows", "chosen_hdu", "headers", "opened"]
+__all__ = ["Hdu", "Rows", "chosen_hdu", "headers", "opened", "rows_of"]
 
 _BLOCK, _MOST_BLOCKS = 2880, 1000
 _CHUNK_BYTES = 16 << 20
@@ -141,6 +141,14 @@ def chosen_hdu(file: BinaryIO, names: tuple[str, ...]) -> tuple[Hdu, Any]:
         return chosen[0], found[0].header
     there = ", ".join(hdu_name(hdu) or "without a name" for hdu in found)
     raise CutoutError(f"no two-dimensional image{' named ' + ' or '.join(names) if names else ''} among the HDUs {there}")
+
+
+def rows_of(file: BinaryIO, index: int) -> tuple["Rows", Any]:
+    """Return what reads the rows of an HDU's image, and its header; a CutoutError if it is not there."""
+    found = [hdu for hdu in headers(file) if hdu.index == index]
+    if not found:
+        raise CutoutError(f"the FITS file is truncated: HDU {index} is missing")
+    return Rows(file, found[0]), found[0].header
 
 
 class Rows:

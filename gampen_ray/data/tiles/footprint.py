@@ -65,7 +65,7 @@ class BandFile:
     noise_kind
         What the noise map holds.
     mask_bits
-        Bits of the mask whose pixels have no value; -1: any.
+        Bits of the mask whose pixels have no value; -1: any; 0: it holds weights, positive where there is a value.
     zero_point_mag
         AB magnitude of one unit of flux.
     pixel_scale_arcsec

@@ -35,7 +35,8 @@ class Plane:
     the header), ``{version}`` (the newest is taken) and ``*``; ``{tile:[0-9]+}`` states what may stand there. A template with
     ``/`` fits the end of the path. Empty: the plane is in the image's file."""
     hdus: tuple[str, ...] = ()
-    """Names of its HDU (EXTNAME), those preferred first, or a number, counted from 0; empty: the first that holds an image."""
+    """Names of its HDU (EXTNAME), those preferred first, or a number, counted from 0; empty: the first that holds an image. In
+    an ASDF file keys below ``roman``; empty: data."""
 
 
 @config_class
@@ -53,11 +54,11 @@ class TileSurvey:
     noise_kind: NoiseKind = "variance"
     """What the map holds. relative: weights of no stated unit, which say no more than where nothing was exposed (0)."""
     mask: Plane | None = None
-    """The mask, of integers; None: the survey has none."""
+    """The mask, of integers, or of weights if ``bad_planes`` is empty; None: the survey has none."""
     planes: dict[str, int] = pydantic.Field(default_factory=dict)
     """Bit of each plane of the mask, counted from 0, where its header does not name them (MP_NAME, or MSKN0001)."""
     bad_planes: tuple[str, ...] = ("any",)
-    """Planes whose pixels have no value; any: all planes."""
+    """Planes whose pixels have no value; any: all planes; none: pixels whose weight is not positive have none."""
     psf: Plane | None = None
     """Map of the PSF's full width at half maximum, arcsec; None: the survey has none."""
     psf_keyword: str = ""
@@ -87,7 +88,8 @@ class TileSurvey:
         lines.append(f"  zero point {zero_point}")
         if self.mask is not None:
             planes = ", ".join(self.planes) or "in the header"
-            lines.append(f"  no value   {', '.join(self.bad_planes)}, of the planes {planes}")
+            bad = f"{', '.join(self.bad_planes)}, of the planes {planes}" if self.bad_planes else "where the mask's weight is 0"
+            lines.append(f"  no value   {bad}")
         lines.append(f"  overlaps   {self.overlap}" + "".join(f"; primary by {name}" for name in self.primary_columns[:1]))
         return "\n".join([*lines, *(f"  unverified: {fact}" for fact in self.unverified)])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
@@ -172,6 +173,42 @@ def _hst(t: TileContent) -> None:
     t.save(name, first, t.image("SCI", **cards), fits.ImageHDU(weight_HW, name="WHT"))
 
 
+def roman_tree(image_HW: np.ndarray, noise_HW: np.ndarray, weight_HW: np.ndarray, cards: fits.Header, band: str) -> Any:
+    """Return what a mosaic of Roman's holds, by RAD's schemas, on the grid of a header with CD cards."""
+    height, width = image_HW.shape
+    cd_22 = np.array([[cards[f"CD{row}_{column}"] for column in (1, 2)] for row in (1, 2)])
+    scale = math.sqrt(abs(np.linalg.det(cd_22)))
+    wcs = WCS(cards)
+    ra, dec = wcs.all_pix2world((width - 1) / 2, (height - 1) / 2, 0)
+    corners = wcs.all_pix2world([-0.5, -0.5, width - 0.5, width - 0.5], [-0.5, height - 0.5, height - 0.5, -0.5], 0)
+    wcsinfo = {
+        "ra_ref": cards["CRVAL1"],
+        "dec_ref": cards["CRVAL2"],
+        "x_ref": cards["CRPIX1"] - 1,
+        "y_ref": cards["CRPIX2"] - 1,
+        "pixel_scale_ref": scale,
+        "rotation_matrix": (cd_22 / scale).tolist(),
+        "projection": "TAN",
+        "ra": float(ra),
+        "dec": float(dec),
+        "s_region": "POLYGON ICRS " + " ".join(f"{value:.9f}" for value in np.transpose(corners).ravel()),
+    }
+    meta = {"wcsinfo": wcsinfo, "instrument": {"optical_element": band}, "cal_step": {"flux": "COMPLETE"}}
+    context = np.ones((1, height, width), np.uint32)
+    return {"roman": {"meta": meta, "data": image_HW, "context": context, "err": noise_HW, "weight": weight_HW}}
+
+
+def _roman(t: TileContent) -> None:
+    asdf = pytest.importorskip("asdf", reason="writes the files")
+    # One band as the pipeline writes it, and one as a user may.
+    compression = "lz4" if t.band == "F158" else None
+    weight_HW = np.where(t.bad_HW, 0 if t.band == "F158" else np.nan, 100).astype(np.float32)
+    tree = roman_tree(t.image_HW, t.noise_HW, weight_HW, t.cards, t.band)
+    t.folder.mkdir(exist_ok=True)
+    path = t.folder / f"{t.tile}_{t.band.lower()}_coadd.asdf"
+    asdf.AsdfFile(tree).write_to(path, all_array_compression=compression)
+
+
 LAYOUTS = {
     "hsc": Layout(_hsc, ("9813-4,4", "9813-4,5", "9813-5,4", "9813-5,5"), 0.168, 27.0),
     "legacy": Layout(_legacy, ("0591m305", "0593m305", "0591m302", "0593m302"), 0.262, 22.5, psf_fwhm_arcsec=1.25),
@@ -183,6 +220,7 @@ LAYOUTS = {
     "rubin": Layout(_rubin, ("10463-11", "10463-12", "10463-21", "10463-22"), 0.2, 31.4),
     "rubin-dp2": Layout(lambda t: _rubin(t, new=True), ("10463-11", "10463-12", "10463-21", "10463-22"), 0.2, 31.4),
     "jwst": Layout(_jwst, tuple(f"jw01234-o00{i}_t001_nircam" for i in range(4)), 0.03, 28.9, ("F200W", "F444W"), masks=False),
+    "roman": Layout(_roman, tuple(f"r00001_p_full_270p65x4{i}y69" for i in range(4)), 0.055, 26.7704, bands=("F106", "F158")),
     "hst": Layout(
         _hst, tuple(f"skycell-p0081x0{i}y15" for i in range(4)), 0.05, 25.9516, bands=("F606W", "F814W"), noise=False
     ),

@@ -93,6 +93,21 @@ def test_pixels_and_noise_are_converted_to_the_zero_point_that_is_asked_for(tile
     assert (abs(cuts.dx_N[0]), abs(cuts.dy_N[0])) == (0.5, 0.5)
 
 
+def test_a_mask_may_hold_weights(tmp_path: Path) -> None:
+    image_HW = np.ones((HEIGHT, WIDTH), np.float32)
+    weight_HW = np.full((HEIGHT, WIDTH), 0.25, np.float32)
+    weight_HW[20, 15] = 0
+    planes = fits.ImageHDU(image_HW, tile_cards(0, 10.0, 0.0, 0.2)), fits.ImageHDU(weight_HW, name="WHT")
+    fits.HDUList([fits.PrimaryHDU(), *planes]).writeto(tmp_path / "t_r.fits")
+    fields: dict[str, Any] = {"image": Plane(files=("{tile}_{band}.fits",)), "zero_point_mag": 27.0}
+    survey = TileSurvey(name="w", mask=Plane(hdus=("WHT",)), bad_planes=(), **fields)
+    assert "no value   where the mask's weight is 0" in survey.expectations()
+    (entry,) = listed(["t_r.fits"], survey)
+    with Tile([describe(entry, survey, str(tmp_path))], str(tmp_path), 27.0) as tile:
+        (cuts,) = tile.cut(np.array([14.5]), np.array([19.5]), 4)
+    assert np.argwhere(np.isnan(cuts.image_NCHW[0, 0])).tolist() == [[2, 2]]
+
+
 def test_rows_that_are_not_needed_are_not_read(tile_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gampen_ray.data.tiles.fits_files import Rows
 

@@ -82,7 +82,7 @@ def test_a_preset_of_the_user_is_known_by_its_name() -> None:
 
 
 def test_every_preset_says_what_it_expects() -> None:
-    for name in ("hsc", "legacy", "des", "kids", "ps1", "sdss", "euclid", "rubin", "jwst", "hst"):
+    for name in ("hsc", "legacy", "des", "kids", "ps1", "sdss", "euclid", "rubin", "roman", "jwst", "hst"):
         text = surveys.TILE_SURVEYS[name].expectations()
         assert text.startswith(f"{name}: ")
         assert all(word in text for word in ("image", "zero point", "overlaps"))
@@ -133,7 +133,7 @@ def test_a_file_of_gzip_is_read_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cut", "message"),
-    [(4000, "the FITS file is truncated: .* bytes by its headers, 4,000 found"), (1000, "no end"), (0, "not a FITS file")],
+    [(4000, "the file is truncated: .* bytes by its headers, 4,000 found"), (1000, "no end"), (0, "not a FITS file")],
 )
 def test_a_truncated_tile_is_refused(cut: int, message: str, tmp_path: Path) -> None:
     path = image(tmp_path, "t_r.fits")

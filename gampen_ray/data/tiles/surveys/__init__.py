@@ -4,6 +4,6 @@ Facts are from the releases' own descriptions, named in each file; ``unverified`
 """
 
 from gampen_ray.data.tiles.preset import TILE_SURVEYS
-from gampen_ray.data.tiles.surveys import des, euclid, hsc, hst, jwst, kids, legacy, ps1, rubin, sdss
+from gampen_ray.data.tiles.surveys import des, euclid, hsc, hst, jwst, kids, legacy, ps1, roman, rubin, sdss
 
-__all__ = ["TILE_SURVEYS", "des", "euclid", "hsc", "hst", "jwst", "kids", "legacy", "ps1", "rubin", "sdss"]
+__all__ = ["TILE_SURVEYS", "des", "euclid", "hsc", "hst", "jwst", "kids", "legacy", "ps1", "roman", "rubin", "sdss"]
