@@ -9,7 +9,8 @@ from sphinx.application import Sphinx
 
 import gampen_ray
 from gampen_ray.commands.registry import load_verbs
-from gampen_ray.config.base import Leaf, sections, shown
+from gampen_ray.config.base import shown
+from gampen_ray.config.leaves import Leaf, sections
 
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference"

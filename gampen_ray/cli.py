@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 from gampen_ray import __version__
 from gampen_ray.commands.registry import Verb, kind, load_verbs
-from gampen_ray.config.base import Leaf, sections, shown, to_dict, upgraded
+from gampen_ray.config.base import shown, to_dict, upgraded
+from gampen_ray.config.leaves import Leaf, sections
 from gampen_ray.config.template import template
 from gampen_ray.dry_run import DryRun, dry_run
 from gampen_ray.errors import StartError, StorageError, UserError

@@ -12,7 +12,8 @@ from gampen_ray.commands.ingest import IngestConfig
 from gampen_ray.commands.registry import load_verbs
 from gampen_ray.commands.report import ReportConfig
 from gampen_ray.commands.simulate import SimulateConfig
-from gampen_ray.config.base import build, fields, given, load_toml, narrowed, replace, sections, to_dict, to_toml, upgraded
+from gampen_ray.config.base import build, fields, given, load_toml, narrowed, replace, to_dict, to_toml, upgraded
+from gampen_ray.config.leaves import sections
 from gampen_ray.errors import UserError
 
 CONFIGS = [

@@ -135,7 +135,6 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.gampen.summary_files import PARTS
     from gampen_ray.inference.bundle import bundle_digest, load_bundle
-    from gampen_ray.provenance import provenance
     from gampen_ray.receipts import RECEIPTS
     from gampen_ray.run_folder import RunFolder
 
@@ -175,22 +174,22 @@ def infer(config: InferConfig) -> dict[str, Any]:
         write = writer(config, bundle, source, digest, prior, config.output)
         rates, id_sum = _predict_all(config, folder, source, units, write=write, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
-        manifest = {
-            **finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64),
-            "rates": rates,
-            "config": to_dict(config),
-            "calibration": bundle.calibration.to_dict(),
-            "inputs": inputs,
-            **({"prior": prior.to_dict()} if prior else {}),
-            "bundle_provenance": bundle.provenance,
-            "provenance": provenance(),
-        }
+        counts = finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64)
+        manifest = counts | {"rates": rates, "inputs": inputs} | _recorded(config, bundle, prior)
         folder.check_lock()
         storage.write_json(manifest_uri, manifest)
         for name in (PARTS, RECEIPTS, PLAN):
             storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
     return manifest
+
+
+def _recorded(config: InferConfig, bundle: "Bundle", prior: "Prior | None") -> dict[str, Any]:
+    """Return what the manifest says of how the catalogue was made."""
+    from gampen_ray.provenance import provenance
+
+    made = {"config": to_dict(config), "calibration": bundle.calibration.to_dict(), "bundle_provenance": bundle.provenance}
+    return made | {"provenance": provenance()} | ({"prior": prior.to_dict()} if prior else {})
 
 
 def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]":

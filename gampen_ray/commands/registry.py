@@ -20,7 +20,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from gampen_ray.config.base import Leaf, build, fields, load_toml, plain, sections, shown
+from gampen_ray.config.base import build, fields, load_toml, plain, shown
+from gampen_ray.config.leaves import Leaf, sections
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.plugins import Registry, load_plugins
 

@@ -11,10 +11,9 @@ import tomllib
 import types
 import typing
 from collections.abc import Container, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
-import pydantic_core
 import tomli_w
 
 from gampen_ray.errors import UserError
@@ -258,42 +257,6 @@ def to_toml(config: Any) -> str:
 def fields(cls: type) -> dict[str, Any]:
     """Return pydantic's description of each field: annotation, default, documentation."""
     return cls.__pydantic_fields__  # type: ignore[attr-defined]
-
-
-class Leaf(NamedTuple):
-    """A field that is not a section: dotted name, annotation, default (`PydanticUndefined` if required), documentation, and
-    whether it is `Advanced`."""
-
-    name: str
-    annotation: Any
-    default: Any
-    description: str
-    advanced: bool
-
-    @property
-    def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is pydantic_core.PydanticUndefined
-
-
-def sections(cls: type, prefix: str = "", instance: Any = None) -> Iterator[tuple[str, str, list[Leaf]]]:
-    """Yield the name, documentation and fields of a config class itself (its name is empty) and of each nested section.
-
-    Required fields come first.
-    """
-    leaves: list[Leaf] = []
-    nested = []
-    for name, field in fields(cls).items():
-        default = field.get_default(call_default_factory=True) if instance is None else getattr(instance, name)
-        if dataclasses.is_dataclass(field.annotation):
-            nested.append((typing.cast(type, field.annotation), f"{prefix}{name}.", default))
-        else:
-            advanced = any(isinstance(one, Advanced) for one in field.metadata)
-            leaves.append(Leaf(prefix + name, field.annotation, default, field.description or "", advanced))
-    leaves.sort(key=lambda leaf: not leaf.required)
-    yield prefix.removesuffix("."), cls.__doc__ or "", leaves
-    for section in nested:
-        yield from sections(*section)
 
 
 def shown(value: Any) -> str:

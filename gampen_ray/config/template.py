@@ -8,7 +8,7 @@ from typing import Any
 import pydantic_core
 import tomli_w
 
-from gampen_ray.config.base import Leaf, sections
+from gampen_ray.config.leaves import Leaf, sections
 
 __all__ = ["template"]
 
