@@ -66,6 +66,8 @@ def _command(s3_port: int, data: Path) -> list[str]:
         *("-logtostderr=true", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *(f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false"),
         *("-master.volumeSizeLimitMB=128", f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=100"),
+        # By default it takes no more writes where less than 1 % of a disk is free, which may be gigabytes.
+        "-volume.minFreeSpace=64MiB",
         *("-filer", f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}"),
         *("-s3", f"-s3.port={s3_port}", f"-s3.port.grpc={s3_grpc}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
@@ -73,7 +75,7 @@ def _command(s3_port: int, data: Path) -> list[str]:
 
 
 def _make_bucket(environment: dict[str, str], server: subprocess.Popen, log: Path) -> None:
-    # The first request that succeeds says that the server is up.
+    # The first file that is written says that the server is up: a bucket is made where no volume has space, too.
     filesystem = pafs.S3FileSystem(
         access_key=environment["AWS_ACCESS_KEY_ID"],
         secret_key=environment["AWS_SECRET_ACCESS_KEY"],
@@ -81,11 +83,15 @@ def _make_bucket(environment: dict[str, str], server: subprocess.Popen, log: Pat
         region=environment["AWS_REGION"],
         allow_bucket_creation=True,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=1),
+        request_timeout=10,
     )
     end = time.monotonic() + _START_SECONDS
     while True:
         try:
-            return filesystem.create_dir(BUCKET)
+            filesystem.create_dir(BUCKET)
+            with filesystem.open_output_stream(f"{BUCKET}/.up") as stream:
+                stream.write(b"up")
+            return filesystem.delete_file(f"{BUCKET}/.up")
         except OSError as error:
             if server.poll() is not None or time.monotonic() > end:
                 lines = "\n".join(log.read_text().splitlines()[-20:])
