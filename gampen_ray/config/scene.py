@@ -46,15 +46,15 @@ class PsfConfig:
     which each cutout takes one; empty: Moffat profiles."""
     fwhm_arcsec: Annotated[Range | None, _IfMoffat] = None
     """Smallest and largest FWHM of the profile without aureole and pixel, arcsec; left out: the survey's."""
-    beta: Annotated[Range, _IfMoffat] = (1.8, 4.765)
-    """Smallest and largest Moffat index."""
+    beta: Annotated[Range, _IfMoffat] = (1.5, 20.0)
+    """Smallest and largest Moffat index, whose inverse is uniform; 20 is nearly a Gaussian."""
     ellipticity: Annotated[float, _IfMoffat] = pydantic.Field(default=0.03, ge=0, le=0.2)
     """Standard deviation of each component of the ellipticity (1 - q) / (1 + q); 0: round."""
-    wing_fraction: Annotated[Range, _IfMoffat] = (0.0, 0.15)
+    wing_fraction: Annotated[Range, _IfMoffat] = (0.0, 0.5)
     """Smallest and largest share of the light that is in the aureole; [0, 0]: no aureole."""
 
     def __post_init__(self) -> None:
-        _check_ranges(self, beta=(1.5, 10.0), wing_fraction=(0.0, 0.5))
+        _check_ranges(self, beta=(1.5, 20.0), wing_fraction=(0.0, 0.9))
         if self.fwhm_arcsec is not None:
             _check_ranges(self, fwhm_arcsec=(1e-3, 1e3))
 

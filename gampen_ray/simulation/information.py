@@ -27,15 +27,18 @@ import numpy as np
 import scipy.special
 
 from gampen_ray.simulation.profiles import PARAMETERS, image_and_derivatives, parameters
+from gampen_ray.simulation.psf import MoffatPsf, PsfSizes
 from gampen_ray.simulation.surveys import Survey
 
-__all__ = ["LIMIT_TARGETS", "PSF_PARAMETERS", "Limit", "fisher_matrix"]
+__all__ = ["LIMIT_TARGETS", "PSF_PARAMETERS", "Limit", "fisher_matrix", "psf_at", "psf_size_derivatives"]
 
 LIMIT_TARGETS = ("bulge_to_total", "ln_effective_radius", "ln_flux")
 """What the bound is given for."""
 PSF_PARAMETERS = tuple(name for name in PARAMETERS if name.startswith("psf"))
 _BULGE, _DISK, _RATIO = PARAMETERS.index("ln_bulge_radius"), PARAMETERS.index("ln_disk_radius"), 1
 _INDEX_STEP = 0.01
+_TOLD_SIGMA = 1e-4
+"""Of the logarithm of what an estimator is told exactly."""
 
 
 def fisher_matrix(
@@ -74,6 +77,38 @@ def fisher_matrix(
         white_PHW = np.fft.irfft2(np.fft.rfft2(white_PHW) / np.sqrt(power_HL), s=(size, size))
     white_PX = white_PHW.reshape(len(PARAMETERS), -1)
     return white_PX @ white_PX.T
+
+
+def psf_at(theta_P: np.ndarray) -> MoffatPsf:
+    """Return the PSF of a galaxy's parameters."""
+    at = dict(zip(PARAMETERS, theta_P.tolist(), strict=True))
+    return MoffatPsf(
+        fwhm_arcsec=at["psf_fwhm"],
+        beta=at["psf_beta"],
+        e1=at["psf_e1"],
+        e2=at["psf_e2"],
+        wing_fraction=at["psf_wing_fraction"],
+        wing_fwhm_arcsec=at["psf_wing_fwhm"],
+    )
+
+
+def psf_size_derivatives(theta_NP: np.ndarray, pixel_scale_arcsec: float) -> np.ndarray:
+    """Return the derivatives (N x S x P) of the logarithms of a PSF's `PsfSizes`, in their order, by `PARAMETERS`."""
+    # Steps that are small beside each parameter and large beside the sizes' rounding; shares of the aureole may be zero.
+    steps = {"psf_fwhm": 0.01, "psf_beta": 0.02, "psf_wing_fraction": 0.01, "psf_wing_fwhm": 0.02}
+    result = []
+    for theta_P in theta_NP:
+        columns = []
+        for place, name in enumerate(PARAMETERS):
+            step_P = np.zeros_like(theta_P)
+            step_P[place] = steps.get(name, 0.0) * (1.0 if name == "psf_wing_fraction" else theta_P[place])
+            ends = [
+                np.log(dataclasses.astuple(psf_at(theta_P + sign * step_P).sizes(pixel_scale_arcsec)))
+                for sign in ((1, -1) if step_P.any() else ())
+            ]
+            columns.append((ends[0] - ends[1]) / (2 * step_P[place]) if ends else np.zeros(len(dataclasses.fields(PsfSizes))))
+        result.append(np.stack(columns, axis=1))
+    return np.stack(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +184,17 @@ class Limit:
             sky_noise_N=np.asarray(columns["sky_noise"]),
         )
 
-    def std(self, *, known: Collection[str] = (), sky_sigma: float = 0.0) -> np.ndarray:
+    def std(
+        self, *, known: Collection[str] = (), told_NSP: np.ndarray | None = None, sky_sigma: float = 0.0
+    ) -> np.ndarray:
         """Return the smallest posterior standard deviations (N x D) of `LIMIT_TARGETS`.
 
         Parameters
         ----------
         known
             Of `PARAMETERS`: those that the estimator is told, such as `PSF_PARAMETERS`.
+        told_NSP
+            Derivatives of logarithms of what else it is told, such as `psf_size_derivatives`; left out: nothing.
         sky_sigma
             Prior standard deviation of a constant sky level, in units of a pixel's sky noise; 0: the sky is known.
         """
@@ -166,6 +205,8 @@ class Limit:
         precision_PP = np.zeros_like(self.prior_variance_PP)
         precision_PP[np.ix_(varies, varies)] = np.linalg.inv(self.prior_variance_PP[np.ix_(varies, varies)])
         precision_NPP = np.swapaxes(self.jacobian_NPP, 1, 2) @ precision_PP @ self.jacobian_NPP + self.fisher_NPP
+        if told_NSP is not None:
+            precision_NPP = precision_NPP + np.swapaxes(told_NSP, 1, 2) @ told_NSP / _TOLD_SIGMA**2
         if sky_sigma > 0:
             precision_NPP[:, -1, -1] += (sky_sigma * self.sky_noise_N) ** -2.0
         precision_NVV = precision_NPP[:, free][:, :, free]

@@ -130,4 +130,4 @@ def _images(field: str, folder: str) -> list[tuple[str, np.ndarray]]:
 def _psf(field: str, uri: str, stamp: np.ndarray) -> StampPsf:
     if not np.isfinite(stamp).all() or stamp.sum() <= 0 or any(side % 2 == 0 for side in stamp.shape):
         raise UserError(f"{field}: {uri} has even sides {stamp.shape}, non-finite pixels or no flux; give stamps of odd sides")
-    return StampPsf(stamp=stamp / stamp.sum())
+    return StampPsf.of(stamp)

@@ -4,7 +4,7 @@ An independent, fast twin of `gampen_ray.simulation.galaxies.render`: the image 
 
     flux [B/T S_bulge(k) + (1 - B/T) S_disk(k)] M(k) sinc(kx) sinc(ky) exp(-i k x0)
 
-with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles and a square pixel. Each profile is a table of its
+with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles, whose light within 20 pixels is one, and a square pixel. Each profile is a table of its
 radial transform, read at the wavenumber that its ellipse stretches; so every derivative is a table or closed form too.
 
 Shape legend: P parameters, H x W pixels, K x L wavenumbers (y, and x without its negative half).
@@ -48,6 +48,8 @@ width in arcsec, ellipticity (1 - q) / (1 + q) of the PSF along x and along the 
 constant sky level (flux per pixel)."""
 WING_BETA = 2.0
 """Moffat index of the aureole."""
+UNIT_PIXELS = 20.0
+"""Radius within which the light of the PSF is one, pixels."""
 
 _DEFAULTS = {
     "bulge_sersic_index": 4.0,
@@ -111,7 +113,7 @@ def image_and_derivatives(theta_P: np.ndarray, pixel_scale_arcsec: float, size: 
     ky_K1 = 2 * np.pi * scipy.fft.fftfreq(num, pixel_scale_arcsec)[:, None]
     k_KL = np.broadcast_to(kx_L, (num, len(kx_L))), np.broadcast_to(ky_K1, (num, len(kx_L)))
 
-    psf_KL, psf_slopes = _moffat(k_KL, at)
+    psf_KL, psf_slopes = _psf(k_KL, at, UNIT_PIXELS * pixel_scale_arcsec)
     centre_arcsec = (size - 1) / 2 * pixel_scale_arcsec
     phase_KL = np.exp(-1j * ky_K1 * (centre_arcsec + at["y_offset"])) * np.exp(-1j * kx_L * (centre_arcsec + at["x_offset"]))
     pixel_KL = np.sinc(kx_L * pixel_scale_arcsec / 2 / np.pi) * np.sinc(ky_K1 * pixel_scale_arcsec / 2 / np.pi)
@@ -155,6 +157,38 @@ def _sersic(
         f"{part}_axis_ratio": slope_KL * (across_KL**2 - along_KL**2 / q**2) / square_KL / 2,
         f"{part}_position_angle": slope_KL * along_KL * across_KL * (1 / q - q) / square_KL,
     }
+
+
+def _psf(
+    k_KL: tuple[np.ndarray, np.ndarray], at: Mapping[str, float], unit_arcsec: float
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the transform of the PSF, whose light within a radius is one, and its derivatives by parameter."""
+    whole_KL, slopes = _moffat(k_KL, at)
+    share = at["psf_wing_fraction"]
+    core, core_by_fwhm, core_by_beta = _light_within(unit_arcsec, at["psf_fwhm"], at["psf_beta"])
+    wing, wing_by_fwhm, _ = _light_within(unit_arcsec, at["psf_wing_fwhm"], WING_BETA)
+    light = (1 - share) * core + share * wing
+    light_slopes = {
+        "psf_fwhm": (1 - share) * core_by_fwhm,
+        "psf_beta": (1 - share) * core_by_beta,
+        "psf_wing_fraction": wing - core,
+        "psf_wing_fwhm": share * wing_by_fwhm,
+    }
+    return whole_KL / light, {
+        name: slope_KL / light - light_slopes.get(name, 0.0) / light**2 * whole_KL for name, slope_KL in slopes.items()
+    }
+
+
+def _light_within(radius: float, fwhm: float, beta: float) -> tuple[float, float, float]:
+    """Return the share of a Moffat profile's light within a radius, and its derivatives by width and index."""
+
+    def beyond(index: float) -> float:
+        return (1 + 4 * (2 ** (1 / index) - 1) * (radius / fwhm) ** 2) ** (1 - index)
+
+    square = 4 * (2 ** (1 / beta) - 1) * (radius / fwhm) ** 2
+    by_fwhm = 2 * (1 - beta) * square * (1 + square) ** -beta / fwhm
+    by_beta = (beyond(beta - _SHAPE_STEP) - beyond(beta + _SHAPE_STEP)) / (2 * _SHAPE_STEP)
+    return 1 - beyond(beta), by_fwhm, by_beta
 
 
 def _moffat(k_KL: tuple[np.ndarray, np.ndarray], at: Mapping[str, float]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 Stars of real coadds have wider wings than the Moffat profile that fits their core, from the atmosphere and from scattered light
 (Trujillo et al. 2001, MNRAS 328, 977; King 1971, PASP 83, 199): a second, wider profile holds some per cent of the light.
+A PSF has unit light within `APERTURE_PIXELS`: what lies beyond is sky to those who calibrate zero points and make PSF images.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ __all__ = ["Grid", "MoffatPsf", "PsfSizes", "StampPsf", "grid_of", "measure_psf"
 WING_BETA = 2.0
 """Index of the aureole: surface brightness falls as the fourth power of radius."""
 APERTURE_PIXELS = 20.0
-"""Radius of the circle to whose light the radii of `PsfSizes` refer, pixels."""
+"""Radius of the circle that holds the light of a PSF, pixels: its unit, and what the radii of `PsfSizes` refer to."""
 _TABLE = 768
 # Of the transform at the Nyquist wave number, before the pixel's: images are then exact to 0.2 % of their peak.
 _UNRESOLVED = 8e-3
@@ -68,6 +69,8 @@ class PsfSizes:
     """Radius that holds half of the light within `APERTURE_PIXELS`."""
     r80_arcsec: float
     """Radius that holds 80 % of the light within `APERTURE_PIXELS`."""
+    r95_arcsec: float
+    """Radius that holds 95 % of the light within `APERTURE_PIXELS`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class MoffatPsf:
     e2: float = 0.0
     """Ellipticity along the diagonal."""
     wing_fraction: float = 0.0
-    """Share of the light in the aureole."""
+    """Share of the light to infinity that is in the aureole."""
     wing_fwhm_arcsec: float = 1.0
     """Of the aureole, whose index is `WING_BETA`."""
 
@@ -96,7 +99,7 @@ class MoffatPsf:
         return 1
 
     def light_beyond(self, radius_arcsec: float) -> float:
-        """Return the share of the light beyond a radius."""
+        """Return the share of the light to infinity that lies beyond a radius."""
 
         def beyond(fwhm: float, beta: float) -> float:
             return (1 + (radius_arcsec / _scale_radius(fwhm, beta)) ** 2) ** (1 - beta)
@@ -105,10 +108,11 @@ class MoffatPsf:
         return (1 - wings) * beyond(self.fwhm_arcsec, self.beta) + wings * beyond(self.wing_fwhm_arcsec, WING_BETA)
 
     def transform(self, grid: Grid, pixel_scale_arcsec: float) -> np.ndarray:
-        """Return the transform of PSF and pixel on a grid."""
+        """Return the transform of PSF and pixel on a grid; the PSF's ellipticity does not change what its aperture holds."""
         table = _moffat_table(self, grid.scale)
         optics = lookup(table, np.sqrt(grid.sheared_k2(self.e1, self.e2)) / _table_step(grid.scale))
-        return optics * _pixel_transform(grid.size, grid.scale, pixel_scale_arcsec)
+        unit = 1 - self.light_beyond(APERTURE_PIXELS * pixel_scale_arcsec)
+        return optics / unit * _pixel_transform(grid.size, grid.scale, pixel_scale_arcsec)
 
     def sizes(self, pixel_scale_arcsec: float) -> PsfSizes:
         """Return the sizes of a star's image."""
@@ -126,10 +130,17 @@ class MoffatPsf:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StampPsf:
-    """A star's image on the survey's pixels, centred on its central pixel, with unit sum."""
+    """A star's image on the survey's pixels, centred on its central pixel; `of` makes one of unit light."""
 
     stamp: np.ndarray
     """(h, w), odd sides."""
+
+    @classmethod
+    def of(cls, stamp_HW: np.ndarray) -> "StampPsf":
+        """Return the PSF of a star of any flux, with unit light within `APERTURE_PIXELS`."""
+        y, x = np.ogrid[: stamp_HW.shape[0], : stamp_HW.shape[1]]
+        radius_HW = np.hypot(x - stamp_HW.shape[1] // 2, y - stamp_HW.shape[0] // 2)
+        return cls(stamp=stamp_HW / stamp_HW[radius_HW <= APERTURE_PIXELS].sum())
 
     def oversampling(self, scale: float) -> int:
         """Return 1: a stamp resolves no more than its pixels."""
@@ -258,6 +269,7 @@ def _sizes(radial: np.ndarray, step: float, pixel_scale_arcsec: float) -> PsfSiz
         half_width = math.exp(log_radius[below - 1] + share * (log_radius[below] - log_radius[below - 1]))
     else:
         half_width = float(radius[0])
-    light = np.maximum.accumulate(light)
-    r50, r80 = np.exp(np.interp([0.5 * light[-1], 0.8 * light[-1]], light, log_radius)).tolist()
-    return PsfSizes(fwhm_arcsec=2 * half_width, r50_arcsec=r50, r80_arcsec=r80)
+    # A sum over steps lacks a twelfth of their square times the slope at zero, r^2 T(0) / 2 (Euler and Maclaurin).
+    light = np.maximum.accumulate(light + radial[0] * (radius * step) ** 2 / 24)
+    r50, r80, r95 = np.exp(np.interp(np.array([0.5, 0.8, 0.95]) * light[-1], light, log_radius)).tolist()
+    return PsfSizes(fwhm_arcsec=2 * half_width, r50_arcsec=r50, r80_arcsec=r80, r95_arcsec=r95)

@@ -2,8 +2,8 @@
 
 =================  =====================================================================================================
 galaxy             priors of `gampen_ray.simulation.galaxies`; its centre is normal about that of the cutout
-PSF                Moffat, FWHM, index and share of the aureole uniform, the aureole's FWHM 3 to 8 times the core's
-                   (log-uniform); or a stamp. KiDS stars have an index of 2.1 and an aureole of 6 %
+PSF                Moffat, FWHM, inverse index and share of the aureole uniform, the aureole's FWHM 1.2 to 8 times the core's
+                   (log-uniform): from near Gaussians to the PSFs of HSC, KiDS and the Legacy Surveys; or a stamp
 depth              sky noise times a factor, log-uniform; photon noise by `Survey.electrons_per_flux`; see `noise`
 other galaxies     Poisson numbers, uniform positions also up to 3 arcsec outside; cumulative counts with a slope of 0.38
                    dex/mag, which joins 0.29 per arcmin^2 at r < 19.8 (GAMA: Driver et al. 2011, MNRAS 413, 971) and 12 at
@@ -93,9 +93,9 @@ def simulate(
         ``object_id`` (N,) int64, the index; ``image`` (N, 1, H, W) float32, flux units; and float64 columns (N,): ``ra``,
         ``dec`` (deg), the targets ``bulge_to_total``, ``effective_radius_arcsec``, ``flux`` (total, also beyond the cutout),
         ``magnitude``, ``concentration``, the components' radii (circularised), axis ratios, position angles and Sersic indices,
-        the offsets of the centre in pixels; ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec`` as measured from a
-        star (`gampen_ray.simulation.psf.PsfSizes`), the PSF's parameters (`psf_of`); ``sky_noise`` (standard deviation of a
-        pixel, flux), ``noise_correlation`` (of pixels adjacent along an axis), ``sky_level``, ``sky_gradient_x``,
+        the offsets of the centre in pixels; ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec``, ``psf_r95_arcsec``
+        as measured from a star (`gampen_ray.simulation.psf.PsfSizes`), the PSF's parameters (`psf_of`); ``sky_noise`` (standard
+        deviation of a pixel, flux), ``noise_correlation`` (of pixels adjacent along an axis), ``sky_level``, ``sky_gradient_x``,
         ``sky_gradient_y`` (flux per pixel); ``num_neighbours``, ``num_stars`` (with their centre in the cutout),
         ``neighbour_flux_fraction`` (noiseless light of all other sources within two effective radii or one FWHM, whichever is
         larger, of the galaxy's centre, over the galaxy's flux); ``masked_fraction`` (pixels without data over all).
@@ -265,11 +265,12 @@ def _draw_moffat(rng: np.random.Generator, survey: Survey, config: PsfConfig) ->
     e1, e2 = (config.ellipticity * rng.standard_normal(2).clip(-4, 4)).tolist()
     return MoffatPsf(
         fwhm_arcsec=fwhm,
-        beta=rng.uniform(*config.beta),
+        # In the inverse index, from 0 of a Gaussian, shapes change evenly.
+        beta=1 / rng.uniform(1 / config.beta[1], 1 / config.beta[0]),
         e1=e1,
         e2=e2,
         wing_fraction=rng.uniform(*config.wing_fraction),
-        wing_fwhm_arcsec=fwhm * _log_uniform(rng, 3, 8),
+        wing_fwhm_arcsec=fwhm * _log_uniform(rng, 1.2, 8),
     )
 
 

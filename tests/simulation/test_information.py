@@ -9,10 +9,11 @@ import scipy.optimize
 
 from gampen_ray.config.scene import MasksConfig, NeighboursConfig, NoiseConfig, PsfConfig, SceneConfig
 from gampen_ray.simulation.galaxies import Galaxy
-from gampen_ray.simulation.information import PSF_PARAMETERS, Limit, fisher_matrix
+from gampen_ray.simulation.information import PSF_PARAMETERS, Limit, fisher_matrix, psf_at, psf_size_derivatives
 from gampen_ray.simulation.profiles import PARAMETERS, image_and_derivatives, parameters
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
+from tests.simulation.simulation_cases import galsims
 
 KIDS = SURVEYS["kids-r"]
 SCALE = KIDS.pixel_scale_arcsec
@@ -48,9 +49,7 @@ def drawn(theta_P: np.ndarray, size: int) -> np.ndarray:
         ).shear(q=at[f"{part}_axis_ratio"], beta=at[f"{part}_position_angle"] * galsim.radians)
         for part, weight in (("bulge", at["bulge_to_total"]), ("disk", 1 - at["bulge_to_total"]))
     ]
-    core = galsim.Moffat(beta=at["psf_beta"], fwhm=at["psf_fwhm"], flux=1 - at["psf_wing_fraction"], gsparams=EXACT)
-    wing = galsim.Moffat(beta=2, fwhm=at["psf_wing_fwhm"], flux=at["psf_wing_fraction"], gsparams=EXACT)
-    psf = (core + wing).shear(g1=at["psf_e1"], g2=at["psf_e2"])
+    psf = galsims(psf_at(theta_P), SCALE, EXACT)
     galaxy = math.exp(at["ln_flux"]) * galsim.Sum(parts).shift(at["x_offset"], at["y_offset"])
     image = galsim.ImageD(size, size, scale=SCALE)
     galsim.Convolve(galaxy, psf, gsparams=EXACT).drawImage(image)
@@ -157,6 +156,10 @@ def test_limits_of_the_limit(columns: dict[str, np.ndarray]) -> None:
     )
     assert (unknown >= known * (1 - 1e-9)).all()
     assert (sky >= unknown * (1 - 1e-9)).all()
+    # Widths alone differ among these PSFs: who is told sizes knows the PSF.
+    told = Limit.of(few, KIDS, 64, population=columns).std(told_NSP=psf_size_derivatives(parameters(few, SCALE), SCALE))
+    np.testing.assert_allclose(told, known, rtol=0.01)
+    assert np.median(unknown[:, 1] / told[:, 1]) > 1.1
     # Without any light there is the prior alone.
     dark = Limit.of(few | {"sky_noise": np.full(40, 1e9)}, KIDS, 64, population=columns).std()
     spread = [columns["bulge_to_total"], np.log(columns["effective_radius_arcsec"]), np.log(columns["flux"])]

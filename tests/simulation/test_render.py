@@ -10,7 +10,7 @@ from gampen_ray.simulation.galaxies import Galaxy, draw_galaxy
 from gampen_ray.simulation.psf import MoffatPsf, StampPsf
 from gampen_ray.simulation.render import STAMP, Sources, render, render_faint, render_sources
 from gampen_ray.simulation.surveys import SURVEYS
-from tests.simulation.simulation_cases import make_galaxy
+from tests.simulation.simulation_cases import galsims, make_galaxy
 
 KIDS = SURVEYS["kids-r"]
 PSF = MoffatPsf(fwhm_arcsec=0.6, beta=3.5)
@@ -26,10 +26,7 @@ def by_galsim(galaxy: Galaxy, psf: MoffatPsf, scale: float, size: int) -> np.nda
         angle = getattr(galaxy, f"{part}_position_angle_deg") * galsim.degrees
         parts.append(profile.shear(q=getattr(galaxy, f"{part}_axis_ratio"), beta=angle))
     scene = galsim.Sum(parts).shift(galaxy.x_offset_arcsec, galaxy.y_offset_arcsec)
-    moffat = galsim.Moffat(beta=psf.beta, fwhm=psf.fwhm_arcsec, flux=1 - psf.wing_fraction, gsparams=accuracy)
-    if psf.wing_fraction:
-        moffat += galsim.Moffat(beta=2.0, fwhm=psf.wing_fwhm_arcsec, flux=psf.wing_fraction, gsparams=accuracy)
-    whole = galsim.Convolve(scene, moffat.shear(g1=psf.e1, g2=psf.e2), gsparams=accuracy)
+    whole = galsim.Convolve(scene, galsims(psf, scale, accuracy), gsparams=accuracy)
     return whole.drawImage(nx=size, ny=size, scale=scale, dtype=float).array
 
 
@@ -41,6 +38,7 @@ def by_galsim(galaxy: Galaxy, psf: MoffatPsf, scale: float, size: int) -> np.nda
         (MoffatPsf(fwhm_arcsec=0.4, beta=3.0, e1=-0.03), "fixed"),
         (MoffatPsf(fwhm_arcsec=0.7, beta=2.5, wing_fraction=0.08, wing_fwhm_arcsec=3.0), "free"),
         (MoffatPsf(fwhm_arcsec=0.9, beta=1.8, wing_fraction=0.15, wing_fwhm_arcsec=7.0), "fixed"),
+        (MoffatPsf(fwhm_arcsec=0.5, beta=18.0, wing_fraction=0.45, wing_fwhm_arcsec=0.8), "fixed"),
     ],
 )
 def test_images_are_galsims(psf: MoffatPsf, indices: str) -> None:
@@ -99,7 +97,7 @@ def test_a_stamp_of_the_psf_gives_the_same_image() -> None:
     stamp = render([point], psf=PSF, pixel_scale_arcsec=0.2, size=61)
     galaxy = make_galaxy(x_offset_arcsec=0.07)
     expected = render([galaxy], **GEOMETRY)
-    found = render([galaxy], **GEOMETRY | {"psf": StampPsf(stamp=stamp / stamp.sum())})
+    found = render([galaxy], **GEOMETRY | {"psf": StampPsf.of(7 * stamp)})
     np.testing.assert_allclose(found, expected, atol=5e-3 * expected.max())
 
 
