@@ -5,6 +5,8 @@
 
 The first form simulates galaxies without neighbours. The second takes the test split of a simulated dataset, and adds the
 bundle's posterior widths over the limit and its coverage, overall and in bins. Prints JSON; tables go to standard error.
+Each limit is that of an estimator
+which knows the PSF, its four sizes (`gampen_ray.simulation.psf.PsfSizes`: what networks are told) or its prior alone.
 `gampen_ray.simulation.information` says what the limit means. The prior is the spread of all galaxies at hand.
 """
 
@@ -24,7 +26,7 @@ from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.simulation.galaxies import TARGETS
-from gampen_ray.simulation.information import LIMIT_TARGETS, PSF_PARAMETERS, Limit
+from gampen_ray.simulation.information import LIMIT_TARGETS, PSF_PARAMETERS, Limit, psf_size_derivatives
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS, Survey
 
@@ -61,6 +63,9 @@ def main(arguments: argparse.Namespace) -> None:
         sky_sigma = float(np.std(population["sky_level"] / population["sky_noise"])) if "sky_level" in population else 0.0
     limits = {
         "psf_known": limit.std(known=PSF_PARAMETERS, sky_sigma=sky_sigma),
+        "psf_sizes_known": limit.std(
+            told_NSP=psf_size_derivatives(limit.theta_NP, survey.pixel_scale_arcsec), sky_sigma=sky_sigma
+        ),
         "psf_unknown": limit.std(sky_sigma=sky_sigma),
     }
     bins = magnitude_bins(columns, survey)

@@ -35,6 +35,7 @@ from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.simulation import noise
 from gampen_ray.simulation.galaxies import Galaxy
 from gampen_ray.simulation.inputs import Inputs, read_inputs
+from gampen_ray.simulation.psf import APERTURE_PIXELS
 from gampen_ray.simulation.render import render
 from gampen_ray.simulation.scene import galaxy_of, psf_of, simulate
 from gampen_ray.simulation.surveys import SURVEYS, Survey
@@ -226,9 +227,13 @@ def psf_shifts(sky: Sky, none: Columns) -> Iterator[Shift]:
             columns=lambda percent=percent: stated_wrongly(1 + percent / 100),
             stated="the PSF is stated wrongly, which an image without stars hardly shows",
         )
-    for name, beta in (("steeper wings", (6.0, 10.0)), ("shallower wings", (1.5, 1.7))):
+    for name, beta in (("steeper wings", (8.0, 20.0)), ("shallower wings", (1.5, 1.7))):
         yield Shift(name=f"PSF of {name}", columns=lambda beta=beta: sky.draw({"psf.beta": beta}))
-    yield Shift(name="aureole of 20 to 30 %", columns=lambda: sky.draw({"psf.wing_fraction": (0.2, 0.3)}))
+    for low, high in ((0.2, 0.3), (0.6, 0.7)):
+        yield Shift(
+            name=f"aureole of {100 * low:g} to {100 * high:g} %",
+            columns=lambda wings=(low, high): sky.draw({"psf.wing_fraction": wings}),
+        )
 
 
 def added(columns: Columns, light_NHW: np.ndarray) -> Columns:
@@ -295,11 +300,16 @@ def on_other_pixels(sky: Sky, bundle: Bundle, pixel_scale_arcsec: float) -> Colu
         sky.survey, pixel_scale_arcsec=pixel_scale_arcsec, sky_noise=ratio * sky.survey.sky_noise
     )  # the same depth per area
     columns = sky.draw(survey=survey, size=math.ceil(sky.size / float(ratio)))
-    stars = []
+    stars, unit = [], []
     for i in range(sky.count):
         psf = psf_of({name: values[i] for name, values in columns.items() if name.startswith("psf_")}, sky.inputs)
         stars.append(render([POINT], psf=psf, pixel_scale_arcsec=pixel_scale_arcsec, size=round(STAR_PIXELS / ratio)))
-    return columns | resampled_sizes(bundle, np.stack(stars), pixel_scale_arcsec)
+        # Fluxes count a PSF's light within a number of pixels, in the truth of these and in the bundle of its own.
+        within = [
+            1 - psf.light_beyond(APERTURE_PIXELS * scale) for scale in (sky.survey.pixel_scale_arcsec, pixel_scale_arcsec)
+        ]
+        unit.append(within[0] / within[1])
+    return columns | {"flux": columns["flux"] * unit} | resampled_sizes(bundle, np.stack(stars), pixel_scale_arcsec)
 
 
 POINT = Galaxy(

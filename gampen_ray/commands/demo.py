@@ -16,7 +16,7 @@ from gampen_ray.config.base import config_class
 logger = logging.getLogger(__name__)
 
 
-PSF_CONDITIONS = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec")
+PSF_CONDITIONS = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec", "psf_r95_arcsec")
 # Numbers teach most of it; one epoch of images is what the minutes allow.
 OPTIMIZER = OptimizerConfig(numbers_epochs=50, epochs=1, weight_decay=0.05)
 

@@ -66,8 +66,8 @@ class Card:
     width: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     """Median posterior standard deviation by bin of magnitude and quantity, "ln_X" being relative."""
     width_over_limit: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
-    """Median ratio of the standard deviation to the information limit, by case ("psf_known", "psf_unknown"), bin of magnitude
-    and quantity; `benchmarks/information_limit.py`."""
+    """Median ratio of the standard deviation to the information limit, by case ("psf_known", "psf_sizes_known", "psf_unknown"),
+    bin of magnitude and quantity; `benchmarks/information_limit.py`."""
     shifts: tuple[Shift, ...] = ()
     """Differences from the training galaxies; `benchmarks/shifts.py`."""
     known_failures: tuple[str, ...] = ()

@@ -184,9 +184,7 @@ class Limit:
             sky_noise_N=np.asarray(columns["sky_noise"]),
         )
 
-    def std(
-        self, *, known: Collection[str] = (), told_NSP: np.ndarray | None = None, sky_sigma: float = 0.0
-    ) -> np.ndarray:
+    def std(self, *, known: Collection[str] = (), told_NSP: np.ndarray | None = None, sky_sigma: float = 0.0) -> np.ndarray:
         """Return the smallest posterior standard deviations (N x D) of `LIMIT_TARGETS`.
 
         Parameters

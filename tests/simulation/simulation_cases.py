@@ -39,4 +39,6 @@ def galsims(psf: MoffatPsf, scale: float = 0.2, gsparams: galsim.GSParams | None
 
 def star(psf: MoffatPsf, size: int = 61, scale: float = 0.2, **kwargs: Any) -> np.ndarray:
     """GalSim's image of a star."""
-    return galsims(psf, kwargs.pop("aperture_scale", scale)).drawImage(nx=size, ny=size, scale=scale, dtype=float, **kwargs).array
+    return (
+        galsims(psf, kwargs.pop("aperture_scale", scale)).drawImage(nx=size, ny=size, scale=scale, dtype=float, **kwargs).array
+    )
