@@ -4,8 +4,9 @@ An independent, fast twin of `gampen_ray.simulation.galaxies.render`: the image 
 
     flux [B/T S_bulge(k) + (1 - B/T) S_disk(k)] M(k) sinc(kx) sinc(ky) exp(-i k x0)
 
-with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles, whose light within 20 pixels is one, and a square pixel. Each profile is a table of its
-radial transform, read at the wavenumber that its ellipse stretches; so every derivative is a table or closed form too.
+with Sersic profiles S (Sersic 1963), a PSF M of Moffat (1969) profiles, whose light within 20 pixels is one, and a square
+pixel. Each profile is a table of its radial transform, read at the wavenumber that its ellipse stretches; so every derivative
+is a table or closed form too.
 
 Shape legend: P parameters, H x W pixels, K x L wavenumbers (y, and x without its negative half).
 """
