@@ -55,7 +55,7 @@ def tile_cutouts(bundle: Bundle, path: str, scale: float, zero_point_mag: float,
     half = math.ceil(0.5 * (bundle.images.size + 2) * (bundle.images.pixel_scale_arcsec or scale) / scale)
     sources, label = detected(image, noise, half)
     stamp = star_stamp(image, noise, sources)
-    psf = StampPsf(stamp=stamp / stamp.sum())
+    psf = StampPsf.of(stamp)
     star_width = second_moment(stamp)
     flux = next(target for target in bundle.targets if target.name == "flux")
     good = [
@@ -212,7 +212,7 @@ def pair_cutouts(bundle: Bundle, folder: Path, survey: str, scale: float) -> lis
                 name=name,
                 image=factor * image,
                 sigma=np.where(used, factor * sigma, np.inf),
-                psf=StampPsf(stamp=stamp / stamp.sum()),
+                psf=StampPsf.of(stamp),
                 pixel_scale_arcsec=scale,
             )
         )
