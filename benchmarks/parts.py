@@ -13,12 +13,12 @@ from gampen_ray.data import shards
 from gampen_ray.inference.bundle import CHECKSUMS, Bundle, load_bundle
 from gampen_ray.inference.flags import REMARKS, Flag, posterior_flags
 from gampen_ray.inference.predictor import Prediction, Predictor
+from gampen_ray.inference.psf_sizes import seen_sizes
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.summary import Statistics, summary_columns
-from gampen_ray.simulation.psf import measure_psf
 from gampen_ray.training.execute import BUNDLE, execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare
@@ -106,10 +106,7 @@ def predicted(
 
 def resampled_sizes(bundle: Bundle, star_NHW: np.ndarray, pixel_scale_arcsec: float) -> dict[str, np.ndarray]:
     """Return the columns of the PSF's sizes, as measured on stars in the pixels to which the bundle resamples their images."""
-    star_N1HW = torch.from_numpy(star_NHW[:, None]).float()
-    star_N1HW = bundle.images.match(star_N1HW, zero_point_mag=None, pixel_scale_arcsec=pixel_scale_arcsec).image_NCHW
-    zoom = bundle.images.zoom(pixel_scale_arcsec)
-    sizes = [dataclasses.asdict(measure_psf(star, pixel_scale_arcsec / zoom)) for star in star_N1HW[:, 0].double().numpy()]
+    sizes = [dataclasses.asdict(seen_sizes(star, pixel_scale_arcsec, bundle.images)) for star in star_NHW]
     return {f"psf_{name}": np.array([size[name] for size in sizes]) for name in sizes[0]}
 
 

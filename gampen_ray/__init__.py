@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gampen_ray.inference.bundle import load_bundle
 
     crop = demo = describe = evaluate = footprint = import_gampen = infer = ingest = inspect = cast(Any, None)
-    report = scan_dropout = simulate = split = status = train = tune = view = cast(Any, None)
+    measure_psf = report = scan_dropout = simulate = split = status = train = tune = view = cast(Any, None)
 
 __all__ = [
     "__version__",
@@ -27,6 +27,7 @@ __all__ = [
     "ingest",
     "inspect",
     "load_bundle",
+    "measure_psf",
     "plot",
     "report",
     "scan_dropout",

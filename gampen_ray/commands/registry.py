@@ -27,14 +27,14 @@ from gampen_ray.plugins import Registry, load_plugins
 
 # In the order of `--help`; each is in the module of its name.
 _BUILT_IN = ("demo", "simulate", "inspect", "ingest", "split", "train", "tune", "scan-dropout", "infer", "evaluate", "report")
-_BUILT_IN += ("view", "status", "footprint", "describe", "crop", "import-gampen")
+_BUILT_IN += ("view", "status", "footprint", "measure-psf", "describe", "crop", "import-gampen")
 _EXTENDS = "extends"
 # Fields of files and folders that a verb reads, with a remedy where there is none.
 _INPUTS: dict[str, str] = dict.fromkeys(("bundle", "fine_tune.bundle"), "give the folder that `train` wrote, or builtin:NAME")
 _INPUTS |= {"dataset": "make it with `gampen-ray ingest` or `gampen-ray simulate`, or give a folder of cutouts"}
 _INPUTS |= {"evaluation": "give the folder that `evaluate` wrote", "run": "give the output folder of a verb"}
 _INPUTS |= dict.fromkeys(
-    ("require_signature", "images", "catalog", "model", "tiles", "scaling", "truth", "prior"), "give one that does"
+    ("require_signature", "images", "psfs", "catalog", "model", "tiles", "scaling", "truth", "prior"), "give one that does"
 )
 
 

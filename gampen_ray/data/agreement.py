@@ -15,7 +15,7 @@ from gampen_ray.data.headers import canonical_band
 from gampen_ray.data.shards import DatasetInfo
 from gampen_ray.errors import UserError
 
-__all__ = ["agreed", "settle"]
+__all__ = ["agreed", "contradict", "settle"]
 
 _UNKNOWN_BAND = ReaderConfig().bands
 _IGNORE = "reader.headers 'ignore' takes what is stated"
@@ -51,7 +51,7 @@ def settle(reader: ReaderConfig, cutouts: Mapping[str, Cutout], *, origin: str =
         stated = getattr(reader, field)
         if stated is None:
             changes[field] = value
-        elif _contradict(field, value, stated):
+        elif contradict(field, value, stated):
             raise UserError(
                 f"reader.{field}: {stated:g} is given, but the header of {name} says {value:.6g}; leave it out to take the "
                 f"headers' value, or correct it; {_IGNORE}"
@@ -102,7 +102,7 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo, *, origin: s
             raise CutoutError(f"the header gives no {what}, unlike those of other files; state reader.{field}")
         if settled is None:
             raise CutoutError(f"the header gives a {what}, {value:.6g}, unlike those of other files; state reader.{field}")
-        if _contradict(field, value, settled) and (stated is not None or field == "pixel_scale_arcsec"):
+        if contradict(field, value, settled) and (stated is not None or field == "pixel_scale_arcsec"):
             by = f"reader.{field}" if stated is not None else origin
             raise CutoutError(f"the header gives the {what} {value:.6g}, but {by} {settled:.6g}; {_IGNORE}")
     if cutout.band and len(info.bands) == 1 and canonical_band(info.bands[0]) not in ("", cutout.band):
@@ -113,5 +113,6 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo, *, origin: s
     return cutout if math.isclose(difference, 0, abs_tol=1e-9) else cutout.scaled(10 ** (0.4 * difference))
 
 
-def _contradict(field: _Field, value: float, stated: float) -> bool:
+def contradict(field: _Field, value: float, stated: float) -> bool:
+    """Return whether zero points (by 0.01 mag) or pixel scales (by 1 %) differ."""
     return abs(value - stated) > (0.01 if field == "zero_point_mag" else 0.01 * stated)

@@ -9,7 +9,7 @@ from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.config.scene import SceneConfig
 from gampen_ray.data.cutouts import CutoutError
-from gampen_ray.data.readers import read_cutout
+from gampen_ray.data.image_files import image_uris, read_image
 from gampen_ray.errors import UserError
 from gampen_ray.provenance import content_fingerprint
 from gampen_ray.simulation.noise import measure_autocorrelation
@@ -109,21 +109,12 @@ def read_galaxies(uri: str) -> dict[str, np.ndarray]:
 
 def _images(field: str, folder: str) -> list[tuple[str, np.ndarray]]:
     """Read all images of a folder, in the order of their names."""
-    uris = sorted(uri for uri in storage.list_files(folder) if uri.endswith((".npy", ".fits", ".fits.gz", ".fit")))
-    if not uris:
-        raise UserError(f"{field}: {folder} holds no .npy or FITS file; give a folder of images")
-    images = []
-    for uri in uris:
+    images, reader = [], ReaderConfig(headers="ignore", max_mebibytes=1024)
+    for uri in image_uris(field, folder):
         try:
-            data = storage.read_bytes(uri)
-            reader = ReaderConfig(headers="ignore", max_mebibytes=1024)
-            image = np.load(io.BytesIO(data)) if uri.endswith(".npy") else read_cutout(data, uri, reader).image_CHW
-        except (CutoutError, ValueError, OSError) as error:
+            images.append((uri, read_image(uri, reader).image_HW))
+        except CutoutError as error:
             raise UserError(f"{field}: {uri}: {error}") from None
-        image = np.squeeze(np.asarray(image, float))
-        if image.ndim != 2:
-            raise UserError(f"{field}: {uri} has the shape {image.shape}; give two-dimensional images")
-        images.append((uri, image))
     return images
 
 
