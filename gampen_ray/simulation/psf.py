@@ -196,18 +196,37 @@ def measure_psf(stamp_HW: np.ndarray, pixel_scale_arcsec: float) -> PsfSizes:
     height, width = stamp_HW.shape
     # The centre is where the phase is zero at a wave number that weighs the core, half a radian per pixel.
     y, x = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
-    x -= np.angle(stamp_HW.sum(axis=0) @ np.exp(0.5j * x)) / 0.5
-    y -= np.angle(stamp_HW.sum(axis=1) @ np.exp(0.5j * y)) / 0.5
-    count = 384
-    k = np.arange(count) * (math.sqrt(2) * math.pi / count)  # per pixel
-    angle = (np.arange(32) + 0.5) * (math.pi / 32)
+    centre_x = np.angle(stamp_HW.sum(axis=0) @ np.exp(0.5j * x)) / 0.5
+    centre_y = np.angle(stamp_HW.sum(axis=1) @ np.exp(0.5j * y)) / 0.5
+    kx, ky, ring = _polar_grid()
+    rows = _waves("y", height) @ stamp_HW
+    transform = np.einsum("kx,kx->k", rows, _waves("x", width)) * np.exp(1j * (kx * centre_x + ky * centre_y))
+    radial = np.bincount(ring, transform.real, minlength=_RADII) / (_ANGLES * stamp_HW.sum())
+    return _sizes(radial, _POLAR_STEP / pixel_scale_arcsec, pixel_scale_arcsec)
+
+
+# Wave numbers, to the corner of what pixels hold, and directions at which a stamp's transform is taken.
+_RADII, _ANGLES = 384, 32
+_POLAR_STEP = math.sqrt(2) * math.pi / _RADII  # per pixel
+
+
+@functools.cache
+def _polar_grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return wave numbers along x and along y, per pixel, and the index of their modulus.
+
+    Beyond the Nyquist wave number along an axis, a stamp's transform repeats itself: these are left out.
+    """
+    k, angle = np.arange(_RADII) * _POLAR_STEP, (np.arange(_ANGLES) + 0.5) * (math.pi / _ANGLES)
     kx, ky = (k[:, None] * np.cos(angle)).ravel(), (k[:, None] * np.sin(angle)).ravel()
-    rows = np.exp(-1j * ky[:, None] * y) @ stamp_HW
-    value = (rows * np.exp(-1j * kx[:, None] * x)).sum(axis=1).real
-    # Beyond the Nyquist wave number along an axis, the stamp's transform repeats itself.
-    inside = (np.maximum(np.abs(kx), np.abs(ky)) <= math.pi).reshape(count, -1)
-    radial = (value.reshape(count, -1) * inside).mean(axis=1) / stamp_HW.sum()
-    return _sizes(radial, k[1] / pixel_scale_arcsec, pixel_scale_arcsec)
+    inside = np.maximum(np.abs(kx), np.abs(ky)) <= math.pi
+    return kx[inside], ky[inside], np.repeat(np.arange(_RADII), _ANGLES)[inside]
+
+
+@functools.lru_cache(maxsize=4)
+def _waves(axis: str, size: int) -> np.ndarray:
+    """Return plane waves at the wave numbers of the polar grid, on pixels along an axis about their middle."""
+    kx, ky, _ = _polar_grid()
+    return np.exp(-1j * np.outer(kx if axis == "x" else ky, np.arange(size) - (size - 1) / 2))
 
 
 # --- transforms and sizes ------------------------------------------------------------------------------------------------
