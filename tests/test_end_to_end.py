@@ -238,12 +238,12 @@ def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, sto
 def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: Path) -> None:
     dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
     config = dataclasses.replace(
-        train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=40, learning_rate=1e-3),
+        train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=16, learning_rate=1e-3),
         resources=TrainResources(num_workers=1),
     )
     (tmp_path / "train.toml").write_text(to_toml(config))
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):
-        wait_for(process, "epoch 2/40, loss")
+        wait_for(process, "epoch 2/16, loss")
         folder = ray_folder(mark)
         process.kill()
         assert process.stderr is not None
@@ -254,7 +254,7 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     assert not (tmp_path / "run" / "bundle").exists()
     states = (tmp_path / "run").glob("checkpoints/*/state.pt")
     before = max(len(torch.load(state, weights_only=True)["history"]) for state in states)
-    assert 0 < before < 40
+    assert 0 < before < 16
 
     resumed = train(config)
     unbroken = prepare(dataclasses.replace(config, output=str(tmp_path / "unbroken")))
@@ -266,6 +266,6 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     for name, weights in load_bundle(unbroken.config.output).network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], weights)
     histories = [json.loads((tmp_path / run / "history.json").read_text()) for run in ("run", "unbroken")]
-    assert [row["epoch"] for row in histories[0]] == list(range(1, 41))
+    assert [row["epoch"] for row in histories[0]] == list(range(1, 17))
     for name in ("train_loss", "val_loss"):
         assert [row[name] for row in histories[0]] == [row[name] for row in histories[1]]
