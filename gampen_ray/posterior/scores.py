@@ -28,19 +28,26 @@ class Score:
     """At the truth."""
     expected: np.ndarray
     """Its mean for truths drawn from the posterior."""
+    scale: np.ndarray | None = None
+    """What it is proportional to, such as the width of the posterior; None: widths only shift it."""
 
     def summary(self) -> dict[str, np.ndarray]:
         """Return the means over galaxies, ``value`` and ``expected``, the standard ``error`` of their difference, and ``p``.
 
-        Under calibration, the difference over its error is normal for many galaxies, whatever the posteriors: a test of the
-        score itself (Held, Rufibach & Balabdaoui 2010, Biometrics 66, 1295). As its mean is then zero, the error is the root
-        mean square of the differences over sqrt(N). A score above its expectation means posteriors
-        that are too narrow or biased, one below means too wide ones.
+        Under calibration, the mean difference over its error is normal for many galaxies: a test of the score itself (Held,
+        Rufibach & Balabdaoui 2010, Biometrics 66, 1295). As that mean is then zero, the error is the root mean square of the
+        differences over sqrt(N). ``p`` is that of the differences over ``scale``, so that few wide posteriors do not outweigh
+        the others. A score above its expectation means posteriors that are too narrow or biased, one below means too wide ones.
         """
         difference = self.value - self.expected
-        error = np.sqrt(np.square(difference).mean(axis=0) / len(difference))
-        p = 2 * ndtr(-np.abs(difference.mean(axis=0)) / error)
-        return {"value": self.value.mean(axis=0), "expected": self.expected.mean(axis=0), "error": error, "p": p}
+        relative = difference if self.scale is None else difference / self.scale
+        p = 2 * ndtr(-np.abs(relative.mean(axis=0)) / _error(relative))
+        return {
+            "value": self.value.mean(axis=0),
+            "expected": self.expected.mean(axis=0),
+            "error": _error(difference),
+            "p": p,
+        }
 
 
 def crps(mixture: Mixture, z_ND: np.ndarray) -> Score:
@@ -65,7 +72,8 @@ def crps(mixture: Mixture, z_ND: np.ndarray) -> Score:
         pairs = _mean_absolute(mean[:, :, None] - mean[:, None], (variance[:, :, None] + variance[:, None]).sqrt()).mean((1, 2))
         to_truth = _mean_absolute(mean - z[:, None], variance.sqrt()).mean(1)
         parts.append((to_truth - 0.5 * pairs, 0.5 * pairs))
-    return Score(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+    value, expected = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Score(value, expected, scale=expected)
 
 
 def energy_score(mixture: Mixture, z_ND: np.ndarray, seed: int, num_draws: int = 256) -> Score:
@@ -93,7 +101,13 @@ def energy_score(mixture: Mixture, z_ND: np.ndarray, seed: int, num_draws: int =
         half.append(0.5 * np.linalg.norm(draw_NSD - np.roll(draw_NSD, 1, axis=1), axis=2).mean(axis=1))
         to_truth.append(np.linalg.norm(draw_NSD - z_ND[start : start + size, None], axis=2).mean(axis=1))
     expected = np.concatenate(half)
-    return Score(np.concatenate(to_truth) - expected, expected)
+    # Half a mean distance of few draws is noisy, and a ratio to it biased.
+    scale = np.linalg.norm(mixture.standardised_std(), axis=1)
+    return Score(np.concatenate(to_truth) - expected, expected, scale)
+
+
+def _error(difference: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(difference).mean(axis=0) / len(difference))
 
 
 def _mean_absolute(mean: Tensor, sigma: Tensor) -> Tensor:

@@ -61,3 +61,14 @@ def test_summary_by_hand():
 
 def test_score_of_one_galaxy_says_nothing():
     assert Score(np.array([1.0]), np.array([2.0])).summary()["p"] == pytest.approx(0.317, abs=0.001)
+
+
+def test_few_wide_posteriors_do_not_outweigh_many_narrow_ones():
+    rng = np.random.default_rng(0)
+    sigma_N = np.r_[np.full(1000, 0.01), np.full(5, 10.0)]
+    excess_N = stats.norm.pdf(rng.standard_normal(1005)) - 1 / (2 * np.sqrt(np.pi))
+    # The score of all but the wide ones is too large.
+    value_N, expected_N = sigma_N * (2 + excess_N + np.r_[np.full(1000, 0.05), np.zeros(5)]), 2 * sigma_N
+    assert Score(value_N, expected_N).summary()["p"] > 0.01
+    assert Score(value_N, expected_N, scale=expected_N).summary()["p"] < 1e-6
+    assert Score(sigma_N * (2 + excess_N), expected_N, scale=expected_N).summary()["p"] > 0.01
