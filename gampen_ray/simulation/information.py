@@ -94,21 +94,18 @@ def psf_at(theta_P: np.ndarray) -> MoffatPsf:
 
 def psf_size_derivatives(theta_NP: np.ndarray, pixel_scale_arcsec: float) -> np.ndarray:
     """Return the derivatives (N x S x P) of the logarithms of a PSF's `PsfSizes`, in their order, by `PARAMETERS`."""
-    # Steps that are small beside each parameter and large beside the sizes' rounding; shares of the aureole may be zero.
+    # Small beside each parameter and large beside the rounding of sizes; a share may be zero.
     steps = {"psf_fwhm": 0.01, "psf_beta": 0.02, "psf_wing_fraction": 0.01, "psf_wing_fwhm": 0.02}
-    result = []
-    for theta_P in theta_NP:
-        columns = []
-        for place, name in enumerate(PARAMETERS):
+    result_NSP = np.zeros((len(theta_NP), len(dataclasses.fields(PsfSizes)), len(PARAMETERS)))
+    for theta_P, result_SP in zip(theta_NP, result_NSP, strict=True):
+        for name, step in steps.items():
+            place = PARAMETERS.index(name)
             step_P = np.zeros_like(theta_P)
-            step_P[place] = steps.get(name, 0.0) * (1.0 if name == "psf_wing_fraction" else theta_P[place])
-            ends = [
-                np.log(dataclasses.astuple(psf_at(theta_P + sign * step_P).sizes(pixel_scale_arcsec)))
-                for sign in ((1, -1) if step_P.any() else ())
-            ]
-            columns.append((ends[0] - ends[1]) / (2 * step_P[place]) if ends else np.zeros(len(dataclasses.fields(PsfSizes))))
-        result.append(np.stack(columns, axis=1))
-    return np.stack(result)
+            step_P[place] = step if name == "psf_wing_fraction" else step * theta_P[place]
+            high, low = (psf_at(end_P).sizes(pixel_scale_arcsec) for end_P in (theta_P + step_P, theta_P - step_P))
+            log_S = np.log(dataclasses.astuple(high)) - np.log(dataclasses.astuple(low))
+            result_SP[:, place] = log_S / (2 * step_P[place])
+    return result_NSP
 
 
 @dataclasses.dataclass(frozen=True)
