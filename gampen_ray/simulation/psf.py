@@ -45,14 +45,14 @@ class Grid:
         """
         norm = factor / (1 - g1 * g1 - g2 * g2)
         xx, yy, xy = norm * ((1 + g1) ** 2 + g2 * g2), norm * ((1 - g1) ** 2 + g2 * g2), norm * 4 * g2
-        result = np.float32(xy * self.kx) * np.float32(self.ky)
-        result += np.float32(xx * self.kx**2)
-        result += np.float32(yy * self.ky**2)
+        result = _single(xy * self.kx) * _single(self.ky)
+        result += _single(xx * self.kx**2)
+        result += _single(yy * self.ky**2)
         return result
 
     def shift(self, x_arcsec: np.ndarray | float, y_arcsec: np.ndarray | float) -> np.ndarray:
         """Return the transform of a point source at a place, single precision."""
-        return np.complex64(np.exp(-1j * self.ky * y_arcsec)) * np.complex64(np.exp(-1j * self.kx * x_arcsec))
+        return _single(np.exp(-1j * self.ky * y_arcsec)) * _single(np.exp(-1j * self.kx * x_arcsec))
 
 
 @functools.lru_cache(maxsize=32)
@@ -170,7 +170,7 @@ class StampPsf:
         height, width = self.stamp.shape
         padded = np.zeros((grid.size, grid.size))
         padded[:height, :width] = self.stamp
-        return np.complex64(np.fft.rfft2(np.roll(padded, (-(height // 2), -(width // 2)), axis=(0, 1))))
+        return _single(np.fft.rfft2(np.roll(padded, (-(height // 2), -(width // 2)), axis=(0, 1))))
 
     def sizes(self, pixel_scale_arcsec: float) -> PsfSizes:
         """Return the sizes of the stamp."""
@@ -248,7 +248,12 @@ def _table_step(scale: float) -> float:
 @functools.lru_cache(maxsize=8)
 def _moffat_table(psf: MoffatPsf, scale: float) -> tuple[np.ndarray, np.ndarray]:
     values = psf.radial_transform(_table_step(scale) * np.arange(_TABLE))
-    return np.float32(values), np.float32(np.diff(values))
+    return _single(values), _single(np.diff(values))
+
+
+def _single(x: np.ndarray) -> np.ndarray:
+    """Return numbers in single precision."""
+    return x.astype(np.complex64 if np.iscomplexobj(x) else np.float32)
 
 
 def _scale_radius(fwhm: float, beta: float) -> float:
@@ -266,7 +271,7 @@ def _moffat(k: np.ndarray, fwhm: float, beta: float) -> np.ndarray:
 @functools.lru_cache(maxsize=32)
 def _pixel_transform(size: int, scale: float, pixel_scale_arcsec: float) -> np.ndarray:
     grid = grid_of(size, scale)
-    x, y = (np.float32(np.sinc(k * pixel_scale_arcsec / (2 * math.pi))) for k in (grid.kx, grid.ky))
+    x, y = (_single(np.sinc(k * pixel_scale_arcsec / (2 * math.pi))) for k in (grid.kx, grid.ky))
     return x * y
 
 

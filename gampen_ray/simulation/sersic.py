@@ -66,4 +66,4 @@ def lookup(table: tuple[np.ndarray, np.ndarray], position: np.ndarray) -> np.nda
 def _table(index: float) -> tuple[np.ndarray, np.ndarray]:
     profile = galsim.Sersic(index, half_light_radius=1.0)
     values = np.array([profile.kValue(k, 0.0).real for k in np.exp(_LOG_K)])
-    return np.float32(values), np.float32(np.diff(values))
+    return values.astype(np.float32), np.diff(values).astype(np.float32)
