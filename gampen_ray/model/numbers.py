@@ -11,7 +11,7 @@ from torch import nn
 
 __all__ = ["Base", "Merge", "ResidualLayers", "full_precision", "with_base"]
 
-_RIDGE = 0.002
+_RIDGE = 0.005
 """Least standard deviation of a direction in the space of standardised numbers that whitening brings to one."""
 _CONSTANT = 1e-6
 """Standard deviation over mean below which a number is a constant."""

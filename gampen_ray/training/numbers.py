@@ -28,6 +28,10 @@ _WHITENED = 50_000
 _WARMUP = 0.05
 _SKIPPED = 0.01
 """Largest share of an epoch's steps that may be left out."""
+_UNDONE = 3
+"""Epochs that may be undone, as more steps were."""
+_FAR = 20.0
+"""Loss of a galaxy, nats, beyond which its logarithm counts: a truth many sigma away outweighs no batch."""
 
 
 def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> dict[str, float]:
@@ -52,7 +56,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     Raises
     ------
     UserError
-        If a loss is not finite.
+        If losses are not finite in one epoch after another.
     """
     network, config = plan.network.to(worker.device), plan.optimizer
     began = time.perf_counter()
@@ -75,7 +79,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         pct_start=_WARMUP,
         cycle_momentum=False,
     )
-    best_loss, best, train_loss = math.inf, copy.deepcopy(network.state_dict()), math.inf
+    best_loss, best, train_loss, undone = math.inf, copy.deepcopy(network.state_dict()), math.inf, 0
     for epoch in range(config.numbers_epochs):
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch * 1009 + worker.rank)
         order_N = torch.randperm(len(number_NM), generator=generator)
@@ -90,10 +94,17 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         loss_S = torch.stack(losses)
         finite_S = loss_S.isfinite()
         if 1 - _mean(worker, finite_S) > _SKIPPED:
-            raise UserError(
-                f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the loss "
-                f"of epoch {epoch + 1} on the numbers is not finite; lower it, or look for extreme targets and conditions"
-            )
+            undone += 1
+            if undone > min(_UNDONE, config.numbers_epochs - 1):
+                raise UserError(
+                    f"optimizer.numbers_learning_rate: {config.numbers_learning_rate:g} is too high or the data is bad: the "
+                    f"loss of epoch {epoch + 1} on the numbers is not finite; lower it, or look for extreme targets and "
+                    "conditions"
+                )
+            # From the best weights on, with the lower learning rate of the next epoch.
+            network.load_state_dict(best)
+            optimizer.state.clear()
+            continue
         train_loss = _mean(worker, loss_S[finite_S])
         val_loss = _mean(worker, _losses(network, *held_out))
         if val_loss < best_loss:
@@ -134,7 +145,7 @@ def _step(
     network, config = plan.network, plan.optimizer
     loss_N = network.likelihood.loss(network.from_numbers(number_NM), target_ND, beta=config.beta)
     optimizer.zero_grad(set_to_none=True)
-    loss_N.mean().backward()
+    torch.where(loss_N > _FAR, _FAR + (loss_N - _FAR).clamp(min=0).log1p(), loss_N).mean().backward()
     trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
     worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
     norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)

@@ -1,8 +1,10 @@
 import copy
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag
 from gampen_ray.inference.predictor import Predictor
 from gampen_ray.model.network import Network
+from gampen_ray.training import numbers
 from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import fit
@@ -188,10 +191,47 @@ def test_steps_that_all_overflow_end_the_training(data: str) -> None:
         dataclasses.replace(batch, target_ND=torch.full_like(batch.target_ND, 1e30)) for batch in one_sweep(worker, "train")
     ]
     with pytest.raises(
-        UserError, match=r"optimizer\.numbers_learning_rate: .* the loss of epoch 1 on the numbers is not finite"
+        UserError, match=r"optimizer\.numbers_learning_rate: .* the loss of epoch 3 on the numbers is not finite"
     ):
         fit_numbers(worker, made, iter(batches), iter([iter(batches)]))
     assert all(value.isfinite().all() for value in network.state_dict().values())
+
+
+def test_an_epoch_that_diverges_is_undone(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = numbers_config(data, "unused", numbers_epochs=6)
+    made, network = plan(config)
+    worker = LocalWorker.read(prepare(config))
+    batches, steps = {split: list(one_sweep(worker, split)) for split in ("train", "val")}, itertools.count()
+
+    def diverges(*args: Any) -> torch.Tensor:
+        if next(steps) == 20:
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.fill_(math.nan)
+        return _step(*args)
+
+    monkeypatch.setattr(numbers, "_step", diverges)
+    report = fit_numbers(worker, made, iter(batches["train"]), iter([iter(batches["val"])]))
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    monkeypatch.setattr(numbers, "_step", _step)
+    other, _ = plan(config)
+    unbroken = fit_numbers(worker, other, iter(batches["train"]), iter([iter(batches["val"])]))
+    assert report["val_loss"] == pytest.approx(unbroken["val_loss"], abs=0.5)
+
+
+def test_one_truth_far_off_does_not_outweigh_a_batch(data: str) -> None:
+    made, network = plan(config := numbers_config(data, "unused", max_grad_norm=0))
+    worker = LocalWorker.read(prepare(config))
+    assert network.merge is not None
+    number_NM, target_ND = torch.randn(64, len(network.merge.location_M)), torch.randn(64, 2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    norms = []
+    for far in (0.0, 1e6):
+        target_ND[0] = far
+        _step(worker, made, optimizer, number_NM, target_ND)
+        # Of its square it would be 1e10.
+        norms.append(max(float(p.grad.norm()) for p in network.parameters() if p.grad is not None))
+    assert norms[1] < 5 * norms[0]
 
 
 def test_epoch_0_counts_in_a_trials_loss_but_not_as_an_epoch(tmp_path: Path) -> None:
