@@ -31,7 +31,7 @@ _SKIPPED = 0.01
 _UNDONE = 3
 """Epochs that may be undone, as more steps were."""
 _FAR = 20.0
-"""Loss of a galaxy, nats, beyond which its logarithm counts: a truth many sigma away outweighs no batch."""
+"""Loss of a galaxy, nats, beyond which its logarithm counts: a truth many sigma away moves the widths no more than one here."""
 
 
 def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: Iterator[Iterator[Batch]]) -> dict[str, float]:
@@ -145,7 +145,7 @@ def _step(
     network, config = plan.network, plan.optimizer
     loss_N = network.likelihood.loss(network.from_numbers(number_NM), target_ND, beta=config.beta)
     optimizer.zero_grad(set_to_none=True)
-    torch.where(loss_N > _FAR, _FAR + (loss_N - _FAR).clamp(min=0).log1p(), loss_N).mean().backward()
+    torch.where(loss_N > _FAR, _FAR * (1 + (loss_N.clamp(min=_FAR) / _FAR).log()), loss_N).mean().backward()
     trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
     worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
     norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)

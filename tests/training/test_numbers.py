@@ -231,7 +231,7 @@ def test_one_truth_far_off_does_not_outweigh_a_batch(data: str) -> None:
         _step(worker, made, optimizer, number_NM, target_ND)
         # Of its square it would be 1e10.
         norms.append(max(float(p.grad.norm()) for p in network.parameters() if p.grad is not None))
-    assert norms[1] < 5 * norms[0]
+    assert norms[1] < 100 * norms[0]
 
 
 def test_epoch_0_counts_in_a_trials_loss_but_not_as_an_epoch(tmp_path: Path) -> None:
