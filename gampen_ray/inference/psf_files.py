@@ -4,7 +4,6 @@ Shape legend: F files, S sizes.
 """
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from gampen_ray import storage
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.agreement import contradict
 from gampen_ray.data.cutouts import CutoutError
-from gampen_ray.data.image_files import ImageFile, read_image
+from gampen_ray.data.image_files import read_image
 from gampen_ray.data.quarantine import nothing_usable, reason_examples
 from gampen_ray.errors import UserError
 from gampen_ray.inference.psf_sizes import Measured, measured
@@ -70,24 +69,14 @@ def measure_files(uris: Sequence[str], reader: ReaderConfig, images: "ImagePrepr
 
 def _each(uris: Sequence[str], reader: ReaderConfig, images: "ImagePreprocessing | None") -> Iterator[Measured | str]:
     """Yield what is measured in each file, or why nothing is."""
-    # Files are read ahead by threads; measuring one takes a processor a tenth of a second.
-    for uri, found in zip(uris, storage.read_each(functools.partial(_read, reader=reader), uris), strict=True):
-        if isinstance(found, str):
-            yield found
-            continue
-        scale = _pixel_scale(uri, reader.pixel_scale_arcsec, found.pixel_scale_arcsec)
+    for uri, data in zip(uris, storage.read_each(storage.read_bytes, uris), strict=True):
         try:
+            found = read_image(uri, data, reader, psf=True)
+            scale = _pixel_scale(uri, reader.pixel_scale_arcsec, found.pixel_scale_arcsec)
             yield measured(found.image_HW, scale, images)
         except CutoutError as error:
-            yield str(error)
-
-
-def _read(uri: str, reader: ReaderConfig) -> ImageFile | str:
-    try:
-        return read_image(uri, reader, psf=True)
-    except CutoutError as error:
-        # The fields of the reader are the verb's own.
-        return str(error).replace("reader.", "")
+            # The fields of the reader are the verb's own.
+            yield str(error).replace("reader.", "")
 
 
 def _pixel_scale(uri: str, given: float | None, by_header: float | None) -> float:

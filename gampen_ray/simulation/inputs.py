@@ -112,7 +112,7 @@ def _images(field: str, folder: str) -> list[tuple[str, np.ndarray]]:
     images, reader = [], ReaderConfig(headers="ignore", max_mebibytes=1024)
     for uri in image_uris(field, folder):
         try:
-            images.append((uri, read_image(uri, reader).image_HW))
+            images.append((uri, read_image(uri, storage.read_bytes(uri), reader).image_HW))
         except CutoutError as error:
             raise UserError(f"{field}: {uri}: {error}") from None
     return images

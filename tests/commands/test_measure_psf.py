@@ -146,7 +146,7 @@ BAD = {
     "no flux, the pixels add up to -": -star(ROUND, 43),
     "the brightest pixel lies 18 pixels from the middle; cut the image about the star": _with(1.0),
     "no star, nothing falls to half of the centre": star(dataclasses.replace(ROUND, fwhm_arcsec=20), 43),
-    r"the image has the shape (2, 43, 43); give two-dimensional images": np.stack(2 * [star(ROUND, 43)]),
+    r"the image has shape (2, 43, 43), not 1 band of height x width": np.stack(2 * [star(ROUND, 43)]),
 }
 
 

@@ -223,7 +223,7 @@ def test_psf_stamps_of_the_user(tmp_path: Path) -> None:
     [
         ([], "holds no .npy or FITS file; give a folder of images"),
         ([np.ones((4, 5))], r"has even sides \(4, 5\)"),
-        ([np.ones((1, 3, 5, 5))], "give two-dimensional images"),
+        ([np.ones((1, 3, 5, 5))], "not 1 band of height x width"),
         ([-np.ones((5, 5))], "no flux"),
     ],
 )

@@ -9,6 +9,7 @@ from astropy.io import fits
 from gampen_ray.config import ReaderConfig
 from gampen_ray.data.decompression import decompressed
 from gampen_ray.data.headers import canonical_band
+from gampen_ray.data.kinds import hdu_kind
 from gampen_ray.data.readers.fits_bands import band_names, plane_names
 from gampen_ray.data.readers.fits_limits import check_headers
 
@@ -23,6 +24,8 @@ class FitsListing:
     ----------
     images
         Whether each HDU holds an image; None for a file that is not FITS.
+    kinds
+        What each HDU shows by its name (`gampen_ray.data.kinds.hdu_kind`).
     texts
         Description of each HDU.
     bands
@@ -30,6 +33,7 @@ class FitsListing:
     """
 
     images: list[bool] | None = None
+    kinds: list[str] = dataclasses.field(default_factory=list)
     texts: list[str] = dataclasses.field(default_factory=list)
     bands: list[str] = dataclasses.field(default_factory=list)
 
@@ -43,7 +47,12 @@ def listing(data: bytes, config: ReaderConfig) -> FitsListing:
         with fits.open(io.BytesIO(data), memmap=False) as hdus:
             described = [_described(index, hdu) for index, hdu in enumerate(hdus)]
             images = [hdu for hdu in hdus if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2]
-            return FitsListing([image for image, _ in described], [text for _, text in described], _bands(images))
+            return FitsListing(
+                images=[image for image, _ in described],
+                kinds=[hdu_kind(hdu) for hdu in hdus],
+                texts=[text for _, text in described],
+                bands=_bands(images),
+            )
     except MemoryError:
         raise
     except Exception:
