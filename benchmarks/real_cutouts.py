@@ -18,7 +18,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.data.readers import read_cutout
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
-from gampen_ray.simulation.psf import StampPsf
+from gampen_ray.simulation.psf import APERTURE_PIXELS, StampPsf
 from gampen_ray.simulation.render import Psf
 
 STAMP = 61
@@ -55,7 +55,7 @@ def tile_cutouts(bundle: Bundle, path: str, scale: float, zero_point_mag: float,
     half = math.ceil(0.5 * (bundle.images.size + 2) * (bundle.images.pixel_scale_arcsec or scale) / scale)
     sources, label = detected(image, noise, half)
     stamp = star_stamp(image, noise, sources)
-    psf = StampPsf.of(stamp)
+    psf = StampPsf.of(stamp, _aperture(bundle, scale))
     star_width = second_moment(stamp)
     flux = next(target for target in bundle.targets if target.name == "flux")
     good = [
@@ -79,6 +79,11 @@ def tile_cutouts(bundle: Bundle, path: str, scale: float, zero_point_mag: float,
         )
         for source in chosen
     ]
+
+
+def _aperture(bundle: Bundle, scale: float) -> float:
+    """Return the radius, in pixels of an image, within which the bundle's fluxes count a PSF's light."""
+    return APERTURE_PIXELS * (bundle.images.pixel_scale_arcsec or scale) / scale
 
 
 def background(image: np.ndarray) -> tuple[float, float]:
@@ -212,7 +217,7 @@ def pair_cutouts(bundle: Bundle, folder: Path, survey: str, scale: float) -> lis
                 name=name,
                 image=factor * image,
                 sigma=np.where(used, factor * sigma, np.inf),
-                psf=StampPsf.of(stamp),
+                psf=StampPsf.of(stamp, _aperture(bundle, scale)),
                 pixel_scale_arcsec=scale,
             )
         )

@@ -147,11 +147,11 @@ class StampPsf:
     """(h, w), odd sides."""
 
     @classmethod
-    def of(cls, stamp_HW: np.ndarray) -> "StampPsf":
-        """Return the PSF of a star of any flux, with unit light within `APERTURE_PIXELS`."""
+    def of(cls, stamp_HW: np.ndarray, aperture_pixels: float = APERTURE_PIXELS) -> "StampPsf":
+        """Return the PSF of a star of any flux, with unit light within a radius."""
         y, x = np.ogrid[: stamp_HW.shape[0], : stamp_HW.shape[1]]
         radius_HW = np.hypot(x - stamp_HW.shape[1] // 2, y - stamp_HW.shape[0] // 2)
-        return cls(stamp=stamp_HW / stamp_HW[radius_HW <= APERTURE_PIXELS].sum())
+        return cls(stamp=stamp_HW / stamp_HW[radius_HW <= aperture_pixels].sum())
 
     def oversampling(self, scale: float) -> int:
         """Return 1: a stamp resolves no more than its pixels."""
