@@ -245,8 +245,9 @@ def _with_units(schema: pa.Schema, info: shards.DatasetInfo) -> pa.Schema:
 def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, columns: pa.Schema) -> None:
     missing = [name for name in conditions if name not in columns.names]
     if missing and not fill:
+        tool = " with `gampen-ray measure-psf`" if missing[0].startswith("psf_") else ""
         raise UserError(
-            f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it, or give "
+            f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it{tool}, or give "
             "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
         )
     for name in (name for name in conditions if name not in missing):
