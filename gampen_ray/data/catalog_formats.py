@@ -224,6 +224,9 @@ def _csv_header(data: bytes) -> tuple[str, str, int]:
     raise ValueError("Empty CSV file")
 
 
+_SEXTRACTOR = re.compile(r"\s*#\s*(\d+)\s+[-\w]")
+
+
 def _ascii(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
     lines = data.decode("utf-8-sig", errors="replace").splitlines()
     _check_columns(max((len(line.split()) for line in lines[:100]), default=0))
@@ -240,6 +243,10 @@ def _ascii(data: bytes, text_columns: tuple[str, ...]) -> pa.Table:
             lines = [line.strip().strip("|") for line in lines]
             options = {"format": "ascii.basic", "delimiter": "|"} | as_text
     else:
+        # SExtractor numbers its columns in comments, and astropy makes all up to the last.
+        numbers = [int(found[1][:20]) for line in lines if (found := _SEXTRACTOR.match(line))]
+        if max(numbers, default=0) > _MOST_COLUMNS:
+            raise ValueError(f"a comment numbers column {max(numbers):,}, of {_MOST_COLUMNS:,} at most; correct or remove it")
         options = {"format": "ascii"} | as_text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

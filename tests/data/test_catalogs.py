@@ -258,3 +258,10 @@ def test_hsc_catalogues_as_downloaded() -> None:
         table = read_catalog(str(REAL / name), ("object_id",))
         assert table.column_names[:2] == ["object_id", "parent_id"]
         assert to_ids(table["object_id"]).type == pa.int64()
+
+
+def test_a_column_number_of_sextractor_is_bounded(tmp_path: Path) -> None:
+    # Astropy would make a billion columns.
+    (tmp_path / "a.cat").write_text("#   1 NUMBER      Running number\n#   1000000000 FLUX_AUTO   Flux [count]\n  0 12.98\n")
+    with pytest.raises(UserError, match="a comment numbers column 1,000,000,000, of 5,000 at most; correct or remove it"):
+        read_catalog(str(tmp_path / "a.cat"))
