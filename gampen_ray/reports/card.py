@@ -32,7 +32,8 @@ def training_text(provenance: Mapping[str, Any], *, numbers: bool) -> str:
     epochs = _epochs(optimizer["epochs"])
     if numbers:
         on_images = f", {epochs} on images" if optimizer["epochs"] else ""
-        epochs = f"{_epochs(optimizer['numbers_epochs'])} on numbers{on_images}"
+        # Left out in a bundle of which the file was changed.
+        epochs = f"{_epochs(optimizer.get('numbers_epochs', 0))} on numbers{on_images}"
     text = f"{epochs}, seed {config['seed']}"
     return text + (f", from {provenance['fine_tuned_from']['uri']}" if "fine_tuned_from" in provenance else "")
 
