@@ -5,9 +5,9 @@
 
 The first form simulates galaxies without neighbours. The second takes the test split of a simulated dataset, and adds the
 bundle's posterior widths over the limit and its coverage, overall and in bins. Prints JSON; tables go to standard error.
-Each limit is that of an estimator
-which knows the PSF, its four sizes (`gampen_ray.simulation.psf.PsfSizes`: what networks are told) or its prior alone.
-`gampen_ray.simulation.information` says what the limit means. The prior is the spread of all galaxies at hand.
+Each limit is that of an estimator which knows the PSF, its four sizes (`gampen_ray.simulation.psf.PsfSizes`: what networks are
+told) or its prior alone. `gampen_ray.simulation.information` says what the limit means. The prior is the spread of all galaxies
+at hand.
 """
 
 import argparse

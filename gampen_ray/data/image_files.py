@@ -74,8 +74,6 @@ def read_image(uri: str, data: bytes, config: ReaderConfig, *, psf: bool = False
     if psf and config.hdu is None:
         config = replace(config, hdu=_only_psf(list_hdus(data, config)))
     cutout = read_file(data, uri, config)
-    if len(cutout.image_CHW) > 1:
-        raise CutoutError(f"the image has the shape {cutout.image_CHW.shape}; give two-dimensional images")
     scale = cutout.pixel_scale_arcsec if config.headers != "ignore" else None
     return ImageFile(cutout.image_CHW[0].astype(float), scale)
 

@@ -101,7 +101,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
                     f"loss of epoch {epoch + 1} on the numbers is not finite; lower it, or look for extreme targets and "
                     "conditions"
                 )
-            # From the best weights on, with the lower learning rate of the next epoch.
+            worker.phase(f"epoch {epoch + 1} on the numbers diverged; going on from the best weights")
+            # With the lower learning rate of the next epoch.
             network.load_state_dict(best)
             optimizer.state.clear()
             continue
