@@ -6,7 +6,7 @@ import pydantic
 
 from gampen_ray.config.base import Needs, config_class, default
 
-__all__ = ["GalaxiesConfig", "MasksConfig", "NeighboursConfig", "NoiseConfig", "PsfConfig", "SceneConfig"]
+__all__ = ["GalaxiesConfig", "KnotsConfig", "MasksConfig", "NeighboursConfig", "NoiseConfig", "PsfConfig", "SceneConfig"]
 
 Range = tuple[float, float]
 _IfMoffat = Needs("stamps", "")
@@ -35,6 +35,19 @@ class GalaxiesConfig:
     offset_pixel: float = pydantic.Field(default=0.7, ge=0)
     """Standard deviation of the centre's offset from that of the cutout along each axis, pixels, cut at three times this; 0:
     no offset."""
+
+
+@config_class
+class KnotsConfig:
+    """Knots in the disk of the galaxy at the centre: the light of arms, clumps and lopsided disks, which is not symmetric."""
+
+    probability: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of galaxies with knots. At 0.5, networks learn that light on one side of a galaxy may be its own."""
+    fraction: Range = (0.05, 0.6)
+    """Smallest and largest share of the disk's light that is in knots."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, fraction=(0.0, 1.0))
 
 
 @config_class
@@ -116,6 +129,8 @@ class SceneConfig:
 
     galaxies: GalaxiesConfig = default(GalaxiesConfig)
     """The galaxy at the centre."""
+    knots: KnotsConfig = default(KnotsConfig)
+    """Knots in its disk."""
     psf: PsfConfig = default(PsfConfig)
     """The point-spread function."""
     noise: NoiseConfig = default(NoiseConfig)

@@ -64,6 +64,10 @@ class Galaxy:
     y_offset_arcsec: float = 0.0
     bulge_sersic_index: float = 4.0
     disk_sersic_index: float = 1.0
+    knot_fraction: float = 0.0
+    """Share of the disk's light that is in knots (`gampen_ray.simulation.knots`)."""
+    knot_seed: float = 0.0
+    """A whole number, from which the knots are drawn."""
 
     def light_within(self, radius_arcsec: float) -> float:
         """Return the share of the total flux within a circularised radius."""

@@ -41,6 +41,8 @@ def draw_galaxies(
             disk_shear=_shears(random_disk_axis_ratio(rng.uniform(0, 1, count)), angle),
             x_arcsec=x,
             y_arcsec=y,
+            knot_fraction=np.zeros(count),
+            knot_seed=np.zeros(count),
         ),
         target,
         exclusion_arcsec,
@@ -69,6 +71,8 @@ def draw_stars(
         disk_shear=round_,
         x_arcsec=x,
         y_arcsec=y,
+        knot_fraction=zero,
+        knot_seed=zero,
     )
     return _not_dominant(stars, target, exclusion_arcsec)
 

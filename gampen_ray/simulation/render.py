@@ -17,6 +17,7 @@ import scipy.fft
 
 from gampen_ray.simulation import sersic
 from gampen_ray.simulation.galaxies import Galaxy
+from gampen_ray.simulation.knots import draw_knots
 from gampen_ray.simulation.psf import Grid, MoffatPsf, StampPsf, grid_of, shear_of
 
 __all__ = ["Psf", "Sources", "render", "render_sources"]
@@ -42,6 +43,9 @@ class Sources:
     x_arcsec: np.ndarray
     """Offset from the cutout's centre."""
     y_arcsec: np.ndarray
+    knot_fraction: np.ndarray
+    """Share of the disk's light that is in knots."""
+    knot_seed: np.ndarray
     bulge_sersic_index: float = 4.0
     disk_sersic_index: float = 1.0
 
@@ -72,6 +76,8 @@ class Sources:
             disk_shear=np.array(disk)[:, None],
             x_arcsec=np.array([galaxy.x_offset_arcsec]),
             y_arcsec=np.array([galaxy.y_offset_arcsec]),
+            knot_fraction=np.array([galaxy.knot_fraction]),
+            knot_seed=np.array([galaxy.knot_seed]),
             bulge_sersic_index=galaxy.bulge_sersic_index,
             disk_sersic_index=galaxy.disk_sersic_index,
         )
@@ -174,7 +180,14 @@ def _transforms(sources: Sources, grid: Grid) -> np.ndarray:
         radius = getattr(sources, f"{name}_radius_arcsec")[:, None, None]
         parts.append(sersic.transform(grid.sheared_k2(g1, g2, radius**2), index))
     bulge, disk = parts
-    bulge -= disk
+    if sources.knot_fraction.any():
+        disk = disk.astype(np.complex64)
+    for i in np.flatnonzero(sources.knot_fraction):
+        shear = float(sources.disk_shear[0, i]), float(sources.disk_shear[1, i])
+        knots = draw_knots(int(sources.knot_seed[i]), sources.disk_radius_arcsec[i], sources.disk_sersic_index, shear)
+        share = np.float32(sources.knot_fraction[i])
+        disk[i] = (1 - share) * disk[i] + share * knots.transform(grid)
+    bulge = bulge - disk
     bulge *= np.float32(sources.bulge_to_total[:, None, None])
     bulge += disk
     return bulge

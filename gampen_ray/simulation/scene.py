@@ -2,6 +2,7 @@
 
 =================  =====================================================================================================
 galaxy             priors of `gampen_ray.simulation.galaxies`; its centre is normal about that of the cutout
+knots              light of the galaxy's disk without symmetry (`gampen_ray.simulation.knots`)
 PSF                Moffat, FWHM, inverse index and share of the aureole uniform, the aureole's FWHM 1.2 to 8 times the core's
                    (log-uniform): from near Gaussians to the PSFs of HSC, KiDS and the Legacy Surveys; or a stamp
 depth              sky noise times a factor, log-uniform; photon noise by `Survey.electrons_per_flux`; see `noise`
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
-_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion", "place")
+_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion", "place", "knots")
 # To scale a PSF to the width of its stars; the pixel alone may be wider than that.
 _FWHM_STEPS, _LEAST_FACTOR, _SAME_FWHM = 8, 0.2, 1e-3
 # A source whose light beyond a stamp is below a few sigma of one pixel.
@@ -93,7 +94,7 @@ def simulate(
         ``object_id`` (N,) int64, the index; ``image`` (N, 1, H, W) float32, flux units; and float64 columns (N,): ``ra``,
         ``dec`` (deg), the targets ``bulge_to_total``, ``effective_radius_arcsec``, ``flux`` (total, also beyond the cutout),
         ``magnitude``, ``concentration``, the components' radii (circularised), axis ratios, position angles and Sersic indices,
-        the offsets of the centre in pixels; ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec``, ``psf_r95_arcsec`` as
+        ``knot_fraction`` (share of the disk's light) and ``knot_seed``, the offsets of the centre in pixels; ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec``, ``psf_r95_arcsec`` as
         measured from a star (`gampen_ray.simulation.psf.PsfSizes`), the PSF's parameters (`psf_of`); ``sky_noise``
         (standard deviation of a pixel, flux), ``noise_correlation`` (of pixels adjacent along an axis), ``sky_level``,
         ``sky_gradient_x``, ``sky_gradient_y`` (flux per pixel); ``num_neighbours``, ``num_stars`` (with their centre in
@@ -114,7 +115,8 @@ def galaxy_of(row: Mapping[str, float], pixel_scale_arcsec: float) -> Galaxy:
     """Return the galaxy at the centre of a simulated cutout from its columns."""
     names = {field.name for field in dataclasses.fields(Galaxy)} - {"x_offset_arcsec", "y_offset_arcsec"}
     return Galaxy(
-        **{name: float(row[name]) for name in names},
+        # Simulations of earlier versions have no knots.
+        **{name: float(row[name]) for name in names if name in row or not name.startswith("knot")},
         x_offset_arcsec=float(row["x_offset_pixel"]) * pixel_scale_arcsec,
         y_offset_arcsec=float(row["y_offset_pixel"]) * pixel_scale_arcsec,
     )
@@ -159,6 +161,9 @@ def draw_target(
         x_offset_arcsec=x_pixel * scale,
         y_offset_arcsec=y_pixel * scale,
     )
+    if rng["knots"].random() < scene.knots.probability:
+        share, seed = rng["knots"].uniform(*scene.knots.fraction), rng["knots"].integers(2**32)
+        galaxy = dataclasses.replace(galaxy, knot_fraction=share, knot_seed=float(seed))
     return galaxy, _galaxy_columns(galaxy, survey, x_pixel, y_pixel)
 
 
@@ -258,7 +263,8 @@ def _galaxy_columns(galaxy: Galaxy, survey: Survey, x_pixel: float, y_pixel: flo
     }
     structure = ("radius_arcsec", "axis_ratio", "position_angle_deg", "sersic_index")
     names = (f"{part}_{name}" for name in structure for part in ("bulge", "disk"))
-    return columns | {name: getattr(galaxy, name) for name in names} | {"x_offset_pixel": x_pixel, "y_offset_pixel": y_pixel}
+    columns |= {name: getattr(galaxy, name) for name in (*names, "knot_fraction", "knot_seed")}
+    return columns | {"x_offset_pixel": x_pixel, "y_offset_pixel": y_pixel}
 
 
 def _draw_moffat(rng: np.random.Generator, survey: Survey, config: PsfConfig) -> MoffatPsf:
