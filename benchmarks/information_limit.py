@@ -6,8 +6,8 @@
 The first form simulates galaxies without neighbours. The second takes the test split of a simulated dataset, and adds the
 bundle's posterior widths over the limit and its coverage, overall and in bins. Prints JSON; tables go to standard error.
 Each limit is that of an estimator which knows the PSF, its four sizes (`gampen_ray.simulation.psf.PsfSizes`: what networks are
-told) or its prior alone. `gampen_ray.simulation.information` says what the limit means. The prior is the spread of all galaxies
-at hand.
+told) or its prior alone. Disks are smooth in it: widths are compared for galaxies without knots.
+`gampen_ray.simulation.information` says what the limit means. The prior is the spread of all galaxies at hand.
 """
 
 import argparse
@@ -38,6 +38,7 @@ COVERAGE_BINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bulge_to_total": lambda _: np.linspace(0, 1, 6),
     "psf_fwhm_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
     "neighbour_flux_fraction": lambda _: np.array([0, 0.01, 0.1, 1, np.inf]),
+    "knot_fraction": lambda values: np.array([0, 0.01, 0.2, 0.4, 1] if values.any() else [0, 1]),
 }
 """Edges of the bins in which coverage is measured, besides magnitude, by column; a column that is not there is left out."""
 
@@ -69,19 +70,22 @@ def main(arguments: argparse.Namespace) -> None:
         "psf_unknown": limit.std(sky_sigma=sky_sigma),
     }
     bins = magnitude_bins(columns, survey)
+    # Simulations of earlier versions have no knots.
+    smooth_N = columns.get("knot_fraction", np.zeros(len(columns["flux"]))) == 0
+    smooth = {name: rows for name, index_K in bins.items() if len(rows := index_K[smooth_N[index_K]]) >= MIN_GALAXIES}
     result: dict[str, Any] = {
         "survey": survey.name,
         "cutout_size": size,
         "num_galaxies": len(columns["flux"]),
         "sky_sigma": sky_sigma,
-        "median_limit": {name: medians(std_ND, bins) for name, std_ND in limits.items()},
+        "median_limit": {name: medians(std_ND, smooth) for name, std_ND in limits.items()},
     }
     show("limit", result["median_limit"])
     if arguments.bundle:
         mixture = predict(load_bundle(arguments.bundle), columns, num_passes=arguments.num_passes, seed=arguments.seed)
         posterior_ND = posterior_widths(mixture)
-        result["median_posterior"] = medians(posterior_ND, bins)
-        result["median_ratio"] = {name: medians(posterior_ND / std_ND, bins) for name, std_ND in limits.items()}
+        result["median_posterior"] = medians(posterior_ND, smooth)
+        result["median_ratio"] = {name: medians(posterior_ND / std_ND, smooth) for name, std_ND in limits.items()}
         result["coverage"] = coverages(mixture, columns, bins)
         show("posterior", {"": result["median_posterior"]})
         show("posterior / limit", result["median_ratio"])

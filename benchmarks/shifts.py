@@ -182,6 +182,8 @@ def shifts(sky: Sky, bundle: Bundle) -> Iterator[Shift]:
     yield Shift(name="coadd's noise of equal strength added", columns=lambda: with_noise(sky, none, coadd_noise))
     yield Shift(name="noise smoothed over 1 pixel, equal strength", columns=lambda: with_noise(sky, none, smooth_noise))
     yield Shift(name="a neighbour of similar brightness", columns=lambda: with_neighbour(sky, none))
+    for name, probability in (("smooth disks", 0.0), ("knots in every disk", 1.0)):
+        yield Shift(name=name, columns=lambda probability=probability: sky.draw({"knots.probability": probability}))
     for fill in ("interpolate", "zero"):
         yield Shift(
             name=f"missing pixels, fill {fill}",

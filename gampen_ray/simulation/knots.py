@@ -85,8 +85,8 @@ def draw_knots(seed: int, radius_arcsec: float, index: float, shear: tuple[float
     sigma = minor * math.exp(rng.uniform(*np.log(_SIZE)))
     # Half of the mean square radius is the variance along an axis of the round disk.
     variance = 0.5 * float(flux_K @ radius_K**2)
-    along, across = (
-        side * math.sqrt(max(1 - (sigma / side) ** 2 / variance, 0.0)) for side in (minor / axis_ratio, minor)
+    along, across = (side * math.sqrt(max(1 - (sigma / side) ** 2 / variance, 0.0)) for side in (minor / axis_ratio, minor))
+    place_K = (
+        radius_K * (along * np.cos(angle_K) + 1j * across * np.sin(angle_K)) * np.exp(0.5j * math.atan2(shear[1], shear[0]))
     )
-    place_K = radius_K * (along * np.cos(angle_K) + 1j * across * np.sin(angle_K)) * np.exp(0.5j * math.atan2(shear[1], shear[0]))
     return Knots(flux_K, place_K.real, place_K.imag, sigma)

@@ -181,13 +181,21 @@ def _transforms(sources: Sources, grid: Grid) -> np.ndarray:
         parts.append(sersic.transform(grid.sheared_k2(g1, g2, radius**2), index))
     bulge, disk = parts
     if sources.knot_fraction.any():
-        disk = disk.astype(np.complex64)
+        disk = _with_knots(disk, sources, grid)
+    share = np.float32(sources.bulge_to_total[:, None, None])
+    bulge *= share
+    disk *= 1 - share
+    disk += bulge
+    return disk
+
+
+def _with_knots(disk_SHW: np.ndarray, sources: Sources, grid: Grid) -> np.ndarray:
+    """Return transforms of disks a share of whose light is in knots."""
+    result_SHW = disk_SHW.astype(np.complex64)
     for i in np.flatnonzero(sources.knot_fraction):
-        shear = float(sources.disk_shear[0, i]), float(sources.disk_shear[1, i])
-        knots = draw_knots(int(sources.knot_seed[i]), sources.disk_radius_arcsec[i], sources.disk_sersic_index, shear)
+        g1, g2 = sources.disk_shear[:, i].tolist()
+        knots = draw_knots(int(sources.knot_seed[i]), sources.disk_radius_arcsec[i], sources.disk_sersic_index, (g1, g2))
         share = np.float32(sources.knot_fraction[i])
-        disk[i] = (1 - share) * disk[i] + share * knots.transform(grid)
-    bulge = bulge - disk
-    bulge *= np.float32(sources.bulge_to_total[:, None, None])
-    bulge += disk
-    return bulge
+        result_SHW[i] *= 1 - share
+        result_SHW[i] += share * knots.transform(grid)
+    return result_SHW

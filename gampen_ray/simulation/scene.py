@@ -51,7 +51,21 @@ __all__ = [
 ]
 
 _RA_RANGE_DEG, _DEC_RANGE_DEG = (129.0, 225.0), (-2.0, 3.0)  # equatorial sky that HSC-Wide and KiDS-North share
-_STREAMS = ("position", "galaxy", "offset", "psf", "depth", "galaxies", "stars", "noise", "sky", "mask", "companion", "place", "knots")
+_STREAMS = (
+    "position",
+    "galaxy",
+    "offset",
+    "psf",
+    "depth",
+    "galaxies",
+    "stars",
+    "noise",
+    "sky",
+    "mask",
+    "companion",
+    "place",
+    "knots",
+)
 # To scale a PSF to the width of its stars; the pixel alone may be wider than that.
 _FWHM_STEPS, _LEAST_FACTOR, _SAME_FWHM = 8, 0.2, 1e-3
 # A source whose light beyond a stamp is below a few sigma of one pixel.
@@ -94,13 +108,13 @@ def simulate(
         ``object_id`` (N,) int64, the index; ``image`` (N, 1, H, W) float32, flux units; and float64 columns (N,): ``ra``,
         ``dec`` (deg), the targets ``bulge_to_total``, ``effective_radius_arcsec``, ``flux`` (total, also beyond the cutout),
         ``magnitude``, ``concentration``, the components' radii (circularised), axis ratios, position angles and Sersic indices,
-        ``knot_fraction`` (share of the disk's light) and ``knot_seed``, the offsets of the centre in pixels; ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec``, ``psf_r95_arcsec`` as
-        measured from a star (`gampen_ray.simulation.psf.PsfSizes`), the PSF's parameters (`psf_of`); ``sky_noise``
-        (standard deviation of a pixel, flux), ``noise_correlation`` (of pixels adjacent along an axis), ``sky_level``,
-        ``sky_gradient_x``, ``sky_gradient_y`` (flux per pixel); ``num_neighbours``, ``num_stars`` (with their centre in
-        the cutout), ``neighbour_flux_fraction`` (noiseless light of all other sources within two effective radii or one
-        FWHM, whichever is larger, of the galaxy's centre, over the galaxy's flux); ``masked_fraction`` (pixels without
-        data over all).
+        ``knot_fraction`` (share of the disk's light) and ``knot_seed``, the offsets of the centre in pixels;
+        ``psf_fwhm_arcsec``, ``psf_r50_arcsec``, ``psf_r80_arcsec``, ``psf_r95_arcsec`` as measured from a star
+        (`gampen_ray.simulation.psf.PsfSizes`), the PSF's parameters (`psf_of`); ``sky_noise`` (standard deviation of a pixel,
+        flux), ``noise_correlation`` (of pixels adjacent along an axis), ``sky_level``, ``sky_gradient_x``, ``sky_gradient_y``
+        (flux per pixel); ``num_neighbours``, ``num_stars`` (with their centre in the cutout), ``neighbour_flux_fraction``
+        (noiseless light of all other sources within two effective radii or one FWHM, whichever is larger, of the galaxy's
+        centre, over the galaxy's flux); ``masked_fraction`` (pixels without data over all).
     """
     scene, inputs = scene or SceneConfig(), inputs or Inputs()
     rows = [_simulate_one(survey, scene, inputs, cutout_size, seed, index) for index in range(start, stop)]

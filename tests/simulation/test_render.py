@@ -112,6 +112,8 @@ def test_faint_sources_on_stamps_are_as_on_the_whole_box() -> None:
         disk_shear=rng.uniform(-0.2, 0.2, (2, count)),
         x_arcsec=rng.uniform(-12, 12, count),
         y_arcsec=rng.uniform(-12, 12, count),
+        knot_fraction=np.where(np.arange(count) % 3 == 1, 0.5, 0.0),
+        knot_seed=np.arange(count),
     )
     sources = dataclasses.replace(sources, bulge_to_total=np.where(sources.disk_radius_arcsec > 0, sources.bulge_to_total, 0.0))
     whole = render_sources(sources, PSF, 0.2, 96, 256)

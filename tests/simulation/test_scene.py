@@ -184,6 +184,8 @@ def test_a_brighter_source_keeps_its_distance_and_a_fainter_one_need_not() -> No
         disk_shear=round_,
         x_arcsec=np.array([0.5, 1.5, 0.1, 2.9, 3.1]),
         y_arcsec=zero,
+        knot_fraction=zero,
+        knot_seed=zero,
     )
     kept = neighbours._not_dominant(sources, make_galaxy(flux=1.0), 1.0)
     assert kept.x_arcsec.tolist() == [1.5, 0.1, 3.1]
