@@ -38,7 +38,7 @@ COVERAGE_BINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bulge_to_total": lambda _: np.linspace(0, 1, 6),
     "psf_fwhm_arcsec": lambda values: np.quantile(values, np.linspace(0, 1, 6)),
     "neighbour_flux_fraction": lambda _: np.array([0, 0.01, 0.1, 1, np.inf]),
-    "knot_fraction": lambda values: np.array([0, 0.01, 0.2, 0.4, 1] if values.any() else [0, 1]),
+    "knot_fraction": lambda values: np.array([0, 0.01, 0.1, 0.2, 1] if values.any() else [0, 1]),
 }
 """Edges of the bins in which coverage is measured, besides magnitude, by column; a column that is not there is left out."""
 
