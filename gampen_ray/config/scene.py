@@ -44,8 +44,8 @@ class KnotsConfig:
     probability: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Share of galaxies with knots. At 0.5, networks learn that light on one side of a galaxy may be its own."""
     fraction: Range = (0.02, 0.35)
-    """Smallest and largest share of the disk's light that is in knots: asymmetries are 0.75 times as large, those of nearby spirals
-    0.03 to 0.2 (Conselice 2003)."""
+    """Smallest and largest share of the disk's light that is in knots; the asymmetry of a disk is 0.75 times as large, and that
+    of nearby spirals 0.03 to 0.2 (Conselice 2003)."""
 
     def __post_init__(self) -> None:
         _check_ranges(self, fraction=(0.0, 1.0))

@@ -121,6 +121,11 @@ class ThinnedNetworks:
         # What all passes share is also looked at in float32.
         return activations.nbytes + max(*sizes, 4 * activations.numel())
 
+    @torch.inference_mode()
+    def activations(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the activations before the first dropout, which all passes share."""
+        return self._prefix(x_NCHW, number_NM)[0]
+
     def _prefix(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         crops_NCHW, theta_N23 = self._network.crop(x_NCHW, number_NM)
         return _channels_last(self._network.features(crops_NCHW.to(self._dtype), number_NM)), theta_N23

@@ -13,6 +13,8 @@ from torch import nn
 from gampen_ray.config import SpatialTransformerConfig
 from gampen_ray.errors import UserError
 
+MOST_LEARNED = math.log(2.0)
+"""Largest logarithm of a learned crop's side over its initial multiple of the measured radius."""
 NUM_PARAMETERS = {"scale": 1, "scale_shift": 3, "affine": 6}
 
 
@@ -21,8 +23,9 @@ class SpatialTransformer(nn.Module):
 
     The predicted affine map takes output to input coordinates, both in [-1, 1] between the centres of the corner pixels: a
     scale of 0.5 crops to the central half. A linear scale (GaMPEN's) has no bound; an exponential one is the initial scale, or
-    a multiple of the radius that arithmetic measures, times the exponential of what the localisation network adds, and lies
-    between the scale at which a crop's pixel is half of the image's and 1.
+    a multiple of the radius that arithmetic measures, times the exponential of what the localisation network adds (to a
+    measured radius at most a factor of two, so that crops follow the galaxy), and lies between the scale at which a crop's
+    pixel is half of the image's and 1.
 
     Parameters
     ----------
@@ -88,8 +91,10 @@ class SpatialTransformer(nn.Module):
         """Return the parameters with the exponentials of their scales, which are multiples of the measured radius if given."""
         log_scale_N = p[:, 0]
         if log_radius_N is not None:
+            # Beside numbers an image is of most use in the core: without a bound, crops of bright galaxies shrink to it.
+            learned_N = MOST_LEARNED * torch.tanh((log_scale_N - self.initial_log_scale) / MOST_LEARNED)
             # The crop's side in sides of the image: so many radii on either side of the centre.
-            log_scale_N = log_scale_N - self.initial_log_scale + log_radius_N + math.log(2 * self.initial_radii)
+            log_scale_N = learned_N + log_radius_N + math.log(2 * self.initial_radii)
         scale_N = _Within.apply(log_scale_N, *self.log_bounds).exp()
         return torch.cat([scale_N[:, None], p[:, 1:]], dim=1)
 

@@ -23,9 +23,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Coverage, coverage
-from gampen_ray.training.execute import validation_posterior
 from gampen_ray.training.reading import split_units
 from gampen_ray.training.run import Run
+from gampen_ray.training.validation import validation_posterior
 from gampen_ray.training.worker import Worker
 from gampen_ray.tuning.space import SearchSpace
 from gampen_ray.tuning.trials import calibration_error
@@ -159,7 +159,7 @@ def scan(worker: Worker, run: Run, network: Network, rates: Sequence[float] | np
     for rate in rates:
         for layer in _dropout_layers(network):
             layer.p = float(rate)
-        mixture, truths_ND, _ = validation_posterior(worker, run, network)
+        mixture, truths_ND = validation_posterior(worker, run, network)
         rows = [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)]
         yield ScannedRate(
             rate=float(rate),
