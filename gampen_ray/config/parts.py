@@ -77,7 +77,7 @@ class SpatialTransformerConfig:
     (SiLU), or linear behind ReLU (GaMPEN). The elements of an affine map are linear in either case."""
     initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
     """Ratio of the sides of crop and cutout before training; 1: the identity."""
-    initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=6.0, gt=0)
+    initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=8.0, gt=0)
     """With images.measure: half the side of the crop before training, in measured half-light radii of the galaxy."""
     output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0, le=MOST_PIXELS)
     """Side of the resampled crop, pixels; 0: that of the input."""

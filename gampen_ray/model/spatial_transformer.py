@@ -13,7 +13,7 @@ from torch import nn
 from gampen_ray.config import SpatialTransformerConfig
 from gampen_ray.errors import UserError
 
-MOST_LEARNED = math.log(2.0)
+MOST_LEARNED = math.log(1.5)
 """Largest logarithm of a learned crop's side over its initial multiple of the measured radius."""
 NUM_PARAMETERS = {"scale": 1, "scale_shift": 3, "affine": 6}
 
@@ -24,7 +24,7 @@ class SpatialTransformer(nn.Module):
     The predicted affine map takes output to input coordinates, both in [-1, 1] between the centres of the corner pixels: a
     scale of 0.5 crops to the central half. A linear scale (GaMPEN's) has no bound; an exponential one is the initial scale, or
     a multiple of the radius that arithmetic measures, times the exponential of what the localisation network adds (to a
-    measured radius at most a factor of two, so that crops follow the galaxy), and lies between the scale at which a crop's
+    measured radius at most a factor of 1.5, so that crops follow the galaxy), and lies between the scale at which a crop's
     pixel is half of the image's and 1.
 
     Parameters
