@@ -43,6 +43,7 @@ from gampen_ray.posterior.calibration import JOINT, LEVELS, Coverage
 from gampen_ray.posterior.diagnostics import Measured
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
+from gampen_ray.posterior.threads import one_thread
 from gampen_ray.reports.joined import join
 
 EVALUATION = "evaluation.json"
@@ -208,6 +209,7 @@ class EvaluatedCatalog:
         known = self.conditions(slice(None)) | crop
         return known | self._measured(rows) if self.has_cutouts else known
 
+    @one_thread()
     def _measured(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         images, options = self.bundle.images, self.prediction_options()
         id_U, inverse_N = np.unique(self._ids(rows), return_inverse=True)
