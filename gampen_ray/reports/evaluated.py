@@ -3,6 +3,7 @@
 Shape legend: N galaxies, D targets.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -299,7 +300,9 @@ class EvaluatedCatalog:
         rows, options = found.rows[chosen], self.prediction_options()
         predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
         image_NCHW, side_N = self.images(rows)
-        prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
+        # A small network's tensors gain nothing from more.
+        with one_thread() if self.is_light else contextlib.nullcontext():
+            prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
         usable = np.flatnonzero(prediction.usable_N)
         again = predicted_again(self.manifest, self.bundle, prediction.mixture[usable])
         agreement = seed_agreement(found.some[chosen[usable]], again)
