@@ -105,7 +105,7 @@ def _rotation(
         options["noise_planes"] = image_NCHW[:, num_bands:]
     conditions = judged.conditions(rows)
     options |= {"conditions": conditions, "num_angles": num_angles}
-    with Phase(f"rotating {counted(len(image_NCHW), 'cutout')} to {counted(num_angles, 'angle')}"):
+    with Phase(f"rotating {counted(len(image_NCHW), 'cutout')} to {counted(num_angles, 'angle')}"), judged.threads():
         return rotation_stability(judged.bundle, image_NCHW[:, :num_bands], **options)
 
 
@@ -121,7 +121,8 @@ def _speed(rates: dict[str, Any]) -> dict[str, str]:
 def _examples(judged: EvaluatedCatalog, rows: np.ndarray, image_NCHW: np.ndarray, side_N: np.ndarray) -> list[Example]:
     """Return rows of the catalogue, predicted again for their curves and crops."""
     predictor = Predictor(judged.bundle, **judged.prediction_options())
-    prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)), side_N)
+    with judged.threads():
+        prediction = predictor(image_NCHW, judged.bundle.condition_values(judged.conditions(rows), len(rows)), side_N)
     mixture = predicted_again(judged.manifest, judged.bundle, prediction.mixture)
     interval_N2D = mixture.credible_interval(LEVELS["68"])
     ends_NQD = mixture.quantile(np.array([1e-3, 1 - 1e-3]))

@@ -136,6 +136,10 @@ class EvaluatedCatalog:
         """Whether the network predicts many cutouts in seconds."""
         return self.num_parameters <= _MAX_LIGHT_PARAMETERS
 
+    def threads(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which to predict a few cutouts; the tensors of a light network gain nothing from more threads."""
+        return one_thread() if self.is_light else contextlib.nullcontext()
+
     def prediction_options(self) -> dict[str, Any]:
         """Return what made the catalogue's predictions: arguments of `Predictor` and `Bundle.predict`."""
         return prediction_options(self.manifest, shards.read_dataset_info(self.manifest["config"]["dataset"]))
@@ -300,8 +304,7 @@ class EvaluatedCatalog:
         rows, options = found.rows[chosen], self.prediction_options()
         predict = Predictor(self.bundle, **options | {"seed": options["seed"] + 1})
         image_NCHW, side_N = self.images(rows)
-        # A small network's tensors gain nothing from more.
-        with one_thread() if self.is_light else contextlib.nullcontext():
+        with self.threads():
             prediction = predict(image_NCHW, self.bundle.condition_values(self.conditions(rows), len(rows)), side_N)
         usable = np.flatnonzero(prediction.usable_N)
         again = predicted_again(self.manifest, self.bundle, prediction.mixture[usable])
