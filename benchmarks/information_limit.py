@@ -25,6 +25,7 @@ from gampen_ray.data import shards
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.posterior.calibration import coverage
 from gampen_ray.posterior.mixture import Mixture
+from gampen_ray.posterior.threads import one_thread
 from gampen_ray.simulation.galaxies import TARGETS
 from gampen_ray.simulation.information import LIMIT_TARGETS, PSF_PARAMETERS, Limit, psf_size_derivatives
 from gampen_ray.simulation.scene import simulate
@@ -102,6 +103,7 @@ def read_split(dataset: str, split: str) -> dict[str, np.ndarray]:
     return columns | {"image": np.concatenate([shards.images(table) for table in tables])}
 
 
+@one_thread()
 def predict(bundle: Bundle, columns: Columns, *, num_passes: int, seed: int) -> Mixture:
     """Return the posteriors; the one place where a bundle is given what it needs beside the images."""
     conditions = {name: columns[name] for name in bundle.images.condition_names}

@@ -19,6 +19,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.summary import Statistics, summary_columns
+from gampen_ray.posterior.threads import one_thread
 from gampen_ray.training.execute import BUNDLE, execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare
@@ -83,6 +84,7 @@ def cutouts(folder: Path, size: int, count: int, per_shard: int) -> np.ndarray:
     return image_NCHW
 
 
+@one_thread()
 def predicted(
     bundle: Bundle,
     columns: Mapping[str, np.ndarray],
