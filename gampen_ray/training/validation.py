@@ -12,12 +12,13 @@ import torch
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropMonitor, CropSample, CropStatistics
-from gampen_ray.inference.mc_dropout import ThinnedNetworks
+from gampen_ray.inference.mc_dropout import Passes, ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import OutOfDistribution, features
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.verdicts import radius_target
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.mixture import Mixture, proper
+from gampen_ray.training.batches import Batch
 from gampen_ray.training.run import Run
 from gampen_ray.training.worker import Worker, one_sweep
 
@@ -65,9 +66,7 @@ def validate(worker: Worker, run: Run, network: Network) -> Validation:
     for batch in one_sweep(worker, "val"):
         inputs, count = run.network_inputs(batch), size * own.count
         passes = thinned(*inputs)
-        own.ids.append(batch.object_id_N)
-        own.outputs.append(passes.outputs_NKP.cpu())
-        own.targets.append(batch.target_ND.cpu())
+        own.add(batch, passes)
         if count < _SEED_IMAGES:
             own.others.append(other(*inputs).outputs_NKP.cpu())
         if count < _SAMPLE:
@@ -106,9 +105,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
     own = _Parts()
     for batch in one_sweep(worker, "val"):
-        own.ids.append(batch.object_id_N)
-        own.outputs.append(thinned(*run.network_inputs(batch)).outputs_NKP.cpu())
-        own.targets.append(batch.target_ND.cpu())
+        own.add(batch, thinned(*run.network_inputs(batch)))
     mixture, truths_ND, _ = _posterior(run, network, worker.gather(own))
     return mixture, truths_ND
 
@@ -146,6 +143,12 @@ class _Parts:
     features: list[np.ndarray] = dataclasses.field(default_factory=list)
     numbers: list[np.ndarray] = dataclasses.field(default_factory=list)
     crops: CropSample | None = None
+
+    def add(self, batch: Batch, passes: Passes) -> None:
+        """Keep what a network makes of a batch."""
+        self.ids.append(batch.object_id_N)
+        self.outputs.append(passes.outputs_NKP.cpu())
+        self.targets.append(batch.target_ND.cpu())
 
     @property
     def count(self) -> int:
