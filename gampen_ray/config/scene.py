@@ -9,7 +9,7 @@ from gampen_ray.config.base import Needs, config_class, default
 __all__ = ["GalaxiesConfig", "KnotsConfig", "MasksConfig", "NeighboursConfig", "NoiseConfig", "PsfConfig", "SceneConfig"]
 
 Range = tuple[float, float]
-_IfMoffat = Needs("stamps", "")
+_IfMoffat, _IfPriors = Needs("stamps", ""), Needs("catalog", "")
 
 
 def _check_ranges(config: Any, **limits: Range) -> None:
@@ -29,6 +29,9 @@ class GalaxiesConfig:
     catalog: str = ""
     """FITS table of the COSMOS bulge + disk fits that GalSim distributes (Leauthaud et al. 2007), from which magnitude, radius
     and structure are drawn together; empty: wide independent priors."""
+    magnitude_slope: Annotated[float, _IfPriors] = pydantic.Field(default=0.0, ge=-1, le=1)
+    """Slope of the galaxy counts, dex/mag; 0: equally many in each. The narrow posteriors of bright galaxies take the most of
+    them: a slope of -0.15 over 7 mag has 2.7 times as many of the brightest, and a quarter of the faintest."""
     largest_radius: float = pydantic.Field(default=0.15, gt=0, le=0.5)
     """Largest effective radius over the cutout's side, where the survey's range exceeds it: at 0.15 the cutout holds 98 % of a
     disk; GaMPEN has 0.1."""

@@ -4,7 +4,8 @@ The priors are wide and, but for the link of radius to cutout, independent, so t
 than the population:
 
 =========================  =============================================================================================
-magnitude                  uniform over `Survey.magnitude_range`, from saturation to where detection ends
+magnitude                  over `Survey.magnitude_range`, from saturation to where detection ends, uniform or with counts of a
+                           given slope
 effective radius           log-uniform over `Survey.radius_range_arcsec`, at most ``largest_radius`` sides of the cutout
 bulge-to-total             Beta(0.8, 0.8): all of [0, 1], with somewhat more galaxies near both ends
 bulge over disk radius     log-uniform, 0.1 to 1 (the middle 68 % of COSMOS bulge + disk fits, Leauthaud et al. 2007)
@@ -144,14 +145,14 @@ def draw_galaxy(
     survey
         Its ranges of magnitude and radius.
     config
-        Sersic indices and the largest radius.
+        Slope of the counts, Sersic indices and the largest radius.
     side_arcsec
         Side of the cutout.
     catalog
         Columns of `gampen_ray.simulation.inputs.read_galaxies`, for joint draws.
     """
     smallest, largest = radius_range(survey, config, side_arcsec)
-    magnitude = rng.uniform(*survey.magnitude_range)
+    magnitude = _sloped(rng.uniform(*survey.magnitude_range), *survey.magnitude_range, config.magnitude_slope)
     log_radius = rng.uniform(math.log(smallest), math.log(largest))
     bulge_to_total = rng.beta(0.8, 0.8)
     bulge_over_disk = math.exp(rng.uniform(math.log(0.1), 0))
@@ -186,6 +187,14 @@ def draw_galaxy(
 def random_disk_axis_ratio(cos_inclination: typing.Any) -> typing.Any:
     """Return the apparent axis ratio of an oblate spheroid of flattening `DISK_FLATTENING`, for one or many inclinations."""
     return (DISK_FLATTENING**2 + (1 - DISK_FLATTENING**2) * cos_inclination**2) ** 0.5
+
+
+def _sloped(uniform: float, brightest: float, faintest: float, slope: float) -> float:
+    """Return a magnitude of counts that go as 10^(slope m), from one that is uniform over the range."""
+    if not slope:
+        return uniform
+    width = faintest - brightest
+    return brightest + math.log10(1 + (uniform - brightest) / width * (10 ** (slope * width) - 1)) / slope
 
 
 def _random_row(

@@ -59,6 +59,16 @@ def test_priors_fill_their_ranges_and_no_more() -> None:
     assert min(galaxy.disk_axis_ratio for galaxy in galaxies) >= 0.2
 
 
+@pytest.mark.parametrize("slope", [-0.15, 0.4])
+def test_counts_by_magnitude_have_the_slope_that_is_given(slope: float) -> None:
+    magnitude = np.array([KIDS.magnitude(galaxy.flux) for galaxy in draw_many(2000, magnitude_slope=slope)])
+    counts, edges = np.histogram(magnitude, bins=7, range=KIDS.magnitude_range)
+    expected = np.diff(10 ** (slope * (edges - edges[0])))
+    expected *= 2000 / expected.sum()
+    assert counts.sum() == 2000
+    assert (np.abs(counts - expected) < 4 * np.sqrt(expected) + 1).all()
+
+
 def test_the_radius_is_the_surveys_where_the_cutout_is_large_enough() -> None:
     config = GalaxiesConfig()
     assert radius_range(KIDS, config, 100.0) == radius_range(KIDS, config, 50.0) == KIDS.radius_range_arcsec
