@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PSF_CONDITIONS = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec", "psf_r95_arcsec")
 # Numbers teach most of it; one epoch of images is what the minutes allow, in which crops that move fast disturb the rest.
-OPTIMIZER = OptimizerConfig(numbers_epochs=50, epochs=1, weight_decay=0.05, crop_factor=0.1)
+OPTIMIZER = OptimizerConfig(numbers_epochs=16, epochs=1, weight_decay=0.05, crop_factor=0.1)
 
 
 @config_class

@@ -213,11 +213,11 @@ class OptimizerConfig:
     epochs: int = pydantic.Field(default=12, ge=0)
     """Number of epochs on images; 0, for a network that is given numbers: it is trained on these alone, and its answer does not
     depend on what else is in the image."""
-    numbers_epochs: int = pydantic.Field(default=20, ge=1)
+    numbers_epochs: int = pydantic.Field(default=16, ge=1)
     """For a network that is given numbers: epochs on the numbers alone, measured once and kept in memory, before the epochs on
     images."""
-    numbers_learning_rate: float = pydantic.Field(default=2e-3, gt=0)
-    """Peak learning rate of the epochs on numbers, which AdamW does."""
+    numbers_learning_rate: float = pydantic.Field(default=4e-3, gt=0)
+    """Peak learning rate of the epochs on numbers: of Muon for the matrices of hidden layers, and of AdamW for the rest."""
     trained_factor: float = pydantic.Field(default=0.05, gt=0, le=1)
     """Factor on the learning rate, in the epochs on images, of the layers that the epochs on numbers have trained."""
     crop_factor: float = pydantic.Field(default=1.0, gt=0)

@@ -18,7 +18,7 @@ from gampen_ray.config.parts import MOST_CHANNELS, MOST_PIXELS
 from gampen_ray.data.resampling import lanczos
 from gampen_ray.errors import UserError
 from gampen_ray.model.border import BorderNoise, border_noise, local_sky
-from gampen_ray.model.measure import measure, number_names, plain_numbers
+from gampen_ray.model.measure import measure, number_names, number_noise, plain_numbers
 
 # Relative difference of pixel scales below which a cutout is not resampled.
 _SAME_PIXEL_SCALE = 0.005
@@ -265,6 +265,14 @@ class ImagePreprocessing:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(images_NCHW.device))
         return torch.cat(parts, dim=1) if parts else None
+
+    def number_noise(self, number_NM: torch.Tensor) -> torch.Tensor:
+        """Return the standard deviation of each number, N x M (`gampen_ray.model.measure.number_noise`); zero of conditions."""
+        noise_NM = torch.zeros_like(number_NM)
+        if self.measure:
+            measured = number_NM.shape[1] - len(self.conditions)
+            noise_NM[:, :measured] = number_noise(number_NM[:, :measured], len(self.bands), self.size)
+        return noise_NM
 
     def plain_numbers(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
         """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts, as for `numbers`, without padding."""

@@ -21,6 +21,7 @@ __all__ = [
     "flat_core",
     "measure",
     "number_names",
+    "number_noise",
     "plain_numbers",
     "window_widths",
 ]
@@ -122,6 +123,21 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
     ]
     radius_N, _ = _half_light_radius(flux_NCS.sum(1), widths_S)
     return torch.cat([torch.log(radius_N / min(height, width))[:, None], torch.cat(numbers, dim=2).flatten(1)], dim=1)
+
+
+def number_noise(number_NM: torch.Tensor, num_bands: int, size: int) -> torch.Tensor:
+    """Return the standard deviation of each number of `measure`, N x M, for independent pixels and to a factor of four.
+
+    Fluxes are in units of their noise, and the moments are relative to fluxes; a radius is as certain as the best flux. Numbers
+    of the border get no more noise than these.
+    """
+    count = len(window_widths(size))
+    bands_NCK = number_NM[:, 1:].unflatten(1, (num_bands, 3 + 6 * count))
+    # The derivative of asinh(x / 2).
+    sigma_NCS = (4 + (2 * torch.sinh(bands_NCK[..., 3 + count : 3 + 2 * count])) ** 2).rsqrt()
+    least_NC1 = sigma_NCS.amin(2, keepdim=True)
+    sigma_NCK = torch.cat([least_NC1.expand(-1, -1, 3), sigma_NCS.repeat(1, 1, 6)], dim=2)
+    return torch.cat([least_NC1.amin(1), sigma_NCK.flatten(1)], dim=1)
 
 
 def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> torch.Tensor:

@@ -76,6 +76,11 @@ class Network(nn.Module):
         """The layer that takes the numbers, None in a network of images alone."""
         return next((layer for layer in self.stem if isinstance(layer, Merge)), None)
 
+    @property
+    def number_layers(self) -> list[nn.Module]:
+        """The layer that takes the numbers and those behind it up to the first dropout."""
+        return list(itertools.dropwhile(lambda layer: not isinstance(layer, Merge), self.stem))
+
     def blocks(self) -> dict[str, list[nn.Module]]:
         """Return the layers by block, from the input to the output; a block without weights is left out.
 
@@ -119,9 +124,12 @@ class Network(nn.Module):
         """
         return self._outputs(self.prefix(x_NCHW, number_NM)[0], number_NM)
 
-    def from_numbers(self, number_NM: torch.Tensor) -> torch.Tensor:
-        """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing."""
-        return self._outputs(self._merged(None, number_NM), number_NM)
+    def from_numbers(self, number_NM: torch.Tensor, noise_NM: torch.Tensor | float = 0.0) -> torch.Tensor:
+        """Return raw outputs, N x P, of the numbers alone: those of a network whose image counts for nothing.
+
+        Noise, if there is any, is added to the numbers that the layers are given, not to those in which the means are linear.
+        """
+        return self._outputs(self._merged(None, number_NM + noise_NM), number_NM)
 
     def base_terms(self, activations: torch.Tensor, number_NM: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return `Base.terms` of the activations before the first dropout; None in a network without a base."""
@@ -131,7 +139,7 @@ class Network(nn.Module):
 
     def _merged(self, features_NF: torch.Tensor | None, number_NM: torch.Tensor) -> torch.Tensor:
         """Return the activations before the first dropout, from the image's features, if it counts, and the numbers."""
-        merge, *behind = itertools.dropwhile(lambda layer: not isinstance(layer, Merge), self.stem)
+        merge, *behind = self.number_layers
         with self._exact(number_NM):
             x = merge(features_NF, number_NM)
             for layer in behind:

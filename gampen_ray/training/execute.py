@@ -56,6 +56,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         network=network,
         inputs=run.network_inputs,
         numbers=run.numbers,
+        number_noise=run.images.number_noise,
         numbers_first=bool(network.merge and not run.start),
         optimizer=config.optimizer,
         seed=config.seed,

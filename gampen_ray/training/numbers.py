@@ -7,11 +7,12 @@ Shape legend: N galaxies of this worker, D targets, M numbers.
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 
+from gampen_ray.config import OptimizerConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch
@@ -19,10 +20,11 @@ from gampen_ray.training.worker import Plan, Worker
 
 __all__ = ["fit_numbers"]
 
-_BATCH = 512
-"""Galaxies per step over all workers: enough to keep a core busy with layers as small as these."""
-_STEPS = 16
-"""Least steps an epoch, with fewer galaxies each if need be."""
+_BATCH, _STEPS = (512, 2048), (16, 48)
+"""Galaxies per step over all workers, enough to keep a core busy with layers as small as these, and least steps an epoch: of
+few galaxies, and before a step takes more than the first number of them."""
+_NOISE = 0.5
+"""Noise that is added to numbers in training, in units of their own."""
 _WHITENED = 50_000
 """Galaxies from which the whitening of the numbers, and the linear part of the means, is learned."""
 _WARMUP = 0.05
@@ -65,20 +67,19 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     held_out = _measured(worker, plan, next(stream))[:2]
     _learn_scales(worker, network, number_NM, target_ND)
     total = sum(worker.gather(len(number_NM)))
-    size = max(1, min(_BATCH, total // _STEPS) // worker.world_size)
+    size = max(1, min(total // _STEPS[0], max(_BATCH[0], total // _STEPS[1]), _BATCH[1]) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in network.parameters() if parameter.requires_grad],
-        lr=config.numbers_learning_rate,
-        weight_decay=config.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=config.numbers_learning_rate,
-        total_steps=config.numbers_epochs * steps + 1,
-        pct_start=_WARMUP,
-        cycle_momentum=False,
-    )
+    optimizers = _optimizers(network, config)
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=config.numbers_learning_rate,
+            total_steps=config.numbers_epochs * steps + 1,
+            pct_start=_WARMUP,
+            cycle_momentum=False,
+        )
+        for optimizer in optimizers
+    ]
     best_loss, best, train_loss, undone = math.inf, copy.deepcopy(network.state_dict()), math.inf, 0
     for epoch in range(config.numbers_epochs):
         generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch * 1009 + worker.rank)
@@ -88,8 +89,9 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
         losses = []
         for step in range(steps):
             rows = order_N[step * size : (step + 1) * size].to(worker.device)
-            losses.append(_step(worker, plan, optimizer, number_NM[rows], target_ND[rows]))
-            schedule.step()
+            losses.append(_step(worker, plan, optimizers, number_NM[rows], target_ND[rows]))
+            for schedule in schedules:
+                schedule.step()
             worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
         loss_S = torch.stack(losses)
         finite_S = loss_S.isfinite()
@@ -104,7 +106,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
             worker.phase(f"epoch {epoch + 1} on the numbers diverged; going on from the best weights")
             # With the lower learning rate of the next epoch.
             network.load_state_dict(best)
-            optimizer.state.clear()
+            for optimizer in optimizers:
+                optimizer.state.clear()
             continue
         train_loss = _mean(worker, loss_S[finite_S])
         val_loss = _mean(worker, _losses(network, *held_out))
@@ -113,7 +116,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     network.load_state_dict(best)
     return {
         "train_loss": train_loss,
-        "learning_rate": float(schedule.get_last_lr()[0]),
+        "learning_rate": float(schedules[0].get_last_lr()[0]),
         "galaxies_per_s": total / seconds,
         "data_wait_fraction": waited / seconds,
         "val_loss": best_loss,
@@ -136,23 +139,48 @@ def _learn_scales(worker: Worker, network: Network, number_NM: torch.Tensor, tar
     worker.broadcast(learned)
 
 
+def _optimizers(network: Network, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the layers that take the numbers, and AdamW for all else.
+
+    Posteriors of bright galaxies are as narrow as the optimiser is precise. Muon (Jordan et al. 2024, with the step lengths of
+    Liu et al. 2025, arXiv:2502.16982) steps equally far in all directions: errors are 0.7 times AdamW's, in half the time.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    layers = [layer for part in network.number_layers for layer in part.modules() if isinstance(layer, nn.Linear)]
+    inner = {layer.weight for layer in layers if layer.weight.requires_grad}
+    outer = [parameter for parameter in trained if parameter not in inner]
+    made: list[torch.optim.Optimizer] = []
+    if outer:
+        made.append(torch.optim.AdamW(outer, lr=config.numbers_learning_rate, weight_decay=config.weight_decay))
+    if inner:
+        matrices = [parameter for parameter in trained if parameter in inner]
+        decay = config.weight_decay
+        made.append(
+            torch.optim.Muon(matrices, lr=config.numbers_learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return made
+
+
 def _step(
-    worker: Worker, plan: Plan, optimizer: torch.optim.Optimizer, number_NM: torch.Tensor, target_ND: torch.Tensor
+    worker: Worker, plan: Plan, optimizers: Sequence[torch.optim.Optimizer], number_NM: torch.Tensor, target_ND: torch.Tensor
 ) -> torch.Tensor:
     """Take a step on this worker's part of a batch and return its mean loss; none if a gradient is not finite.
 
-    The loss of one galaxy in millions may overflow.
+    The loss of one galaxy in millions may overflow. Without noise on the numbers, the layers learn the faint galaxies by heart.
     """
     network, config = plan.network, plan.optimizer
-    loss_N = network.likelihood.loss(network.from_numbers(number_NM), target_ND, beta=config.beta)
-    optimizer.zero_grad(set_to_none=True)
+    noise_NM = _NOISE * plan.number_noise(number_NM) * torch.randn_like(number_NM)
+    loss_N = network.likelihood.loss(network.from_numbers(number_NM, noise_NM), target_ND, beta=config.beta)
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     torch.where(loss_N > _FAR, _FAR * (1 + (loss_N.clamp(min=_FAR) / _FAR).log()), loss_N).mean().backward()
     trained = [parameter for parameter in network.parameters() if parameter.grad is not None]
     worker.average(parameter.grad for parameter in trained if parameter.grad is not None)
     norm = nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf)
-    if not norm.isfinite():
-        optimizer.zero_grad(set_to_none=True)
-    optimizer.step()
+    for optimizer in optimizers:
+        if not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
     return loss_N.detach().mean()
 
 

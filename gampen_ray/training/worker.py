@@ -86,6 +86,8 @@ class Plan:
         Returns the network's inputs for a batch.
     numbers
         Returns only the numbers of these inputs.
+    number_noise
+        Returns the standard deviation of each number from numbers (N x M).
     optimizer
         Settings of the optimiser.
     seed
@@ -101,6 +103,7 @@ class Plan:
     network: Network
     inputs: ToInputs
     numbers: Callable[[Batch], torch.Tensor | None] = lambda batch: None
+    number_noise: Callable[[torch.Tensor], torch.Tensor] = torch.zeros_like
     optimizer: OptimizerConfig
     seed: int
     learning_rate_decay: float = 1.0

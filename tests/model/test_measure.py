@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gampen_ray.model.border import local_sky
-from gampen_ray.model.measure import centre_offset, measure, number_names, window_widths
+from gampen_ray.model.measure import centre_offset, measure, number_names, number_noise, window_widths
 from gampen_ray.model.symmetries import random_symmetry
 
 SIZE, NOISE = 64, 0.01
@@ -75,6 +75,22 @@ def test_nothing_changes_where_the_image_is_turned_or_mirrored() -> None:
     assert len({tuple(one.flatten().tolist()) for one in turned}) == 8
     numbers = measure(turned, torch.full((8, 1), NOISE))
     torch.testing.assert_close(numbers, numbers[:1].expand(8, -1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("flux", [30.0, 3000.0])
+def test_the_noise_of_numbers_is_known_to_a_factor_of_four(flux: float) -> None:
+    torch.manual_seed(0)
+    images = gaussians(3.0, 2.0, flux=flux).repeat(200, 2, 1, 1) * torch.tensor([1.0, 0.3])[:, None, None]
+    numbers_NM = measure(images + NOISE * torch.randn_like(images), torch.full(images.shape[:2], NOISE))
+    ratio_M = (numbers_NM.std(0) / number_noise(numbers_NM, 2, SIZE).median(0).values).numpy()
+    ratio = dict(zip(number_names(("g", "r"), SIZE), ratio_M, strict=True))
+    # Elongation and fourth moments of white noise have variances of 1 and 12 in a window, and folded ones less.
+    for kind, expected in {"blended_flux": 1.0, "flux": 1.0, "elongation": 1.0, "fourth": math.sqrt(12)}.items():
+        found = [ratio[f"{kind}_{band}_{s}"] for band in "gr" for s in range(len(window_widths(SIZE)))]
+        np.testing.assert_allclose(found, expected, rtol=0.25)
+    folded = [ratio[f"{kind}_{band}_{s}"] for kind in ("dipole", "twist") for band in "gr" for s in range(9)]
+    assert 0.25 < min(folded) < max(folded) < 1
+    assert 0.5 < ratio["log_radius"] < 2
 
 
 def test_sky_and_noise_beside_neighbours() -> None:

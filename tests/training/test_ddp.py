@@ -77,7 +77,7 @@ def trained(worker: LocalWorker, config: TrainConfig) -> dict[str, Any]:
 
 
 def trained_on_numbers(worker: Callable[[Run], LocalWorker], folder: str) -> dict[str, Any]:
-    """Train with all galaxies in each step and without dropout, so that it does not matter which worker has which."""
+    """Train with all galaxies in each step and without dropout or noise, so that it does not matter which worker has which."""
     made = numbers_config(f"{folder}/data", f"{folder}/run", epochs=0, numbers_epochs=20)
     network = dataclasses.replace(made.network, backbone=dataclasses.replace(made.network.backbone, **BACKBONE))
     run = prepare(dataclasses.replace(made, network=network, calibration=dataclasses.replace(made.calibration, num_passes=1)))
@@ -89,7 +89,7 @@ def trained_on_numbers(worker: Callable[[Run], LocalWorker], folder: str) -> dic
         optimizer=run.config.optimizer,
         seed=0,
     )
-    with mock.patch.object(numbers, "_STEPS", 1):
+    with mock.patch.object(numbers, "_STEPS", (1, 1)):
         (row,) = fit(worker(run), plan)
     return {"losses": [row["train_loss"], row["val_loss"]], "weights": plan.network.state_dict()}
 

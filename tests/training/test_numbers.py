@@ -56,6 +56,7 @@ def plan(config: TrainConfig) -> tuple[Plan, Network]:
         network=network,
         inputs=run.network_inputs,
         numbers=run.numbers,
+        number_noise=run.images.number_noise,
         numbers_first=True,
         optimizer=optimizer,
         seed=0,
@@ -173,7 +174,7 @@ def test_a_step_whose_gradient_overflows_is_left_out(data: str) -> None:
 
     def step() -> bool:
         before = copy.deepcopy(network.state_dict())
-        _step(worker, made, optimizer, number_NM, target_ND)
+        _step(worker, made, [optimizer], number_NM, target_ND)
         assert all(value.isfinite().all() for value in network.state_dict().values())
         return any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -228,7 +229,7 @@ def test_one_truth_far_off_does_not_outweigh_a_batch(data: str) -> None:
     norms = []
     for far in (0.0, 1e6):
         target_ND[0] = far
-        _step(worker, made, optimizer, number_NM, target_ND)
+        _step(worker, made, [optimizer], number_NM, target_ND)
         # Of its square it would be 1e10.
         norms.append(max(float(p.grad.norm()) for p in network.parameters() if p.grad is not None))
     assert norms[1] < 100 * norms[0]
