@@ -145,19 +145,14 @@ def _optimizers(network: Network, config: OptimizerConfig) -> list[torch.optim.O
     Posteriors of bright galaxies are as narrow as the optimiser is precise. Muon (Jordan et al. 2024, with the step lengths of
     Liu et al. 2025, arXiv:2502.16982) steps equally far in all directions: errors are 0.7 times AdamW's, in half the time.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     layers = [layer for part in network.number_layers for layer in part.modules() if isinstance(layer, nn.Linear)]
-    inner = {layer.weight for layer in layers if layer.weight.requires_grad}
-    outer = [parameter for parameter in trained if parameter not in inner]
-    made: list[torch.optim.Optimizer] = []
-    if outer:
-        made.append(torch.optim.AdamW(outer, lr=config.numbers_learning_rate, weight_decay=config.weight_decay))
+    inner = [layer.weight for layer in layers if layer.weight.requires_grad]
+    known = {id(weight) for weight in inner}
+    outer = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) not in known]
+    rate, decay = config.numbers_learning_rate, config.weight_decay
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(outer, lr=rate, weight_decay=decay)] if outer else []
     if inner:
-        matrices = [parameter for parameter in trained if parameter in inner]
-        decay = config.weight_decay
-        made.append(
-            torch.optim.Muon(matrices, lr=config.numbers_learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+        made.append(torch.optim.Muon(inner, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made
 
 
