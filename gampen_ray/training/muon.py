@@ -1,4 +1,4 @@
-"""Muon: steps whose matrices have all their singular values near one (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon: steps whose matrices have nearly equal singular values (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 As `torch.optim.Muon`, but in single precision: that one multiplies in bfloat16, which takes a hundred times as long on
 processors without instructions for it.
@@ -12,8 +12,9 @@ import torch
 
 __all__ = ["Muon", "orthogonal"]
 
-_STEPS, _COEFFICIENTS = 5, (3.4445, -4.7750, 2.0315)
-"""Newton-Schulz iterations and the coefficients of their polynomial, of Jordan et al."""
+_STEPS, _COEFFICIENTS = 3, (3.4445, -4.7750, 2.0315)
+"""Newton-Schulz iterations and the coefficients of their polynomial, of Jordan et al. Their five iterations took half as long
+again, and losses were no lower."""
 _RMS = 0.2
 """Root mean square of a step, in learning rates: about that of AdamW's (Liu et al. 2025, arXiv:2502.16982, eq. 4)."""
 
@@ -52,7 +53,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix_FE: torch.Tensor) -> torch.Tensor:
-    """Return a matrix with the singular vectors of another, and singular values of 0.7 to 1.2."""
+    """Return a matrix with the singular vectors of another; singular values are near one, but for those far below its norm."""
     x = matrix_FE / matrix_FE.norm().clamp(min=torch.finfo(matrix_FE.dtype).tiny)
     x = x if len(x) <= x.shape[1] else x.T
     a, b, c = _COEFFICIENTS
