@@ -94,7 +94,7 @@ def write_survey(work: Path) -> None:
         header = cards(SIDE, _SCALE_ARCSEC)
         header["CRVAL1"], header["CRVAL2"] = 150.0, 0.0
         for axis, step in enumerate(divmod(index, 20), start=1):
-            header[f"CRPIX{axis}"] += (step - 10) * SIDE
+            header[f"CRPIX{axis}"] = (SIDE + 1) / 2 + (step - 10) * SIDE
         fits.writeto(work / "tiles" / f"frame-r-000001-1-{index:04d}.fits", pixels_HW, header, overwrite=True)
         ra_N, dec_N = WCS(header).all_pix2world(*rng.uniform(_EDGE, SIDE - _EDGE, (2, SOURCES)), 0)
         tables.append(pa.table({"object_id": index * SOURCES + np.arange(SOURCES), "ra": ra_N, "dec": dec_N}))
