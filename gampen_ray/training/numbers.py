@@ -71,21 +71,9 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     size = max(1, min(total // _STEPS[0], max(_BATCH[0], total // _STEPS[1]), _BATCH[1]) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
     schedules = _schedules(network, config, config.numbers_epochs * steps)
-    optimizers = [schedule.optimizer for schedule in schedules]
     best_loss, best, train_loss, undone = math.inf, copy.deepcopy(network.state_dict()), math.inf, 0
     for epoch in range(config.numbers_epochs):
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch * 1009 + worker.rank)
-        order_N = torch.randperm(len(number_NM), generator=generator)
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # dropout
-        network.train()
-        losses = []
-        for step in range(steps):
-            rows = order_N[step * size : (step + 1) * size].to(worker.device)
-            losses.append(_step(worker, plan, optimizers, number_NM[rows], target_ND[rows]))
-            for schedule in schedules:
-                schedule.step()
-            worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
-        loss_S = torch.stack(losses)
+        loss_S = _epoch(worker, plan, schedules, epoch, (number_NM, target_ND), (steps, size))
         finite_S = loss_S.isfinite()
         if 1 - _mean(worker, finite_S) > _SKIPPED:
             undone += 1
@@ -98,8 +86,8 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
             worker.phase(f"epoch {epoch + 1} on the numbers diverged; going on from the best weights")
             # With the lower learning rate of the next epoch.
             network.load_state_dict(best)
-            for optimizer in optimizers:
-                optimizer.state.clear()
+            for schedule in schedules:
+                schedule.optimizer.state.clear()
             continue
         train_loss = _mean(worker, loss_S[finite_S])
         val_loss = _mean(worker, _losses(network, *held_out))
@@ -135,7 +123,7 @@ def _schedules(network: Network, config: OptimizerConfig, steps: int) -> list[to
     """Return the schedules of Muon, for the matrices of the layers that take the numbers, and of AdamW, for all else.
 
     Posteriors of bright galaxies are as narrow as the optimiser is precise. Muon steps equally far in all directions: errors
-    are 0.7 times AdamW's, in half the time.
+    are 0.75 to 0.85 times AdamW's, in half the time.
     """
     layers = [layer for part in network.number_layers for layer in part.modules() if isinstance(layer, nn.Linear)]
     inner = [layer.weight for layer in layers if layer.weight.requires_grad]
@@ -149,6 +137,31 @@ def _schedules(network: Network, config: OptimizerConfig, steps: int) -> list[to
         for kind, weights in ((Muon, inner), (torch.optim.AdamW, outer))
         if weights
     ]
+
+
+def _epoch(
+    worker: Worker,
+    plan: Plan,
+    schedules: Sequence[torch.optim.lr_scheduler.OneCycleLR],
+    epoch: int,
+    data: tuple[torch.Tensor, torch.Tensor],
+    shape: tuple[int, int],
+) -> torch.Tensor:
+    """Train on numbers and targets in so many steps of so many of this worker's galaxies, and return the loss of each step."""
+    (number_NM, target_ND), (steps, size) = data, shape
+    optimizers = [schedule.optimizer for schedule in schedules]
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch * 1009 + worker.rank)
+    order_N = torch.randperm(len(number_NM), generator=generator)
+    torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # dropout and noise
+    plan.network.train()
+    losses = []
+    for step in range(steps):
+        rows = order_N[step * size : (step + 1) * size].to(worker.device)
+        losses.append(_step(worker, plan, optimizers, number_NM[rows], target_ND[rows]))
+        for schedule in schedules:
+            schedule.step()
+        worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
+    return torch.stack(losses)
 
 
 def _step(

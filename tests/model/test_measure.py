@@ -85,10 +85,11 @@ def test_the_noise_of_numbers_is_known_to_a_factor_of_four(flux: float) -> None:
     ratio_M = (numbers_NM.std(0) / number_noise(numbers_NM, 2, SIZE).median(0).values).numpy()
     ratio = dict(zip(number_names(("g", "r"), SIZE), ratio_M, strict=True))
     # Elongation and fourth moments of white noise have variances of 1 and 12 in a window, and folded ones less.
+    windows = range(len(window_widths(SIZE)))
     for kind, expected in {"blended_flux": 1.0, "flux": 1.0, "elongation": 1.0, "fourth": math.sqrt(12)}.items():
-        found = [ratio[f"{kind}_{band}_{s}"] for band in "gr" for s in range(len(window_widths(SIZE)))]
+        found = [ratio[f"{kind}_{band}_{s}"] for band in "gr" for s in windows]
         np.testing.assert_allclose(found, expected, rtol=0.25)
-    folded = [ratio[f"{kind}_{band}_{s}"] for kind in ("dipole", "twist") for band in "gr" for s in range(9)]
+    folded = [ratio[f"{kind}_{band}_{s}"] for kind in ("dipole", "twist") for band in "gr" for s in windows]
     assert 0.25 < min(folded) < max(folded) < 1
     assert 0.5 < ratio["log_radius"] < 2
 

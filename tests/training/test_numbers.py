@@ -22,6 +22,7 @@ from gampen_ray.training import numbers
 from gampen_ray.training.execute import execute, trained_bundle
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import fit
+from gampen_ray.training.muon import Muon
 from gampen_ray.training.numbers import _step, fit_numbers
 from gampen_ray.training.run import build_network, prepare
 from gampen_ray.training.worker import Plan, one_sweep
@@ -218,6 +219,43 @@ def test_an_epoch_that_diverges_is_undone(data: str, monkeypatch: pytest.MonkeyP
     other, _ = plan(config)
     unbroken = fit_numbers(worker, other, iter(batches["train"]), iter([iter(batches["val"])]))
     assert report["val_loss"] == pytest.approx(unbroken["val_loss"], abs=0.5)
+
+
+def test_layers_and_not_the_linear_means_are_given_noisy_numbers(data: str) -> None:
+    made, network = plan(config := numbers_config(data, "unused"))
+    worker = LocalWorker.read(prepare(config))
+    number_NM = torch.cat([made.numbers(batch) for batch in one_sweep(worker, "train")])[:64]
+    noise_NM = made.number_noise(number_NM)
+    assert 0 < float(noise_NM.min()) < float(noise_NM.max()) < 1
+    network.eval()
+    # A network that only its linear means tell from zero.
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.fill_(0.1 if name == "base.linear.weight" else 0.0)
+        assert torch.equal(network.from_numbers(number_NM, 10 * noise_NM), network.from_numbers(number_NM))
+    other, network = plan(config)
+    seen: list[torch.Tensor] = []
+    assert network.merge is not None
+    network.merge.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    _step(worker, other, [torch.optim.SGD(network.parameters(), lr=0.0)], number_NM, torch.zeros(64, 2))
+    scatter = ((seen[0] - number_NM) / noise_NM).std()
+    assert float(scatter) == pytest.approx(numbers._NOISE, rel=0.1)
+
+
+def test_muon_has_the_matrices_behind_the_numbers_and_adamw_the_rest(data: str) -> None:
+    config = numbers_config(data, "unused")
+    _, network = plan(config)
+    muon, adamw = (schedule.optimizer for schedule in numbers._schedules(network, config.optimizer, 10))
+    assert isinstance(muon, Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    inner = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
+    outer = {names[id(weight)] for group in adamw.param_groups for weight in group["params"]}
+    assert inner | outer == set(names.values())
+    assert not inner & outer
+    assert {name for name in outer if name.startswith(("base.", "tail.", "transformer."))}
+    assert all(name.startswith("stem.") and name.endswith(".weight") for name in inner)
+    assert any("embedding" in name for name in inner)
 
 
 def test_one_truth_far_off_does_not_outweigh_a_batch(data: str) -> None:
