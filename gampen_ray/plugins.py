@@ -12,13 +12,14 @@ import importlib.metadata
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gampen_ray.errors import UserError
 
 __all__ = ["VARIABLE", "Registry", "load_plugins", "plugin_modules"]
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 VARIABLE = "GAMPEN_RAY_PLUGINS"
 """Environment variable with the names of plugin modules."""
 _registering: set[str] = set()
@@ -37,7 +38,7 @@ class Registry(dict[str, T]):
         super().__init__()
         self.kind = kind
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str) -> Callable[[Item], Item]:
         """Return a decorator that registers a class or function under a name.
 
         Raises
@@ -46,11 +47,12 @@ class Registry(dict[str, T]):
             If the name is taken.
         """
 
-        def add(item: T) -> T:
+        def add(item: Item) -> Item:
             # A notebook cell that runs again replaces what it registered before.
             if name in self and _origin(self[name]) != _origin(item):
                 raise UserError(f"{self.kind}: {name!r} is registered already, by {self[name]!r}; choose another name")
-            self[name] = item
+            # So that a class keeps its own type under the decorator.
+            self[name] = cast(T, item)
             if not (module := _code(item).__module__).startswith("gampen_ray."):
                 _registering.add(module)
             return item

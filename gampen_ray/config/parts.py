@@ -135,9 +135,10 @@ class BackboneConfig:
 class NetworkConfig:
     """Spatial transformer, backbone and likelihood."""
 
-    likelihood: str = "full"
-    """Gaussian in standardised target space with unit_variance, diagonal or full covariance, or a likelihood that your code
-    registers (`gampen_ray.model.likelihoods.register_likelihood`)."""
+    likelihood: str = "scale_mixture"
+    """In standardised target space: scale_mixture (Gaussians of full covariance, with heavy tails where the data has them), one
+    Gaussian of full (GaMPEN's) or diagonal covariance or of unit_variance, or a likelihood that your code registers
+    (`gampen_ray.model.likelihoods.register_likelihood`)."""
     spatial_transformer: SpatialTransformerConfig = default(SpatialTransformerConfig)
     """The learned crop."""
     backbone: BackboneConfig = default(BackboneConfig)
@@ -147,6 +148,7 @@ class NetworkConfig:
 def gampen_vgg16() -> NetworkConfig:
     """Return the network as published: VGG-16 with dropout before every convolution but the first (Ghosh et al. 2022)."""
     return NetworkConfig(
+        likelihood="full",
         spatial_transformer=SpatialTransformerConfig(
             scale="linear", initial_scale=1.0, output_size=0, convolutions=((64, 11), (96, 9)), downsample=1
         ),

@@ -1,28 +1,33 @@
-"""Likelihoods of standardised targets, from raw network outputs: three Gaussians, and those that a user registers.
+"""Likelihoods of standardised targets, from raw network outputs: Gaussians, a mixture of them, and those that a user registers.
 
-Shape legend: N galaxies, D targets, P outputs; ``...`` is any batch shape.
+Shape legend: N galaxies, K passes, D targets, P outputs, Q nodes; ``...`` is any batch shape.
 """
 
 import abc
+import math
 
+import numpy as np
 import torch
 
 from gampen_ray.plugins import Registry
 
-__all__ = ["LIKELIHOODS", "FullGaussian", "Likelihood", "register_likelihood"]
+__all__ = ["LIKELIHOODS", "FullGaussian", "Likelihood", "ScaleMixture", "register_likelihood"]
 
 LIKELIHOODS: Registry[type["Likelihood"]] = Registry("network.likelihood")
 """Classes by the value of ``network.likelihood``."""
 register_likelihood = LIKELIHOODS.register
 """Class decorator: ``@register_likelihood("name")``."""
+_NODES = 21
+"""Nodes of the Gauss-Hermite quadrature over a logarithm of scale."""
+_LARGEST_SPREAD = 1.0
+"""Largest standard deviation of a logarithm of scale; the kurtosis of a target is then 161."""
 
 
 class Likelihood(abc.ABC):
     """What the outputs of a network mean.
 
     A posterior is an equal-weight mixture of one Gaussian a dropout pass (`gampen_ray.posterior.mixture.Mixture`). A likelihood
-    of several Gaussians a pass would need weights there, moments that tell passes from components (aleatoric and epistemic
-    parts), and catalogue columns for both.
+    with another shape gives the Gaussians of different passes different factors (`ScaleMixture`).
 
     Parameters
     ----------
@@ -56,7 +61,10 @@ class Likelihood(abc.ABC):
 
     @abc.abstractmethod
     def components(self, outputs_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean (... x D) and lower Cholesky factor of the covariance (... x D x D) of raw outputs (... x P)."""
+        """Return mean (... x K x D) and lower Cholesky factor of the covariance (... x K x D x D) of outputs (... x K x P).
+
+        The equal-weight mixture of the Gaussians of all passes is the posterior.
+        """
 
 
 @register_likelihood("full")
@@ -74,7 +82,7 @@ class FullGaussian(Likelihood):
     def split(self, outputs_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return mean (... x D), log-diagonal (... x D) and unit lower-triangular L (... x D x D) of raw outputs (... x P).
 
-        What is not among the outputs is zero: the triangle, or the log-diagonal too.
+        What is not among the outputs is zero: the triangle, or the log-diagonal too. Outputs beyond these are left out.
         """
         d = self.num_targets
         mean, rest = outputs_P[..., :d], outputs_P[..., d:]
@@ -83,7 +91,7 @@ class FullGaussian(Likelihood):
         if rest.shape[-1] > d:
             row, column = torch.tril_indices(d, d, offset=-1, device=outputs_P.device)
             lower = lower.clone()
-            lower[..., row, column] = rest[..., d:]
+            lower[..., row, column] = rest[..., d : d + len(row)]
         return mean, log_diagonal, lower
 
     def loss(
@@ -128,3 +136,53 @@ class UnitGaussian(FullGaussian):
     def num_outputs(self) -> int:
         """D."""
         return self.num_targets
+
+
+@register_likelihood("scale_mixture")
+class ScaleMixture(FullGaussian):
+    """Gaussians of one mean and shape and of log-normal scale (Andrews & Mallows 1974): `FullGaussian` with heavier tails.
+
+    A neighbour or a knot spoils few galaxies, each in all targets, and a Gaussian that is wide enough for those is too wide for
+    the others. The covariance is s^2 Sigma with ln s normal about 0; the last output gives its standard deviation, which is the
+    galaxy's own as Sigma is. Outputs before it are those of `FullGaussian`.
+    """
+
+    @property
+    def num_outputs(self) -> int:
+        """(3 D + D^2) / 2 + 1."""
+        return super().num_outputs + 1
+
+    def loss(
+        self, outputs_NP: torch.Tensor, targets_ND: torch.Tensor, *, beta: float = 0.0, mean_only: bool = False
+    ) -> torch.Tensor:
+        """Return the negative logarithm of the mixture, up to a constant, of each galaxy (N); see `FullGaussian.loss`.
+
+        The integral over ln s is a Gauss-Hermite quadrature. With w and d as there, beta is the exponent of the geometric mean
+        of the variances exp(d_i), a weight of the galaxy.
+        """
+        if mean_only:
+            return super().loss(outputs_NP, targets_ND, mean_only=True)
+        mean, log_diagonal, lower = self.split(outputs_NP)
+        residual = (targets_ND - mean).unsqueeze(-1)
+        whitened = torch.linalg.solve_triangular(lower, residual, upper=False, unitriangular=True).squeeze(-1)
+        squared_N = (whitened.square() * torch.exp(-log_diagonal)).sum(-1)
+        node_Q, weight_Q = np.polynomial.hermite_e.hermegauss(_NODES)
+        log_s_NQ = self._spread(outputs_NP).unsqueeze(-1) * outputs_NP.new_tensor(node_Q)
+        log_weight_Q = outputs_NP.new_tensor(np.log(weight_Q / math.sqrt(2 * math.pi)))
+        log_mixture_N = torch.logsumexp(
+            log_weight_Q - self.num_targets * log_s_NQ - 0.5 * squared_N.unsqueeze(-1) * torch.exp(-2 * log_s_NQ), dim=-1
+        )
+        weight_N = torch.exp(beta * log_diagonal.detach().mean(-1))
+        return weight_N * (0.5 * log_diagonal.sum(-1) - log_mixture_N)
+
+    def components(self, outputs_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and factors; the scale of pass k of K is the quantile (k + 1/2) / K."""
+        mean, scale_tril = super().components(outputs_P)
+        passes = outputs_P.shape[-2]
+        share_K = (torch.arange(passes, dtype=outputs_P.dtype, device=outputs_P.device) + 0.5) / passes
+        scale_K = torch.exp(self._spread(outputs_P) * torch.special.ndtri(share_K))
+        return mean, scale_K[..., None, None] * scale_tril
+
+    def _spread(self, outputs_P: torch.Tensor) -> torch.Tensor:
+        # A quarter of the largest at first: a Gaussian's tails from afar.
+        return _LARGEST_SPREAD * torch.sigmoid(outputs_P[..., -1] - 1.0)

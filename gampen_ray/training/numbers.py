@@ -25,7 +25,7 @@ _BATCH, _STEPS = (512, 2048), (16, 48)
 """Galaxies per step over all workers, enough to keep a core busy with layers as small as these, and least steps an epoch: of
 few galaxies, and before a step takes more than the first number of them."""
 _NOISE = 0.5
-"""Noise that is added to numbers in training, in units of their own."""
+"""Noise that is added to numbers in training, in units of their own, at the highest learning rate; less at lower ones."""
 _WHITENED = 50_000
 """Galaxies from which the whitening of the numbers, and the linear part of the means, is learned."""
 _WARMUP = 0.05
@@ -157,7 +157,8 @@ def _epoch(
     losses = []
     for step in range(steps):
         rows = order_N[step * size : (step + 1) * size].to(worker.device)
-        losses.append(_step(worker, plan, optimizers, number_NM[rows], target_ND[rows]))
+        noise = _NOISE * float(schedules[0].get_last_lr()[0]) / plan.optimizer.numbers_learning_rate
+        losses.append(_step(worker, plan, optimizers, (number_NM[rows], target_ND[rows]), noise))
         for schedule in schedules:
             schedule.step()
         worker.progress(0, (epoch * steps + step + 1) * size * worker.world_size, losses[-1])
@@ -165,14 +166,20 @@ def _epoch(
 
 
 def _step(
-    worker: Worker, plan: Plan, optimizers: Sequence[torch.optim.Optimizer], number_NM: torch.Tensor, target_ND: torch.Tensor
+    worker: Worker,
+    plan: Plan,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: tuple[torch.Tensor, torch.Tensor],
+    noise: float,
 ) -> torch.Tensor:
     """Take a step on this worker's part of a batch and return its mean loss; none if a gradient is not finite.
 
-    The loss of one galaxy in millions may overflow. Without noise on the numbers, the layers learn the faint galaxies by heart.
+    The loss of one galaxy in millions may overflow. Without noise on the numbers, the layers learn the faint galaxies by heart;
+    with noise to the end, they are biased for them, as predictions are made without.
     """
     network, config = plan.network, plan.optimizer
-    noise_NM = _NOISE * plan.number_noise(number_NM) * torch.randn_like(number_NM)
+    number_NM, target_ND = batch
+    noise_NM = noise * plan.number_noise(number_NM) * torch.randn_like(number_NM)
     loss_N = network.likelihood.loss(network.from_numbers(number_NM, noise_NM), target_ND, beta=config.beta)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)

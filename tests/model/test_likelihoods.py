@@ -1,11 +1,13 @@
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy import integrate, stats
 from torch.distributions import MultivariateNormal
 
-from gampen_ray.model.likelihoods import LIKELIHOODS, FullGaussian
+from gampen_ray.model.likelihoods import LIKELIHOODS, FullGaussian, ScaleMixture
 from tests.parity import golden, needs_parity
 
 FULL = FullGaussian(3)
@@ -34,14 +36,13 @@ def test_output_order_is_mean_log_diagonal_then_rows_of_the_triangle() -> None:
 
 
 def test_number_of_outputs() -> None:
-    assert [LIKELIHOODS[f](3).num_outputs for f in ("unit_variance", "diagonal", "full")] == [3, 6, 9]
+    assert [LIKELIHOODS[f](3).num_outputs for f in ("unit_variance", "diagonal", "full", "scale_mixture")] == [3, 6, 9, 10]
 
 
-def test_gradient_matches_finite_differences() -> None:
-    generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(4, 9, generator=generator, dtype=torch.float64, requires_grad=True)
-    targets = torch.randn(4, 3, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda o: FULL.loss(o, targets), (outputs,))
+@pytest.mark.parametrize("family", ["full", "scale_mixture"])
+def test_gradient_matches_finite_differences(family: str) -> None:
+    outputs, targets = random_case(family)
+    assert torch.autograd.gradcheck(lambda o: LIKELIHOODS[family](3).loss(o, targets), (outputs,))
 
 
 def random_case(family: str, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +96,7 @@ def test_the_mean_gradient_vanishes_at_the_true_distribution(beta: float) -> Non
     torch.testing.assert_close(gradient(loss, outputs), torch.zeros(1, 9, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full"])
+@pytest.mark.parametrize("family", ["unit_variance", "diagonal", "full", "scale_mixture"])
 def test_mean_only_is_half_the_squared_error(family: str) -> None:
     outputs, targets = random_case(family)
     loss = LIKELIHOODS[family](3).loss(outputs, targets, beta=0.5, mean_only=True)
@@ -135,3 +136,81 @@ def check_loss(loss: torch.Tensor, outputs: torch.Tensor, value: Any, gradient: 
     assert loss.item() == pytest.approx(float(value), rel=1e-10)
     (ours,) = torch.autograd.grad(loss, outputs, retain_graph=True)
     assert ours.numpy() == pytest.approx(gradient, rel=1e-10, abs=1e-12)
+
+
+def spread_of(outputs: torch.Tensor, ln_s: float) -> torch.Tensor:
+    """Return outputs under which ln s has this standard deviation, below 1."""
+    changed = outputs.detach().clone()
+    changed[:, -1] = 1 + math.log(ln_s / (1 - ln_s))
+    return changed
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.4, 0.9])
+def test_loss_of_a_scale_mixture_is_its_density_by_integration(spread: float) -> None:
+    likelihood, (outputs, targets) = ScaleMixture(3), random_case("scale_mixture")
+    outputs = spread_of(outputs, spread)
+    mean, scale_tril = FULL.components(outputs[:, :9])
+    # To ten sigma.
+    targets = (
+        mean + (scale_tril @ (torch.linspace(0, 10, 20)[:, None] * torch.nn.functional.normalize(targets))[..., None])[..., 0]
+    )
+    for i, loss in enumerate(likelihood.loss(outputs, targets)):
+        covariance = (scale_tril[i] @ scale_tril[i].T).numpy()
+
+        def density(t: float, i: int = i, covariance: np.ndarray = covariance) -> float:
+            given = stats.multivariate_normal(mean[i].numpy(), math.exp(2 * spread * t) * covariance).pdf(targets[i].numpy())
+            return float(given * stats.norm.pdf(t))
+
+        total, _ = integrate.quad(density, -9, 9, epsabs=0, epsrel=1e-9, limit=200)
+        assert float(loss) == pytest.approx(-math.log(total) - 1.5 * math.log(2 * math.pi), abs=0.05)
+
+
+def test_passes_of_a_scale_mixture_make_up_its_density() -> None:
+    likelihood, (outputs, targets) = ScaleMixture(3), random_case("scale_mixture")
+    outputs = spread_of(outputs, 0.5)
+    mean, scale_tril = likelihood.components(outputs[:, None].expand(-1, 4001, -1))
+    mixture = MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False).log_prob(targets[:, None].expand_as(mean))
+    oracle = math.log(4001) - torch.logsumexp(mixture, dim=1) - 1.5 * math.log(2 * math.pi)
+    near = oracle < 12
+    assert near.sum() > 8
+    torch.testing.assert_close(likelihood.loss(outputs, targets)[near], oracle[near], rtol=0, atol=0.05)
+
+
+def test_a_single_pass_of_a_scale_mixture_is_a_gaussian() -> None:
+    outputs, _ = random_case("scale_mixture")
+    one, full = ScaleMixture(3).components(outputs[:, None]), FULL.components(outputs[:, None, :9])
+    for got, oracle in zip(one, full, strict=True):
+        torch.testing.assert_close(got, oracle)
+
+
+def test_beta_loss_of_a_scale_mixture_weighs_galaxies_by_their_variances() -> None:
+    likelihood, (outputs, targets) = ScaleMixture(3), random_case("scale_mixture")
+    weight_N = outputs[:, 3:6].detach().mean(-1).exp()
+    loss, plain = (likelihood.loss(outputs, targets, beta=beta) for beta in (0.5, 0.0))
+    torch.testing.assert_close(loss, weight_N**0.5 * plain)
+    torch.testing.assert_close(gradient(loss, outputs), gradient(weight_N**0.5 * plain, outputs))
+
+
+def test_heavy_tails_are_learned_and_thin_ones_too() -> None:
+    generator = torch.Generator().manual_seed(1)
+    normal = torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
+    for spread in (0.02, 0.6):
+        targets = normal * torch.exp(spread * torch.randn(20_000, 1, generator=generator, dtype=torch.float64))
+        likelihood = ScaleMixture(2)
+        outputs = torch.zeros(likelihood.num_outputs, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([outputs], max_iter=60, line_search_fn="strong_wolfe")
+
+        def loss(
+            likelihood: ScaleMixture = likelihood,
+            outputs: torch.Tensor = outputs,
+            targets: torch.Tensor = targets,
+            optimizer: torch.optim.Optimizer = optimizer,
+        ) -> torch.Tensor:
+            optimizer.zero_grad()
+            mean = likelihood.loss(outputs.expand(len(targets), -1), targets).mean()
+            mean.backward()
+            return mean
+
+        optimizer.step(loss)
+        assert float(torch.sigmoid(outputs.detach()[-1] - 1)) == pytest.approx(spread, abs=0.1)
+        torch.testing.assert_close(outputs.detach()[:4], torch.zeros(4, dtype=torch.float64), rtol=0, atol=0.05)

@@ -152,7 +152,7 @@ def test_prefix_and_tail_make_the_network(family: str, placement: str) -> None:
     assert isinstance(network.tail[0], nn.Dropout)
     assert not any(isinstance(layer, nn.Dropout) for layer in network.stem)
     torch.testing.assert_close(network.tail(activations), network(x))
-    assert network(x).shape == (3, 9)
+    assert network(x).shape == (3, 10)
 
 
 def test_compact_network_is_small() -> None:
