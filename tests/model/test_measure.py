@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from gampen_ray.model.border import local_sky
-from gampen_ray.model.measure import centre_offset, measure, number_names, number_noise, window_widths
+from gampen_ray.model.measure import _dilated, centre_offset, measure, number_names, number_noise, window_widths
 from gampen_ray.model.symmetries import random_symmetry
 
 SIZE, NOISE = 64, 0.01
@@ -159,3 +160,10 @@ def test_a_source_is_found_where_nothing_is_in_the_middle() -> None:
     noise = np.random.default_rng(0).normal(0, 1, (5, 1, 64, 64))
     offsets = centre_offset(torch.tensor(60 * np.exp(-np.hypot(x - 20, y) / 2) + noise))
     torch.testing.assert_close(offsets, torch.full_like(offsets, 20), atol=1.5, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 5])
+def test_a_mask_is_dilated_as_by_scipy(reach: int) -> None:
+    mask = torch.rand(3, 2, 17, 12, generator=torch.Generator().manual_seed(reach)) > 0.95
+    square = np.ones((1, 1, 2 * reach + 1, 2 * reach + 1), bool)
+    assert np.array_equal(_dilated(mask, reach).numpy(), ndimage.binary_dilation(mask.numpy(), square))

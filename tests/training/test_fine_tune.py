@@ -175,7 +175,7 @@ def test_a_replaced_head_is_new_and_all_else_is_the_bundles(data: str, start: st
     different = [name for name, value in made.items() if not torch.equal(value, given[name])]
     last = len(trained.network.tail) - 1
     assert different == [f"tail.{last}.weight", f"tail.{last}.bias"]
-    assert made[f"tail.{last}.weight"].shape == (2, 16)
+    assert made[f"tail.{last}.weight"].shape == (3, 16)
     # Fitted on the new galaxies.
     assert run.targets.names == ("concentration",)
     assert run.targets.targets[0].location != trained.targets.targets[1].location
@@ -318,7 +318,7 @@ def test_settings_without_a_bundle_are_refused(name: str, value: object) -> None
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"network": {"likelihood": "full", "backbone": {"stem_stride": 2}}}, r"^network\.backbone\.stem_stride: 2, .* has 1;"),
+        ({"network": {"likelihood": "scale_mixture", "backbone": {"stem_stride": 2}}}, r"^network\.backbone\.stem_stride: 2, .* has 1;"),
         ({"network": {"backbone": {"dropout_rate": 2e-3}}}, r"^network\.backbone\.dropout_rate: 0\.002, .* has 0\.05; leave"),
         ({"images": {"softening": 0.0}}, r"^images\.softening: 0\.0, but .*; leave it out$"),
         (
@@ -335,5 +335,5 @@ def test_settings_without_a_bundle_are_refused(name: str, value: object) -> None
 def test_a_given_default_that_contradicts_the_bundle_is_refused(values: dict, match: str, data: str, start: str) -> None:
     with pytest.raises(UserError, match=match):
         prepare(build(TrainConfig, {"dataset": data, "output": "o", "fine_tune": {"bundle": start}} | values))
-    agreeing = {"network": {"likelihood": "full", "backbone": {"stem_stride": 1}}, "images": {"size": SIZE}}
+    agreeing = {"network": {"likelihood": "scale_mixture", "backbone": {"stem_stride": 1}}, "images": {"size": SIZE}}
     prepare(build(TrainConfig, {"dataset": data, "output": "o", "fine_tune": {"bundle": start}} | agreeing))

@@ -103,7 +103,7 @@ def test_loss_falls_far_below_that_of_the_prior(optimizer: dict) -> None:
     assert history[-1]["train_loss"] < 0.35
     assert min(row["val_loss"] for row in history) < 0.35
     assert [row["epoch"] for row in history] == list(range(1, 9))
-    assert trained.network.tail[-1].out_features == 5
+    assert trained.network.tail[-1].out_features == 6
 
 
 def test_network_ends_with_the_weights_of_least_validation_loss() -> None:
