@@ -318,7 +318,10 @@ def test_settings_without_a_bundle_are_refused(name: str, value: object) -> None
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"network": {"likelihood": "scale_mixture", "backbone": {"stem_stride": 2}}}, r"^network\.backbone\.stem_stride: 2, .* has 1;"),
+        (
+            {"network": {"likelihood": "scale_mixture", "backbone": {"stem_stride": 2}}},
+            r"^network\.backbone\.stem_stride: 2, .* has 1;",
+        ),
         ({"network": {"backbone": {"dropout_rate": 2e-3}}}, r"^network\.backbone\.dropout_rate: 0\.002, .* has 0\.05; leave"),
         ({"images": {"softening": 0.0}}, r"^images\.softening: 0\.0, but .*; leave it out$"),
         (
