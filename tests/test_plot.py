@@ -25,14 +25,18 @@ def posterior() -> Mixture:
 
 
 def test_a_joint_density_has_its_marginals_and_its_draws(posterior: Mixture) -> None:
-    y_G, y_H = (np.linspace(*posterior.quantile([1e-5, 1 - 1e-5])[1, :, d], 400) for d in range(2))
+    y_G, y_H = (np.linspace(*posterior.quantile([1e-7, 1 - 1e-7])[1, :, d], 1000) for d in range(2))
     density_GH = posterior.joint_density(0, 1, y_G, y_H)[1]
-    np.testing.assert_allclose(np.trapezoid(density_GH, y_H, axis=1), posterior.marginal_density(0, y_G)[1], rtol=1e-3)
-    np.testing.assert_allclose(np.trapezoid(density_GH, y_G, axis=0), posterior.marginal_density(1, y_H)[1], rtol=1e-3)
+    np.testing.assert_allclose(
+        np.trapezoid(density_GH, y_H, axis=1), posterior.marginal_density(0, y_G)[1], rtol=1e-3, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        np.trapezoid(density_GH, y_G, axis=0), posterior.marginal_density(1, y_H)[1], rtol=1e-3, atol=1e-9
+    )
     np.testing.assert_allclose(posterior.joint_density(1, 0, y_H, y_G)[1], density_GH.T, rtol=1e-9)
-    at = (np.log(y_G[150]), y_H[200])
+    at = (np.log(y_G[400]), y_H[500])
     expected = np.exp(posterior.log_prob(np.tile([np.exp(at[0]), at[1]], (3, 1))))[1]
-    assert density_GH[150, 200] == pytest.approx(expected)
+    assert density_GH[400, 500] == pytest.approx(expected)
     # A fraction has no density beyond its ends.
     assert posterior.joint_density(0, 1, y_G[:2], np.array([-0.1, 1.1])).max() == 0
 
