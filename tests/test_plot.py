@@ -28,10 +28,10 @@ def test_a_joint_density_has_its_marginals_and_its_draws(posterior: Mixture) -> 
     y_G, y_H = (np.linspace(*posterior.quantile([1e-7, 1 - 1e-7])[1, :, d], 1000) for d in range(2))
     density_GH = posterior.joint_density(0, 1, y_G, y_H)[1]
     np.testing.assert_allclose(
-        np.trapezoid(density_GH, y_H, axis=1), posterior.marginal_density(0, y_G)[1], rtol=1e-3, atol=1e-9
+        np.trapezoid(density_GH, y_H, axis=1), posterior.marginal_density(0, y_G)[1], rtol=1e-3, atol=1e-8
     )
     np.testing.assert_allclose(
-        np.trapezoid(density_GH, y_G, axis=0), posterior.marginal_density(1, y_H)[1], rtol=1e-3, atol=1e-9
+        np.trapezoid(density_GH, y_G, axis=0), posterior.marginal_density(1, y_H)[1], rtol=1e-3, atol=1e-8
     )
     np.testing.assert_allclose(posterior.joint_density(1, 0, y_H, y_G)[1], density_GH.T, rtol=1e-9)
     at = (np.log(y_G[400]), y_H[500])
