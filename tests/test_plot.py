@@ -25,7 +25,9 @@ def posterior() -> Mixture:
 
 
 def test_a_joint_density_has_its_marginals_and_its_draws(posterior: Mixture) -> None:
-    y_G, y_H = (np.linspace(*posterior.quantile([1e-7, 1 - 1e-7])[1, :, d], 1000) for d in range(2))
+    (low_G, low_H), (high_G, high_H) = posterior.quantile([1e-7, 1 - 1e-7])[1]
+    # Evenly in log flux and in concentration, as the targets are transformed.
+    y_G, y_H = np.geomspace(low_G, high_G, 1000), np.linspace(low_H, high_H, 1000)
     density_GH = posterior.joint_density(0, 1, y_G, y_H)[1]
     np.testing.assert_allclose(
         np.trapezoid(density_GH, y_H, axis=1), posterior.marginal_density(0, y_G)[1], rtol=1e-3, atol=1e-8
