@@ -249,19 +249,24 @@ class Mixture:
         mean, tril = self.mean_NKD.cpu()[galaxy, pass_Nn], self.scale_tril_NKDD.cpu()[galaxy, pass_Nn]
         return (mean + (tril @ noise)[..., 0]).numpy()
 
-    def standardised_log_prob(self, z_NGD: np.ndarray) -> np.ndarray:
-        """Return the log of the joint density in standardised space at G points per galaxy, N x G."""
+    def standardised_log_prob(self, z_NGD: np.ndarray, dtype: torch.dtype = torch.float64) -> np.ndarray:
+        """Return the log of the joint density in standardised space at G points per galaxy, N x G.
+
+        In float32 it takes 0.6 times as long.
+        """
         z = torch.from_numpy(np.ascontiguousarray(z_NGD)).to(self.mean_NKD.device)
         whiten_NKDD, log_norm_NK1 = self._whitening
-        centre_NKD1 = whiten_NKDD @ self.mean_NKD[..., None]
+        # About the galaxy's own mean: a posterior may be narrower than the digits of float32.
+        origin_N1D = self.mean_NKD.mean(1, keepdim=True)
+        centre_NKD1 = whiten_NKDD @ (self.mean_NKD - origin_N1D)[..., None]
         size = max(1, _CACHED // math.prod((*self.mean_NKD.shape[1:], max(1, z.shape[1]))))
-        parts = (centre_NKD1, whiten_NKDD, log_norm_NK1, z)
+        parts = (part.to(dtype) for part in (centre_NKD1, whiten_NKDD, log_norm_NK1, z - origin_N1D))
         pieces = []
         for centre, whiten, log_norm, points in zip(*(part.split(size) for part in parts), strict=True):
             # N x (K D) x G -> N x K x G
             residual = torch.baddbmm(centre.flatten(1, 2), whiten.flatten(1, 2), points.mT, beta=-1).square_()
             exponent = residual.unflatten(1, centre.shape[1:3]).sum(2).mul_(-0.5).add_(log_norm)
-            pieces.append(torch.logsumexp(exponent, 1) - math.log(self.num_passes))
+            pieces.append(torch.logsumexp(exponent, 1).double() - math.log(self.num_passes))
         return torch.cat(pieces).cpu().numpy()
 
     def reweight(

@@ -160,7 +160,8 @@ def joint_density(mixture: Mixture, z_ND: np.ndarray, seed: int, num_draws: int 
     denser, log_prob, expected = [], [], []
     for start, piece in zip(range(0, max(len(z_ND), 1), _CHUNK), mixture.chunks(_CHUNK), strict=True):
         draw_NSD = piece.standardised_sample(num_draws, generator)
-        log_NS = piece.standardised_log_prob(np.concatenate([z_ND[start : start + _CHUNK, None], draw_NSD], axis=1))
+        points_NSD = np.concatenate([z_ND[start : start + _CHUNK, None], draw_NSD], axis=1)
+        log_NS = piece.standardised_log_prob(points_NSD, torch.float32)
         denser.append((log_NS[:, 1:] > log_NS[:, :1]).sum(axis=1))
         log_prob.append(log_NS[:, 0])
         expected.append(log_NS[:, 1:].mean(axis=1))
