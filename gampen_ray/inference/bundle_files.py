@@ -129,6 +129,7 @@ class _Threshold:
 class _Knots:
     std: _Table
     scale: _Table
+    tails: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

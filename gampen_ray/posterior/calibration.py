@@ -6,6 +6,7 @@ Shape legend: N galaxies, D targets, M galaxies of which draws are made.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,19 @@ JOINT = "joint"
 _LOG_SCALES = np.linspace(-math.log(16), math.log(16), 8001)
 _PRIOR_WIDTH = math.log(2)
 _BIN_GALAXIES, _MOST_BINS = 750, 8
+_TAILS = np.exp(np.linspace(-math.log(2), math.log(2), 5))
+"""Candidate factors of tails."""
+_TAIL_GALAXIES, _TAIL_PASSES = 6000, 128
+"""Galaxies, and about so many of their passes, from which the factor of tails is fitted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Calibration:
-    """Factors on posteriors about their means, each a function of the posterior's own width.
+    """Tails as heavy as the errors', and factors on posteriors about their means, each a function of the posterior's own width.
 
     A network may be overconfident for galaxies that it knows well and cautious for others, or the reverse. Between the knots
-    the logarithm of the factor is linear in that of the standard deviation; beyond them it is constant.
+    the logarithm of the factor is linear in that of the standard deviation; beyond them it is constant. Few galaxies that are
+    far off decide how heavy the tails are that a likelihood learns, and coverage is that of all.
 
     Parameters
     ----------
@@ -36,15 +42,20 @@ class Calibration:
         Standard deviations in standardised space at which the factors are known, increasing along B.
     scale_DB
         Factors.
+    tails
+        Argument of `Mixture.with_tails`, which comes first.
     """
 
     std_DB: np.ndarray
     scale_DB: np.ndarray
+    tails: float = 1.0
 
     def __post_init__(self) -> None:
         knots = np.stack([self.std_DB, self.scale_DB])
         if knots.ndim != 3 or not knots.size or not ((knots > 0) & (knots < np.inf)).all() or (np.diff(self.std_DB) < 0).any():
             raise ValueError("its factors are not positive numbers, as many as standard deviations, which increase")
+        if not 0 < self.tails < np.inf:
+            raise ValueError(f"its factor of tails is {self.tails}, not a positive number")
 
     @classmethod
     def constant(cls, scale_D: np.ndarray) -> "Calibration":
@@ -55,7 +66,7 @@ class Calibration:
     @classmethod
     @one_thread()
     def fit(cls, mixture: Mixture, truths_ND: np.ndarray) -> "Calibration":
-        """Return the calibration of held-out posteriors: `fit_scale` in bins of equally many galaxies by width.
+        """Return the calibration of held-out posteriors: `fit_tails`, then `fit_scale` in bins of as many galaxies by width.
 
         A bin has `_BIN_GALAXIES` or more; there are `_MOST_BINS` at most.
 
@@ -66,6 +77,8 @@ class Calibration:
         truths_ND
             Its true physical values.
         """
+        tails = fit_tails(mixture, truths_ND)
+        mixture = mixture.with_tails(tails)
         std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND)
         count = int(np.clip(len(mixture) // _BIN_GALAXIES, 1, _MOST_BINS))
         std_DB, scale_DB = np.empty((2, std_ND.shape[1], count))
@@ -73,28 +86,31 @@ class Calibration:
             for b, rows in enumerate(np.array_split(np.argsort(std_ND[:, d], kind="stable"), count)):
                 std_DB[d, b] = np.median(std_ND[rows, d])
                 scale_DB[d, b] = _fitted(offset_ND[rows, d], ends_NQD[rows, :, d])
-        return cls(std_DB=std_DB, scale_DB=scale_DB)
+        return cls(std_DB=std_DB, scale_DB=scale_DB, tails=tails)
 
     def __call__(self, mixture: Mixture) -> Mixture:
         """Return calibrated posteriors."""
+        mixture = mixture.with_tails(self.tails)
         return mixture.scaled(self._factors(mixture.standardised_std(), self.std_DB))
 
     def undone(self, mixture: Mixture) -> Mixture:
         """Return the posteriors that this calibration made these from, as far as no two of them become the same."""
-        return mixture.scaled(1 / self._factors(mixture.standardised_std(), self.std_DB * self.scale_DB))
+        before = mixture.scaled(1 / self._factors(mixture.standardised_std(), self.std_DB * self.scale_DB))
+        return before.with_tails(1 / self.tails)
 
     def _factors(self, std_ND: np.ndarray, std_DB: np.ndarray) -> np.ndarray:
         log_std_DN, log_std_DB, log_scale_DB = np.log(std_ND.T), np.log(std_DB), np.log(self.scale_DB)
         return np.exp(np.stack(list(map(np.interp, log_std_DN, log_std_DB, log_scale_DB)), axis=1))
 
-    def to_dict(self) -> dict[str, list[list[float]]]:
+    def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {"std": self.std_DB.tolist(), "scale": self.scale_DB.tolist()}
+        return {"std": self.std_DB.tolist(), "scale": self.scale_DB.tolist(), "tails": self.tails}
 
     @classmethod
-    def from_dict(cls, values: dict[str, list[list[float]]]) -> "Calibration":
+    def from_dict(cls, values: dict[str, Any]) -> "Calibration":
         """Rebuild from `to_dict`'s values."""
-        return cls(std_DB=np.asarray(values["std"], np.float64), scale_DB=np.asarray(values["scale"], np.float64))
+        std_DB, scale_DB = (np.asarray(values[name], np.float64) for name in ("std", "scale"))
+        return cls(std_DB=std_DB, scale_DB=scale_DB, tails=values["tails"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +185,35 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
     return np.array([_fitted(offset_ND[:, d], ends_NQD[:, :, d]) for d in range(len(mixture.targets))])
 
 
+def fit_tails(mixture: Mixture, truths_ND: np.ndarray) -> float:
+    """Return the factor of `Mixture.with_tails` that brings coverages nearest to nominal, between 1/2 and 2.
+
+    Of each of five factors, the misfit is the sum over the targets of `fit_scale`'s at its minimum. As there, the estimate is
+    the mean of the factor's logarithm under exp(-chi2 / 2) and a log-normal prior about 1, of width ln 2.
+
+    Parameters
+    ----------
+    mixture
+        Posteriors of the validation split; 6,000 galaxies are used at most, evenly spaced.
+    truths_ND
+        Its true physical values.
+    """
+    # Slow to import, and not needed by inference workers.
+    from scipy.interpolate import CubicSpline
+
+    rows = np.unique(np.linspace(0, len(mixture) - 1, _TAIL_GALAXIES).round().astype(int))
+    few, log_tails, log_weights = mixture[rows].thinned(_TAIL_PASSES), np.log(_TAILS), []
+    for tails in _TAILS:
+        offset_ND, ends_NQD = _offsets(few.with_tails(tails), truths_ND[rows])
+        log_weights.append(sum(_log_weights(offset_ND[:, d], ends_NQD[:, :, d]).max() for d in range(len(mixture.targets))))
+    log_weight = np.array(log_weights) - 0.5 * (log_tails / _PRIOR_WIDTH) ** 2
+    # The logarithm of the weight is smooth between the candidates.
+    fine = np.linspace(log_tails[0], log_tails[-1], 201)
+    log_weight = CubicSpline(log_tails, log_weight)(fine)
+    weight = np.exp(log_weight - log_weight.max())
+    return math.exp(float((weight * fine).sum() / weight.sum()))
+
+
 def _offsets(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return truths (N x D) and ends of the intervals (N x Q x D), relative to the posterior means, in standardised space."""
     centre_ND = mixture.standardised_mean()
@@ -178,13 +223,19 @@ def _offsets(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _fitted(offset_N: np.ndarray, ends_NQ: np.ndarray) -> float:
     """Return the factor of one target; see `fit_scale`."""
+    log_weight = _log_weights(offset_N, ends_NQ)
+    weight = np.exp(log_weight - log_weight.max())
+    return math.exp(float((weight * _LOG_SCALES).sum() / weight.sum()))
+
+
+def _log_weights(offset_N: np.ndarray, ends_NQ: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the weight of each candidate scale of one target; see `fit_scale`."""
     variance = max(level * (1 - level) for level in LEVELS.values()) / len(offset_N)
-    weight = -0.5 * (_LOG_SCALES / _PRIOR_WIDTH) ** 2
+    log_weight = -0.5 * (_LOG_SCALES / _PRIOR_WIDTH) ** 2
     for i, level in enumerate(LEVELS.values()):
         share = _coverage_of_scales(offset_N, ends_NQ[:, 2 * i], ends_NQ[:, 2 * i + 1])
-        weight -= 0.5 * (share - level) ** 2 / variance
-    weight = np.exp(weight - weight.max())
-    return math.exp(float((weight * _LOG_SCALES).sum() / weight.sum()))
+        log_weight -= 0.5 * (share - level) ** 2 / variance
+    return log_weight
 
 
 def _coverage_of_scales(offset_N: np.ndarray, low_N: np.ndarray, high_N: np.ndarray) -> np.ndarray:

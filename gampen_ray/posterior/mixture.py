@@ -112,6 +112,22 @@ class Mixture:
         centre = self.mean_NKD.mean(1, keepdim=True)
         return Mixture(centre + s_N1D * (self.mean_NKD - centre), s_N1D[..., None] * self.scale_tril_NKDD, self.targets)
 
+    def with_tails(self, factor: float) -> "Mixture":
+        """Return the posteriors with the logarithms of the components' scales spread by a factor about their means.
+
+        A component's scale is the geometric mean of the diagonal of its Cholesky factor. Below 1 tails are lighter, at 0 all
+        components are as wide.
+        """
+        log_scale_NK = self.scale_tril_NKDD.diagonal(dim1=-2, dim2=-1).log().mean(-1)
+        change_NK = torch.exp((factor - 1) * (log_scale_NK - log_scale_NK.mean(1, keepdim=True)))
+        return Mixture(self.mean_NKD, change_NK[..., None, None] * self.scale_tril_NKDD, self.targets)
+
+    def thinned(self, num_passes: int) -> "Mixture":
+        """Return the posteriors with evenly spaced ones of their components, so many or up to twice that."""
+        step = max(1, self.num_passes // num_passes)
+        kept = slice(step // 2, None, step)
+        return Mixture(self.mean_NKD[:, kept], self.scale_tril_NKDD[:, kept], self.targets)
+
     def mean(self) -> np.ndarray:
         """Return posterior means, N x D."""
         return self._moments.mean_ND

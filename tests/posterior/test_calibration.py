@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import optimize, stats
+from scipy.special import ndtri
 
 from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale, fit_tails
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 from tests.posterior.posterior_cases import components_1d, mixture
@@ -194,3 +195,35 @@ def test_few_galaxies_are_calibrated_by_one_factor_a_target() -> None:
     few, truths = of_widths(700, lambda std_N: 1.5 * std_N)
     calibration = Calibration.fit(few, truths)
     assert calibration.scale_DB == pytest.approx(fit_scale(few, truths)[:, None])
+
+
+def of_tails(count: int, stated: float, true: float) -> tuple[Mixture, np.ndarray]:
+    """Return posteriors of one target whose 100 components have scales of a log-normal distribution, and truths of another."""
+    rng = np.random.default_rng(7)
+    schema = TargetSchema.fit({"x": TargetConfig()}, rng.standard_normal((100, 1)), {})
+    mean_N11 = torch.from_numpy(rng.standard_normal((count, 1, 1)))
+    scale_K = torch.from_numpy(np.exp(stated * ndtri((np.arange(100) + 0.5) / 100)))
+    width_N = np.exp(rng.uniform(-3, -1, count))
+    errors_N = width_N * np.exp(true * rng.standard_normal(count)) * rng.standard_normal(count)
+    mixture = Mixture(mean_N11.expand(-1, 100, -1), (torch.from_numpy(width_N)[:, None] * scale_K)[..., None, None], schema)
+    return mixture, schema.physical(mean_N11[:, 0].numpy() + errors_N[:, None])
+
+
+@pytest.mark.parametrize(("stated", "true"), [(0.5, 0.3), (0.4, 0.4), (0.4, 0.7)])
+def test_tails_are_calibrated_to_those_of_the_errors(stated: float, true: float) -> None:
+    fitted, truths = of_tails(6000, stated, true)
+    assert fit_tails(fitted, truths) == pytest.approx(true / stated, abs=0.15)
+    calibration = Calibration.fit(fitted, truths)
+    for row in coverage(calibration(fitted), truths)[:3]:
+        assert row.coverage == pytest.approx(row.level, abs=0.006)
+    back = calibration.undone(calibration(fitted))
+    torch.testing.assert_close(back.scale_tril_NKDD, fitted.scale_tril_NKDD)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again.tails == calibration.tails != 1
+
+
+def test_tails_of_components_that_are_alike_are_left_as_they_are() -> None:
+    fitted, truths = of_widths(500, lambda std_N: std_N)
+    assert fit_tails(fitted, truths) == pytest.approx(1)
+    with pytest.raises(ValueError, match="tails"):
+        Calibration(std_DB=np.ones((1, 1)), scale_DB=np.ones((1, 1)), tails=0.0)
