@@ -130,6 +130,7 @@ class _Knots:
     std: _Table
     scale: _Table
     tails: float = 1.0
+    correlation: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale, fit_tails
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_correlation, fit_scale, fit_tails
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
 from tests.posterior.posterior_cases import components_1d, mixture
@@ -225,5 +225,53 @@ def test_tails_are_calibrated_to_those_of_the_errors(stated: float, true: float)
 def test_tails_of_components_that_are_alike_are_left_as_they_are() -> None:
     fitted, truths = of_widths(500, lambda std_N: std_N)
     assert fit_tails(fitted, truths) == pytest.approx(1)
-    with pytest.raises(ValueError, match="tails"):
-        Calibration(std_DB=np.ones((1, 1)), scale_DB=np.ones((1, 1)), tails=0.0)
+    for name in ("tails", "correlation"):
+        with pytest.raises(ValueError, match=name):
+            Calibration(std_DB=np.ones((1, 1)), scale_DB=np.ones((1, 1)), **{name: 0.0})
+
+
+def of_correlation(count: int, stated: float, true: float) -> tuple[Mixture, np.ndarray]:
+    """Return posteriors of two targets, of 64 components and one correlation, and truths of another."""
+    rng = np.random.default_rng(8)
+    schema = TargetSchema.fit({"x": TargetConfig(), "y": TargetConfig()}, rng.standard_normal((100, 2)), {})
+    tril, std = (np.linalg.cholesky([[1, rho], [rho, 1]]) for rho in (stated, true)), np.array([0.1, 0.3])
+    stated_DD, true_DD = (std[:, None] * factor for factor in tril)
+    mean_N1D = torch.from_numpy(rng.standard_normal((count, 1, 2)))
+    mixture = Mixture(mean_N1D.expand(-1, 64, -1), torch.from_numpy(stated_DD).expand(count, 64, 2, 2), schema)
+    return mixture, schema.physical(mean_N1D[:, 0].numpy() + rng.standard_normal((count, 2)) @ true_DD.T)
+
+
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.2])
+def test_correlations_are_calibrated_by_joint_coverage(factor: float) -> None:
+    fitted, truths = of_correlation(6000, 0.9, math.tanh(factor * math.atanh(0.9)))
+    assert fit_correlation(fitted, truths) == pytest.approx(factor, abs=0.05)
+    calibration = Calibration.fit(fitted, truths)
+    made = calibration(fitted)
+    for row in coverage(made, truths)[:8]:
+        assert row.coverage == pytest.approx(row.level, abs=0.012)
+    torch.testing.assert_close(calibration.undone(made).scale_tril_NKDD, fitted.scale_tril_NKDD)
+    again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
+    assert again.correlation == calibration.correlation != 1
+
+
+def test_a_power_of_the_correlation_multiplies_fishers_z_and_keeps_the_rest() -> None:
+    given = mixture("log", "logit", num_galaxies=20, num_passes=9, **INNER)
+    made = given.with_correlation(1.3)
+    np.testing.assert_allclose(made.standardised_std(), given.standardised_std(), rtol=1e-9)
+    np.testing.assert_allclose(made.standardised_mean(), given.standardised_mean(), rtol=1e-9, atol=1e-12)
+
+    def z_of(posterior: Mixture) -> np.ndarray:
+        offset = posterior.mean_NKD - posterior.mean_NKD.mean(1, keepdim=True)
+        tril = posterior.scale_tril_NKDD
+        covariance = (tril @ tril.mT + offset[..., :, None] * offset[..., None, :]).mean(1)
+        return torch.atanh(covariance[:, 0, 1] / (covariance[:, 0, 0] * covariance[:, 1, 1]).sqrt()).numpy()
+
+    np.testing.assert_allclose(z_of(made), 1.3 * z_of(given), rtol=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [0.75, 1.2, 1.35])
+def test_a_power_of_the_correlation_is_undone(exponent: float) -> None:
+    given = mixture("log", "logit", "identity", "log", num_galaxies=50, num_passes=4, **INNER)
+    back = given.with_correlation(exponent).without_correlation(exponent)
+    torch.testing.assert_close(back.scale_tril_NKDD, given.scale_tril_NKDD, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(back.mean_NKD, given.mean_NKD, rtol=1e-8, atol=1e-8)
