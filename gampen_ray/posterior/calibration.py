@@ -12,6 +12,7 @@ import numpy as np
 
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.ranks import joint_density
+from gampen_ray.posterior.shape import thinned, with_correlation, with_tails, without_correlation
 from gampen_ray.posterior.summary import LEVELS, interval_levels
 from gampen_ray.posterior.threads import one_thread
 
@@ -47,9 +48,9 @@ class Calibration:
     scale_DB
         Factors.
     tails
-        Argument of `Mixture.with_tails`, which comes first.
+        Argument of `gampen_ray.posterior.shape.with_tails`, which comes first.
     correlation
-        Argument of `Mixture.with_correlation`, which comes last.
+        Argument of `gampen_ray.posterior.shape.with_correlation`, which comes last.
     """
 
     std_DB: np.ndarray
@@ -86,7 +87,7 @@ class Calibration:
             Its true physical values.
         """
         tails = fit_tails(mixture, truths_ND)
-        mixture = mixture.with_tails(tails)
+        mixture = with_tails(mixture, tails)
         std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND)
         count = int(np.clip(len(mixture) // _BIN_GALAXIES, 1, _MOST_BINS))
         std_DB, scale_DB = np.empty((2, std_ND.shape[1], count))
@@ -100,15 +101,15 @@ class Calibration:
     def __call__(self, mixture: Mixture) -> Mixture:
         """Return calibrated posteriors."""
         if self.tails != 1:
-            mixture = mixture.with_tails(self.tails)
+            mixture = with_tails(mixture, self.tails)
         mixture = mixture.scaled(self._factors(mixture.standardised_std(), self.std_DB))
-        return mixture if self.correlation == 1 else mixture.with_correlation(self.correlation)
+        return mixture if self.correlation == 1 else with_correlation(mixture, self.correlation)
 
     def undone(self, mixture: Mixture) -> Mixture:
         """Return the posteriors that this calibration made these from, as far as no two of them become the same."""
-        mixture = mixture if self.correlation == 1 else mixture.without_correlation(self.correlation)
+        mixture = mixture if self.correlation == 1 else without_correlation(mixture, self.correlation)
         mixture = mixture.scaled(1 / self._factors(mixture.standardised_std(), self.std_DB * self.scale_DB))
-        return mixture if self.tails == 1 else mixture.with_tails(1 / self.tails)
+        return mixture if self.tails == 1 else with_tails(mixture, 1 / self.tails)
 
     def _factors(self, std_ND: np.ndarray, std_DB: np.ndarray) -> np.ndarray:
         log_std_DN, log_std_DB, log_scale_DB = np.log(std_ND.T), np.log(std_DB), np.log(self.scale_DB)
@@ -199,7 +200,7 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
 
 
 def fit_tails(mixture: Mixture, truths_ND: np.ndarray) -> float:
-    """Return the factor of `Mixture.with_tails` that brings coverages nearest to nominal, between 1/2 and 2.
+    """Return the factor of `gampen_ray.posterior.shape.with_tails` that brings coverages nearest to nominal, between 1/2 and 2.
 
     Of each of five factors, the misfit is the sum over the targets of `fit_scale`'s at its minimum. As there, the estimate is
     the mean of the factor's logarithm under exp(-chi2 / 2) and a log-normal prior about 1, of width ln 2.
@@ -212,15 +213,15 @@ def fit_tails(mixture: Mixture, truths_ND: np.ndarray) -> float:
         Its true physical values.
     """
     rows = _evenly(len(mixture), _TAIL_GALAXIES)
-    few, log_weights = mixture[rows].thinned(_TAIL_PASSES), []
+    few, log_weights = thinned(mixture[rows], _TAIL_PASSES), []
     for tails in _TAILS:
-        offset_ND, ends_NQD = _offsets(few.with_tails(tails), truths_ND[rows])
+        offset_ND, ends_NQD = _offsets(with_tails(few, tails), truths_ND[rows])
         log_weights.append(sum(_log_weights(offset_ND[:, d], ends_NQD[:, :, d]).max() for d in range(len(mixture.targets))))
     return _weighted(np.log(_TAILS), log_weights)
 
 
 def fit_correlation(mixture: Mixture, truths_ND: np.ndarray) -> float:
-    """Return the exponent of `Mixture.with_correlation` that brings coverages of all targets together nearest to nominal.
+    """Return the exponent of `gampen_ray.posterior.shape.with_correlation` that brings joint coverages nearest to nominal.
 
     It lies between 0.74 and 1.35; 1 for a single target. The misfit is `fit_scale`'s, of the joint regions of the inner two
     levels, as the outermost takes more draws than are made here.
@@ -235,10 +236,10 @@ def fit_correlation(mixture: Mixture, truths_ND: np.ndarray) -> float:
     if len(mixture.targets) == 1:
         return 1.0
     rows = _evenly(len(mixture), _JOINT_GALAXIES)
-    few, z_ND, log_weights = mixture[rows].thinned(_JOINT_PASSES), _standardised_truths(mixture, truths_ND)[rows], []
+    few, z_ND, log_weights = thinned(mixture[rows], _JOINT_PASSES), _standardised_truths(mixture, truths_ND)[rows], []
     variance = max(level * (1 - level) for level in LEVELS.values()) / len(rows)
     for exponent in _EXPONENTS:
-        rank_N = joint_density(few.with_correlation(exponent), z_ND, 0, _JOINT_DRAWS).rank_N
+        rank_N = joint_density(with_correlation(few, exponent), z_ND, 0, _JOINT_DRAWS).rank_N
         shares = [((rank_N <= level).mean(), level) for level in list(LEVELS.values())[:2]]
         log_weights.append(-0.5 * sum((share - level) ** 2 for share, level in shares) / variance)
     return _weighted(np.log(_EXPONENTS), log_weights)

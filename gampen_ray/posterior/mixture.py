@@ -25,8 +25,6 @@ from gampen_ray.posterior.summary import summary_table
 _CHUNK = 256
 # Numbers in a temporary that stays in cache.
 _CACHED = 1 << 19
-# Of a contraction by a third or more each, for exponents between 0.7 and 1.4.
-_ITERATIONS = 40
 
 
 def proper(mean_NKD: Tensor, scale_tril_NKDD: Tensor) -> Tensor:
@@ -113,57 +111,6 @@ class Mixture:
         s_N1D = torch.as_tensor(values, device=self.mean_NKD.device).expand(len(self), -1)[:, None]
         centre = self.mean_NKD.mean(1, keepdim=True)
         return Mixture(centre + s_N1D * (self.mean_NKD - centre), s_N1D[..., None] * self.scale_tril_NKDD, self.targets)
-
-    def with_tails(self, factor: float) -> "Mixture":
-        """Return the posteriors with the logarithms of the components' scales spread by a factor about their means.
-
-        A component's scale is the geometric mean of the diagonal of its Cholesky factor. Below 1 tails are lighter, at 0 all
-        components are as wide.
-        """
-        log_scale_NK = self.scale_tril_NKDD.diagonal(dim1=-2, dim2=-1).log().mean(-1)
-        change_NK = torch.exp((factor - 1) * (log_scale_NK - log_scale_NK.mean(1, keepdim=True)))
-        return Mixture(self.mean_NKD, change_NK[..., None, None] * self.scale_tril_NKDD, self.targets)
-
-    def with_correlation(self, exponent: float) -> "Mixture":
-        """Return the posteriors with a power of the correlation matrix in standardised space, and the standard deviations kept.
-
-        The power is scaled to a unit diagonal. Of two targets, it multiplies Fisher's z of their correlation.
-        """
-        correlation_NDD = self._correlation()
-        norm_ND = _power(correlation_NDD, exponent).diagonal(dim1=-2, dim2=-1).rsqrt()
-        return self._mapped(norm_ND[:, :, None] * _power(correlation_NDD, (exponent - 1) / 2))
-
-    def without_correlation(self, exponent: float) -> "Mixture":
-        """Return the posteriors that `with_correlation` made these from."""
-        correlation_NDD = self._correlation()
-        # The scaling of the diagonal with which the root is a correlation matrix, by iteration.
-        norm_ND = torch.ones_like(self.mean_NKD[:, 0])
-        for _ in range(_ITERATIONS):
-            given_NDD = _power(norm_ND[:, :, None] * correlation_NDD * norm_ND[:, None, :], 1 / exponent)
-            norm_ND = norm_ND * given_NDD.diagonal(dim1=-2, dim2=-1) ** (-exponent / 2)
-        return self._mapped(_power(given_NDD, (1 - exponent) / 2) * norm_ND[:, None, :])
-
-    def _correlation(self) -> Tensor:
-        """Return the correlation matrices of the mixtures in standardised space, N x D x D."""
-        offset_NKD = self.mean_NKD - self.mean_NKD.mean(1, keepdim=True)
-        covariance_NDD = torch.einsum("nkde,nkfe->ndf", self.scale_tril_NKDD, self.scale_tril_NKDD)
-        covariance_NDD = covariance_NDD + torch.einsum("nkd,nkf->ndf", offset_NKD, offset_NKD)
-        std_ND = covariance_NDD.diagonal(dim1=-2, dim2=-1).sqrt()
-        return covariance_NDD / (std_ND[:, :, None] * std_ND[:, None, :])
-
-    def _mapped(self, map_NDD: Tensor) -> "Mixture":
-        """Return the posteriors after linear maps, about their means, of targets in units of their standard deviations."""
-        std_ND = torch.from_numpy(self.standardised_std()).to(self.mean_NKD)
-        map_NDD = std_ND[:, :, None] * map_NDD / std_ND[:, None, :]
-        centre_N1D, mapped_NKDD = self.mean_NKD.mean(1, keepdim=True), map_NDD[:, None] @ self.scale_tril_NKDD
-        mean_NKD = centre_N1D + torch.einsum("nde,nke->nkd", map_NDD, self.mean_NKD - centre_N1D)
-        return Mixture(mean_NKD, torch.linalg.cholesky(mapped_NKDD @ mapped_NKDD.mT), self.targets)
-
-    def thinned(self, num_passes: int) -> "Mixture":
-        """Return the posteriors with evenly spaced ones of their components, so many or up to twice that."""
-        step = max(1, self.num_passes // num_passes)
-        kept = slice(step // 2, None, step)
-        return Mixture(self.mean_NKD[:, kept], self.scale_tril_NKDD[:, kept], self.targets)
 
     def mean(self) -> np.ndarray:
         """Return posterior means, N x D."""
@@ -360,13 +307,6 @@ class Mixture:
         transforms = [target.transform for target in self.targets] * len(self)
         t_R1 = mixture_mode(transforms, location + scale * mean_RK, scale * sigma_RK)[:, None]
         return self.targets.physical(((t_R1 - location) / scale).reshape(len(self), len(self.targets)).cpu().numpy())
-
-
-def _power(matrix_NDD: Tensor, exponent: float) -> Tensor:
-    """Return powers of symmetric positive definite matrices."""
-    value_ND, vector_NDD = torch.linalg.eigh(matrix_NDD)
-    value_ND = value_ND.clamp(min=torch.finfo(torch.float64).eps)
-    return (vector_NDD * value_ND[:, None] ** exponent) @ vector_NDD.mT
 
 
 def log_slope(targets: TargetSchema, z_ND: np.ndarray) -> np.ndarray:
