@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from gampen_ray.config import TargetConfig
 from gampen_ray.errors import UserError
 from gampen_ray.model.targets import TargetSchema
-from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_correlation, fit_scale, fit_tails
+from gampen_ray.posterior.calibration import JOINT, Calibration, coverage, fit_scale, fit_tails
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.shape import with_correlation, without_correlation
 from gampen_ray.posterior.summary import LEVELS
@@ -210,11 +210,11 @@ def of_tails(count: int, stated: float, true: float) -> tuple[Mixture, np.ndarra
     return mixture, schema.physical(mean_N11[:, 0].numpy() + errors_N[:, None])
 
 
-@pytest.mark.parametrize(("stated", "true"), [(0.5, 0.3), (0.4, 0.4), (0.4, 0.7)])
+@pytest.mark.parametrize(("stated", "true"), [(0.5, 0.3), (0.4, 0.7)])
 def test_tails_are_calibrated_to_those_of_the_errors(stated: float, true: float) -> None:
-    fitted, truths = of_tails(6000, stated, true)
-    assert fit_tails(fitted, truths) == pytest.approx(true / stated, abs=0.15)
+    fitted, truths = of_tails(4000, stated, true)
     calibration = Calibration.fit(fitted, truths)
+    assert calibration.tails == pytest.approx(true / stated, abs=0.2)
     for row in coverage(calibration(fitted), truths)[:3]:
         assert row.coverage == pytest.approx(row.level, abs=0.006)
     back = calibration.undone(calibration(fitted))
@@ -232,24 +232,24 @@ def test_tails_of_components_that_are_alike_are_left_as_they_are() -> None:
 
 
 def of_correlation(count: int, stated: float, true: float) -> tuple[Mixture, np.ndarray]:
-    """Return posteriors of two targets, of 64 components and one correlation, and truths of another."""
+    """Return posteriors of two targets, of eight components and one correlation, and truths of another."""
     rng = np.random.default_rng(8)
     schema = TargetSchema.fit({"x": TargetConfig(), "y": TargetConfig()}, rng.standard_normal((100, 2)), {})
     tril, std = (np.linalg.cholesky([[1, rho], [rho, 1]]) for rho in (stated, true)), np.array([0.1, 0.3])
     stated_DD, true_DD = (std[:, None] * factor for factor in tril)
     mean_N1D = torch.from_numpy(rng.standard_normal((count, 1, 2)))
-    mixture = Mixture(mean_N1D.expand(-1, 64, -1), torch.from_numpy(stated_DD).expand(count, 64, 2, 2), schema)
+    mixture = Mixture(mean_N1D.expand(-1, 8, -1), torch.from_numpy(stated_DD).expand(count, 8, 2, 2), schema)
     return mixture, schema.physical(mean_N1D[:, 0].numpy() + rng.standard_normal((count, 2)) @ true_DD.T)
 
 
-@pytest.mark.parametrize("factor", [0.85, 1.0, 1.2])
+@pytest.mark.parametrize("factor", [0.85, 1.2])
 def test_correlations_are_calibrated_by_joint_coverage(factor: float) -> None:
-    fitted, truths = of_correlation(6000, 0.9, math.tanh(factor * math.atanh(0.9)))
-    assert fit_correlation(fitted, truths) == pytest.approx(factor, abs=0.05)
+    fitted, truths = of_correlation(4000, 0.9, math.tanh(factor * math.atanh(0.9)))
     calibration = Calibration.fit(fitted, truths)
+    assert calibration.correlation == pytest.approx(factor, abs=0.06)
     made = calibration(fitted)
     for row in coverage(made, truths)[:8]:
-        assert row.coverage == pytest.approx(row.level, abs=0.012)
+        assert row.coverage == pytest.approx(row.level, abs=0.015)
     torch.testing.assert_close(calibration.undone(made).scale_tril_NKDD, fitted.scale_tril_NKDD)
     again = Calibration.from_dict(json.loads(json.dumps(calibration.to_dict())))
     assert again.correlation == calibration.correlation != 1
