@@ -17,8 +17,8 @@ LIKELIHOODS: Registry[type["Likelihood"]] = Registry("network.likelihood")
 """Classes by the value of ``network.likelihood``."""
 register_likelihood = LIKELIHOODS.register
 """Class decorator: ``@register_likelihood("name")``."""
-_NODES = 21
-"""Nodes of the Gauss-Hermite quadrature over a logarithm of scale."""
+_NODE_Q, _WEIGHT_Q = np.polynomial.hermite_e.hermegauss(21)
+"""Gauss-Hermite quadrature over a logarithm of scale."""
 _LARGEST_SPREAD = 1.0
 """Largest standard deviation of a logarithm of scale; the kurtosis of a target is then 161."""
 
@@ -166,9 +166,8 @@ class ScaleMixture(FullGaussian):
         residual = (targets_ND - mean).unsqueeze(-1)
         whitened = torch.linalg.solve_triangular(lower, residual, upper=False, unitriangular=True).squeeze(-1)
         squared_N = (whitened.square() * torch.exp(-log_diagonal)).sum(-1)
-        node_Q, weight_Q = np.polynomial.hermite_e.hermegauss(_NODES)
-        log_s_NQ = self._spread(outputs_NP).unsqueeze(-1) * outputs_NP.new_tensor(node_Q)
-        log_weight_Q = outputs_NP.new_tensor(np.log(weight_Q / math.sqrt(2 * math.pi)))
+        log_s_NQ = self._spread(outputs_NP).unsqueeze(-1) * outputs_NP.new_tensor(_NODE_Q)
+        log_weight_Q = outputs_NP.new_tensor(np.log(_WEIGHT_Q / math.sqrt(2 * math.pi)))
         log_mixture_N = torch.logsumexp(
             log_weight_Q - self.num_targets * log_s_NQ - 0.5 * squared_N.unsqueeze(-1) * torch.exp(-2 * log_s_NQ), dim=-1
         )

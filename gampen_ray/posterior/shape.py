@@ -68,7 +68,12 @@ def _mapped(mixture: Mixture, map_NDD: Tensor) -> Mixture:
     map_NDD = std_ND[:, :, None] * map_NDD / std_ND[:, None, :]
     centre_N1D, mapped_NKDD = mixture.mean_NKD.mean(1, keepdim=True), map_NDD[:, None] @ mixture.scale_tril_NKDD
     mean_NKD = centre_N1D + torch.einsum("nde,nke->nkd", map_NDD, mixture.mean_NKD - centre_N1D)
-    return Mixture(mean_NKD, torch.linalg.cholesky(mapped_NKDD @ mapped_NKDD.mT), mixture.targets)
+    tril_NKDD, failed_NK = torch.linalg.cholesky_ex(mapped_NKDD @ mapped_NKDD.mT)
+    if (failed := failed_NK > 0).any():
+        # Too narrow for a square's digits; slower.
+        root = torch.linalg.qr(mapped_NKDD[failed].mT).R.mT
+        tril_NKDD[failed] = root * root.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return Mixture(mean_NKD, tril_NKDD, mixture.targets)
 
 
 def _power(matrix_NDD: Tensor, exponent: float) -> Tensor:

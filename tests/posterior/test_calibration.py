@@ -276,3 +276,10 @@ def test_a_power_of_the_correlation_is_undone(exponent: float) -> None:
     back = without_correlation(with_correlation(given, exponent), exponent)
     torch.testing.assert_close(back.scale_tril_NKDD, given.scale_tril_NKDD, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(back.mean_NKD, given.mean_NKD, rtol=1e-8, atol=1e-8)
+
+
+def test_posteriors_that_are_nearly_a_line_keep_their_widths_under_a_power() -> None:
+    given, _ = of_correlation(20, 0.9, 0.9)
+    line = torch.tensor([[1.0, 0.0], [1.0, 1e-9]], dtype=torch.float64).expand(20, 8, 2, 2)
+    made = with_correlation(Mixture(given.mean_NKD, line, given.targets), 1.3)
+    np.testing.assert_allclose(made.standardised_std(), 1, rtol=1e-6)

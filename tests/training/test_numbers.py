@@ -322,3 +322,21 @@ def test_a_posterior_does_not_depend_on_the_batch(bundle: Bundle) -> None:
     images = galaxies(20, seed=6)["image"]
     one, many = (bundle.predict(images, num_passes=8, batch_size=size) for size in (1, 20))
     torch.testing.assert_close(one.mean_NKD, many.mean_NKD, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_in_proportion_to_the_learning_rate(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = numbers_config(data, "unused", numbers_epochs=6)
+    made, _ = plan(config)
+    worker = LocalWorker.read(prepare(config))
+    batches, seen = {split: list(one_sweep(worker, split)) for split in ("train", "val")}, []
+
+    def watched(*args: Any) -> torch.Tensor:
+        seen.append((args[2][0].param_groups[0]["lr"], args[4]))
+        return _step(*args)
+
+    monkeypatch.setattr(numbers, "_step", watched)
+    fit_numbers(worker, made, iter(batches["train"]), iter([iter(batches["val"])]))
+    rate_S, noise_S = np.array(seen).T
+    np.testing.assert_allclose(noise_S, numbers._NOISE * rate_S / made.optimizer.numbers_learning_rate)
+    assert noise_S.max() > 0.9 * numbers._NOISE
+    assert noise_S[-1] < 0.05 * numbers._NOISE
