@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from gampen_ray.training.worker import Worker
+
 __all__ = ["Muon", "orthogonal"]
 
 _STEPS, _COEFFICIENTS = 3, (3.4445, -4.7750, 2.0315)
@@ -32,24 +34,40 @@ class Muon(torch.optim.Optimizer):
         Decoupled, in learning rates.
     momentum
         Of the gradients.
+    worker
+        Workers with the same weights and gradients share the matrices among them; None: there is one.
     """
 
-    def __init__(self, params: Iterable[torch.Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        worker: Worker | None = None,
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._worker = worker
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Take a step on each matrix with a gradient."""
         assert closure is None
+        rank, count = (self._worker.rank, self._worker.world_size) if self._worker else (0, 1)
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
+            weights, updates = [weight for weight in group["params"] if weight.grad is not None], []
+            for i, weight in enumerate(weights):
                 mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
                 mean.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonal(weight.grad.lerp(mean, group["momentum"]))
+                own = i % count == rank
+                updates.append(orthogonal(weight.grad.lerp(mean, group["momentum"])) if own else torch.zeros_like(weight))
+            if self._worker and updates:
+                self._worker.average(updates)
+            for weight, update in zip(weights, updates, strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * _RMS * math.sqrt(max(weight.shape)))
+                # All but one worker have zero.
+                weight.add_(update, alpha=-group["lr"] * _RMS * math.sqrt(max(weight.shape)) * count)
 
 
 def orthogonal(matrix_FE: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ Shape legend: N galaxies of this worker, D targets, M numbers.
 """
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,7 +71,7 @@ def fit_numbers(worker: "Worker", plan: "Plan", train: Iterator[Batch], stream: 
     total = sum(worker.gather(len(number_NM)))
     size = max(1, min(total // _STEPS[0], max(_BATCH[0], total // _STEPS[1]), _BATCH[1]) // worker.world_size)
     steps = min(worker.gather(max(1, len(number_NM) // size)))
-    schedules = _schedules(network, config, config.numbers_epochs * steps)
+    schedules = _schedules(worker, network, config, config.numbers_epochs * steps)
     best_loss, best, train_loss, undone = math.inf, copy.deepcopy(network.state_dict()), math.inf, 0
     for epoch in range(config.numbers_epochs):
         loss_S = _epoch(worker, plan, schedules, epoch, (number_NM, target_ND), (steps, size))
@@ -119,7 +120,9 @@ def _learn_scales(worker: Worker, network: Network, number_NM: torch.Tensor, tar
     worker.broadcast(learned)
 
 
-def _schedules(network: Network, config: OptimizerConfig, steps: int) -> list[torch.optim.lr_scheduler.OneCycleLR]:
+def _schedules(
+    worker: Worker, network: Network, config: OptimizerConfig, steps: int
+) -> list[torch.optim.lr_scheduler.OneCycleLR]:
     """Return the schedules of Muon, for the matrices of the layers that take the numbers, and of AdamW, for all else.
 
     Posteriors of bright galaxies are as narrow as the optimiser is precise. Muon steps equally far in all directions: errors
@@ -134,7 +137,7 @@ def _schedules(network: Network, config: OptimizerConfig, steps: int) -> list[to
         torch.optim.lr_scheduler.OneCycleLR(
             kind(weights, lr=rate, weight_decay=decay), rate, steps + 1, pct_start=_WARMUP, cycle_momentum=False
         )
-        for kind, weights in ((Muon, inner), (torch.optim.AdamW, outer))
+        for kind, weights in ((functools.partial(Muon, worker=worker), inner), (torch.optim.AdamW, outer))
         if weights
     ]
 

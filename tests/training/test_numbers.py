@@ -245,7 +245,8 @@ def test_layers_and_not_the_linear_means_are_given_noisy_numbers(data: str) -> N
 def test_muon_has_the_matrices_behind_the_numbers_and_adamw_the_rest(data: str) -> None:
     config = numbers_config(data, "unused")
     _, network = plan(config)
-    muon, adamw = (schedule.optimizer for schedule in numbers._schedules(network, config.optimizer, 10))
+    worker = LocalWorker.read(prepare(config))
+    muon, adamw = (schedule.optimizer for schedule in numbers._schedules(worker, network, config.optimizer, 10))
     assert isinstance(muon, Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
