@@ -263,6 +263,8 @@ class CalibrationConfig:
     """Whether the fitted scale is applied in prediction; it is fitted and stored in either case."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
     """Monte Carlo passes per validation galaxy for the fit."""
+    num_galaxies: int = pydantic.Field(default=30_000, ge=1)
+    """Validation galaxies for the fit, evenly spaced in the split where it has more; all count for the validation loss."""
 
 
 @config_class

@@ -5,8 +5,8 @@ Shape legend: N galaxies, D targets, M galaxies of which draws are made.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from gampen_ray.posterior.ranks import joint_density
 from gampen_ray.posterior.shape import thinned, with_correlation, with_tails, without_correlation
 from gampen_ray.posterior.summary import LEVELS, interval_levels
 from gampen_ray.posterior.threads import one_thread
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""
@@ -31,6 +33,19 @@ _EXPONENTS = np.exp(np.linspace(-0.3, 0.3, 7))
 """Candidate exponents of correlation matrices."""
 _JOINT_GALAXIES, _JOINT_PASSES, _JOINT_DRAWS = 6000, 64, 256
 """Galaxies, passes and draws from which the exponent is fitted."""
+
+
+class Mapped(Protocol):
+    """Something like `one_by_one` that may share the items among processes."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return a function's results."""
+        ...
+
+
+def one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return a function's results."""
+    return list(map(function, items))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +89,7 @@ class Calibration:
 
     @classmethod
     @one_thread()
-    def fit(cls, mixture: Mixture, truths_ND: np.ndarray) -> "Calibration":
+    def fit(cls, mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_one) -> "Calibration":
         """Return the calibration of held-out posteriors: by `fit_tails`, `fit_scale` in bins, and `fit_correlation`.
 
         Bins are of equally many galaxies by width, `_BIN_GALAXIES` or more; there are `_MOST_BINS` at most.
@@ -85,8 +100,10 @@ class Calibration:
             Posteriors of the validation split.
         truths_ND
             Its true physical values.
+        mapped
+            Shares the candidates of tails and correlations among processes that all have the same galaxies.
         """
-        tails = fit_tails(mixture, truths_ND)
+        tails = fit_tails(mixture, truths_ND, mapped)
         mixture = with_tails(mixture, tails)
         std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND)
         count = int(np.clip(len(mixture) // _BIN_GALAXIES, 1, _MOST_BINS))
@@ -96,7 +113,8 @@ class Calibration:
                 std_DB[d, b] = np.median(std_ND[rows, d])
                 scale_DB[d, b] = _fitted(offset_ND[rows, d], ends_NQD[rows, :, d])
         scaled = cls(std_DB=std_DB, scale_DB=scale_DB)(mixture)
-        return cls(std_DB=std_DB, scale_DB=scale_DB, tails=tails, correlation=fit_correlation(scaled, truths_ND))
+        correlation = fit_correlation(scaled, truths_ND, mapped)
+        return cls(std_DB=std_DB, scale_DB=scale_DB, tails=tails, correlation=correlation)
 
     def __call__(self, mixture: Mixture) -> Mixture:
         """Return calibrated posteriors."""
@@ -199,7 +217,7 @@ def fit_scale(mixture: Mixture, truths_ND: np.ndarray) -> np.ndarray:
     return np.array([_fitted(offset_ND[:, d], ends_NQD[:, :, d]) for d in range(len(mixture.targets))])
 
 
-def fit_tails(mixture: Mixture, truths_ND: np.ndarray) -> float:
+def fit_tails(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_one) -> float:
     """Return the factor of `gampen_ray.posterior.shape.with_tails` that brings coverages nearest to nominal, between 1/2 and 2.
 
     Of each of five factors, the misfit is the sum over the targets of `fit_scale`'s at its minimum. As there, the estimate is
@@ -211,16 +229,20 @@ def fit_tails(mixture: Mixture, truths_ND: np.ndarray) -> float:
         Posteriors of the validation split; 6,000 galaxies are used at most, evenly spaced.
     truths_ND
         Its true physical values.
+    mapped
+        As for `Calibration.fit`.
     """
     rows = _evenly(len(mixture), _TAIL_GALAXIES)
-    few, log_weights = thinned(mixture[rows], _TAIL_PASSES), []
-    for tails in _TAILS:
+    few = thinned(mixture[rows], _TAIL_PASSES)
+
+    def log_weight(tails: float) -> float:
         offset_ND, ends_NQD = _offsets(with_tails(few, tails), truths_ND[rows])
-        log_weights.append(sum(_log_weights(offset_ND[:, d], ends_NQD[:, :, d]).max() for d in range(len(mixture.targets))))
-    return _weighted(np.log(_TAILS), log_weights)
+        return sum(_log_weights(offset_ND[:, d], ends_NQD[:, :, d]).max() for d in range(len(mixture.targets)))
+
+    return _weighted(np.log(_TAILS), mapped(log_weight, _TAILS.tolist()))
 
 
-def fit_correlation(mixture: Mixture, truths_ND: np.ndarray) -> float:
+def fit_correlation(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_one) -> float:
     """Return the exponent of `gampen_ray.posterior.shape.with_correlation` that brings joint coverages nearest to nominal.
 
     It lies between 0.74 and 1.35; 1 for a single target. The misfit is `fit_scale`'s, of the joint regions of the inner two
@@ -232,17 +254,21 @@ def fit_correlation(mixture: Mixture, truths_ND: np.ndarray) -> float:
         Posteriors of the validation split, calibrated target by target; 6,000 galaxies are used at most, evenly spaced.
     truths_ND
         Its true physical values.
+    mapped
+        As for `Calibration.fit`.
     """
     if len(mixture.targets) == 1:
         return 1.0
     rows = _evenly(len(mixture), _JOINT_GALAXIES)
-    few, z_ND, log_weights = thinned(mixture[rows], _JOINT_PASSES), _standardised_truths(mixture, truths_ND)[rows], []
+    few, z_ND = thinned(mixture[rows], _JOINT_PASSES), _standardised_truths(mixture, truths_ND)[rows]
     variance = max(level * (1 - level) for level in LEVELS.values()) / len(rows)
-    for exponent in _EXPONENTS:
+
+    def log_weight(exponent: float) -> float:
         rank_N = joint_density(with_correlation(few, exponent), z_ND, 0, _JOINT_DRAWS).rank_N
-        shares = [((rank_N <= level).mean(), level) for level in list(LEVELS.values())[:2]]
-        log_weights.append(-0.5 * sum((share - level) ** 2 for share, level in shares) / variance)
-    return _weighted(np.log(_EXPONENTS), log_weights)
+        misfit = sum(((rank_N <= level).mean() - level) ** 2 for level in list(LEVELS.values())[:2])
+        return -0.5 * float(misfit) / variance
+
+    return _weighted(np.log(_EXPONENTS), mapped(log_weight, _EXPONENTS.tolist()))
 
 
 def _evenly(count: int, most: int) -> np.ndarray:

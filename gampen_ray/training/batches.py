@@ -53,6 +53,19 @@ class Batch:
     side_N: np.ndarray
     total: int
 
+    def every(self, stride: int, start: int) -> "Batch":
+        """Return the galaxies at ``start`` and each ``stride`` galaxies behind."""
+        rows = slice(start, None, stride)
+        return Batch(
+            object_id_N=self.object_id_N[rows],
+            cutout_NCHW=self.cutout_NCHW[rows],
+            target_ND=self.target_ND[rows],
+            condition_NJ=self.condition_NJ[rows],
+            position_N=self.position_N[rows],
+            side_N=self.side_N[rows],
+            total=self.total,
+        )
+
 
 def stream(
     sweeps: Sequence[Sweep], orders: Mapping[str, Order], chunks: Iterator[tuple[int, Rows]], device: torch.device

@@ -4,7 +4,9 @@ Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 """
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,14 +20,13 @@ from gampen_ray.inference.verdicts import coverage_verdict, crop_verdict, seed_v
 from gampen_ray.model.meta import without_weights
 from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Calibration, coverage
-from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.seeds import seed_agreement
 from gampen_ray.provenance import provenance
 from gampen_ray.training.history import finite, write_history
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network
 from gampen_ray.training.validation import Validation, fit_out_of_distribution, validate
-from gampen_ray.training.worker import Plan, Worker
+from gampen_ray.training.worker import Plan, Worker, mapped
 
 BUNDLE = "bundle"
 UNCALIBRATED = "uncalibrated"
@@ -66,7 +67,7 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     history = fit(worker, plan)
     bundle = trained_bundle(run, network.state_dict())
     try:
-        worker.phase(f"calibrating on {run.info.num_rows['val']:,} galaxies")
+        worker.phase(f"calibrating on {min(run.info.num_rows['val'], config.calibration.num_galaxies):,} galaxies")
         validation = validate(worker, run, bundle.network)
     except UserError as error:
         saved = storage.join(config.output, UNCALIBRATED)
@@ -77,10 +78,10 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
         raise UserError(f"{error}; the trained weights are in {saved}") from None
     worker.phase("looking at training images")
     novelty = fit_out_of_distribution(worker, run, bundle.network, validation.features_MF)
+    worker.phase("judging the posteriors")
+    calibration, metrics = judged(worker, run, validation, finite(history))
     if worker.rank != 0:
         return None
-    worker.phase("judging the posteriors")
-    calibration, metrics = judged(run, validation, finite(history))
     metrics["val_without_posterior"] = {"count": len(validation.unusable), "object_id": validation.unusable[:_NAMED]}
     bundle = dataclasses.replace(
         bundle,
@@ -95,13 +96,26 @@ def execute(worker: Worker, run: Run) -> Bundle | None:
     return bundle
 
 
-def judged(run: Run, validation: Validation, history: list[dict[str, Any]]) -> tuple[Calibration, dict[str, Any]]:
-    """Return the calibration of a training, and its results on the validation split with the verdicts on them."""
-    config, crop = run.config, validation.crop
-    fitted, metrics = calibrate(validation.mixture, validation.truths_ND)
+def judged(
+    worker: Worker, run: Run, validation: Validation, history: list[dict[str, Any]]
+) -> tuple[Calibration, dict[str, Any]]:
+    """Return the calibration of a training, and its results on the validation split with the verdicts on them.
+
+    It is the same on all workers, who share the work.
+    """
+    config, crop, mixture, truths_ND = run.config, validation.crop, validation.mixture, validation.truths_ND
+    fitted = Calibration.fit(mixture, truths_ND, functools.partial(mapped, worker))
     calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
-    agreement = seed_agreement(*map(calibration, validation.seeds)).to_dict(run.network.backbone.dropout_rate)
-    covered = metrics["coverage"]["calibrated" if config.calibration.enabled else "uncalibrated"]
+    parts: list[Callable[[], Any]] = [
+        lambda: coverage(mixture, truths_ND),
+        lambda: coverage(fitted(mixture), truths_ND),
+        lambda: seed_agreement(*map(calibration, validation.seeds)).to_dict(run.network.backbone.dropout_rate),
+    ]
+    before, after, agreement = mapped(worker, lambda part: part(), parts)
+    by_calibration = {
+        name: [dataclasses.asdict(row) for row in rows] for name, rows in (("uncalibrated", before), ("calibrated", after))
+    }
+    covered = by_calibration["calibrated" if config.calibration.enabled else "uncalibrated"]
     verdicts = {
         "training": training_verdict(history, len(run.targets)),
         **({"crop": crop_verdict(crop)} if crop else {}),
@@ -114,7 +128,7 @@ def judged(run: Run, validation: Validation, history: list[dict[str, Any]]) -> t
         "seeds": agreement,
         "crop": crop.to_dict() if crop else None,
         "verdicts": {name: verdict.to_dict() for name, verdict in verdicts.items()},
-        **metrics,
+        "coverage": by_calibration,
     }
 
 
@@ -158,14 +172,3 @@ def log_verdicts(bundle: Bundle) -> None:
         dead = name == "crop" and (bundle.metrics["crop"]["dead_fraction"] or 0) > 0
         level = logging.WARNING if row["verdict"] == "fails" or dead else logging.INFO
         logger.log(level, "verdict on %s: %s: %s", name, row["verdict"], row["text"])
-
-
-def calibrate(mixture: Mixture, truths_ND: np.ndarray) -> tuple[Calibration, dict[str, Any]]:
-    """Return the fitted calibration, and the coverage of the same galaxies before and after it, as plain values."""
-    calibration = Calibration.fit(mixture, truths_ND)
-    return calibration, {
-        "coverage": {
-            "uncalibrated": [dataclasses.asdict(row) for row in coverage(mixture, truths_ND)],
-            "calibrated": [dataclasses.asdict(row) for row in coverage(calibration(mixture), truths_ND)],
-        }
-    }

@@ -5,7 +5,8 @@ Shape legend: N galaxies, M those with finite features, K passes, D targets, P o
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Validation:
 
 @torch.inference_mode()
 def validate(worker: Worker, run: Run, network: Network) -> Validation:
-    """Return what a network makes of the validation split, which is read once.
+    """Return what a network makes of the galaxies for calibration; the validation split is read once.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def validate(worker: Worker, run: Run, network: Network) -> Validation:
     thinned, other = (ThinnedNetworks(network, config.num_passes, run.config.seed + i) for i in range(2))
     monitor = CropMonitor(network) if network.transformer else None
     own = _Parts()
-    for batch in one_sweep(worker, "val"):
+    for batch in _evenly_spaced(worker, run):
         inputs, count = run.network_inputs(batch), size * own.count
         passes = thinned(*inputs)
         own.add(batch, passes)
@@ -95,7 +96,7 @@ def validate(worker: Worker, run: Run, network: Network) -> Validation:
 
 @torch.inference_mode()
 def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mixture, np.ndarray]:
-    """Return the uncalibrated posteriors of the validation split, where they are finite, and the true values.
+    """Return the uncalibrated posteriors of the galaxies for calibration, where they are finite, and the true values.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def validation_posterior(worker: Worker, run: Run, network: Network) -> tuple[Mi
     """
     thinned = ThinnedNetworks(network, run.config.calibration.num_passes, run.config.seed)
     own = _Parts()
-    for batch in one_sweep(worker, "val"):
+    for batch in _evenly_spaced(worker, run):
         own.add(batch, thinned(*run.network_inputs(batch)))
     mixture, truths_ND, _ = _posterior(run, network, worker.gather(own))
     return mixture, truths_ND
@@ -125,6 +126,17 @@ def fit_out_of_distribution(worker: Worker, run: Run, network: Network, held_out
     features_NF = np.concatenate(worker.gather(np.concatenate(parts)))
     features_NF = features_NF[np.isfinite(features_NF).all(axis=1)]
     return OutOfDistribution.fit(features_NF, held_out_MF) if len(features_NF) and len(held_out_MF) else None
+
+
+def _evenly_spaced(worker: Worker, run: Run) -> Iterator[Batch]:
+    """Yield those of this worker's validation galaxies that calibration looks at; see `CalibrationConfig.num_galaxies`."""
+    stride = math.ceil(run.info.num_rows["val"] / run.config.calibration.num_galaxies)
+    behind = 0
+    for batch in one_sweep(worker, "val"):
+        count = len(batch.object_id_N)
+        if behind < count:
+            yield batch.every(stride, behind)
+        behind = (behind - count) % stride
 
 
 # --- from the batches of all workers -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.order import Order
 
-T = TypeVar("T")
+T, R = TypeVar("T"), TypeVar("R")
 ToInputs = Callable[[Batch], Inputs]
 """From galaxies of the dataset to network inputs."""
 State = dict[str, Any]
@@ -114,3 +114,9 @@ class Plan:
 def one_sweep(worker: Worker, split: str) -> Iterator[Batch]:
     """Return the batches of a single sweep over a split."""
     return next(worker.stream([Sweep(split)]))
+
+
+def mapped(worker: Worker, function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return a function's results on all workers, each of which computes a share; all have the same items."""
+    shares = worker.gather(list(map(function, items[worker.rank :: worker.world_size])))
+    return [shares[i % worker.world_size][i // worker.world_size] for i in range(len(items))]

@@ -20,7 +20,7 @@ from gampen_ray.training.batches import Batch
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network, prepare
-from gampen_ray.training.worker import Plan
+from gampen_ray.training.worker import Plan, mapped
 from tests.networks import NETWORK, dataset, numbers_config, train_config
 
 # Dropout draws other masks on every worker, and the batch's statistics are its own: running ones are used from the start.
@@ -108,6 +108,9 @@ def process(rank: int, folder: str, port: int) -> None:
         run = prepare(config(folder, case))
         found[case] = trained(worker(run), run.config)
     found["numbers"] = trained_on_numbers(worker, folder)
+    computed: list[int] = []
+    found["mapped"] = mapped(worker(run), lambda item: computed.append(item) or item**2, range(5))
+    found["computed"] = computed
     torch.save(found, Path(folder, f"found{rank}.pt"))
     distributed.destroy_process_group()
 
@@ -145,3 +148,9 @@ def test_two_workers_train_on_numbers_as_one(shared: tuple[str, list[dict[str, A
     # 20 steps of Adam, which would move a weight by up to 0.2.
     for name, weights in alone["weights"].items():
         torch.testing.assert_close(first["numbers"]["weights"][name], weights, rtol=1e-2, atol=1e-2, msg=name)
+
+
+def test_two_workers_share_items(shared: tuple[str, list[dict[str, Any]]]) -> None:
+    _, found = shared
+    assert [one["mapped"] for one in found] == [[0, 1, 4, 9, 16]] * 2
+    assert [one["computed"] for one in found] == [[0, 2, 4], [1, 3]]
