@@ -77,8 +77,11 @@ class SpatialTransformerConfig:
     (SiLU), or linear behind ReLU (GaMPEN). The elements of an affine map are linear in either case."""
     initial_scale: Annotated[float, _IfCropped] = pydantic.Field(default=0.75, gt=0)
     """Ratio of the sides of crop and cutout before training; 1: the identity."""
-    initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=8.0, gt=0)
+    initial_radii: Annotated[float, _IfExponential] = pydantic.Field(default=10.0, gt=0)
     """With images.measure: half the side of the crop before training, in measured half-light radii of the galaxy."""
+    subtract_psf: Annotated[bool, _IfExponential] = True
+    """With images.measure and the condition psf_r50_arcsec or psf_fwhm_arcsec: whether the PSF's half-light radius is
+    subtracted from the measured one, in quadrature, so that crops follow the galaxy and not the seeing."""
     output_size: Annotated[int, _IfCropped] = pydantic.Field(default=40, ge=0, le=MOST_PIXELS)
     """Side of the resampled crop, pixels; 0: that of the input."""
     convolutions: Annotated[tuple[tuple[_Count, _Count], ...], _IfCropped] = ((16, 5), (16, 3))

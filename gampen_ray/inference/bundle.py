@@ -292,6 +292,9 @@ def load_bundle(uri: str, digest: str = "") -> Bundle:
     verify(uri, files)
     described = documents.parsed(Description, files[DESCRIPTION], where, REMEDY)
     with documents.refused(where, REMEDY):
+        # Bundles that do not say it were made without.
+        if isinstance(crop := described.network.get("spatial_transformer"), dict):
+            crop.setdefault("subtract_psf", False)
         config = build(NetworkConfig, described.network, recorded=True)
         targets, images, calibration, ranges, prior = _parts(described)
         # Allocates no memory: the weights are assigned.

@@ -24,6 +24,8 @@ from gampen_ray.model.measure import measure, number_names, number_noise, plain_
 _SAME_PIXEL_SCALE = 0.005
 # Noise below this part of the softening, which no image has, would not be finite in the network's input.
 _LEAST_NOISE = 1e-6
+# The PSF's half-light radius over a condition, which comes first where there are several; a Gaussian's is half of its FWHM.
+_PSF_RADII = {"psf_r50_arcsec": 1.0, "psf_fwhm_arcsec": 0.5}
 _Positive = Annotated[float, pydantic.Field(gt=0)]
 
 
@@ -196,6 +198,14 @@ class ImagePreprocessing:
     def condition_names(self) -> tuple[str, ...]:
         """Names of the conditions, in order."""
         return tuple(condition.name for condition in self.conditions)
+
+    @property
+    def psf_radius(self) -> tuple[int, float] | None:
+        """Which of the numbers is the PSF's half-light radius, and in how many sides of the network's input; None: none is."""
+        for name, share in _PSF_RADII.items():
+            if name in self.condition_names and self.pixel_scale_arcsec:
+                return self.number_names.index(name), share / (self.pixel_scale_arcsec * self.size)
+        return None
 
     @property
     def repeats_a_band(self) -> bool:

@@ -14,7 +14,7 @@ from gampen_ray.model.backbones import backbone
 from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.likelihoods import LIKELIHOODS
 from gampen_ray.model.numbers import Base, Merge, full_precision, with_base
-from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_map
+from gampen_ray.model.spatial_transformer import SpatialTransformer, identity_map, without_psf
 
 __all__ = ["Network"]
 
@@ -37,15 +37,25 @@ class Network(nn.Module):
         Count M of the numbers; see `gampen_ray.model.images.ImagePreprocessing.inputs`.
     measured
         Whether the first of them is the logarithm of a measured radius, in sides of the image.
+    psf
+        Which of them is the PSF's half-light radius, and in how many sides of the image; None: none is.
     """
 
     def __init__(
-        self, config: NetworkConfig, *, channels: int, size: int, num_targets: int, numbers: int = 0, measured: bool = False
+        self,
+        config: NetworkConfig,
+        *,
+        channels: int,
+        size: int,
+        num_targets: int,
+        numbers: int = 0,
+        measured: bool = False,
+        psf: tuple[int, float] | None = None,
     ) -> None:
         super().__init__()
         transformer = config.spatial_transformer
         self.transformer = None if transformer.family == "none" else SpatialTransformer(transformer, channels, size, numbers)
-        self.measured = measured
+        self.measured, self.psf = measured, psf
         side = size if self.transformer is None else self.transformer.output_size
         self.likelihood = LIKELIHOODS[config.likelihood](num_targets)
         parts = backbone(config.backbone, channels, side, self.likelihood.num_outputs, numbers)
@@ -69,6 +79,7 @@ class Network(nn.Module):
             num_targets=num_targets,
             numbers=len(images.number_names),
             measured=images.measure,
+            psf=images.psf_radius,
         )
 
     @property
@@ -101,7 +112,14 @@ class Network(nn.Module):
         with full_precision(x_NCHW):
             if merge is None or number_NM is None:
                 return self.transformer(x_NCHW)
-            return self.transformer(x_NCHW, merge.white(number_NM), number_NM[:, 0].float() if self.measured else None)
+            return self.transformer(x_NCHW, merge.white(number_NM), self._log_radius(number_NM.float()))
+
+    def _log_radius(self, number_NM: torch.Tensor) -> torch.Tensor | None:
+        assert self.transformer is not None
+        if not self.measured or self.psf is None or not self.transformer.subtract_psf:
+            return number_NM[:, 0] if self.measured else None
+        index, unit = self.psf
+        return without_psf(number_NM[:, 0], unit * number_NM[:, index])
 
     def features(self, x: torch.Tensor, number_NM: torch.Tensor | None = None) -> torch.Tensor:
         """Return the activations before the first dropout, from crops."""

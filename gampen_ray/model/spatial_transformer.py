@@ -15,6 +15,8 @@ from gampen_ray.errors import UserError
 
 MOST_LEARNED = math.log(1.5)
 """Largest logarithm of a learned crop's side over its initial multiple of the measured radius."""
+_LEAST_RADIUS = 0.2
+"""Of a galaxy, in the PSF's."""
 NUM_PARAMETERS = {"scale": 1, "scale_shift": 3, "affine": 6}
 
 
@@ -39,7 +41,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, config: SpatialTransformerConfig, channels: int, size: int, numbers: int = 0) -> None:
         super().__init__()
-        self.family, self.initial_radii = config.family, config.initial_radii
+        self.family, self.initial_radii, self.subtract_psf = config.family, config.initial_radii, config.subtract_psf
         # An affine map has no one scale.
         self.is_exponential = config.scale == "exponential" and config.family != "affine"
         self.downsample = config.downsample
@@ -110,10 +112,16 @@ class SpatialTransformer(nn.Module):
         white_NM
             Whitened numbers, for a transformer that takes any.
         log_radius_N
-            Logarithm of the galaxies' measured radii, in sides of the image; None: unknown.
+            Logarithm of the galaxies' radii, in sides of the image; None: unknown.
         """
         theta_N23 = self.affine(x_NCHW, white_NM, log_radius_N)
         return crop_images(x_NCHW, theta_N23, self.output_size), theta_N23
+
+
+def without_psf(log_radius_N: torch.Tensor, psf_N: torch.Tensor) -> torch.Tensor:
+    """Return the logarithm of half-light radii without the PSF's, subtracted in quadrature: a fifth of the PSF's at least."""
+    radius2_N, psf2_N = (2 * log_radius_N).exp(), psf_N.square()
+    return 0.5 * torch.maximum(radius2_N - psf2_N, _LEAST_RADIUS**2 * psf2_N).log()
 
 
 class _Within(torch.autograd.Function):

@@ -17,7 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
-from tests.networks import NETWORK, bundle, galaxies, with_prior
+from tests.networks import NETWORK, WITH_NUMBERS, bundle, galaxies, with_prior
 
 
 @pytest.fixture
@@ -169,6 +169,17 @@ def test_a_bundle_with_former_names_loads(tmp_path: Path) -> None:
     assert loaded.config == made.config
     assert to_dict(build(TrainConfig, loaded.provenance["train"], recorded=True)) == train
     torch.testing.assert_close(loaded.predict(images, num_passes=2).mean_NKD, made.predict(images, num_passes=2).mean_NKD)
+
+
+def test_a_bundle_that_does_not_say_so_has_crops_with_the_psf(tmp_path: Path) -> None:
+    made = bundle(dataclasses.replace(NETWORK, spatial_transformer=WITH_NUMBERS.spatial_transformer))
+    assert made.config.spatial_transformer.subtract_psf
+    made.save(str(tmp_path))
+    assert load_bundle(str(tmp_path)).config == made.config
+    described = json.loads((tmp_path / "bundle.json").read_text())
+    del described["network"]["spatial_transformer"]["subtract_psf"]
+    write_description(tmp_path, described)
+    assert not load_bundle(str(tmp_path)).config.spatial_transformer.subtract_psf
 
 
 def with_novelty() -> Bundle:

@@ -1,10 +1,13 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from gampen_ray.config import SpatialTransformerConfig
+from gampen_ray.config import NetworkConfig, SpatialTransformerConfig
 from gampen_ray.errors import UserError
+from gampen_ray.model.images import Condition, ImagePreprocessing
+from gampen_ray.model.network import Network
 from gampen_ray.model.spatial_transformer import SpatialTransformer, crop_corners, crop_images, crop_scale
 from tests.parity import golden, needs_parity
 
@@ -81,6 +84,43 @@ def test_exponential_scale_is_a_multiple_of_the_measured_radius_between_bounds()
     # Without a measured radius it begins at the initial scale.
     module, _ = with_radii(math.log(0.02), bias=-1.0)
     torch.testing.assert_close(crop_scale(module(torch.randn(1, 1, 64, 64))[1]).float(), torch.tensor([1 / math.e]))
+
+
+def images_with(*conditions: str, pixel_scale_arcsec: float | None = 0.2) -> ImagePreprocessing:
+    """Preprocessing of images of 60 pixels, 12 arcsec, with measured numbers."""
+    made = tuple(Condition(name=name, low=0.0, high=9.0, mean=1.0) for name in conditions)
+    return ImagePreprocessing(
+        bands=("r",),
+        size=60,
+        softening=1.0,
+        channels=1,
+        pixel_scale_arcsec=pixel_scale_arcsec,
+        measure=True,
+        conditions=made,
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "config", "psf"),
+    [
+        (images_with("redshift", "psf_fwhm_arcsec", "psf_r50_arcsec"), {}, 0.6),
+        (images_with("redshift", "psf_fwhm_arcsec"), {}, 0.25),
+        (images_with("redshift", "psf_fwhm_arcsec", "psf_r50_arcsec"), {"subtract_psf": False}, 0.0),
+        (images_with("psf_r50_arcsec", pixel_scale_arcsec=None), {}, 0.0),
+        (images_with("redshift"), {}, 0.0),
+    ],
+    ids=["half-light radius", "FWHM", "kept", "unknown pixels", "no PSF"],
+)
+@pytest.mark.parametrize("radius", [0.61, 0.9])
+def test_a_crop_begins_at_the_radius_without_the_psf(images, config, psf: float, radius: float) -> None:
+    values = {"psf_r50_arcsec": 0.6, "psf_fwhm_arcsec": 0.5, "redshift": 3.0, "log_radius": math.log(radius / 12)}
+    transformer_config = SpatialTransformerConfig(initial_radii=6.0, output_size=8, **config)
+    made = Network.of(dataclasses.replace(NetworkConfig(), spatial_transformer=transformer_config), images, 2).eval()
+    numbers = torch.tensor([[values.get(name, 0.0) for name in images.number_names]]).double()
+    # Twelve radii in sides of 12 arcsec.
+    scale = crop_scale(made.crop(torch.randn(1, 1, 60, 60), numbers)[1])
+    own = max(radius**2 - psf**2, (0.2 * psf) ** 2) ** 0.5
+    assert scale.item() == pytest.approx(max(min(own, 1.0), 8 / 120), rel=1e-5)
 
 
 @pytest.mark.parametrize(("log_radius", "sign"), [(5.0, 1), (-8.0, -1)])
