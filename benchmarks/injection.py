@@ -79,7 +79,7 @@ def measured(work: Path, name: str) -> dict[str, Any]:
         dataset=str(work / name),
         output=str(run),
         conditions=["psf_fwhm_arcsec"],
-        optimizer={"epochs": 0, "numbers_epochs": 30, "weight_decay": 0.02},
+        optimizer={"epochs": 0, "weight_decay": 0.02},
     )
     gampen_ray.infer(bundle=str(run / "bundle"), dataset=str(work / "test"), output=catalog, posterior="mixture")
     evaluation = gampen_ray.evaluate(catalog=catalog, output=str(work / f"evaluation-{name}"))
