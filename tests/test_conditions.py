@@ -7,7 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from astropy import units as u
 from astropy.io import fits
+from astropy.table import Table
 
 from gampen_ray.catalog.prediction import UnitPredictor
 from gampen_ray.commands.infer import InferConfig, infer
@@ -18,13 +21,15 @@ from gampen_ray.data.sources import open_source
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.flags import Flag
+from gampen_ray.inference.pixels import plain_condition
 from gampen_ray.inference.predictor import Predictor
+from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.training.run import prepare
 from tests.networks import SIZE, galaxies, numbers_config
 
 NAME = "psf_fwhm_arcsec"
-WRONG = {3: np.nan, 5: 9.0, 8: 0.01}
-"""Conditions of galaxies to predict that are unknown or out of range."""
+WRONG = {3: np.nan, 5: 9.0, 8: 0.01, 11: -0.7}
+"""Conditions of galaxies to predict that are unknown, out of range or impossible."""
 
 
 def write(root: Path, counts: dict[str, int], wrong: dict[int, float] | None = None, name: str = NAME) -> str:
@@ -74,12 +79,15 @@ def test_unknown_conditions_go_to_quarantine_and_unusual_ones_are_flagged(root: 
     assert (condition.name, condition.low > 0.5, condition.high < 1) == (NAME, True, True)
     assert condition.mean == pytest.approx(0.75, abs=0.03)
     manifest = infer(job(root, "new", tmp_path / "o"))
-    assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (19, 1)
+    assert (manifest["num_galaxies"], manifest["num_quarantined"]) == (18, 2)
     left = table(tmp_path / "o" / "quarantine").to_pylist()
-    assert [(row["object_id"], row["reason"]) for row in left] == [("3", f"the condition {NAME} is unknown")]
+    assert {row["object_id"]: row["reason"] for row in left} == {
+        "3": f"the condition {NAME} is unknown",
+        "11": f"{NAME} is -0.7, not a positive size",
+    }
     catalog = table(tmp_path / "o" / "catalog").sort_by("object_id")
     stored = shards.read_shard(shards.shard_uris(str(root / "new"))[0])
-    kept = np.arange(20) != 3
+    kept = ~np.isin(np.arange(20), [3, 11])
     np.testing.assert_array_equal(catalog[NAME].to_numpy(), stored[NAME].to_numpy()[kept])
     outside = catalog["flags"].to_numpy() & Flag.CONDITION_OUT_OF_RANGE.value > 0
     value = catalog[NAME].to_numpy()
@@ -89,13 +97,15 @@ def test_unknown_conditions_go_to_quarantine_and_unusual_ones_are_flagged(root: 
     images = shards.images(stored)[kept]
     expected = bundle.predict(images, conditions={NAME: value}, num_passes=4)
     np.testing.assert_allclose(catalog["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
-    another = bundle.predict(images, conditions={NAME: 1.5 - value}, num_passes=4)
+    another = bundle.predict(images, conditions={NAME: 0.2 + value}, num_passes=4)
     assert not np.allclose(another.mean(), expected.mean(), rtol=1e-4)
 
 
 @pytest.mark.ray
-def test_a_missing_column_is_refused_by_name_or_its_mean_is_taken(root: Path, bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^dataset: .*/without has no column {NAME}, .* missing_conditions 'mean'") as error:
+def test_a_missing_column_is_refused_by_name_or_marginalised(root: Path, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"^dataset: .*/without has no column {NAME}, .* missing_conditions 'marginalise'"
+    ) as error:
         infer(job(root, "without", tmp_path / "o"))
     assert "\n" not in str(error.value)
     for dataset, missing in (("without", range(20)), ("new", [3])):
@@ -110,9 +120,19 @@ def test_a_missing_column_is_refused_by_name_or_its_mean_is_taken(root: Path, bu
         predict = UnitPredictor(Predictor(bundle, num_passes=4, seed=0), source, fill_conditions=True)
         rows = predict(unit).rows
         assert rows is not None
-        assert set(rows["reason"].to_pylist()) == {""}
+        impossible = [11] if dataset == "new" else []
+        assert np.flatnonzero(np.array(rows["reason"].to_pylist()) != "").tolist() == impossible
         flagged = rows["flags"].to_numpy() & Flag.CONDITION_MISSING.value > 0
         assert rows["object_id"].to_numpy()[flagged].tolist() == list(missing)
+    # Each pass has a condition of its own.
+    images, plain = galaxies(4)["image"], dataclasses.replace(bundle, calibration=Calibration.constant(np.ones(2)))
+    assert bundle.known_conditions is not None
+    drawn_S1J = bundle.known_conditions.drawn(np.full((1, 1), np.nan), 4)
+    over = plain.predict(images, conditions={NAME: [0.7, np.nan, np.nan, 0.7]}, num_passes=4)
+    for k, value in enumerate(drawn_S1J[:, 0, 0]):
+        one = plain.predict(images, conditions={NAME: [0.7, value, value, 0.7]}, num_passes=4)
+        torch.testing.assert_close(over.mean_NKD[:, k], one.mean_NKD[:, k], rtol=1e-6, atol=1e-6)
+    assert len(np.unique(drawn_S1J)) == 4
 
 
 @pytest.mark.ray
@@ -193,3 +213,22 @@ def test_fine_tuning_needs_the_conditions_of_the_bundle(root: Path, bundle: Bund
     with pytest.raises(UserError, match=rf"^conditions\.{NAME}: .*/without has no such column"):
         prepare(tuned(without))
     assert load_bundle(str(root / "run")).images == bundle.images
+
+
+def test_conditions_of_python_users_have_units_and_masks() -> None:
+    table = Table({"psf_fwhm_arcsec": [0.7, 0.8]})
+    table["psf_fwhm_arcsec"].unit = "arcsec"
+    masked = np.ma.masked_array([0.7, 0.8], mask=[False, True])
+    for values, expected in (
+        (0.7, 0.7),
+        ([0.7, 0.8], [0.7, 0.8]),
+        (700 * u.mas, 0.7),
+        (table["psf_fwhm_arcsec"], [0.7, 0.8]),
+        (masked, [0.7, np.nan]),
+    ):
+        np.testing.assert_allclose(plain_condition("psf_fwhm_arcsec", values), expected)
+    table["psf_fwhm_arcsec"].unit = "mas"
+    np.testing.assert_allclose(plain_condition("psf_fwhm_arcsec", table["psf_fwhm_arcsec"]), [7e-4, 8e-4])
+    for values, match in ((3 * u.kg, "is in kg, which is no arcsec; give"), ("narrow", "holds no numbers; give")):
+        with pytest.raises(UserError, match=rf"^conditions: psf_fwhm_arcsec {match}"):
+            plain_condition("psf_fwhm_arcsec", values)

@@ -105,7 +105,7 @@ def test_evaluate_needs_the_mixture(demo_folder: Path, tmp_path: Path, capsys: p
 def predict(demo_folder: Path, folder: Path) -> None:
     """Predict the dataset ``d`` of a folder with the demo's bundle, its PSF unknown, into ``o``."""
     inputs = ["--bundle", str(demo_folder / "run"), "--dataset", str(folder / "d"), "--output", str(folder / "o")]
-    assert cli.main(["infer", *inputs, "--num-passes", "4", "--missing-conditions", "mean"]) == 0
+    assert cli.main(["infer", *inputs, "--num-passes", "4", "--missing-conditions", "marginalise"]) == 0
 
 
 @pytest.mark.ray

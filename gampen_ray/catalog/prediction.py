@@ -27,6 +27,7 @@ from gampen_ray.data.tiles.reading import RESAMPLED, TILE_COLUMNS
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle
 from gampen_ray.inference.flags import Flag, prior_flags
+from gampen_ray.inference.known_conditions import impossible
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.predictor import Prediction, Predictor
 from gampen_ray.inference.rates import UnitReceipt
@@ -80,7 +81,7 @@ class UnitPredictor:
     count
         Called with galaxies, bytes_read and device_seconds of each batch.
     fill_conditions
-        Whether a galaxy of which a condition is unknown is predicted with the training galaxies' mean, or goes to quarantine.
+        Whether a galaxy of which a condition is unknown is predicted over the training galaxies' values, or goes to quarantine.
     """
 
     def __init__(
@@ -133,6 +134,8 @@ class UnitPredictor:
         usable_N = prediction.usable_N & proper(mean_NKD, scale_tril_NKDD).numpy()
         reason_N = np.where((rows["reason"] == "") & ~usable_N, _NO_POSTERIOR, rows["reason"])
         conditions = dict(zip(self._source.conditions, condition_NJ.T, strict=True))
+        impossible_N = impossible(self._source.conditions, condition_NJ)
+        reason_N = np.where((reason_N == "") & (impossible_N != ""), impossible_N, reason_N)
         if not self._fill_conditions:
             for name, value_N in conditions.items():
                 reason_N = np.where((reason_N == "") & ~np.isfinite(value_N), f"the condition {name} is unknown", reason_N)

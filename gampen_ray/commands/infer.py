@@ -59,9 +59,9 @@ class InferConfig(TilesConfig, CatalogConfig):
     require_signature: Annotated[str, Advanced()] = ""
     """Public key (Ed25519, PEM; a local file or s3:// URI) whose signature the bundle must have, as its SHA256SUMS.sig; empty:
     none."""
-    missing_conditions: Literal["refuse", "mean"] = "refuse"
+    missing_conditions: Literal["refuse", "marginalise"] = "refuse"
     """If the bundle takes conditions, such as the PSF's width, and the dataset lacks one: refuse the dataset, or a galaxy by
-    quarantine, or take the mean of the training galaxies and flag the galaxy."""
+    quarantine, or predict the wider posterior over what the training galaxies have, and flag the galaxy."""
     split: Literal["", "train", "val", "test"] = ""
     """Split to predict; empty: all rows."""
     num_passes: int = pydantic.Field(default=NUM_PASSES, ge=1)
@@ -210,7 +210,7 @@ def _input(config: InferConfig, bundle: "Bundle") -> "tuple[Source, list[Unit]]"
         pixel_scale_arcsec=bundle.images.pixel_scale_arcsec,
         unit_rows=config.galaxies_per_file,
         conditions=bundle.images.condition_names,
-        fill_conditions=config.missing_conditions == "mean",
+        fill_conditions=config.missing_conditions == "marginalise",
         carry=functools.partial(carry, config, bundle, where=config.catalog or config.dataset),
     )
     check_fit(bundle, source.info, dataset=config.dataset, num_passes=config.num_passes, seed=config.seed)
@@ -345,7 +345,7 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
         pixel_scale_arcsec=source.info.pixel_scale_arcsec,
     )
     count = counters("gampen_ray_infer", _COUNTERS)
-    fill = config.missing_conditions == "mean"
+    fill = config.missing_conditions == "marginalise"
     return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
 
 

@@ -47,7 +47,10 @@ _ALLOWED = {
     "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
 }
-_RENAMED_VALUES = {("NetworkConfig", "likelihood"): {"mse": "unit_variance"}}
+_RENAMED_VALUES = {
+    ("NetworkConfig", "likelihood"): {"mse": "unit_variance"},
+    ("InferConfig", "missing_conditions"): {"mean": "marginalise"},
+}
 
 
 class Needs:

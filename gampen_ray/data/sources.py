@@ -248,7 +248,7 @@ def _check_conditions(dataset: str, conditions: tuple[str, ...], fill: bool, col
         tool = " with `gampen-ray measure-psf`" if missing[0].startswith("psf_") else ""
         raise UserError(
             f"dataset: {dataset} has no column {missing[0]}, which the bundle was trained with; add it{tool}, or give "
-            "missing_conditions 'mean' to take the training galaxies' mean and flag the galaxies"
+            "missing_conditions 'marginalise' for wider posteriors over what the training galaxies have, with a flag"
         )
     for name in (name for name in conditions if name not in missing):
         if not shards.holds_numbers(column := columns.field(name)):

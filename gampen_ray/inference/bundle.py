@@ -35,9 +35,9 @@ from gampen_ray.inference.bundle_files import (
     weights,
 )
 from gampen_ray.inference.flags import FlagCounts
-from gampen_ray.inference.known_conditions import KnownConditions
+from gampen_ray.inference.known_conditions import KnownConditions, impossible
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
-from gampen_ray.inference.pixels import plain_pixels
+from gampen_ray.inference.pixels import plain_condition, plain_pixels
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.signature import check_signature
@@ -126,8 +126,8 @@ class Bundle:
             Standard deviation of each pixel, in the shape and unit of the images, for a bundle that was trained with noise
             planes; unknown where it is masked, zero or not finite.
         conditions
-            Values (N, or one for all) of the bundle's conditions, such as the PSF's width, by name; NaN, for unknown, is
-            replaced by the mean of the training galaxies.
+            Values (N, or one for all) of the bundle's conditions, such as the PSF's width, by name. Of NaN, for unknown, the
+            posterior is over the values of training galaxies. A Quantity is converted to the unit of the name.
         num_passes
             Number K of Monte Carlo dropout passes.
         seed
@@ -151,6 +151,9 @@ class Bundle:
             If a condition or the noise planes are left out, if the images have wrong bands or non-finite pixels or are too
             bright for the network, or if their unit, zero point or pixel scale makes no sense.
         """
+        for name, value, least in (("num_passes", num_passes, 1), ("seed", seed, 0)):
+            if value < least:
+                raise UserError(f"{name}: {value} is below {least}")
         sigma = self._noise(noise_planes, images_NCHW)
         images_NCHW, zero_point_mag = plain_pixels(images_NCHW, zero_point_mag, pixel_scale_arcsec)
         if len(self.images.bands) == 1 and images_NCHW.ndim in (2, 3):
@@ -158,6 +161,10 @@ class Bundle:
         if sigma is not None:
             self.images.check(images_NCHW.shape, len(self.images.bands))
             images_NCHW = np.concatenate([images_NCHW, sigma.reshape(images_NCHW.shape)], axis=1)
+        self.images.check(images_NCHW.shape)
+        if (flat_N := np.ptp(images_NCHW.reshape(len(images_NCHW), -1), axis=1) == 0).any():
+            first = f"the first is number {np.argmax(flat_N)}"
+            raise UserError(f"images: {flat_N.sum()} have the same value in all pixels, {first}; remove them")
         predictor = Predictor(
             self,
             num_passes=num_passes,
@@ -185,7 +192,7 @@ class Bundle:
         Raises
         ------
         UserError
-            If a column is missing or has another length.
+            If a column is missing, has another length or a unit that does not fit its name, or if no PSF has such sizes.
         """
         names = self.images.condition_names
         for name in names:
@@ -198,8 +205,13 @@ class Bundle:
                 raise UserError(
                     f"conditions: {name} has the shape {np.shape(columns[name])} for {count} galaxies; give one a galaxy"
                 )
-        values_JN = [np.broadcast_to(np.asarray(columns[name], np.float64), count) for name in names]
-        return np.stack(values_JN, axis=1) if names else np.empty((count, 0))
+        values_JN = [np.broadcast_to(plain_condition(name, columns[name]), count) for name in names]
+        condition_NJ = np.stack(values_JN, axis=1) if names else np.empty((count, 0))
+        reason_N = impossible(names, condition_NJ)
+        if (reason_N != "").any():
+            number = int(np.argmax(reason_N != ""))
+            raise UserError(f"conditions: {reason_N[number]} (image {number})")
+        return condition_NJ
 
     def _noise(self, noise_planes: Any, images: Any) -> np.ndarray | None:
         # Native float32 standard deviations in the images' shape; None for a bundle without noise planes.

@@ -66,7 +66,7 @@ class Flag(enum.IntFlag):
         64,
         "the cutout's pixels are more than 1.4 times as large as the training's: detail that was there in training is missing",
     )
-    CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the mean of the training galaxies was taken"
+    CONDITION_MISSING = 128, "a condition of the galaxy is unknown; the posterior is over its values in the training"
     CONDITION_OUT_OF_RANGE = (
         256,
         "a condition of the galaxy, such as the width of the PSF, lies outside the range of the training galaxies, or its "

@@ -5,7 +5,8 @@ Shape legend: N galaxies, M training galaxies, J conditions.
 """
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,13 +15,37 @@ import torch
 if TYPE_CHECKING:
     from scipy.spatial import KDTree
 
-__all__ = ["KnownConditions"]
+__all__ = ["KnownConditions", "impossible"]
 
 _MOST = 1 << 14
 """Training galaxies that are kept."""
 _QUANTILE = 0.998
 # Least spread along a principal axis over the largest: one along which the training hardly varies is not known to matter.
 _LEAST_SPREAD = 0.1
+_PSF_SIZES = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec", "psf_r95_arcsec")
+"""Sizes of PSFs; from the second on each is larger than the one before."""
+
+
+def impossible(names: Sequence[str], condition_NJ: np.ndarray) -> np.ndarray:
+    """Return why no PSF has the sizes that a galaxy's conditions give, N texts, empty where one may; NaN is unknown.
+
+    Parameters
+    ----------
+    names
+        Names of the conditions, of which others than sizes of PSFs may be anything.
+    condition_NJ
+        Their values.
+    """
+    reason_N = np.full(len(condition_NJ), "", dtype=object)
+    sizes = {name: condition_NJ[:, list(names).index(name)] for name in _PSF_SIZES if name in names}
+    for name, size_N in sizes.items():
+        for i in np.flatnonzero(size_N <= 0):
+            reason_N[i] = f"{name} is {size_N[i]:g}, not a positive size"
+    ordered = [item for item in sizes.items() if item[0] != _PSF_SIZES[0]]
+    for (inner, inner_N), (outer, outer_N) in itertools.pairwise(ordered):
+        for i in np.flatnonzero((inner_N >= outer_N) & (reason_N == "")):
+            reason_N[i] = f"{inner} is {inner_N[i]:g}, not below {outer} of {outer_N[i]:g}: are columns swapped?"
+    return reason_N
 
 
 class KnownConditions:
@@ -60,6 +85,32 @@ class KnownConditions:
             found_N[known_N] = self._tree.query(self._along_axes(condition_NJ[known_N]))[0] > self._farthest
         return found_N
 
+    def drawn(self, condition_NJ: np.ndarray, count: int) -> np.ndarray:
+        """Return conditions with their unknown values, those that are not finite, as training galaxies have them, S x N x J.
+
+        Where none is known, each S-th part of the training along the axis along which it varies most gives one galaxy; else
+        those galaxies that are nearest in what is known.
+
+        Parameters
+        ----------
+        condition_NJ
+            Values, with those unknown.
+        count
+            Number S of draws.
+        """
+        drawn_SNJ, known_NJ = np.repeat(condition_NJ[None], count, axis=0), np.isfinite(condition_NJ)
+        for known_J in np.unique(known_NJ, axis=0):
+            rows = (known_NJ == known_J).all(axis=1)
+            if known_J.any():
+                tree, spread_J = self._tree_of(tuple(np.flatnonzero(known_J).tolist()))
+                wanted_NJ = self._scaled(condition_NJ[rows])[:, known_J] / spread_J
+                chosen_NS = tree.query(wanted_NJ, k=np.arange(count) % tree.n + 1)[1]
+            else:
+                order_M = np.argsort(self._along_axes(self.condition_MJ)[:, -1], kind="stable")
+                chosen_NS = order_M[((np.arange(count) + 0.5) / count * len(order_M)).astype(int)][None]
+            drawn_SNJ[:, rows] = np.where(known_J, condition_NJ[rows], self.condition_MJ[chosen_NS.T])
+        return drawn_SNJ
+
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Return the array for a safetensors file."""
         return {"condition": torch.from_numpy(self.condition_MJ)}
@@ -87,6 +138,15 @@ class KnownConditions:
         value_NJ, positive_J = condition_NJ.astype(np.float64), (self.condition_MJ > 0).all(axis=0)
         tiny = np.finfo(np.float32).tiny
         return np.where(positive_J, np.log(np.maximum(value_NJ, tiny)), value_NJ)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _tree_of(self, columns: tuple[int, ...]) -> "tuple[KDTree, np.ndarray]":
+        """Return a tree of some conditions of the training galaxies, over their spreads, and these."""
+        from scipy.spatial import KDTree
+
+        value_MJ = self._scaled(self.condition_MJ)[:, columns]
+        spread_J = np.where(np.ptp(value_MJ, axis=0) > 0, value_MJ.std(axis=0), 1.0)
+        return KDTree(value_MJ / spread_J), spread_J
 
     @functools.cached_property
     def _axes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,7 @@ class ThinnedNetworks:
     ) -> None:
         network = folded(network, repeated_band=repeated_band)
         network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._network, self._num_passes, self._seed, self._dtype = network, num_passes, seed, dtype
+        self._network, self.num_passes, self._seed, self._dtype = network, num_passes, seed, dtype
         self._steps = list(_steps(network.tail))
         if num_passes > 1 and not any(rate for rate, _ in self._steps):
             raise UserError(
@@ -92,11 +92,13 @@ class ThinnedNetworks:
         self._dropped: dict[int, list[torch.Tensor]] = {}
 
     @torch.inference_mode()
-    def __call__(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None) -> Passes:
-        """Return what every pass gives for preprocessed images, and their numbers if the network takes any."""
+    def __call__(
+        self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None, passes: Sequence[int] | None = None
+    ) -> Passes:
+        """Return what every pass, or some, gives for preprocessed images, and their numbers if the network takes any."""
         activations, theta_N23 = self._prefix(x_NCHW, number_NM)
         terms = self._network.base_terms(activations, number_NM)
-        outputs = [with_base(self._tail(k, activations), terms) for k in range(self._num_passes)]
+        outputs = [with_base(self._tail(k, activations), terms) for k in passes or range(self.num_passes)]
         return Passes(outputs_NKP=torch.stack(outputs, dim=1), affine_N23=theta_N23, activations=activations)
 
     @torch.inference_mode()
@@ -142,7 +144,7 @@ class ThinnedNetworks:
         """Return for each pass the positions of the activations that it drops in front of a step, in the order of `_flat`."""
         if step not in self._dropped:
             layer = sum(rate > 0 for rate, _ in self._steps[:step])
-            dealt = itertools.islice(dealt_units(x[0].numel(), rate, [self._seed, layer]), self._num_passes)
+            dealt = itertools.islice(dealt_units(x[0].numel(), rate, [self._seed, layer]), self.num_passes)
             self._dropped[step] = [torch.from_numpy(np.sort(units)).to(x.device) for units in dealt]
         return self._dropped[step]
 

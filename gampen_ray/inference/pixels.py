@@ -1,4 +1,4 @@
-"""Pixels as users have them in Python: of any byte order, masked, or with a unit."""
+"""Pixels and conditions as users have them in Python: of any byte order, masked, or with a unit."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 
-__all__ = ["plain_pixels"]
+__all__ = ["plain_condition", "plain_pixels"]
 
 
 def plain_pixels(
@@ -36,7 +36,32 @@ def plain_pixels(
             )
         zero_point_mag = of_unit if zero_point_mag is None else zero_point_mag
         images_NCHW = images_NCHW.value
+    if np.asarray(images_NCHW).dtype.kind not in "buif":
+        raise UserError(f"images: hold {np.asarray(images_NCHW).dtype}, not real numbers; give pixels")
     if hasattr(images_NCHW, "mask"):
         # NumPy's masked arrays, or astropy's, which are none of NumPy's.
         images_NCHW = images_NCHW.astype(np.float32).filled(np.nan)
     return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
+
+
+def plain_condition(name: str, values: Any) -> np.ndarray:
+    """Return the values of a condition in the unit with which its name ends, such as ``_arcsec``; masked ones are NaN.
+
+    Raises
+    ------
+    UserError
+        If they have a unit that cannot be converted to it, or are no numbers.
+    """
+    unit, ending = getattr(values, "unit", None), name.rpartition("_")[2]
+    try:
+        if unit and hasattr(values, "to_value"):
+            values = values.to_value(ending)
+        elif unit and str(unit) != ending:
+            # A column of a table, not a quantity.
+            values = values.quantity.to_value(ending)
+    except (ValueError, TypeError):
+        raise UserError(f"conditions: {name} is in {unit}, which is no {ending}; give it in the unit of the training") from None
+    try:
+        return np.ma.filled(np.ma.asarray(values, np.float64), np.nan)
+    except (ValueError, TypeError):
+        raise UserError(f"conditions: {name} holds no numbers; give a number, or one a galaxy") from None

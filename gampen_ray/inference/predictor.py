@@ -15,8 +15,9 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
-from gampen_ray.model.images import Matched, resize
+from gampen_ray.model.images import Matched
 from gampen_ray.model.measure import centre_offset, flat_core
+from gampen_ray.model.pixel_grids import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images, crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
 
@@ -30,6 +31,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # What the activations of a batch may take: on a CPU such that layers stay near the cache, on a GPU half of what is free.
 _CPU_BYTES = 64 << 20
 _MAX_BATCH = 4096
+# Of unknown conditions; passes take turns, and each draw takes a pass through the layers in front of dropout.
+_CONDITION_DRAWS = 17
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,8 @@ class Predictor:
         images_NCHW
             Cutouts, in the units that the predictor was given; N x 2C x H x W if the bundle takes noise planes.
         condition_NJ
-            Values of the bundle's conditions; where one is not finite, the training galaxies' mean is taken and the galaxy is
-            flagged. Left out: so for all.
+            Values of the bundle's conditions. One that is not finite is unknown: the posterior is that over its values in the
+            training, and the galaxy is flagged. Left out: so for all.
         side_N
             Sides of the images before they were zero-padded, pixels: they are predicted without the zeros, in which there is
             neither sky nor noise. Left out: none was padded.
@@ -210,8 +213,14 @@ class Predictor:
         matched_NCHW = matched.image_NCHW
         mean_J = np.array([condition.mean for condition in images.conditions])
         filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
-        passes = self._thinned(images.stretched(matched), images.numbers(matched, filled_NJ))
-        mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(passes.outputs_NKP.double())
+        x_NCHW, number_NM = images.stretched(matched), images.numbers(matched, filled_NJ)
+        passes = self._thinned(x_NCHW, number_NM)
+        outputs_NKP, unknown_N = passes.outputs_NKP, ~np.isfinite(condition_NJ).all(axis=1)
+        if unknown_N.any() and self._bundle.known_conditions and number_NM is not None:
+            rows = torch.from_numpy(unknown_N)
+            over_NKP = self._over_conditions(x_NCHW[rows], number_NM[rows], condition_NJ[unknown_N])
+            outputs_NKP = outputs_NKP.index_put((rows.to(self._device),), over_NKP)
+        mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
@@ -239,3 +248,18 @@ class Predictor:
             centre_offset_N=centre_offset_N,
             flags_N=flags_N | (Flag.INPUT_PADDED.value if padded else 0),
         )
+
+    def _over_conditions(self, x_NCHW: torch.Tensor, number_NM: torch.Tensor, condition_NJ: np.ndarray) -> torch.Tensor:
+        """Return the outputs of passes that each have conditions of the training where these are unknown, N x K x P.
+
+        The mixture of the passes is then the posterior over the unknown conditions.
+        """
+        known, num_passes = self._bundle.known_conditions, self._thinned.num_passes
+        assert known is not None
+        count = min(_CONDITION_DRAWS, num_passes)
+        outputs_KNP: list[torch.Tensor] = [torch.empty(0)] * num_passes
+        for s, drawn_NJ in enumerate(known.drawn(condition_NJ, count)):
+            drawn_NM = number_NM.clone()
+            drawn_NM[:, -drawn_NJ.shape[1] :] = torch.from_numpy(drawn_NJ).to(number_NM)
+            outputs_KNP[s::count] = self._thinned(x_NCHW, drawn_NM, range(s, num_passes, count)).outputs_NKP.unbind(1)
+        return torch.stack(outputs_KNP, dim=1)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gampen_ray.data.cutouts import CutoutError
-from gampen_ray.model.images import resample
+from gampen_ray.model.pixel_grids import resample
 from gampen_ray.simulation.psf import APERTURE_PIXELS, PsfSizes, measure_psf
 
 if TYPE_CHECKING:

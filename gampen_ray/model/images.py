@@ -4,21 +4,20 @@ Shape legend: N galaxies, C bands or channels, H x W pixels, J conditions, M num
 """
 
 import dataclasses
-import functools
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pydantic
 import torch
-import torch.nn.functional as F
 
 from gampen_ray.config import ImagesConfig
 from gampen_ray.config.parts import MOST_CHANNELS, MOST_PIXELS
-from gampen_ray.data.resampling import lanczos
+from gampen_ray.data.cutouts import side_at_scale
 from gampen_ray.errors import UserError
 from gampen_ray.model.border import BorderNoise, border_noise, local_sky
 from gampen_ray.model.measure import measure, number_names, number_noise, plain_numbers
+from gampen_ray.model.pixel_grids import crop, resample, resampled_noise, resize
 
 # Relative difference of pixel scales below which a cutout is not resampled.
 _SAME_PIXEL_SCALE = 0.005
@@ -245,8 +244,11 @@ class ImagePreprocessing:
         return torch.where(sigma_NCHW > 0, noise_NCHW, 0.0)
 
     def _matched(self, cutouts: "Matched | torch.Tensor") -> Matched:
-        if isinstance(cutouts, Matched):
-            return cutouts
+        """Return cutouts without what lies beyond the network's input: sky and noise are those of its border."""
+        image_NCHW, noise, sigma_NCHW = cutouts if isinstance(cutouts, Matched) else self._planes(cutouts)
+        return Matched(crop(image_NCHW, self.size), noise, None if sigma_NCHW is None else crop(sigma_NCHW, self.size))
+
+    def _planes(self, cutouts: torch.Tensor) -> Matched:
         self.check(tuple(cutouts.shape))
         if not self.noise_planes:
             return Matched(cutouts)
@@ -309,19 +311,19 @@ class ImagePreprocessing:
         """Return cutouts of another survey in the flux units and pixel scale of the training cutouts.
 
         Fluxes are multiplied and pixels resampled (`resample`, flux conserved); what is unknown on either side stays. Noise
-        planes become those of independent pixels of the new size.
+        planes become those of independent pixels of the new size. What lies beyond the network's input is left out.
         """
-        images_NCHW, _, sigma_NCHW = self._matched(images_NCHW)
-        factor = 1.0
+        zoom, factor = self.zoom(pixel_scale_arcsec), 1.0
+        side = self.size if zoom == 1 else side_at_scale(self.size, self.pixel_scale_arcsec, pixel_scale_arcsec)
+        images_NCHW, _, sigma_NCHW = self._planes(crop(images_NCHW, side))
         if self.zero_point_mag is not None and zero_point_mag is not None:
             factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
-        zoom = self.zoom(pixel_scale_arcsec)
         if sigma_NCHW is not None:
             sigma_NCHW = sigma_NCHW * factor
         if zoom == 1.0:
             return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor, sigma_NCHW=sigma_NCHW)
         if sigma_NCHW is not None:
-            sigma_NCHW = _resampled_noise(sigma_NCHW, zoom) / zoom
+            sigma_NCHW = resampled_noise(sigma_NCHW, zoom) / zoom
         images_NCHW = factor * images_NCHW.float()
         # The light of a pixel falls with its area, its independent noise with its side.
         noise = border_noise(images_NCHW)
@@ -352,50 +354,8 @@ class ImagePreprocessing:
         return dataclasses.asdict(self) | {"bands": list(self.bands), "conditions": conditions}
 
 
-def resize(images_NCHW: torch.Tensor, size: int) -> torch.Tensor:
-    """Crop or zero-pad to ``size`` about the centre; an odd difference leaves the extra pixel on the high side."""
-    height, width = images_NCHW.shape[-2:]
-    if (height, width) == (size, size):
-        return images_NCHW
-    top, left = _low_pad(height, size), _low_pad(width, size)
-    # negative padding crops
-    return F.pad(images_NCHW, (left, size - width - left, top, size - height - top))
-
-
-def resample(images_NCHW: torch.Tensor, zoom: float, order: int = 5) -> torch.Tensor:
-    """Return images on pixels of 1 / ``zoom`` the size about the same centre, by a windowed sinc function; values stay.
-
-    It keeps a band-limited image, whose PSF is sampled, and changes neither its PSF nor the noise of a sum over pixels (Lanczos
-    kernel of order 5, widened to the larger of the two pixels; Duchon 1979, J. Appl. Meteor. 18, 1016). That of order 1 has no
-    negative weights.
-    """
-    height, width = images_NCHW.shape[-2:]
-    y_HH, x_WW = (_lanczos(side, zoom, order).to(images_NCHW) for side in (height, width))
-    return y_HH @ images_NCHW @ x_WW.T
-
-
-def _resampled_noise(sigma_NCHW: torch.Tensor, zoom: float) -> torch.Tensor:
-    """Return noise planes on other pixels: the variance is interpolated; unknown where it is in most of what contributes."""
-    share_NCHW = resample((sigma_NCHW > 0).double(), zoom, order=1)
-    variance_NCHW = resample(sigma_NCHW.double() ** 2, zoom, order=1) / share_NCHW
-    return torch.where(share_NCHW > 0.5, variance_NCHW.sqrt(), 0.0).float()
-
-
-@functools.lru_cache(maxsize=64)
-def _lanczos(side: int, zoom: float, order: int) -> torch.Tensor:
-    """Return the weights of the pixels of a line in each pixel of the resampled line, whose rows add up to 1."""
-    count, step = max(1, round(side * zoom)), 1 / zoom
-    place = (np.arange(count) - (count - 1) / 2) * step + (side - 1) / 2
-    weight = lanczos((place[:, None] - np.arange(side)) / max(1.0, step), order)
-    return torch.from_numpy(weight / weight.sum(axis=1, keepdims=True))
-
-
 def sky_sigma(images_NCHW: np.ndarray) -> float:
     """Return the sky noise, flux units: the median over images of 1.4826 MAD of the pixels of the top and bottom border."""
     border = np.concatenate([images_NCHW[..., :2, :], images_NCHW[..., -2:, :]], axis=-2).reshape(len(images_NCHW), -1)
     deviation = np.abs(border - np.median(border, axis=1, keepdims=True))
     return float(1.4826 * np.median(np.median(deviation, axis=1)))
-
-
-def _low_pad(have: int, want: int) -> int:
-    return (want - have) // 2 if want >= have else -((have - want) // 2)

@@ -160,6 +160,8 @@ class Mixture:
 
     def credible_interval(self, level: float) -> np.ndarray:
         """Return the ends of the equal-tailed interval of probability ``level``, N x 2 x D."""
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level:g}; give a probability between 0 and 1, such as 0.68")
         return self.quantile([0.5 * (1 - level), 0.5 * (1 + level)])
 
     def mode(self) -> np.ndarray:
@@ -168,7 +170,7 @@ class Mixture:
 
     def cdf(self, y_ND: np.ndarray) -> np.ndarray:
         """Return the marginal probabilities below ``y_ND``, N x D; y is clipped and checked as in training."""
-        z_ND = torch.from_numpy(self.targets.standardise(y_ND)).to(self.mean_NKD.device)
+        z_ND = torch.from_numpy(self._standardised(y_ND)).to(self.mean_NKD.device)
         pieces = zip(self.chunks(_CHUNK), z_ND.split(_CHUNK), strict=True)
         return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for p, z in pieces])
 
@@ -220,7 +222,7 @@ class Mixture:
 
     def log_prob(self, y_ND: np.ndarray) -> np.ndarray:
         """Return the log of the joint density at ``y_ND`` in physical units, N; y is clipped and checked as in training."""
-        z_ND = self.targets.standardise(y_ND)
+        z_ND = self._standardised(y_ND)
         return self.standardised_log_prob(z_ND[:, None, :])[:, 0] + log_slope(self.targets, z_ND)
 
     def standardised_quantile(self, q_Q: np.ndarray) -> np.ndarray:
@@ -242,6 +244,8 @@ class Mixture:
 
     def standardised_sample(self, n: int, seed: int | np.random.Generator) -> np.ndarray:
         """Return ``n`` joint draws per galaxy in standardised space, N x n x D."""
+        if n < 0:
+            raise ValueError(f"n is {n}; give a number of draws")
         generator = np.random.default_rng(seed)
         pass_Nn = torch.from_numpy(generator.integers(self.num_passes, size=(len(self), n)))
         noise = torch.from_numpy(generator.standard_normal((len(self), n, len(self.targets), 1)))
@@ -282,6 +286,12 @@ class Mixture:
     def chunks(self, size: int) -> list["Mixture"]:
         """Return the mixture in pieces of at most ``size`` galaxies; an empty mixture is one piece."""
         return [self[start : start + size] for start in range(0, max(len(self), 1), size)]
+
+    def _standardised(self, y_ND: np.ndarray) -> np.ndarray:
+        y_ND = np.asarray(y_ND, np.float64)
+        if y_ND.shape != (shape := (len(self), len(self.targets))):
+            raise ValueError(f"y_ND has the shape {y_ND.shape}, not {shape}: a row a galaxy, {', '.join(self.targets.names)}")
+        return self.targets.standardise(y_ND)
 
     @functools.cached_property
     def _sigma_NKD(self) -> Tensor:

@@ -107,7 +107,7 @@ def test_posteriors_from_tiles_equal_those_from_stored_cutouts(
 def test_a_bundle_with_the_psf_as_a_condition_takes_it_from_the_tiles_and_hats_is_written(
     inputs: tuple[Path, Sky], tmp_path: Path, ray_local: None
 ) -> None:
-    fields = {"bundle": "builtin:kids-r", "missing_conditions": "mean", "catalog_format": "hats", "max_beyond": 40}
+    fields = {"bundle": "builtin:kids-r", "missing_conditions": "marginalise", "catalog_format": "hats", "max_beyond": 40}
     manifest = infer(config(inputs[0], tmp_path / "out", **fields))
     found = catalog(tmp_path / "out")
     assert manifest["num_galaxies"] == manifest["num_in_hats"] == len(found) > 20

@@ -32,7 +32,7 @@ def test_a_crop_undoes_a_pad(small: int, large: int) -> None:
 
 def test_the_rule_is_that_of_the_network_input() -> None:
     torch = pytest.importorskip("torch")
-    from gampen_ray.model.images import resize
+    from gampen_ray.model.pixel_grids import resize
 
     for length in range(2, 9):
         image = np.random.default_rng(length).normal(size=(1, length, length + 1)).astype(np.float32)

@@ -270,3 +270,32 @@ def test_pixels_of_any_layout_mask_and_unit(saved: Path) -> None:
     for wrong in (0.0, -0.2, np.nan):
         with pytest.raises(UserError, match=r"pixel_scale_arcsec: .* is no size of a pixel"):
             mean(images, pixel_scale_arcsec=wrong)
+
+
+def test_what_lies_beyond_the_networks_input_changes_nothing() -> None:
+    made = load_bundle("builtin:kids-r")
+    psf = {"psf_fwhm_arcsec": 0.68, "psf_r50_arcsec": 0.45, "psf_r80_arcsec": 0.83, "psf_r95_arcsec": 1.78}
+    y, x = np.mgrid[:96, :96] - 47.5
+    image = 200 * np.exp(-np.hypot(x, 1.4 * y) / 4) + np.random.default_rng(0).normal(size=(96, 96))
+    expected = made.predict(image, conditions=psf, num_passes=17, warn=False)
+    for wide in (np.pad(image, 10), np.pad(image, ((10, 11), (10, 11)), mode="reflect"), np.pad(image, 50, constant_values=99)):
+        found = made.predict(wide, conditions=psf, num_passes=17, warn=False)
+        torch.testing.assert_close(found.mean_NKD, expected.mean_NKD)
+    # At another pixel scale a little more than the input is needed.
+    coarse = [made.predict(np.pad(image, pad), conditions=psf, pixel_scale_arcsec=0.25, warn=False) for pad in (0, 10)]
+    torch.testing.assert_close(coarse[0].mean_NKD, coarse[1].mean_NKD)
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "match"),
+    [
+        (np.ones((2, 20, 20)), {}, r"^images: 2 have the same value in all pixels, the first is number 0; remove them$"),
+        (np.ones((20, 20)) * 1j, {}, r"^images: hold complex128, not real numbers; give pixels$"),
+        ("galaxy.fits", {}, r"^images: hold <U11, not real numbers; give pixels$"),
+        (None, {"num_passes": 0}, r"^num_passes: 0 is below 1$"),
+        (None, {"seed": -1}, r"^seed: -1 is below 0$"),
+    ],
+)
+def test_mistakes_in_python_are_one_line(images, fields, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        bundle().predict(galaxies(1)["image"] if images is None else images, **fields)

@@ -9,11 +9,11 @@ from gampen_ray.config.scene import PsfConfig
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, load_bundle
 from gampen_ray.inference.flags import Flag, condition_flags
-from gampen_ray.inference.known_conditions import KnownConditions
+from gampen_ray.inference.known_conditions import KnownConditions, impossible
 from gampen_ray.model.images import Condition
 from gampen_ray.model.network import Network
 from gampen_ray.simulation.inputs import Inputs
-from gampen_ray.simulation.scene import draw_psf, stream
+from gampen_ray.simulation.scene import draw_psf, simulate, stream
 from gampen_ray.simulation.surveys import SURVEYS
 from tests.networks import WITH_NUMBERS, bundle
 
@@ -108,3 +108,65 @@ def test_wrong_tensors_are_refused() -> None:
             KnownConditions.from_tensors(wrong, 1)
     with pytest.raises(ValueError, match="no table of finite numbers"):
         KnownConditions(np.array([[np.nan]]))
+
+
+def test_unknown_conditions_are_drawn_as_the_training_has_them() -> None:
+    line_NJ = along_a_line(5000, seed=0)
+    known = KnownConditions(line_NJ)
+    given_NJ = np.array([[np.nan, np.nan, np.nan], [1.2, np.nan, np.nan], [0.7, 1.4, np.nan], [0.7, 1.4, 5.0]])
+    drawn_SNJ = known.drawn(given_NJ, 200)
+    np.testing.assert_array_equal(
+        np.where(np.isfinite(given_NJ), drawn_SNJ, np.nan), np.broadcast_to(given_NJ, drawn_SNJ.shape)
+    )
+    # All of it, and in the order of its widths alone.
+    np.testing.assert_allclose(drawn_SNJ[:, 0].mean(axis=0)[:2], line_NJ.mean(axis=0)[:2], rtol=0.05)
+    np.testing.assert_allclose(drawn_SNJ[:, 0].std(axis=0), line_NJ.std(axis=0), rtol=0.15)
+    np.testing.assert_allclose(drawn_SNJ[:, 0, 1], 2 * drawn_SNJ[:, 0, 0], rtol=0.3)
+    assert drawn_SNJ[:, 1, 1].mean() == pytest.approx(2.4, rel=0.02)
+    assert drawn_SNJ[:, 1, 1].std() == pytest.approx(0.12, rel=0.3)
+    assert drawn_SNJ[:, 2, 2].std() == pytest.approx(100, rel=0.3)
+    # A galaxy's draws do not depend on the others, and few training galaxies are drawn again.
+    np.testing.assert_array_equal(known.drawn(given_NJ[1:2], 200)[:, 0], drawn_SNJ[:, 1])
+    assert (
+        np.unique(KnownConditions(line_NJ[:3]).drawn(given_NJ[:2], 7)[:, 1, 1]).tolist()
+        == np.unique(line_NJ[:3, 1].astype(np.float32)).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"psf_fwhm_arcsec": 0.7, "psf_r50_arcsec": 0.4, "psf_r95_arcsec": 1.8, "redshift": -1.0}, ""),
+        ({"psf_r50_arcsec": np.nan, "psf_r80_arcsec": 0.8}, ""),
+        ({"psf_fwhm_arcsec": -0.7}, "psf_fwhm_arcsec is -0.7, not a positive size"),
+        ({"psf_r80_arcsec": 0.0}, "psf_r80_arcsec is 0, not a positive size"),
+        (
+            {"psf_r95_arcsec": 0.4, "psf_r50_arcsec": 1.8},
+            "psf_r50_arcsec is 1.8, not below psf_r95_arcsec of 0.4: are columns swapped?",
+        ),
+        (
+            {"psf_r80_arcsec": 1.8, "psf_r95_arcsec": 1.8},
+            "psf_r80_arcsec is 1.8, not below psf_r95_arcsec of 1.8: are columns swapped?",
+        ),
+    ],
+)
+def test_sizes_that_no_psf_has_are_named(sizes: dict[str, float], reason: str) -> None:
+    rows = np.array([list(sizes.values()), [np.nan] * len(sizes)])
+    assert impossible(list(sizes), rows).tolist() == [reason, ""]
+
+
+def test_a_posterior_without_the_psf_is_over_the_psfs_of_the_training() -> None:
+    made = load_bundle("builtin:kids-r")
+    rows = simulate(SURVEYS["kids-r"], cutout_size=96, seed=20261201, start=0, stop=120)
+    names, truths_ND = made.images.condition_names, np.stack([rows[name] for name in made.targets.names], axis=1)
+    psf = {name: rows[name] for name in names}
+    unknown = dict.fromkeys(names, np.nan)
+    widths = []
+    for conditions in (psf, psf | {names[0]: rows[names[0]], **dict.fromkeys(names[1:], np.nan)}, unknown):
+        posterior = made.predict(rows["image"], conditions=conditions, warn=False)
+        inside_ND = np.abs(posterior.cdf(truths_ND) - 0.5) < 0.4772
+        # With the mean PSF instead, 34 to 61 %.
+        assert (inside_ND.mean(axis=0) > 0.8).all()
+        widths.append(np.median(posterior.std(), axis=0))
+    assert (widths[0] < widths[1]).all()
+    assert (widths[1] < widths[2]).all()

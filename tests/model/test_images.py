@@ -8,7 +8,8 @@ import torch
 from gampen_ray import documents
 from gampen_ray.config import ImagesConfig, OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import ImagePreprocessing, resize, sky_sigma
+from gampen_ray.model.images import ImagePreprocessing, sky_sigma
+from gampen_ray.model.pixel_grids import resize
 from gampen_ray.model.symmetries import AUGMENTATIONS, random_rotation, random_symmetry, rotate
 from tests.parity import golden, needs_parity
 
@@ -159,7 +160,7 @@ def test_augmentations_are_those_of_the_config() -> None:
 
 
 def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
-    images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
+    images = ImagePreprocessing.fit(ImagesConfig(size=72), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     y, x = np.mgrid[:48, :48] - 23.5
     galaxy = torch.tensor(np.exp(-(x**2 + y**2) / 2 / 5.0**2)[None, None])
     out, *_ = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3)
@@ -250,7 +251,7 @@ def test_crop_stretch_and_repeat_are_those_of_gampen(size: int) -> None:
     ("trained", "given", "zoom"), [(0.2, 0.2, 1.0), (0.2, 0.2005, 1.0), (0.2, 0.3, 1.5), (0.2, None, 1.0), (None, 0.2, 1.0)]
 )
 def test_zoom_tells_whether_cutouts_are_resampled(trained: float | None, given: float | None, zoom: float) -> None:
-    preprocessing = ImagePreprocessing(bands=("r",), size=20, softening=1.0, channels=1, pixel_scale_arcsec=trained)
+    preprocessing = ImagePreprocessing(bands=("r",), size=30, softening=1.0, channels=1, pixel_scale_arcsec=trained)
     assert preprocessing.zoom(given) == pytest.approx(zoom, rel=1e-12)
     side = preprocessing.match(torch.ones(1, 1, 20, 20), zero_point_mag=None, pixel_scale_arcsec=given).image_NCHW.shape[-1]
     assert side == round(20 * zoom)

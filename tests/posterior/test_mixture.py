@@ -255,6 +255,25 @@ class TestMode:
         assert m.mode()[0, 0] == pytest.approx(math.exp(-3 - 1e-8), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("mistake", "match"),
+    [
+        (lambda m: m.credible_interval(68), r"^level is 68; give a probability between 0 and 1, such as 0\.68$"),
+        (lambda m: m.sample(-1, 0), r"^n is -1; give a number of draws$"),
+        (lambda m: m.log_prob([1.0, 2.0]), r"^y_ND has the shape \(2,\), not \(3, 1\): a row a galaxy, \w+$"),
+        (lambda m: m.cdf([[1.0, 2.0]] * 3), r"^y_ND has the shape \(3, 2\), not \(3, 1\)"),
+    ],
+)
+def test_mistakes_are_one_line(mistake, match):
+    with pytest.raises(ValueError, match=match):
+        mistake(mixture("identity", num_galaxies=3))
+
+
+def test_densities_take_lists():
+    m = mixture("identity", num_galaxies=2)
+    assert m.log_prob([[0.1], [0.2]]).tolist() == m.log_prob(np.array([[0.1], [0.2]])).tolist()
+
+
 class TestDensities:
     @pytest.mark.parametrize("transform", ALL)
     def test_marginal_density_integrates_to_one(self, transform):
