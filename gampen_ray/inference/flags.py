@@ -19,6 +19,7 @@ from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
 
 __all__ = [
+    "MOST_BLEND",
     "REMARKS",
     "Flag",
     "FlagCounts",
@@ -105,6 +106,11 @@ class Flag(enum.IntFlag):
         "less than 5 % of the posterior's draws count under the prior that was asked for (effective_share): the image speaks "
         "against it, or it is much narrower than the posterior",
     )
+    BLENDED = (
+        2097152,
+        "light beside the galaxy, without a counterpart opposite its centre, is more than a fifth of its own within 1.5 "
+        "half-light radii: a neighbour, or a very lopsided galaxy",
+    )
 
 
 _RANGE_FLAGS = dict(
@@ -123,8 +129,10 @@ _RANGE_FLAGS = dict(
         strict=True,
     )
 )
-REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND | Flag.RESAMPLED
-"""Flags of what was done to an image; all others warn that a posterior may be wrong."""
+REMARKS = Flag.INPUT_PADDED | Flag.PIXELS_FILLED | Flag.CROP_AT_BOUND | Flag.RESAMPLED | Flag.BLENDED
+"""Flags of what was done to an image, or what is in it; all others warn that a posterior may be wrong."""
+MOST_BLEND = 0.2
+"""Light beside a galaxy over its own, above which it is BLENDED; see `gampen_ray.model.measure.blend_share`."""
 _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4
 _EDGE_SIGMA = 1.3

@@ -12,11 +12,11 @@ import torch
 
 from gampen_ray.data.cutouts import by_side
 from gampen_ray.errors import UserError
-from gampen_ray.inference.flags import Flag, condition_flags, image_flags, range_flags
+from gampen_ray.inference.flags import MOST_BLEND, Flag, condition_flags, image_flags, range_flags
 from gampen_ray.inference.mc_dropout import ThinnedNetworks
 from gampen_ray.inference.out_of_distribution import features
 from gampen_ray.model.images import Matched
-from gampen_ray.model.measure import centre_offset, flat_core
+from gampen_ray.model.measure import blend_share, centre_offset, flat_core
 from gampen_ray.model.pixel_grids import resize
 from gampen_ray.model.spatial_transformer import crop_corners, crop_images, crop_scale
 from gampen_ray.posterior.mixture import Mixture, proper
@@ -237,6 +237,10 @@ class Predictor:
         flags_N |= condition_flags(condition_NJ, images.conditions, self._bundle.known_conditions)
         if self._bundle.ranges:
             flags_N |= range_flags(images.plain_numbers(matched).cpu().numpy(), self._bundle.ranges)
+        if images.measure and number_NM is not None:
+            measured_NM = number_NM[:, : number_NM.shape[1] - len(images.conditions)]
+            blended_N = (blend_share(measured_NM, len(images.bands), images.size) > MOST_BLEND).cpu().numpy()
+            flags_N |= np.where(blended_N, Flag.BLENDED.value, 0)
         flat_N = flat_core(torch.tensor(images_NCHW[:, : len(images.bands)], device=self._device)).cpu().numpy()
         flags_N |= np.where(flat_N, Flag.CORE_SATURATED.value, 0)
         padded = min(matched_NCHW.shape[-2:]) < images.size

@@ -17,6 +17,7 @@ from gampen_ray.model.border import BorderNoise, local_sky, noise_correlation, o
 
 __all__ = [
     "PLAIN_NUMBERS",
+    "blend_share",
     "centre_offset",
     "flat_core",
     "measure",
@@ -33,6 +34,7 @@ _CENTRING_WINDOW, _CENTRING_STEPS, _FARTHEST = 2.0, 16, 4.0
 """Width of the window of the centroid, its iterations, and how far from the middle of the image it may lie, pixels."""
 _FAINT = 3.0
 """Signal to noise below which a ratio is drawn towards zero."""
+_BLEND_RADII, _BLEND_SIGMA = 1.5, 3.0
 _EXCESS_SIGMA, _EXCESS_SHARE, _CORE, _WINGS = 3.5, 0.2, 3.0, 3
 """Light is a neighbour's where it exceeds that at the opposite point by so many sigma and so large a share, both averaged over
 3 x 3 pixels, at more than so many pixels from the centre; and so many pixels around, where it exceeds it at all."""
@@ -138,6 +140,31 @@ def number_noise(number_NM: torch.Tensor, num_bands: int, size: int) -> torch.Te
     least_NC1 = sigma_NCS.amin(2, keepdim=True)
     sigma_NCK = torch.cat([least_NC1.expand(-1, -1, 3), sigma_NCS.repeat(1, 1, 6)], dim=2)
     return torch.cat([least_NC1.amin(1), sigma_NCK.flatten(1)], dim=1)
+
+
+def blend_share(number_NM: torch.Tensor, num_bands: int, size: int) -> torch.Tensor:
+    """Return the light beside each galaxy over its own, N, in the window nearest to 1.5 measured half-light radii.
+
+    Beside it is light without a counterpart opposite its centre. Of several bands it is the largest; a galaxy's own light
+    counts as three times its noise at least.
+
+    Parameters
+    ----------
+    number_NM
+        Numbers of `measure`.
+    num_bands, size
+        Number of bands and side of the images, pixels.
+    """
+    widths = torch.tensor(window_widths(size)).to(number_NM)
+    count = len(widths)
+    bands_NCK = number_NM[:, 1:].unflatten(1, (num_bands, 3 + 6 * count))
+    both_NCS, own_NCS = (2 * torch.sinh(bands_NCK[..., 3 + i * count : 3 + (i + 1) * count]) for i in (0, 1))
+    wanted_N1 = number_NM[:, :1] + math.log(_BLEND_RADII * size)
+    window_N = (widths.log() - wanted_N1).abs().argmin(1)
+    both_NC, own_NC = (
+        flux_NCS.gather(2, window_N[:, None, None].expand(-1, num_bands, 1))[..., 0] for flux_NCS in (both_NCS, own_NCS)
+    )
+    return ((both_NC - own_NC) / own_NC.clamp(min=_BLEND_SIGMA)).amax(1)
 
 
 def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,15 @@ import torch
 from scipy import ndimage
 
 from gampen_ray.model.border import local_sky
-from gampen_ray.model.measure import _dilated, centre_offset, measure, number_names, number_noise, window_widths
+from gampen_ray.model.measure import (
+    _dilated,
+    blend_share,
+    centre_offset,
+    measure,
+    number_names,
+    number_noise,
+    window_widths,
+)
 from gampen_ray.model.symmetries import random_symmetry
 
 SIZE, NOISE = 64, 0.01
@@ -167,3 +175,23 @@ def test_a_mask_is_dilated_as_by_scipy(reach: int) -> None:
     mask = torch.rand(3, 2, 17, 12, generator=torch.Generator().manual_seed(reach)) > 0.95
     square = np.ones((1, 1, 2 * reach + 1, 2 * reach + 1), bool)
     assert np.array_equal(_dilated(mask, reach).numpy(), ndimage.binary_dilation(mask.numpy(), square))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0, 3.0])
+def test_the_share_of_a_neighbours_light(ratio: float) -> None:
+    width, distance = 2.5, 9.0
+    galaxy, neighbour = gaussians(width), gaussians(width, flux=100 * ratio, x0=distance)
+    images = torch.cat([galaxy.expand(-1, 2, -1, -1), torch.cat([galaxy, galaxy + neighbour], dim=1)])
+    share_N = blend_share(measure(images, torch.full((2, 2), NOISE)), 2, SIZE)
+    assert share_N[0] == pytest.approx(0, abs=1e-4)
+    widths = np.array(window_widths(SIZE))
+    window = widths[np.abs(np.log(widths / (1.5 * 1.1774 * width))).argmin()]
+    # The largest of the bands. Where the neighbour has less than a fifth of the galaxy's light, it does not stand out.
+    whole = ratio * math.exp(-(distance**2) / 2 / (width**2 + window**2))
+    assert 0.3 * whole - 1e-4 < share_N[1] < 1.1 * whole + 1e-4
+
+
+def test_a_galaxy_in_the_noise_is_not_blended() -> None:
+    noise = NOISE * torch.randn((200, 1, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    share_N = blend_share(measure(gaussians(3.0, flux=0.5) + noise, torch.full((200, 1), NOISE)), 1, SIZE)
+    assert (share_N > 0.2).float().mean() < 0.02
