@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         verb, config = parse(given or ["--help"])
         with Phase(given[0], announced=False):
-            verb.run(config)
-        if command := verb.following(to_dict(config)):
+            made = verb.run(config)
+        if command := verb.following(to_dict(config), made):
             logging.getLogger(__name__).info("next: %s", command)
     except DryRun as plan:
         sys.stdout.write(f"{printable(str(plan), lines=True)}\n")

@@ -259,6 +259,10 @@ def test_a_dry_run_finds_mistakes_and_other_runs(tmp_path: Path, capsys: pytest.
 def test_the_next_command_is_one_for_what_was_written() -> None:
     following = load_verbs()["infer"].following
     run = {"output": "o", "posterior": "summary", "estimate": False}
-    assert following(run) == "gampen-ray view o"
-    assert following(run | {"posterior": "mixture"}) == "gampen-ray evaluate --catalog o --output EVALUATION"
+    made = {"num_galaxies": 3, "has_truths": True}
+    assert following(run, made) == following(run) == "gampen-ray view o"
+    mixture = run | {"posterior": "mixture"}
+    assert following(mixture, made) == "gampen-ray evaluate --catalog o --output EVALUATION"
+    assert following(mixture, made | {"has_truths": False}) == following(mixture) == "gampen-ray view o"
+    assert following(mixture, made | {"num_galaxies": 0}) == ""
     assert following(run | {"estimate": True}) == ""

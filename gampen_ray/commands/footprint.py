@@ -110,8 +110,7 @@ def footprint(config: FootprintConfig) -> "FootprintInfo | None":
         "wrote %s: %s tiles in %s, %s images in quarantine",
         *(config.output, f"{info.num_tiles:,}", ", ".join(info.bands), f"{info.num_quarantined:,}"),
     )
-    for reason, count in quarantine.reason_examples(bad).items():
-        logger.info("  %s in quarantine: %s", count, reason)
+    quarantine.log_reasons(bad)
     return info
 
 
