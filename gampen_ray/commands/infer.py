@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -133,7 +132,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.catalog.manifest import MANIFEST, read_manifest
     from gampen_ray.catalog.other_prior import prior_digest, read_prior
     from gampen_ray.commands.catalog_files import check_columns, finish, writer
-    from gampen_ray.commands.tile_plans import PLAN, planned_units
+    from gampen_ray.commands.tile_plans import PLAN, num_sources, planned_units
     from gampen_ray.data import quarantine
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
@@ -162,8 +161,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
             if not source.tiles:
                 check_num_rows(config.dataset, config.split, source.info, units)
             if precision == "auto":
-                # The sources of a footprint are not counted before they are assigned to tiles.
-                count = sys.maxsize if source.tiles else sum(unit.num_rows for unit in units)
+                # Units of a footprint are made later, from its sources.
+                count = num_sources(config) if source.tiles else sum(unit.num_rows for unit in units)
                 precision = _settled(config, count, stack)
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
