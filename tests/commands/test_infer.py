@@ -281,7 +281,7 @@ def test_repeated_identifiers_are_told(ray_local: None, inputs: Path, tmp_path: 
     assert not (tmp_path / "o").exists()
     shards.write_dataset_info(data, dataclasses.replace(info, num_rows={shards.ALL: 30}))
     assert infer(config(inputs, tmp_path / "o", dataset=data))["num_galaxies"] == 30
-    assert "10 of 30 galaxies repeat the identifier of another: " in caplog.text
+    assert f"10 of 30 galaxies repeat the identifier of another in {data}, the first is 0\n" in caplog.text
     with pytest.raises(UserError, match=r"/o repeats identifiers; make .*/d again with unique ones"):
         load_evaluated_catalog(str(tmp_path / "o"))
 
