@@ -1,6 +1,7 @@
 """The `gampen-ray` command: one verb per job, configured by a TOML file and by flags named after its fields."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -20,7 +21,7 @@ from gampen_ray.config.base import shown, to_dict, upgraded
 from gampen_ray.config.leaves import Leaf, sections
 from gampen_ray.config.template import template
 from gampen_ray.dry_run import DryRun, dry_run
-from gampen_ray.errors import StartError, StorageError, UserError
+from gampen_ray.errors import MissingError, StartError, StorageError, UserError
 from gampen_ray.messages import printable
 from gampen_ray.progress import ERASE, Phase
 
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = sys.argv[1:] if arguments is None else arguments
         verb, config = parse(given or ["--help"])
         with Phase(given[0], announced=False):
-            verb.run(config)
-        if command := verb.following(to_dict(config)):
+            made = verb.run(config)
+        if command := verb.following(to_dict(config), made):
             logging.getLogger(__name__).info("next: %s", command)
     except DryRun as plan:
         sys.stdout.write(f"{printable(str(plan), lines=True)}\n")
@@ -108,6 +109,9 @@ def parse(arguments: Sequence[str]) -> tuple[Verb, Any]:
         if text is not None:
             _set(values, field, _value(text, verb.leaves[field].annotation))
     if printed:
+        # What is missing is filled in later.
+        with contextlib.suppress(MissingError):
+            verb.configured(values, file)
         sys.stdout.write(template(verb.config, verb.merged(values, file)))
         raise SystemExit(0)
     config = verb.configured(values, file)
@@ -139,7 +143,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         text = verb.config.__doc__ or ""
         sub = verbs.add_parser(
             name,
-            help=text.splitlines()[0],
+            help=" ".join(text.partition("\n\n")[0].split()),
             description=textwrap.fill(text, 100) + "\n\nFlags override the fields of the TOML file.",
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
             allow_abbrev=False,
@@ -165,6 +169,8 @@ def _add_flags(parser: argparse.ArgumentParser, verb: Verb) -> None:
         parser.add_argument("--dry-run", action="store_true", help=text)
     parser.usage = _usage(parser.prog, verb)
     for title, text, leaves in _groups(verb):
+        if not leaves:
+            continue
         group = parser.add_argument_group(title, text.replace("%", "%%"))
         for leaf in leaves:
             default = "required" if leaf.required else f"default: {shown(leaf.default)}"

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class MissingError(UserError):
+    """A field that must be given, and is not."""
+
+
 class StorageError(RuntimeError):
     """A storage failure, such as a full disk or a server that does not respond: one line that names the file and the cause.
 

@@ -211,7 +211,7 @@ def _plan(output: str, verb: str, config: Any, status: Status, work: str) -> str
     asked = {name: value for name, value in values.get("resources", {}).items() if value not in (None, 0, "", "auto")}
     lines = {
         "run": f"{verb} {outcome[status]}",
-        "reads": ", ".join(f"{name} {values[name]}" for name in _READ if values.get(name)),
+        "reads": ", ".join(f"{name} {uri}" for name in _READ if isinstance(uri := values.get(name), str) and uri),
         "work": work,
         "writes": output,
         "asks for": ", ".join(f"{name} {value}" for name, value in asked.items()) or "what this machine or cluster has",

@@ -148,6 +148,16 @@ def test_help_shows_what_is_required_first_and_what_few_need_last(verb: str, cap
     assert len(titles) >= len(set(ranks))
 
 
+def test_help_has_whole_sentences_and_no_empty_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "maps of the sky) and with the posteriors of another seed." in " ".join(capsys.readouterr().out.split())
+    for verb, title in (("footprint", "required fields"), ("describe", "advanced fields")):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        assert title not in capsys.readouterr().out
+
+
 def test_completion_is_sourced_as_help_says_and_knows_verbs_and_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -242,8 +252,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, ca
     assert "simulate is complete; nothing would be done" in capsys.readouterr().out
     predict = ["infer", "--bundle", "builtin:kids-r", "--dataset", output, "--output", str(tmp_path / "out")]
     assert cli.main([*predict, "--dry-run"]) == 0
-    assert f"reads:     bundle builtin:kids-r, dataset {output}" in (out := capsys.readouterr().out)
+    assert f"reads:     bundle builtin:kids-r, dataset {output}\n" in (out := capsys.readouterr().out)
     assert "300 galaxies in " in out
+    train = ["train", output, "--output", str(tmp_path / "out"), "--targets", "{flux = {}}"]
+    train += ["--network.spatial-transformer.family", "none", "--network.backbone.plan", '[8, "M"]']
+    assert cli.main([*train, "--dry-run"]) == 0
+    assert f"reads:     dataset {output}\n" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -259,6 +273,10 @@ def test_a_dry_run_finds_mistakes_and_other_runs(tmp_path: Path, capsys: pytest.
 def test_the_next_command_is_one_for_what_was_written() -> None:
     following = load_verbs()["infer"].following
     run = {"output": "o", "posterior": "summary", "estimate": False}
-    assert following(run) == "gampen-ray view o"
-    assert following(run | {"posterior": "mixture"}) == "gampen-ray evaluate --catalog o --output EVALUATION"
+    made = {"num_galaxies": 3, "has_truths": True}
+    assert following(run, made) == following(run) == "gampen-ray view o"
+    mixture = run | {"posterior": "mixture"}
+    assert following(mixture, made) == "gampen-ray evaluate --catalog o --output EVALUATION"
+    assert following(mixture, made | {"has_truths": False}) == following(mixture) == "gampen-ray view o"
+    assert following(mixture, made | {"num_galaxies": 0}) == ""
     assert following(run | {"estimate": True}) == ""

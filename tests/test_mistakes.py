@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from gampen_ray import cli
+from gampen_ray.commands.simulate import SimulateConfig
 from gampen_ray.config.base import to_toml
+from gampen_ray.run_folder import RunFolder
 from tests.networks import bundle, dataset, train_config
 
 LINES = (Path(__file__).parent / "mistakes.txt").read_text().splitlines()
@@ -25,6 +27,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle().save(str(root / "model"))
     for name in ("empty", "images", "broken", "full"):
         (root / name).mkdir()
+    with RunFolder.open(str(root / "simulated"), "simulate", SimulateConfig(output="o"), {}, complete="dataset.json"):
+        pass
+    with RunFolder.open(str(root / "training"), "train", train_config("data", "o"), {}, complete="bundle/SHA256SUMS"):
+        pass
     np.save(root / "images" / "a.npy", np.zeros((8, 8), np.float32))
     for name, text in {
         "notes.txt": "hello\n",
@@ -34,6 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "small.toml": to_toml(train_config("data", "o")),
         "bad.toml": "a = = 1\n",
         "typo.toml": 'dataset = "data"\noutput = "o"\n[optimiser]\nepochs = 3\n',
+        "misspelt.toml": 'datset = "data"\noutput = "o"\n',
+        "tiles.toml": 'image = "{tile}_{band}.fits"\n',
         "type.toml": 'dataset = "data"\noutput = "o"\n[optimizer]\nepochs = "3"\n',
     }.items():
         (root / name).write_text(text)

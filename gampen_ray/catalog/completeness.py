@@ -52,8 +52,8 @@ class Contents(NamedTuple):
         num_galaxies and num_quarantined.
     id_sum
         `id_sum` of all identifiers.
-    num_repeated
-        Galaxies with the identifier of another; 0, unknown, for more than 10^8.
+    num_repeated, repeated
+        Galaxies with the identifier of another, and the first such identifier; 0, unknown, for more than 10^8.
     flags
         Of the galaxies in the catalogue.
     """
@@ -61,6 +61,7 @@ class Contents(NamedTuple):
     counts: dict[str, int]
     id_sum: int
     num_repeated: int
+    repeated: str
     flags: FlagCounts
 
 
@@ -69,7 +70,7 @@ def catalog_contents(output: str) -> Contents:
     uris = {folder: storage.list_files(storage.join(output, folder), ".parquet") for folder in (CATALOG, QUARANTINE)}
     with _damage_explained(uris[CATALOG][0]), storage.open_input(uris[CATALOG][0]) as file:
         kind = pq.read_schema(file).field("object_id").type
-    counts, total, repeated, kept, flags = {}, 0, 0, [], FlagCounts()
+    counts, total, num_repeated, repeated, kept, flags = {}, 0, 0, "", [], FlagCounts()
     for name, folder in (("num_galaxies", CATALOG), ("num_quarantined", QUARANTINE)):
         counts[name] = 0
         for hash_N, found in storage.read_each(functools.partial(_file_contents, kind=kind), uris[folder]):
@@ -80,8 +81,20 @@ def catalog_contents(output: str) -> Contents:
                 kept.append(hash_N)
     if sum(counts.values()) <= _MOST_COMPARED:
         hash_N = np.sort(np.concatenate(kept))
-        repeated = int((hash_N[1:] == hash_N[:-1]).sum())
-    return Contents(counts, total % 2**64, repeated, flags)
+        twice = hash_N[1:][hash_N[1:] == hash_N[:-1]]
+        if num_repeated := len(twice):
+            repeated = _first_of([*uris[CATALOG], *uris[QUARANTINE]], twice, kind)
+    return Contents(counts, total % 2**64, num_repeated, repeated, flags)
+
+
+def _first_of(uris: list[str], hashes: np.ndarray, kind: pa.DataType) -> str:
+    """Return the first identifier in files that has one of some hashes."""
+    for uri in uris:
+        with _damage_explained(uri), storage.open_input(uri) as file:
+            ids = pq.read_table(file, columns=["object_id"])["object_id"].cast(kind)
+        if (found := np.isin(_hashes(ids), hashes)).any():
+            return str(ids[int(found.argmax())])
+    raise StorageError(f"{uris[0]} was changed while it was read; {AGAIN}")
 
 
 def crop_scales(output: str) -> np.ndarray:

@@ -112,14 +112,17 @@ def finish(config: "InferConfig", bundle: "Bundle", num_rows: int, id_sum: int) 
     from gampen_ray.inference.crop_statistics import CropStatistics
     from gampen_ray.inference.verdicts import crop_verdict
 
-    counts, found, repeated, flags = catalog_contents(config.output)
+    counts, found, num_repeated, repeated, flags = catalog_contents(config.output)
     if (sum(counts.values()), found) != (num_rows, id_sum):
         raise StorageError(
             f"{config.output} holds {sum(counts.values())} galaxies that are not the {num_rows} of {config.dataset}: its files "
             f"were changed; take out those of other runs, and {AGAIN}"
         )
-    if repeated:
-        logger.warning("%s of %s galaxies repeat the identifier of another: %s", repeated, num_rows, config.dataset)
+    if num_repeated:
+        logger.warning(
+            "%s of %s galaxies repeat the identifier of another in %s, the first is %s",
+            *(num_repeated, num_rows, config.catalog or config.dataset, repeated),
+        )
     if config.catalog_format == "gampen":
         write_files(config.output, bundle.targets, config.num_passes, config.seed)
     if config.catalog_format in FILES:

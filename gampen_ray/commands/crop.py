@@ -135,6 +135,7 @@ def crop(config: CropConfig) -> dict[str, Any]:
         storage.write_json(folder.path(MANIFEST), manifest)
         storage.delete(folder.path(PLAN))
     logger.info("wrote %s: %s crops, %s %s in quarantine", config.output, manifest["num_crops"], len(reasons), noun)
+    quarantine.log_reasons(reasons)
     return manifest
 
 

@@ -41,7 +41,7 @@ class FootprintConfig:
     output: str = ""
     """Footprint to create: a folder or s3:// URI."""
     table: str = ""
-    """TOML file that describes the tiles of the survey generic; `gampen_ray/data/tiles/surveys/generic.py` shows one."""
+    """TOML file that describes the tiles of the survey generic, such as the one in docs/footprints.md."""
     bands: tuple[str, ...] = ()
     """Bands that are indexed; left out: all."""
     zero_point_mag: float | None = None
@@ -88,6 +88,8 @@ def footprint(config: FootprintConfig) -> "FootprintInfo | None":
             raise UserError(f"{name}: is missing; give it, or list_surveys to see what the presets expect")
     survey = _survey(config)
     config = replace(config, tiles=storage.absolute(config.tiles), output=storage.absolute(config.output))
+    if storage.size(config.tiles) is not None:
+        raise UserError(f"tiles: {config.tiles} is a file; give the folder that holds it")
     uris = storage.list_files(config.tiles)
     entries = listed([uri.removeprefix(config.tiles).strip("/") for uri in uris], survey, config.bands, config.tiles)
     files = sorted({path for entry in entries for path in entry.files.values() if path})
@@ -110,8 +112,7 @@ def footprint(config: FootprintConfig) -> "FootprintInfo | None":
         "wrote %s: %s tiles in %s, %s images in quarantine",
         *(config.output, f"{info.num_tiles:,}", ", ".join(info.bands), f"{info.num_quarantined:,}"),
     )
-    for reason, count in quarantine.reason_examples(bad).items():
-        logger.info("  %s in quarantine: %s", count, reason)
+    quarantine.log_reasons(bad)
     return info
 
 

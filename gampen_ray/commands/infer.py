@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,9 +109,12 @@ class InferConfig(TilesConfig, CatalogConfig):
 def _then(run: Mapping[str, str]) -> str:
     if run["estimate"] == "True":
         return ""
-    # Without mixtures there is nothing to evaluate.
-    mixture = run["posterior"] == "mixture"
-    return f"evaluate --catalog {run['output']} --output EVALUATION" if mixture else f"view {run['output']}"
+    if run["num_galaxies"] == "0":
+        return ""
+    # Without mixtures or true values there is nothing to evaluate.
+    if run["posterior"] == "mixture" and run["has_truths"] == "True":
+        return f"evaluate --catalog {run['output']} --output EVALUATION"
+    return f"view {run['output']}"
 
 
 @verb("infer", positional="dataset", then=_then)
@@ -130,7 +132,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
     from gampen_ray.catalog.manifest import MANIFEST, read_manifest
     from gampen_ray.catalog.other_prior import prior_digest, read_prior
     from gampen_ray.commands.catalog_files import check_columns, finish, writer
-    from gampen_ray.commands.tile_plans import PLAN, planned_units
+    from gampen_ray.commands.tile_plans import PLAN, num_sources, planned_units
+    from gampen_ray.data import quarantine
     from gampen_ray.data.sources import check_num_rows, pinned
     from gampen_ray.data.tiles.reading import is_footprint
     from gampen_ray.gampen.summary_files import PARTS
@@ -158,8 +161,8 @@ def infer(config: InferConfig) -> dict[str, Any]:
             if not source.tiles:
                 check_num_rows(config.dataset, config.split, source.info, units)
             if precision == "auto":
-                # The sources of a footprint are not counted before they are assigned to tiles.
-                count = sys.maxsize if source.tiles else sum(unit.num_rows for unit in units)
+                # Units of a footprint are made later, from its sources.
+                count = num_sources(config) if source.tiles else sum(unit.num_rows for unit in units)
                 precision = _settled(config, count, stack)
         config = replace(config, precision=precision)
         folder = stack.enter_context(RunFolder.open(config=config, **run))
@@ -175,12 +178,15 @@ def infer(config: InferConfig) -> dict[str, Any]:
         rates, id_sum = _predict_all(config, folder, source, units, write=write, digest=digest, began=began)
         num_rows = num_unassigned + sum(unit.num_rows for unit in units)
         counts = finish(config, bundle, num_rows, (id_sum + unassigned) % 2**64)
+        # The input's, for `evaluate`.
+        counts["has_truths"] = {*source.info.targets} >= {*bundle.targets.names}
         manifest = counts | {"rates": rates, "inputs": inputs} | _recorded(config, bundle, prior)
         folder.check_lock()
         storage.write_json(manifest_uri, manifest)
         for name in (PARTS, RECEIPTS, PLAN):
             storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
+    quarantine.log_reasons(quarantine.read_quarantine(config.output))
     return manifest
 
 

@@ -56,7 +56,7 @@ class IngestSummary:
     num_quarantined
         Rows in quarantine.
     reasons
-        Rows in quarantine by kind of reason, most common first.
+        Rows in quarantine by kind of reason, most common first; each kind is named by its first reason and file.
     """
 
     dataset: str
@@ -131,15 +131,12 @@ def ingest(config: IngestConfig) -> IngestSummary:
             shards.write_dataset_info(config.output, info)
         for name in (_RECEIPTS, PLAN):
             storage.delete(folder.path(name))
-    reasons = quarantine.reason_kinds(reason for _, reason in quarantine.read_quarantine(config.output))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, sum(info.num_rows.values()), info.num_quarantined)
-    for reason, count in reasons.most_common(5):
-        logger.info("  %s in quarantine: %s", count, reason)
     return IngestSummary(
         dataset=config.output,
         num_rows=info.num_rows,
         num_quarantined=info.num_quarantined,
-        reasons=dict(reasons.most_common()),
+        reasons=quarantine.log_reasons(quarantine.read_quarantine(config.output)),
     )
 
 

@@ -51,7 +51,7 @@ class Verb:
     positional
         Field that the positional argument sets, unless it is a TOML file; empty: none.
     then
-        Returns the command that usually comes next, from the values of the config's fields; empty: none.
+        Returns the command that usually comes next, from the values of the config's fields and of what was made; empty: none.
     """
 
     config: type
@@ -88,9 +88,11 @@ class Verb:
         """Return the values of a TOML file with others in their place, unchecked."""
         return _merged(self.config, _read(self.config, file) if file else {}, plain(values))
 
-    def following(self, values: Mapping[str, Any]) -> str:
-        """Return the command that usually comes next, from some values of a config; empty: none."""
-        command = self.then(_Placeholders({name: shlex.quote(str(value)) for name, value in values.items()}))
+    def following(self, values: Mapping[str, Any], made: Any = None) -> str:
+        """Return the command that usually comes next, from some values of a config and of the dictionary, such as a manifest,
+        that the verb returned or wrote, if it did; empty: none."""
+        known = {**made, **values} if isinstance(made, Mapping) else values
+        command = self.then(_Placeholders({name: shlex.quote(str(value)) for name, value in known.items()}))
         return f"gampen-ray {command}" if command else ""
 
     def run(self, config: Any) -> Any:
@@ -142,7 +144,8 @@ def verb(name: str, *, positional: str = "", then: Then = lambda _: "") -> Calla
         Field that the positional argument sets.
     then
         Returns the command that usually comes next, without the program's name, from the config's values, as the command line
-        takes them: ``lambda run: f"evaluate --catalog {run['output']} --output EVALUATION"``.
+        takes them: ``lambda run: f"evaluate --catalog {run['output']} --output EVALUATION"``. A verb that returns a dictionary,
+        and writes the same as the file that marks it complete, is given its values too.
     """
 
     def register(function: F) -> F:

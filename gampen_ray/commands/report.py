@@ -40,6 +40,8 @@ def report(config: ReportConfig) -> str:
     from gampen_ray.reports.page import MARK
 
     output = storage.absolute(config.output)
+    if storage.exists(output) and storage.size(output) is None:
+        raise UserError(f"output: {output} is a folder; give a file, such as {storage.join(output, 'report.html')}")
     if storage.exists(output) and MARK.encode() not in storage.read_bytes(output)[:1000]:
         raise UserError(f"output: {output} exists and is not a gampen_ray report; nothing was changed: give another file")
     page = report_page(config.evaluation, num_examples=config.num_examples, num_angles=config.num_angles)

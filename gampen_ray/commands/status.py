@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from gampen_ray.commands.registry import load_verbs, verb
@@ -49,9 +49,11 @@ def status(config: StatusConfig) -> dict[str, str]:
     version, begun = (record.provenance.get(name, "unknown") for name in ("gampen_ray", "date"))
     found = {"run": f"{record.verb}, begun {begun} with gampen_ray {version}"}
     again = "run the same command again: it resumes"
+    has_document = complete and record.complete.endswith(".json")
+    document = storage.read_json(storage.join(output, record.complete)) if has_document else {}
     if complete:
         found["state"] = "finished"
-        found["next"] = load_verbs()[record.verb].following(record.config | {"output": config.run})
+        found["next"] = load_verbs()[record.verb].following(record.config | {"output": config.run}, document)
     elif held is None and not record.complete:
         found["state"] = "not running; made by an older release, which did not note how a finished run is known"
     elif held is None:
@@ -61,7 +63,7 @@ def status(config: StatusConfig) -> dict[str, str]:
     else:
         end = "is gone" if held.is_alive is False else f"has been silent for {held.age_s:.0f} s"
         found |= {"state": f"dead: {held.holder} {end}", "at the end": held.doing, "next": again}
-    found |= _contents(output, files, record.complete if complete else "")
+    found |= _contents(output, files, document)
     # What comes next, at the end.
     found = {label: text for label, text in (found | {"next": found.pop("next", "")}).items() if text}
     text = json.dumps(found, indent=2) if config.format == "json" else "\n".join(f"{k + ':':<12} {v}" for k, v in found.items())
@@ -77,8 +79,8 @@ def _no_run(folder: str, names: Sequence[str]) -> UserError:
     return UserError(f"run: {folder} holds no run (no {RUN_FILE}); {remedy}")
 
 
-def _contents(output: str, files: Sequence[str], complete: str) -> dict[str, str]:
-    """Return what a run has written: numbers from its last file if that is there, else from all others."""
+def _contents(output: str, files: Sequence[str], document: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a run has written: numbers from its last file, a JSON document, if that is there, else from all others."""
     from gampen_ray import storage
     from gampen_ray.training.history import HISTORY, read_history
 
@@ -92,10 +94,10 @@ def _contents(output: str, files: Sequence[str], complete: str) -> dict[str, str
     if trials := [uri for uri in files if uri.startswith(f"{output}/trials/") and uri.endswith("/trial.json")]:
         states = Counter(row["state"] for row in storage.read_each(storage.read_json, trials))
         found["trials"] = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
-    document = storage.read_json(storage.join(output, complete)) if complete.endswith(".json") else {}
     if counts := {name.removeprefix("num_"): value for name, value in document.items() if name.startswith("num_")}:
         counts = counts.pop("rows", {}) | counts
-        found["wrote"] = ", ".join(f"{value:,} {name}" for name, value in counts.items())
+        names = sorted(counts, key=lambda name: name != "galaxies")
+        found["wrote"] = ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in names)
     elif rows := _rows_by_folder(output, files):
         found["wrote"] = ", ".join(f"{text} in {folder}/" for folder, text in rows.items())
     for name, row in document.get("verdicts", {}).items():

@@ -25,6 +25,7 @@ __all__ = [
     "catalog_identity",
     "check_catalog",
     "make_plan",
+    "num_sources",
     "planned_units",
     "sampled_units",
     "tile_source",
@@ -54,6 +55,19 @@ def catalog_identity(uri: str) -> str:
     from gampen_ray.run_folder import files_identity
 
     return files_identity(parquet_files(uri) if format_of(uri) == "parquet" else [uri])
+
+
+def num_sources(config: SourcesConfig) -> int:
+    """Return the number of rows of a catalogue, which are counted no further than one process would predict them."""
+    from gampen_ray.data.tiles.planning import batches
+    from gampen_ray.engine.units import MOST_LOCAL_ROWS
+
+    total = 0
+    for batch in batches(config.catalog, config.id_column):
+        total += batch.num_rows
+        if total > MOST_LOCAL_ROWS:
+            break
+    return total
 
 
 def make_plan(catalog: str, planning: "Planning", resources: TaskResources | ActorResources, unit_rows: int) -> dict[str, Any]:

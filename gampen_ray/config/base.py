@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 import tomllib
 import types
 import typing
@@ -16,12 +17,13 @@ from typing import Any, TypeVar, dataclass_transform
 import pydantic
 import tomli_w
 
-from gampen_ray.errors import UserError
+from gampen_ray.errors import MissingError, UserError
 from gampen_ray.messages import brief, redacted
 
 T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 _Path = tuple[str, ...]
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 # Former fields by class: the present name, or a sentence with the remedy.
 _STAGE = "the dropout scan is the verb scan-dropout; leave {0} out of `tune`"
@@ -40,13 +42,14 @@ _ALLOWED = {
     "bool_type": "true or false",
     "string_type": "a text",
     "tuple_type": 'a list, such as ["a", "b"]',
-    **dict.fromkeys(("dict_type", "dataclass_type"), "a table, such as '{{name = {{}}}}'"),
     "literal_error": "{expected}",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
     "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
 }
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 _RENAMED_VALUES = {
     ("NetworkConfig", "likelihood"): {"mse": "unit_variance"},
     ("InferConfig", "missing_conditions"): {"mean": "marginalise"},
@@ -132,8 +135,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, recorded: bool = False) ->
     Raises
     ------
     UserError
-        For an unknown key, a missing field, an invalid value or one without effect, naming field, value and remedy; for a URI
-        with credentials, as every config is recorded.
+        For an unknown key, an invalid value or one without effect, naming field, value and remedy; for a URI with credentials,
+        as every config is recorded. A `MissingError` if nothing is wrong but that a required field is missing.
     """
     table = upgraded(cls, plain(values), refuse=not recorded)
     if recorded:
@@ -303,7 +306,9 @@ def _validated(cls: type[T], table: dict[str, Any]) -> T:
     try:
         config = pydantic.TypeAdapter(cls).validate_json(json.dumps(table))
     except pydantic.ValidationError as error:
-        raise UserError(_explain(cls, error.errors()[0])) from None
+        # A field that is missing may have been misspelt.
+        first = min(error.errors(), key=lambda one: (one["type"] in _MISSING) - (one["type"] in _UNKNOWN))
+        raise (MissingError if first["type"] in _MISSING else UserError)(_explain(cls, first)) from None
     for path, part in _parts(config):
         values: Any = table
         for key in path:
@@ -346,12 +351,12 @@ def _explain(cls: type, error: Any) -> str:
     name, value = ".".join(where), brief(error["input"])
     if error["type"] == "json_invalid":
         return f"the values are nested too deeply, or no values: {error['ctx']['error']}; correct the TOML file"
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if error["type"] in _UNKNOWN:
         valid = sorted(fields(_descend(cls, where[:-1])))
         close = difflib.get_close_matches(where[-1], valid, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         return f"{name}: unknown field; {hint}valid here: {', '.join(valid)}"
-    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+    if error["type"] in _MISSING:
         return f"{name}: required; set it in the TOML file or give --{name}"
     if error["type"] == "value_error":
         return f"{name}: {error['ctx']['error']}".removeprefix(": ")
@@ -359,7 +364,34 @@ def _explain(cls: type, error: Any) -> str:
         # pydantic's error is about one type of a union: name the others too.
         name = ".".join(where[:-1])
         return f'{name}: {value} is not allowed: give a positive whole number or "M"'
-    return f"{name}: {value} is not allowed: {remedy(error)}"
+    table = error["type"] in ("dict_type", "dataclass_type")
+    return f"{name}: {value} is not allowed: {_table(cls, where, error['input']) if table else remedy(error)}"
+
+
+def _table(cls: type, where: list[str], value: Any) -> str:
+    """Return which table to give instead of a value, with the names in it if they are all that it has."""
+    kind = _descend(cls, where)
+    if dataclasses.is_dataclass(kind):
+        names = [*fields(typing.cast(type, kind))]
+        return f"give a table of its fields, {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+    # As of the default, or of its last entry.
+    usual = plain(fields(_descend(cls, where[:-1]))[where[-1]].get_default(call_default_factory=True))
+    other = next(reversed(usual.values()), {})
+    names = value.split(",") if isinstance(value, str) else value
+    if not (isinstance(names, list) and all(isinstance(one, str) and one.strip() for one in names)):
+        names = ["name"]
+    tables = {one.strip(): usual.get(one.strip(), other) for one in names}
+    return f"give a table, such as '{inline(tables)}'"
+
+
+def inline(value: Any) -> str:
+    """Return a plain value as TOML on one line."""
+    if isinstance(value, Mapping):
+        pairs = (f"{key if _BARE_KEY.fullmatch(key) else inline(key)} = {inline(inner)}" for key, inner in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(inline, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def remedy(error: Any) -> str:

@@ -61,10 +61,10 @@ class ReaderConfig:
     their bands (several HDUs, a file a band, Multimodal Universe), those are taken in this order. Left out: one band, by the
     headers."""
     nan_policy: str = "quarantine"
-    """Treatment of pixels without a value (not finite, masked, a sentinel such as -999, or a border of one value): quarantine
-    the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them (interpolate; a hole of
-    more than 8 pixels across is quarantined). One word for all bands, or one for each by name: g=zero,r=interpolate. A band
-    without any value is always quarantined."""
+    """Treatment of pixels without a value (not finite, 1e20 or more, masked, a sentinel such as -999, or a border of one
+    value): quarantine the cutout, or replace them with zero, the median of the band, or a mean of the pixels around them
+    (interpolate; a hole of more than 8 pixels across is quarantined). One word for all bands, or one for each by name:
+    g=zero,r=interpolate. A band without any value is always quarantined."""
     max_mebibytes: Annotated[int, Advanced()] = pydantic.Field(default=64, ge=1)
     """Largest file, decompressed, and largest image that is read, MiB. A file may take 2 s of processor time and 1.5 GB of
     memory; a larger size than 64 extends both in proportion."""

@@ -1,19 +1,17 @@
 """A config as a commented TOML file to fill in: every field with its meaning and default."""
 
-import re
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 import pydantic_core
-import tomli_w
 
+from gampen_ray.config.base import inline
 from gampen_ray.config.leaves import Leaf, sections
 
 __all__ = ["template"]
 
 _WIDTH = 118
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def template(cls: type, values: Mapping[str, Any]) -> str:
@@ -36,17 +34,8 @@ def _field(leaf: Leaf, values: Any) -> str:
     for part in path:
         values = values.get(part, {})
     if name in values:
-        return f"{name} = {_inline(values[name])}"
+        return f"{name} = {inline(values[name])}"
     if leaf.default is pydantic_core.PydanticUndefined:
         return f"# {name} =    (required)"
     default = pydantic_core.to_jsonable_python(leaf.default, exclude_none=True)
-    return f"# {name} =    (left out)" if default is None else f"# {name} = {_inline(default)}"
-
-
-def _inline(value: Any) -> str:
-    if isinstance(value, Mapping):
-        pairs = (f"{key if _BARE_KEY.fullmatch(key) else _inline(key)} = {_inline(inner)}" for key, inner in value.items())
-        return f"{{{', '.join(pairs)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_inline, value))}]"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+    return f"# {name} =    (left out)" if default is None else f"# {name} = {inline(default)}"

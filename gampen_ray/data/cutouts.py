@@ -37,7 +37,7 @@ CORE = 12
 # Fills of masked pixels by IRAF, SExtractor, HSC and others; 1e20 is stored as a slightly smaller or larger float32.
 _SENTINELS, _HUGE = (99.0, 999.0, 9999.0, 99999.0), 9.9e19
 _COMMON = 0.1
-_NO_VALUE = "NaN, infinite, masked, a sentinel such as -999, or a border of one value"
+_NO_VALUE = "NaN, infinite, 1e20 or more, masked, a sentinel such as -999, or a border of one value"
 
 # A Gaussian of this standard deviation, pixels, weighs the neighbours of a pixel that is interpolated.
 _KERNEL_PIXELS = 1.0

@@ -1,5 +1,6 @@
 """Read and summarise a quarantine folder: the rows and files that cannot be used, with reasons."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,10 @@ from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 
-__all__ = ["nothing_usable", "read_quarantine", "reason_examples", "reason_kinds"]
+__all__ = ["log_reasons", "nothing_usable", "read_quarantine", "reason_examples"]
+
+logger = logging.getLogger(__name__)
+_MOST_LOGGED = 5
 
 
 def read_quarantine(folder: str) -> list[tuple[str, str]]:
@@ -20,17 +24,23 @@ def read_quarantine(folder: str) -> list[tuple[str, str]]:
     return rows
 
 
-def reason_kinds(reasons: Iterable[str]) -> Counter[str]:
-    """Count reasons by kind: the text before a colon, with numbers replaced."""
-    return Counter(map(_kind, reasons))
+def log_reasons(rows: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Log the most common of the reasons in quarantine, and return all; see `reason_examples`."""
+    reasons = reason_examples(rows)
+    for reason, count in [*reasons.items()][:_MOST_LOGGED]:
+        logger.info("  %s in quarantine: %s", f"{count:,}", reason)
+    return reasons
 
 
 def reason_examples(rows: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Count sources and reasons by kind of reason, most common first; each is named by the first reason and its file's name."""
+    """Count sources and reasons by kind of reason, most common first; each is named by the first reason and its file's name.
+
+    A kind is the text before a colon, whatever its numbers.
+    """
     first: dict[str, str] = {}
     for source, reason in rows:
         first.setdefault(_kind(reason), f"{reason} ({source.rpartition('/')[2]})")
-    return {first[kind]: count for kind, count in reason_kinds(reason for _, reason in rows).most_common()}
+    return {first[kind]: count for kind, count in _kinds(rows).most_common()}
 
 
 def nothing_usable(claim: str, rows: Sequence[tuple[str, str]], noun: str) -> UserError:
@@ -45,9 +55,13 @@ def nothing_usable(claim: str, rows: Sequence[tuple[str, str]], noun: str) -> Us
     noun
         Plural noun for the rows.
     """
-    ((common, count),) = reason_kinds(reason for _, reason in rows).most_common(1)
+    ((common, count),) = _kinds(rows).most_common(1)
     source, reason = min(row for row in rows if _kind(row[1]) == common)
     return UserError(f"{claim}; the most common reason ({count:,} {noun}), here for {source}: {reason}")
+
+
+def _kinds(rows: Iterable[tuple[str, str]]) -> Counter[str]:
+    return Counter(_kind(reason) for _, reason in rows)
 
 
 def _kind(reason: str) -> str:

@@ -18,10 +18,10 @@ from gampen_ray.engine.resources import Node, Workers, plan_workers
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
-__all__ = ["Refusable", "Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
+__all__ = ["MOST_LOCAL_ROWS", "Refusable", "Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
 
 # What one process does in the time in which Ray starts.
-_MOST_LOCAL_ROWS = 500
+MOST_LOCAL_ROWS = 500
 
 
 class WorkUnit(Protocol):
@@ -128,7 +128,7 @@ def is_local(resources: TaskResources | ActorResources, num_rows: int) -> bool:
     if resources.engine != "auto":
         return resources.engine == "local"
     connected = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
-    return num_rows <= _MOST_LOCAL_ROWS and resources == type(resources)() and not connected
+    return num_rows <= MOST_LOCAL_ROWS and resources == type(resources)() and not connected
 
 
 def local_workers(resources: TaskResources | ActorResources) -> Workers:

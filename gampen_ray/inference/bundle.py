@@ -49,7 +49,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.prior import Prior
-from gampen_ray.run_folder import RUN_FILE
+from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -384,10 +384,14 @@ def bundle_uri(uri: str) -> str:
     if storage.exists(storage.join(uri, "bundle", CHECKSUMS)):
         return storage.join(uri, "bundle")
     if not storage.exists(storage.join(uri, DESCRIPTION)):
-        problem = f"holds no {DESCRIPTION}; give the folder that `train` or `import-gampen` wrote"
-        if storage.exists(storage.join(uri, RUN_FILE)):
-            problem = "is an unfinished run; run the same command again"
-        raise UserError(f"bundle: {uri} {problem}")
+        problem, remedy = f"holds no {DESCRIPTION}", "give the folder that `train` or `import-gampen` wrote"
+        if run := RunFolder.recorded(uri):
+            # By the file that is written last.
+            if run.complete and not run.complete.endswith(CHECKSUMS):
+                problem = f"is the output of `{run.verb}`, not of `train`"
+            else:
+                problem, remedy = "is an unfinished run", "run the same command again"
+        raise UserError(f"bundle: {uri} {problem}; {remedy}")
     if not storage.exists(storage.join(uri, CHECKSUMS)):
         raise UserError(f"bundle: {uri} is damaged, it holds no {CHECKSUMS}; {REMEDY}")
     return uri

@@ -54,6 +54,7 @@ def write(unit: PredictedUnit, output: Path, **options: object) -> pa.Table:
         {"num_galaxies": len(table), "num_quarantined": receipt.num_quarantined},
         receipt.id_sum,
         0,
+        "",
         FlagCounts.of(table["flags"].to_numpy()),
     )
     return table

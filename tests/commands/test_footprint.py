@@ -82,8 +82,10 @@ def test_mistakes_are_one_line(tiles: Path, tmp_path: Path, capsys: pytest.Captu
         ("--survey", "hsc", "--bands", "z"): "bands: no tile of z below",
         (): "survey: is missing",
     }
+    file = next(tiles.rglob("*.fits"))
+    cases["--survey", "hsc", "--tiles", str(file)] = f"tiles: {file} is a file; give the folder that holds it"
     for arguments, message in cases.items():
-        code = main(["footprint", *arguments, "--tiles", str(tiles), "--output", str(tmp_path / "o")])
+        code = main(["footprint", "--tiles", str(tiles), *arguments, "--output", str(tmp_path / "o")])
         error = capsys.readouterr().err
         assert (code, error.count("\n")) == (2, 1)
         assert message in error

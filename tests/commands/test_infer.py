@@ -15,7 +15,7 @@ import pytest
 import ray
 from astropy.table import Table
 
-from gampen_ray import storage
+from gampen_ray import cli, storage
 from gampen_ray.catalog import single_file
 from gampen_ray.catalog.parquet import mixture_from_catalog, provenance_of
 from gampen_ray.commands import infer as command
@@ -281,7 +281,7 @@ def test_repeated_identifiers_are_told(ray_local: None, inputs: Path, tmp_path: 
     assert not (tmp_path / "o").exists()
     shards.write_dataset_info(data, dataclasses.replace(info, num_rows={shards.ALL: 30}))
     assert infer(config(inputs, tmp_path / "o", dataset=data))["num_galaxies"] == 30
-    assert "10 of 30 galaxies repeat the identifier of another: " in caplog.text
+    assert f"10 of 30 galaxies repeat the identifier of another in {data}, the first is 0\n" in caplog.text
     with pytest.raises(UserError, match=r"/o repeats identifiers; make .*/d again with unique ones"):
         load_evaluated_catalog(str(tmp_path / "o"))
 
@@ -364,6 +364,28 @@ def test_damaged_shard_is_one_line_for_the_user(ray_local: None, inputs: Path, t
     with pytest.raises(UserError, match=r"part-000001\.parquet: damaged or not Parquet: "):
         infer(config(inputs, tmp_path / "p", dataset=str(tmp_path / "d")))
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("usable", [False, True])
+def test_reasons_are_told_and_what_comes_next_can_be_done(
+    usable: bool, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cutouts").mkdir()
+    image_NCHW = galaxies(3)["image"]
+    image_NCHW[: 1 if usable else 3] = 1e34
+    for number, image_CHW in enumerate(image_NCHW):
+        np.save(tmp_path / "cutouts" / f"{number}.npy", image_CHW)
+    output = str(tmp_path / "o")
+    flags = ["--pattern", "*.npy", "--num-passes", "4", "--posterior", "mixture", "--resources.engine", "local"]
+    assert cli.main(["infer", str(tmp_path / "cutouts"), "--bundle", str(inputs / "model"), "--output", output, *flags]) == 0
+    shown = capsys.readouterr().err
+    reason = "all pixels are without a value: NaN, infinite, 1e20 or more, masked"
+    assert f"  {1 if usable else 3} in quarantine: {reason}" in shown
+    # There are no true values to evaluate with.
+    assert (f"next: gampen-ray view {output}\n" in shown) == usable
+    assert ("next: " in shown) == usable
+    assert cli.main(["status", output]) == 0
+    assert ("gampen-ray view" in capsys.readouterr().out) == usable
 
 
 def test_bands_that_do_not_fit_are_refused(inputs: Path, tmp_path: Path) -> None:

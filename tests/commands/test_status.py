@@ -50,10 +50,11 @@ def test_a_run_is_running_then_unfinished_then_finished(output: str) -> None:
     assert found["state"] == "unfinished: it failed, or was stopped"
     assert found["wrote"] == "7 rows of 2 files in catalog/, 1 row of 1 file in quarantine/"
     assert found["next"] == "run the same command again: it resumes"
-    storage.write_json(storage.join(output, "sub", "manifest.json"), {"num_galaxies": 7, "num_quarantined": 1})
+    manifest = {"num_in_hats": 6, "num_galaxies": 7, "num_quarantined": 1}
+    storage.write_json(storage.join(output, "sub", "manifest.json"), manifest)
     found = labels(output)
     assert found["state"] == "finished"
-    assert found["wrote"] == "7 galaxies, 1 quarantined"
+    assert found["wrote"] == "7 galaxies, 6 in hats, 1 quarantined"
 
 
 def test_a_run_of_an_older_release_is_not_called_unfinished(tmp_path: Path) -> None:

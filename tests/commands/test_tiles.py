@@ -1,5 +1,8 @@
 """From a footprint and a catalogue to posteriors: every source once, and as from stored cutouts of the same pixels."""
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from gampen_ray.commands import catalog_files
 from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.commands.ingest import IngestConfig, ingest
+from gampen_ray.commands.tile_plans import num_sources
 from gampen_ray.config import ActorResources, ReaderConfig
 from gampen_ray.data import shards
 from gampen_ray.data.quarantine import read_quarantine
@@ -144,6 +148,18 @@ def test_columns_of_the_catalogue_are_carried_from_a_footprint(inputs: tuple[Pat
     ):
         with pytest.raises(UserError, match=message):
             infer(config(root, tmp_path / "p", **local, columns=(name,)))
+
+
+def test_few_sources_are_predicted_without_ray(inputs: tuple[Path, Sky], tmp_path: Path) -> None:
+    root, sky = inputs
+    wanted = config(root, tmp_path / "o")
+    assert num_sources(wanted) == len(sky.ra_N) + 2
+    program = "import sys\nfrom gampen_ray.cli import main\nassert main(sys.argv[1:]) == 0 and 'ray' not in sys.modules\n"
+    flags = [f"--{name}={getattr(wanted, name)}" for name in ("bundle", "dataset", "catalog", "output")]
+    command = ["infer", *flags, "--num-passes", "4", "--reader.nan-policy", "zero"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    subprocess.run([sys.executable, "-c", program, *command], check=True, env=environment)
+    assert len(catalog(tmp_path / "o")) > 60
 
 
 def test_an_interrupted_job_ends_as_an_unbroken_one(

@@ -19,7 +19,7 @@ from gampen_ray.errors import UserError
 from tests.data.test_readers import NpyReader
 
 SIZE = 8
-NO_VALUE = "NaN, infinite, masked, a sentinel such as -999, or a border of one value"
+NO_VALUE = "NaN, infinite, 1e20 or more, masked, a sentinel such as -999, or a border of one value"
 
 
 def _cutout(path: Path, seed: int = 0, shape: tuple[int, ...] = (SIZE, SIZE)) -> Path:

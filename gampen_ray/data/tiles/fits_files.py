@@ -129,7 +129,7 @@ def chosen_hdu(file: BinaryIO, names: tuple[str, ...]) -> tuple[Hdu, Any]:
     """
 
     def is_named(hdu: Hdu, name: str) -> bool:
-        return hdu.index == int(name) if name.isdecimal() else hdu_name(hdu).upper() == name.upper()
+        return hdu.index == int(name) if name.isdecimal() else _name(hdu).upper() == name.upper()
 
     found: list[Hdu] = []
     for hdu in headers(file):
@@ -139,8 +139,12 @@ def chosen_hdu(file: BinaryIO, names: tuple[str, ...]) -> tuple[Hdu, Any]:
     chosen = [hdu for name in names for hdu in found if is_named(hdu, name)] if names else found[-1:]
     if chosen and len(chosen[0].shape) == 2:
         return chosen[0], found[0].header
-    there = ", ".join(hdu_name(hdu) or "without a name" for hdu in found)
+    there = ", ".join(_name(hdu) or "without a name" for hdu in found)
     raise CutoutError(f"no two-dimensional image{' named ' + ' or '.join(names) if names else ''} among the HDUs {there}")
+
+
+def _name(hdu: Hdu) -> str:
+    return hdu_name(hdu) or ("PRIMARY" if hdu.index == 0 and hdu.shape else "")
 
 
 def rows_of(file: BinaryIO, index: int) -> tuple["Rows", Any]:

@@ -35,8 +35,8 @@ class Plane:
     the header), ``{version}`` (the newest is taken) and ``*``; ``{tile:[0-9]+}`` states what may stand there. A template with
     ``/`` fits the end of the path. Empty: the plane is in the image's file."""
     hdus: tuple[str, ...] = ()
-    """Names of its HDU (EXTNAME), those preferred first, or a number, counted from 0; empty: the first that holds an image. In
-    an ASDF file keys below ``roman``; empty: data."""
+    """Names of its HDU (EXTNAME, or PRIMARY), those preferred first, or a number, counted from 0; empty: the first that holds
+    an image. In an ASDF file keys below ``roman``; empty: data."""
 
 
 @config_class

@@ -11,6 +11,7 @@ from astropy.io import fits
 from gampen_ray.data.cutouts import CutoutError
 from gampen_ray.data.tiles import surveys
 from gampen_ray.data.tiles.describing import describe
+from gampen_ray.data.tiles.fits_files import chosen_hdu
 from gampen_ray.data.tiles.listing import Entry, listed
 from gampen_ray.data.tiles.preset import Plane, TileSurvey, register_tiles
 from gampen_ray.data.tiles.surveys.generic import read_survey
@@ -103,9 +104,26 @@ def test_a_table_of_the_user_describes_any_tiles(tmp_path: Path) -> None:
     assert row.pixel_scale_arcsec == pytest.approx(0.2)
 
 
+def test_the_table_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "footprints.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    survey = read_survey(str(tmp_path / "mine.toml"))
+    assert (survey.image.hdus, survey.mask) == (("SCI", "PRIMARY"), Plane(hdus=("MASK",)))
+    assert survey.planes == {"SAT": 1, "NO_DATA": 8}
+
+
+def test_the_first_hdu_is_named_primary(tmp_path: Path) -> None:
+    path = image(tmp_path, "t_r.fits")
+    with path.open("rb") as file:
+        assert chosen_hdu(file, ("primary",))[0].index == 0
+        with pytest.raises(CutoutError, match=r"no two-dimensional image named SCI among the HDUs PRIMARY$"):
+            chosen_hdu(file, ("SCI",))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('image = "{tile}"', r"^table: .*mine\.toml: image: '{tile}' is not allowed: give a table of its fields, files, hdus$"),
         ('image = { files = ["{tile}.fits"], hdu = 1 }', "hdu"),
         ('image = { files = ["{tyle}.fits"] }', r"\{tyle\} is no field of a file's name; there are tile, tract"),
         ('image = { files = ["image.fits"] }', r"image.fits: names no \{tile\}"),

@@ -1,10 +1,6 @@
-"""A survey that a user describes in a TOML file, with the fields of `gampen_ray.data.tiles.preset.TileSurvey`::
+"""A survey that a user describes in a TOML file, with the fields of `gampen_ray.data.tiles.preset.TileSurvey`.
 
-zero_point_mag = 27.0
-noise_kind = "inverse_variance"
-planes = { SAT = 1 }
-image = { files = ["{tile}_{band}.fits"], hdus = ["SCI"] }
-noise = { files = ["{tile}_{band}.weight.fits"] }
+`docs/footprints.md` shows one.
 """
 
 from gampen_ray import storage
@@ -23,8 +19,8 @@ def read_survey(uri: str) -> TileSurvey:
     UserError
         For an unknown field or an invalid value, such as a template without a tile.
     """
-    survey = build(TileSurvey, {"name": "generic", "about": uri} | load_toml(storage.read_bytes(uri), uri))
+    values = load_toml(storage.read_bytes(uri), uri)
     try:
-        return checked(survey)
+        return checked(build(TileSurvey, {"name": "generic", "about": uri} | values))
     except ValueError as error:
         raise UserError(f"table: {uri}: {error}") from None
