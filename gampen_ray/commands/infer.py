@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_QUARANTINE_FILES = 100
+"""Files of the quarantine whose reasons are told at the end."""
 _ESTIMATE_SECONDS = 30.0
 # More than the fastest device finishes in that time.
 _ESTIMATE_UNITS_PER_WORKER = 400
@@ -186,7 +188,11 @@ def infer(config: InferConfig) -> dict[str, Any]:
         for name in (PARTS, RECEIPTS, PLAN):
             storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
-    quarantine.log_reasons(quarantine.read_quarantine(config.output))
+    # A survey has thousands of files.
+    rows = quarantine.read_quarantine(config.output, _QUARANTINE_FILES)
+    if len(rows) < manifest["num_quarantined"]:
+        logger.info("  of the first %s in quarantine:", f"{len(rows):,}")
+    quarantine.log_reasons(rows)
     return manifest
 
 

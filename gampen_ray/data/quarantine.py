@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 _MOST_LOGGED = 5
 
 
-def read_quarantine(folder: str) -> list[tuple[str, str]]:
-    """Return source and reason of every row in the quarantine of a dataset or output folder."""
+def read_quarantine(folder: str, most_files: int | None = None) -> list[tuple[str, str]]:
+    """Return source and reason of the rows in the quarantine of a dataset or output folder, or in its first files."""
     rows: list[tuple[str, str]] = []
-    for uri in storage.list_files(storage.join(folder, shards.QUARANTINE), ".parquet"):
+    for uri in storage.list_files(storage.join(folder, shards.QUARANTINE), ".parquet")[:most_files]:
         table = shards.read_shard(uri, ["source", "reason"])
         rows += zip(table["source"].to_pylist(), table["reason"].to_pylist(), strict=True)
     return rows
