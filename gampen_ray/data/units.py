@@ -11,9 +11,12 @@ from astropy import units as u
 
 from gampen_ray.data.headers import unit_zero_point
 
-__all__ = ["fits_unit", "quantity_ucd", "standard_unit", "vo_unit"]
+__all__ = ["fits_unit", "is_flux", "quantity_ucd", "standard_unit", "vo_unit"]
 
 _FLUX_DENSITY = "spectral flux density"
+# Physical types of astropy; those of counts and maggies are unknown.
+_FLUXES = {"unknown", "dimensionless", "energy flux", "yank", _FLUX_DENSITY, f"{_FLUX_DENSITY} wav", "surface brightness"}
+_FLUXES |= {"surface brightness wav", "photon flux", "photon flux density", "photon flux density wav"}
 # By astropy's physical type.
 _UCDS = {_FLUX_DENSITY: "phot.flux.density", "angle": "phys.angSize", "length": "phys.size", "mass": "phys.mass"}
 
@@ -29,6 +32,15 @@ def standard_unit(text: str) -> str:
     if zero_point is None or nanojansky is None or (unit is not None and unit.physical_type == _FLUX_DENSITY):
         return text
     return f"{10 ** (0.4 * (nanojansky - zero_point)):.8g} nJy"
+
+
+@functools.cache
+def is_flux(text: str) -> bool:
+    """Return whether a unit may be that of pixels linear in flux: no length, time or magnitude, say; unknown words may be."""
+    if re.search("mag(?!g)", text, re.IGNORECASE):
+        return False
+    unit = _parsed(text)
+    return unit is None or not _FLUXES.isdisjoint(unit.physical_type)
 
 
 @functools.cache
