@@ -13,7 +13,7 @@ from gampen_ray.inference.predictor import Predictor
 from gampen_ray.simulation.scene import simulate
 from gampen_ray.simulation.surveys import SURVEYS
 
-LABELS = {"bulge_to_total": "B/T", "effective_radius_arcsec": "$R_e$ [arcsec]", "flux": "flux"}
+LABELS = {"bulge_to_total": "B/T", "effective_radius_arcsec": "$R_e$ [arcsec]", "flux": "flux [nJy]"}
 
 
 def main(path: str) -> None:
@@ -29,7 +29,6 @@ def main(path: str) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(0.8, 1))
     plot.cutout(one["image"][0, 0], crop_scale=float(prediction.crop_scale_N[0]), axes=left.add_axes((0.02, 0.04, 0.96, 0.92)))
     plot.corner(prediction.mixture, truth=[one[name][0] for name in bundle.targets.names], labels=LABELS, figure=right)
-    right.subplots_adjust(left=0.13, right=0.98, bottom=0.11, top=0.97, wspace=0.12, hspace=0.12)
     figure.savefig(path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gampen_ray.model.targets import Target
 from gampen_ray.posterior.mixture import Mixture
 
 __all__ = ["corner", "coverage", "cutout", "predictions", "ranks", "training"]
@@ -20,6 +21,9 @@ _LEVELS = (0.9545, 0.6827)
 _GRID = 120
 # Of a marginal, outside the figure on each side.
 _CUT = 5e-4
+# Margins of a corner plot, inches: where its labels are, and where not; gap between panels over their side.
+_LEFT, _BOTTOM, _BARE, _GAP = 1.15, 0.75, 0.15, 0.1
+_PANEL = 1.9
 
 
 def corner(
@@ -39,9 +43,9 @@ def corner(
     galaxy
         Which of them.
     truth
-        Values of the targets to mark, D.
+        Values of the targets to mark, D, in the units of ``posterior``.
     labels
-        Labels of targets, by name; left out: name and unit.
+        Labels of targets, by name; left out: name and unit. Fluxes are drawn in nJy where their zero point is known.
     figure
         Figure or subfigure of matplotlib to draw in; None: a new one.
 
@@ -51,18 +55,29 @@ def corner(
         The figure, and its axes, D x D, None above the diagonal. The contours hold 68.27 and 95.45 %.
     """
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    truth_D = None if truth is None else np.asarray(truth)
-    one, targets = posterior[galaxy : galaxy + 1], list(posterior.targets)
-    figure = figure or plt.figure(figsize=(2.1 * len(targets), 2.1 * len(targets)))
+    one, factor_D = posterior[galaxy : galaxy + 1].shown()
+    truth_D = None if truth is None else factor_D * np.asarray(truth)
+    targets = list(one.targets)
+    figure = figure or plt.figure(figsize=corner_size(len(targets)))
     axes_DD = np.full((len(targets), len(targets)), None, dtype=object)
+    width, height = (length / figure.dpi for length in figure.bbox.size)
+    grid = figure.add_gridspec(
+        *axes_DD.shape,
+        left=_LEFT / width,
+        right=1 - _BARE / width,
+        bottom=_BOTTOM / height,
+        top=1 - _BARE / height,
+        wspace=_GAP,
+        hspace=_GAP,
+    )
     low_D, high_D = one.quantile([_CUT, 1 - _CUT])[0]
     grids = np.linspace(low_D, high_D, _GRID, axis=1)
-    usual = {target.name: f"{target.name} [{target.unit}]" if target.unit else target.name for target in targets}
-    names = list((usual | dict(labels or {})).values())
+    names = list(({target.name: _label(target) for target in targets} | dict(labels or {})).values())
     for i in range(len(targets)):
         for j in range(i + 1):
-            axes = axes_DD[i, j] = figure.add_subplot(len(targets), len(targets), i * len(targets) + j + 1)
+            axes = axes_DD[i, j] = figure.add_subplot(grid[i, j])
             if i == j:
                 axes.fill_between(grids[i], one.marginal_density(i, grids[i])[0], color=_ACCENT, alpha=0.75, linewidth=0)
                 axes.set(yticks=[], ylim=(0, None))
@@ -75,13 +90,22 @@ def corner(
                 if i > j:
                     axes.axhline(truth_D[i], color=_TRUTH, linewidth=1)
             axes.tick_params(labelbottom=i == len(targets) - 1, labelleft=j == 0 and i > 0, length=2, labelsize=8)
-            axes.locator_params(nbins=3)
+            for axis in (axes.xaxis, axes.yaxis) if i > j else (axes.xaxis,):
+                axis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+                axis.set_major_formatter("{x:,.10g}")
             axes.spines[:].set_color(_EDGE)
             if j == 0 and i > 0:
                 axes.set_ylabel(names[i])
             if i == len(targets) - 1:
                 axes.set_xlabel(names[j])
+    figure.align_labels()
     return figure, axes_DD
+
+
+def corner_size(num_targets: int) -> tuple[float, float]:
+    """Return width and height of a `corner` plot whose panels are square, inches."""
+    panels = _PANEL * (num_targets + _GAP * (num_targets - 1))
+    return _LEFT + panels + _BARE, _BOTTOM + panels + _BARE
 
 
 def cutout(image_HW: np.ndarray, *, crop_scale: float | None = None, axes: Any = None) -> tuple[Any, Any]:
@@ -126,7 +150,7 @@ def predictions(posterior: Mixture, truth_ND: ArrayLike, target: str, *, axes: A
     posterior
         Posteriors of galaxies.
     truth_ND
-        Values of all targets.
+        Values of all targets, in the units of ``posterior``.
     target
         Name of the one to draw; one that is learned as a logarithm has logarithmic axes.
     axes
@@ -141,8 +165,9 @@ def predictions(posterior: Mixture, truth_ND: ArrayLike, target: str, *, axes: A
     from matplotlib.ticker import LogLocator, NullFormatter
 
     place = posterior.targets.names.index(target)
+    posterior, factor_D = posterior.shown()
     one = list(posterior.targets)[place]
-    truth_N = np.asarray(truth_ND)[:, place]
+    truth_N = factor_D[place] * np.asarray(truth_ND)[:, place]
     low_N, middle_N, high_N = posterior.quantile([0.5 - 0.6827 / 2, 0.5, 0.5 + 0.6827 / 2])[:, :, place].T
     axes = axes or plt.figure(figsize=(4, 4), layout="constrained").add_subplot()
     ends = [min(truth_N.min(), low_N.min()), max(truth_N.max(), high_N.max())]
@@ -233,6 +258,12 @@ def _differences(
         axes.set(title=name, xlabel="level", xlim=(0, 1))
     panels[0].set_ylabel(label)
     return figure, panels
+
+
+def _label(target: Target) -> str:
+    """Return a name in words, without a unit at its end, and the unit below it."""
+    name = target.name.removesuffix(f"_{target.unit}").replace("_", " ")
+    return f"{name}\n[{target.unit}]" if target.unit else name
 
 
 def _contours(axes: Any, x_G: np.ndarray, y_G: np.ndarray, density_GG: np.ndarray) -> None:

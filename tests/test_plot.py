@@ -1,5 +1,6 @@
 """Figures of galaxies and posteriors."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 
 import gampen_ray
+from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.mixture import Mixture
 from tests.networks import bundle, galaxies
 
@@ -43,6 +45,26 @@ def test_a_joint_density_has_its_marginals_and_its_draws(posterior: Mixture) -> 
     assert posterior.joint_density(0, 1, y_G[:2], np.array([-0.1, 1.1])).max() == 0
 
 
+def in_unit(posterior: Mixture, unit: str) -> Mixture:
+    targets = tuple(dataclasses.replace(target, unit=target.unit and unit) for target in posterior.targets)
+    return Mixture(posterior.mean_NKD, posterior.scale_tril_NKDD, TargetSchema(targets))
+
+
+def test_fluxes_are_drawn_in_nanojansky_and_labels_keep_apart(posterior: Mixture) -> None:
+    in_mgy = in_unit(posterior, "1e-12 mgy")
+    figure, axes_DD = gampen_ray.plot.corner(in_mgy, truth=[50.0, 0.4])
+    assert axes_DD[1, 0].get_xlabel() == "flux\n[nJy]"
+    assert axes_DD[1, 0].get_xlim() == pytest.approx(3.631 * posterior.quantile([5e-4, 1 - 5e-4])[0, :, 0])
+    assert axes_DD[1, 0].lines[0].get_xdata()[0] == pytest.approx(3.631 * 50)
+    figure.canvas.draw()
+    boxes = [axes.xaxis.label.get_window_extent() for axes in axes_DD[1]]
+    assert not boxes[0].overlaps(boxes[1])
+    assert all(box.y0 >= 0 for box in boxes) and axes_DD[1, 0].yaxis.label.get_window_extent().x0 >= 0
+    axes = gampen_ray.plot.predictions(in_mgy, np.full((3, 2), [50.0, 0.4]), "flux")[1]
+    assert axes.get_xlabel() == "true flux [nJy]"
+    assert axes.lines[1].get_xdata() == pytest.approx([3.631 * 50] * 3)
+
+
 def test_a_corner_plot_has_the_marginals_the_pairs_and_the_truth(posterior: Mixture) -> None:
     figure, axes_DD = gampen_ray.plot.corner(
         posterior, 1, truth=pd.Series({"flux": 50.0, "concentration": 0.4}), labels={"flux": "F"}
@@ -57,7 +79,7 @@ def test_a_corner_plot_has_the_marginals_the_pairs_and_the_truth(posterior: Mixt
     assert [line.get_xdata()[0] for line in axes_DD[1, 0].lines] == [50.0, 0.0]
     figure.canvas.draw()
     labels = [axes.get_xlabel() for axes in gampen_ray.plot.corner(posterior)[1][1]]
-    assert labels == ["flux [Jy]", "concentration"]
+    assert labels == ["flux\n[Jy]", "concentration"]
 
 
 def test_the_contours_hold_what_they_say(posterior: Mixture) -> None:

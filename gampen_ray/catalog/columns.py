@@ -18,6 +18,7 @@ from gampen_ray.data.tiles.planning import TILE
 from gampen_ray.data.tiles.reading import TILE_COLUMNS
 from gampen_ray.errors import UserError
 from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.inference.psf_sizes import PSF_COLUMNS
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.plugins import Registry
 from gampen_ray.posterior.summary import Column, Statistics, summary_columns
@@ -150,8 +151,9 @@ def catalog_columns(
         columns.append(Column(MIXTURE_TRIL, "", text, _triangles, tril, "stat.covariance"))
     there = [column.name for column in columns]
     for name in (name for name in conditions if name not in there):
-        text = "given to the network beside the image, null if unknown"
-        columns.append(Column(name, "", text, functools.partial(_nullable, name=name), ucd="obs.param"))
+        text = f"{PSF_COLUMNS.get(name, 'condition')}, given to the network beside the image; null if unknown"
+        unit = "arcsec" if name.endswith("_arcsec") else ""
+        columns.append(Column(name, unit, text, functools.partial(_nullable, name=name), ucd="obs.param"))
     magnitudes = {column.name: column for column in _magnitudes(targets)}
     for name in extra:
         if name in [column.name for column in columns]:

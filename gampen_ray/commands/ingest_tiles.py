@@ -31,6 +31,7 @@ def dataset_info(config: "IngestConfig") -> "DatasetInfo":
     UserError
         If the config has no catalogue or size, or a field that has no effect with a footprint.
     """
+    from gampen_ray.data.agreement import check_flux_unit
     from gampen_ray.data.ingest_plan import content_settings
     from gampen_ray.provenance import content_fingerprint
 
@@ -40,6 +41,7 @@ def dataset_info(config: "IngestConfig") -> "DatasetInfo":
     if config.split_slug:
         raise UserError("split_slug: cannot be had with a footprint; leave it out")
     info = _reader(config).info()
+    check_flux_unit(config.flux_unit, info)
     tiles = (f"{name} {value}" for name in fields(TilesConfig) if (value := getattr(config, name)))
     fingerprint = content_fingerprint(content_settings(config), [info.fingerprint, catalog_identity(config.catalog), *tiles])
     return dataclasses.replace(info, fingerprint=fingerprint, flux_unit=config.flux_unit, source=to_dict(config))

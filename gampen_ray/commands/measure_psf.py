@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTIONS = {
-    "psf_fwhm_arcsec": "full width at half maximum of the PSF",
-    "psf_r50_arcsec": "radius that holds half of the PSF's light within 20 pixels",
-    "psf_r80_arcsec": "radius that holds 80 % of the PSF's light within 20 pixels",
-    "psf_r95_arcsec": "radius that holds 95 % of the PSF's light within 20 pixels",
-}
 _PSF_FILE = "psf_file"
 
 
@@ -111,6 +105,7 @@ def _check_output(output: str) -> None:
     """Raise a `UserError` if the output exists and is another table than this verb writes."""
     from gampen_ray import storage
     from gampen_ray.data.catalogs import read_catalog
+    from gampen_ray.inference.psf_sizes import PSF_COLUMNS
 
     if not storage.exists(output):
         return
@@ -118,7 +113,7 @@ def _check_output(output: str) -> None:
         there = read_catalog(output).column_names
     except UserError:
         there = []
-    if not set(_DESCRIPTIONS) <= set(there):
+    if not set(PSF_COLUMNS) <= set(there):
         raise UserError(f"output: {output} exists and is no table of PSF sizes; nothing was changed: give another file")
 
 
@@ -129,6 +124,7 @@ def _wanted(config: MeasurePsfConfig) -> _Wanted:
     from gampen_ray import storage
     from gampen_ray.data.catalogs import read_catalog, require_columns
     from gampen_ray.data.image_files import image_uris
+    from gampen_ray.inference.psf_sizes import PSF_COLUMNS
 
     if storage.size(config.psfs) is None:
         root, there = config.psfs, functools.partial(image_uris, "psfs", config.psfs, without=config.output)
@@ -139,7 +135,7 @@ def _wanted(config: MeasurePsfConfig) -> _Wanted:
         names = [uri.removeprefix(storage.join(root, "")) for uri in uris]
         return _Wanted(uris, pa.table({_PSF_FILE: names}), np.arange(len(uris)), keep=False)
     rows = read_catalog(config.catalog, (config.psf_column, config.id_column, "file_name"))
-    if taken := [name for name in _DESCRIPTIONS if name in rows.column_names]:
+    if taken := [name for name in PSF_COLUMNS if name in rows.column_names]:
         raise UserError(f"catalog: {config.catalog} has {', '.join(taken)} already; rename or remove them")
     if config.psf_column not in rows.column_names and len(uris := there()) == 1:
         return _Wanted(uris, rows, np.zeros(len(rows), int), keep=True)
@@ -186,9 +182,11 @@ def _table(wanted: _Wanted, sizes_FS: "np.ndarray") -> "pa.Table":
     import numpy as np
     import pyarrow as pa
 
+    from gampen_ray.inference.psf_sizes import PSF_COLUMNS
+
     sizes_NS = sizes_FS[wanted.file_N]
     table = wanted.rows
-    for (name, description), size_N in zip(_DESCRIPTIONS.items(), sizes_NS.T, strict=True):
+    for (name, description), size_N in zip(PSF_COLUMNS.items(), sizes_NS.T, strict=True):
         field = pa.field(name, pa.float64(), metadata={"unit": "arcsec", "description": description})
         table = table.append_column(field, pa.array(size_N, from_pandas=True))
     return table if wanted.keep else table.filter(pa.array(np.isfinite(sizes_NS[:, 0])))
@@ -197,7 +195,9 @@ def _table(wanted: _Wanted, sizes_FS: "np.ndarray") -> "pa.Table":
 def _log_sizes(config: MeasurePsfConfig, table: "pa.Table") -> None:
     import numpy as np
 
-    medians: list[Any] = [np.nanmedian(table[name].to_numpy()) for name in _DESCRIPTIONS]
+    from gampen_ray.inference.psf_sizes import PSF_COLUMNS
+
+    medians: list[Any] = [np.nanmedian(table[name].to_numpy()) for name in PSF_COLUMNS]
     logger.info("median FWHM %.3f, r50 %.3f, r80 %.3f, r95 %.3f arcsec", *medians)
     if count := table.columns[-1].null_count:
         logger.warning("%s without sizes, of PSFs that cannot be measured", counted(count, "galaxy", "galaxies"))

@@ -11,11 +11,12 @@ from typing import Literal
 from gampen_ray.config import ReaderConfig
 from gampen_ray.config.base import replace
 from gampen_ray.data.cutouts import Cutout, CutoutError
-from gampen_ray.data.headers import canonical_band
+from gampen_ray.data.headers import canonical_band, unit_zero_point
 from gampen_ray.data.shards import DatasetInfo
+from gampen_ray.data.units import is_flux
 from gampen_ray.errors import UserError
 
-__all__ = ["agreed", "contradict", "settle"]
+__all__ = ["agreed", "check_flux_unit", "contradict", "settle"]
 
 _UNKNOWN_BAND = ReaderConfig().bands
 _IGNORE = "reader.headers 'ignore' takes what is stated"
@@ -111,6 +112,18 @@ def agreed(cutout: Cutout, reader: ReaderConfig, info: DatasetInfo, *, origin: s
         return cutout
     difference = info.zero_point_mag - cutout.zero_point_mag
     return cutout if math.isclose(difference, 0, abs_tol=1e-9) else cutout.scaled(10 ** (0.4 * difference))
+
+
+def check_flux_unit(unit: str, info: DatasetInfo) -> None:
+    """Raise a UserError if pixels cannot have a unit, or not with the zero point of their dataset."""
+    if not is_flux(unit):
+        raise UserError(f"flux_unit: {unit} is no unit of a flux; give that of the pixels, such as nJy, or leave it out")
+    of_unit = unit_zero_point(unit, scale=info.pixel_scale_arcsec)
+    if of_unit is not None and info.zero_point_mag is not None and contradict("zero_point_mag", of_unit, info.zero_point_mag):
+        raise UserError(
+            f"flux_unit: {unit} has the zero point {of_unit:.3f}, but that of the images is {info.zero_point_mag:g}; leave it "
+            "out, or correct one of them"
+        )
 
 
 def contradict(field: _Field, value: float, stated: float) -> bool:

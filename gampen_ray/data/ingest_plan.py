@@ -17,7 +17,7 @@ from gampen_ray import storage
 from gampen_ray.config import CutoutsConfig, ReaderConfig
 from gampen_ray.config.base import fields, to_dict
 from gampen_ray.data import catalogs, image_rows, positions, shards, validation
-from gampen_ray.data.agreement import settle
+from gampen_ray.data.agreement import check_flux_unit, settle
 from gampen_ray.data.cutouts import Cutout, CutoutError, side_at_scale
 from gampen_ray.data.image_reading import Images, raised
 from gampen_ray.data.located import Located
@@ -116,6 +116,7 @@ def plan(
         source=to_dict(config),
         noise_planes=reader.noise_planes,
     )
+    check_flux_unit(config.flux_unit, info)
     texts = {SPLIT: pa.array(splits, pa.string()), REASON: pa.array(reasons, pa.string())}
     planned = pa.table(columns | located.bookkeeping | texts)
     # With the units and descriptions of the catalogue, of what is as it is there.

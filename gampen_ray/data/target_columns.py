@@ -13,6 +13,7 @@ from gampen_ray.config import CutoutsConfig
 from gampen_ray.data import catalogs
 from gampen_ray.data.cutouts import sentinels
 from gampen_ray.data.gampen_labels import Label, magnitude
+from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 
 __all__ = ["add_reasons", "convert_targets", "wanted_columns"]
@@ -73,7 +74,9 @@ def convert_targets(
     if "flux" in target_units and derives and zero_point_mag is not None:
         flux = np.asarray(columns["flux"])
         dark = ~(flux > 0)
-        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), zero_point_mag)
+        # The catalogue's fluxes need not have the unit of the pixels.
+        of_unit = unit_zero_point(target_units["flux"])
+        columns[_MAGNITUDE] = magnitude(np.where(dark, np.nan, flux), zero_point_mag if of_unit is None else of_unit)
         if _MAGNITUDE in config.targets:
             texts = np.array([f"target flux is {value:g}: it has no magnitude" for value in flux], dtype=object)
             add_reasons(reasons, dark, texts)

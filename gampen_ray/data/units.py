@@ -11,9 +11,12 @@ from astropy import units as u
 
 from gampen_ray.data.headers import unit_zero_point
 
-__all__ = ["fits_unit", "quantity_ucd", "standard_unit", "vo_unit"]
+__all__ = ["fits_unit", "is_flux", "quantity_ucd", "shown_unit", "standard_unit", "vo_unit"]
 
 _FLUX_DENSITY = "spectral flux density"
+# Physical types of astropy; those of counts and maggies are unknown.
+_FLUXES = {"unknown", "dimensionless", "energy flux", "yank", _FLUX_DENSITY, f"{_FLUX_DENSITY} wav", "surface brightness"}
+_FLUXES |= {"surface brightness wav", "photon flux", "photon flux density", "photon flux density wav"}
 # By astropy's physical type.
 _UCDS = {_FLUX_DENSITY: "phot.flux.density", "angle": "phys.angSize", "length": "phys.size", "mass": "phys.mass"}
 
@@ -24,11 +27,30 @@ def standard_unit(text: str) -> str:
 
     No standard knows the maggy, and astropy converts it to no other unit. A maggy is 3631 Jy: ``1e-12 mgy`` is ``3.631 nJy``.
     """
-    zero_point, nanojansky = unit_zero_point(text), unit_zero_point("nJy")
+    factor = _in_nanojansky(text)
     unit = _parsed(text)
-    if zero_point is None or nanojansky is None or (unit is not None and unit.physical_type == _FLUX_DENSITY):
-        return text
-    return f"{10 ** (0.4 * (nanojansky - zero_point)):.8g} nJy"
+    return text if factor is None or (unit is not None and unit.physical_type == _FLUX_DENSITY) else f"{factor:.8g} nJy"
+
+
+@functools.cache
+def shown_unit(text: str) -> tuple[float, str]:
+    """Return the factor to the unit in which people read values, and it: nJy for maggies and multiples such as 3.631 nJy.
+
+    Any other unit is returned as it is.
+    """
+    factor = _in_nanojansky(text)
+    unit = _parsed(text)
+    plain = unit is not None and unit.physical_type == _FLUX_DENSITY and unit.scale == 1
+    return (1.0, text) if factor is None or plain else (factor, "nJy")
+
+
+@functools.cache
+def is_flux(text: str) -> bool:
+    """Return whether a unit may be that of pixels linear in flux: no length, time or magnitude, say; unknown words may be."""
+    if re.search("mag(?!g)", text, re.IGNORECASE):
+        return False
+    unit = _parsed(text)
+    return unit is None or not _FLUXES.isdisjoint(unit.physical_type)
 
 
 @functools.cache
@@ -63,6 +85,12 @@ def quantity_ucd(unit: str) -> str:
     if parsed is None:
         return "src.morph.param"
     return "phot.mag" if parsed == u.mag else _UCDS.get(str(parsed.physical_type), "src.morph.param")
+
+
+def _in_nanojansky(text: str) -> float | None:
+    """Return what a unit of flux is in nJy; None for other units."""
+    zero_point, nanojansky = unit_zero_point(text), unit_zero_point("nJy")
+    return None if zero_point is None or nanojansky is None else 10 ** (0.4 * (nanojansky - zero_point))
 
 
 def _parsed(text: str) -> u.UnitBase | None:

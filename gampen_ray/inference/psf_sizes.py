@@ -17,8 +17,15 @@ from gampen_ray.simulation.psf import APERTURE_PIXELS, PsfSizes, measure_psf
 if TYPE_CHECKING:
     from gampen_ray.model.images import ImagePreprocessing
 
-__all__ = ["Measured", "measured", "seen_sizes", "seen_star"]
+__all__ = ["PSF_COLUMNS", "Measured", "measured", "seen_sizes", "seen_star"]
 
+PSF_COLUMNS = {
+    "psf_fwhm_arcsec": "full width at half maximum of the PSF",
+    "psf_r50_arcsec": "radius that holds half of the PSF's light within 20 pixels",
+    "psf_r80_arcsec": "radius that holds 80 % of the PSF's light within 20 pixels",
+    "psf_r95_arcsec": "radius that holds 95 % of the PSF's light within 20 pixels",
+}
+"""Descriptions of the columns of sizes, those of `PsfSizes` in order, by name; arcsec."""
 _LEAST_SIDE = 11
 # The centre is found by a phase, which repeats every 12 pixels.
 _MOST_OFFSET = 5

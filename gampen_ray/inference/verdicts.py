@@ -188,8 +188,9 @@ def training_verdict(history: Sequence[Mapping[str, float | None]], num_targets:
     """Return the verdict on a training's losses.
 
     A network that has learned nothing answers a Gaussian of unit variance for each standardised target: a validation loss of
-    half the number of targets. fails: the least validation loss is no lower. marginal: it was reached in the first half of the
-    epochs, and the last one is higher by 0.1 for each target (overfitting). holds: otherwise.
+    half the number of targets. fails: the least validation loss is no lower. marginal: it was reached in epoch 0, on numbers
+    alone, which the epochs on images did not improve; or in the first half of the epochs, and the last one is higher by 0.1
+    for each target (overfitting). holds: otherwise.
     """
     losses = [math.inf if row["val_loss"] is None else row["val_loss"] for row in history]
     best, prior = min(losses), num_targets / 2
@@ -199,8 +200,11 @@ def training_verdict(history: Sequence[Mapping[str, float | None]], num_targets:
             verdict="fails",
             text=f"least validation loss {best:.3g}, and {prior:.3g} without any knowledge: nothing was learned",
         )
-    last = history[-1]["epoch"]
-    text = f"least validation loss {best:.3g}, " + (f"at epoch {epoch:g} of {last:g}" if last else "on numbers alone")
+    last = history[-1]["epoch"] or 0
+    text = f"least validation loss {best:.3g}, " + (f"at epoch {epoch:g} of {last:g}" if epoch else "on numbers alone")
+    if last and not epoch:
+        epochs = "1 epoch" if last == 1 else f"{last:g} epochs"
+        return Verdict(verdict="marginal", text=f"{text}: {epochs} on images did not improve it, {losses[-1]:.3g} at the last")
     if losses.index(best) < len(losses) / 2 and losses[-1] - best > _OVERFIT * num_targets:
         return Verdict(verdict="marginal", text=f"{text}, and {losses[-1]:.3g} at the last: overfitting")
     return Verdict(verdict="holds", text=text)

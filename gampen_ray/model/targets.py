@@ -4,6 +4,7 @@ Shape legend: N galaxies, D targets.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from scipy.special import expit, logit
 
 from gampen_ray.config import TargetConfig, Transform
 from gampen_ray.data.gampen_labels import logit_limits
+from gampen_ray.data.units import shown_unit
 from gampen_ray.errors import UserError
 
 
@@ -69,6 +71,13 @@ class Target:
         if self.transform == "log":
             return np.exp(t)
         return expit(t) if self.transform == "logit" else t
+
+    def times(self, factor: float, unit: str) -> "Target":
+        """Return the target in another unit, in which values are larger by a factor, with the same standardised ones."""
+        ends = {"unit": unit, "low": factor * self.low, "high": factor * self.high}
+        if self.transform == "log":
+            return dataclasses.replace(self, **ends, location=self.location + math.log(factor))
+        return dataclasses.replace(self, **ends, location=factor * self.location, scale=factor * self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +147,12 @@ class TargetSchema:
     def physical(self, z_ND: np.ndarray) -> np.ndarray:
         """Return physical values, ... x D float64; see `Target.physical`."""
         return np.stack([t.physical(z_ND[..., d]) for d, t in enumerate(self.targets)], axis=-1)
+
+    def shown(self) -> tuple["TargetSchema", np.ndarray]:
+        """Return the targets in units that people read (`gampen_ray.data.units.shown_unit`), and the factors to these, D."""
+        found = [shown_unit(target.unit) for target in self]
+        targets = (t if unit == t.unit else t.times(factor, unit) for t, (factor, unit) in zip(self, found, strict=True))
+        return TargetSchema(tuple(targets)), np.array([factor for factor, _ in found])
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the schema as plain values for JSON."""

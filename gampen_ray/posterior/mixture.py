@@ -82,6 +82,11 @@ class Mixture:
             index = torch.from_numpy(index).to(self.mean_NKD.device)  # type: ignore[assignment]
         return Mixture(self.mean_NKD[index], self.scale_tril_NKDD[index], self.targets)
 
+    def shown(self) -> tuple["Mixture", np.ndarray]:
+        """Return the posteriors in units that people read, and the factors to these; see `TargetSchema.shown`."""
+        targets, factor_D = self.targets.shown()
+        return Mixture(self.mean_NKD, self.scale_tril_NKDD, targets), factor_D
+
     @staticmethod
     def concatenate(mixtures: Sequence["Mixture"]) -> "Mixture":
         """Return the posteriors of all galaxies of one or more mixtures with the same targets and K."""

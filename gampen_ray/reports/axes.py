@@ -74,13 +74,13 @@ def _log_ticks(low: float, high: float, num_ticks: int) -> np.ndarray:
 def _tick_labels(values: np.ndarray, even: bool) -> list[str]:
     """Return labels of one form: powers of ten for very large or small numbers, else plain, with equal decimals if even."""
     size = np.abs(values[values != 0])
-    if size.size and (size.max() >= 1e5 or size.min() < 1e-4):
+    if size.size and (size.max() >= 1e6 or size.min() < 1e-4):
         labels = [_power_of_ten(value) for value in values]
     else:
-        labels = [f"{float(f'{value:.6g}'):.10f}".rstrip("0").rstrip(".") for value in values]
+        labels = [f"{float(f'{value:.6g}'):,.10f}".rstrip("0").rstrip(".") for value in values]
         if even:
             decimals = max((len(label.partition(".")[2]) for label in labels), default=0)
-            labels = [f"{value:.{decimals}f}" for value in values]
+            labels = [f"{value:,.{decimals}f}" for value in values]
     return [label.replace("-", "−") for label in labels]
 
 

@@ -62,6 +62,7 @@ def report_page(evaluation_folder: str, *, num_examples: int, num_angles: int | 
     no_transformer = bundle.config.spatial_transformer.family == "none"
     data = ReportData(
         title="Galaxy structural parameters",
+        origin=_origin(judged, evaluation),
         targets=bundle.targets,
         object_id_N=catalog["object_id"].to_numpy(),
         truth_ND=judged.truths_ND,
@@ -154,6 +155,15 @@ def _history(bundle_uri: str) -> list[dict[str, Any]]:
         if storage.exists(uri):
             return read_history(uri)
     return []
+
+
+def _origin(judged: EvaluatedCatalog, evaluation: dict[str, Any]) -> str:
+    """Return a line that says of which bundle, survey, bands and day a report is."""
+    bundle, inference = judged.bundle, judged.manifest["config"]
+    survey = bundle.provenance.get("dataset", {}).get("survey") or "survey unknown"
+    made = judged.manifest["provenance"].get("date", "unknown date")[:10]
+    about = f"{survey}, {', '.join(bundle.images.bands)}"
+    return f"Model {inference['bundle']} ({about}), catalogue {evaluation['catalog']} of {made}."
 
 
 def _facts(judged: EvaluatedCatalog, evaluation: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gampen_ray.inference.psf_sizes import PSF_COLUMNS
+
 __all__ = ["card_text", "training_text"]
 
 _WIDTH = 118
@@ -18,7 +20,7 @@ def card_text(described: Mapping[str, Any]) -> str:
         rows = [[c["name"], *(f"{c[key]:.4g}" for key in ("low", "high", "mean"))] for c in conditions]
         sections.append(_table(["condition", "trained from", "to", "mean"], rows))
     sections += _validation(described["metrics"])
-    sections += _evaluation(described["evaluation"])
+    sections += _evaluation(described["evaluation"], psf_sizes=any(c["name"] in PSF_COLUMNS for c in conditions))
     return "\n\n".join(sections)
 
 
@@ -85,7 +87,7 @@ def _validation(metrics: Mapping[str, Any]) -> list[str]:
     return ["\n".join(textwrap.fill(line, _WIDTH) for line in lines), _coverage("validation galaxies", rows)]
 
 
-def _evaluation(card: Mapping[str, Any] | None) -> list[str]:
+def _evaluation(card: Mapping[str, Any] | None, *, psf_sizes: bool) -> list[str]:
     if card is None:
         return ["held-out galaxies: no evaluation beside the bundle"]
     sections = [
@@ -94,10 +96,11 @@ def _evaluation(card: Mapping[str, Any] | None) -> list[str]:
     ]
     if card["width"]:
         sections.append(_by_magnitude("median posterior width", card["width"]))
-    sections += [
-        _by_magnitude(f"median width over the information limit, {case.replace('_', ' ')}", table)
-        for case, table in card["width_over_limit"].items()
-    ]
+    for case, table in card["width_over_limit"].items():
+        title = f"median width over the information limit, {case.replace('_', ' ')}"
+        if psf_sizes and case == "psf_unknown":
+            title += "\n(the network is told the PSF's sizes, with which widths below 1 are possible)"
+        sections.append(_by_magnitude(title, table))
     if shifts := card["shifts"]:
         names = list(shifts[0]["coverage"])
         rows = [

@@ -23,6 +23,8 @@ from gampen_ray.reports.svg import ACCENT, GROUND, INK, MUTED, TRUTH, drawable, 
 _MAX_DOTS = 300
 _NUM_BARS = 90
 _MIN_PER_BIN = 25
+# Below a small panel.
+_PANEL_LETTERS = 30
 
 
 def number(value: float | None) -> str:
@@ -31,7 +33,7 @@ def number(value: float | None) -> str:
         return "–"
     if value == 0:
         return "0"
-    if 1000 <= abs(value) < 1e6:
+    if 1000 <= abs(value) < 1e8:
         text = f"{value:,.0f}"
     elif 1e-3 <= abs(value) < 1000:
         text = f"{value:#.3g}".rstrip(".")
@@ -114,7 +116,9 @@ def posterior_curve(
     ax.fill_between(v, np.interp(v, axis.to(y), density, left=0, right=0), color=ACCENT, alpha=0.3, linewidth=0)
     ax.plot(u, height, color=ACCENT, linewidth=1.4)
     ax.axvline(float(axis.to(truth)), color=TRUTH, linewidth=1.6)
-    axis.on_x(ax, num_ticks=4)
+    # As many as there is room for.
+    fitting = (num for num in (6, 5, 4) if sum(len(label) + 2 for label in axis.ticks(num_ticks=num)[1]) <= _PANEL_LETTERS)
+    axis.on_x(ax, num_ticks=next(fitting, 3))
     ax.set_ylim(0, 1.08 * height.max() or 1)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)

@@ -20,6 +20,7 @@ from gampen_ray.reports import figures
 from gampen_ray.reports.diagnostics_section import diagnostics_section
 from gampen_ray.reports.groups_section import columns_section, sky_section
 from gampen_ray.reports.rotation_section import rotation_section
+from gampen_ray.reports.shown import magnitude_of, shown
 from gampen_ray.reports.svg import PALETTE
 
 __all__ = ["Example", "ReportData", "render"]
@@ -69,6 +70,8 @@ class ReportData:
     ----------
     title
         Heading of the page.
+    origin
+        Of which model and galaxies it is, in a line.
     targets
         Schema of the D targets.
     object_id_N
@@ -103,6 +106,7 @@ class ReportData:
     """
 
     title: str
+    origin: str
     targets: TargetSchema
     object_id_N: np.ndarray
     truth_ND: np.ndarray
@@ -164,6 +168,7 @@ def render(data: ReportData) -> str:
 
     The same data give the same page, byte for byte.
     """
+    data = shown(data)
     columns = (data.truth_ND, data.median_ND, data.lo68_ND, data.hi68_ND)
     ids = [example.object_id for example in data.examples]
     return (
@@ -200,11 +205,15 @@ def render(data: ReportData) -> str:
     )
 
 
-def _datum(value: float | None, *, factor: float = 1) -> Markup:
-    """Return a number as HTML: ``factor`` times its value as text, and the value as data; a dash if it is not finite."""
+def _datum(value: float | None, *, factor: float = 1, decimals: int | None = None) -> Markup:
+    """Return a number as HTML: ``factor`` times its value as text, and the value as data; a dash if it is not finite.
+
+    The text has so many ``decimals``, or three significant digits.
+    """
     if value is None or not math.isfinite(value):
         return Markup("–")
-    return Markup('<data value="{}">{}</data>').format(value, figures.number(factor * value))
+    text = figures.number(factor * value) if decimals is None else f"{factor * value:.{decimals}f}".replace("-", "−")
+    return Markup('<data value="{}">{}</data>').format(value, text)
 
 
 def _headline(target: Target, accuracy: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +250,9 @@ def _example(key: str, example: Example, targets: TargetSchema) -> dict[str, Any
                 "target": target,
                 "truth": example.truth[target.name],
                 "interval": example.interval[target.name],
+                # The brightest end first.
+                "magnitudes": [magnitude_of(flux, target.unit) for flux in example.interval[target.name][::-1]],
+                "true_magnitude": magnitude_of(example.truth[target.name], target.unit),
                 "plot": Markup(
                     figures.posterior_curve(
                         f"{key}-{d}",

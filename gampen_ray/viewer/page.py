@@ -14,6 +14,8 @@ import numpy as np
 from markupsafe import Markup
 
 from gampen_ray import plot
+from gampen_ray.data.headers import unit_zero_point
+from gampen_ray.data.units import shown_unit
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.flags import REMARKS, Flag
 from gampen_ray.posterior.mixture import Mixture
@@ -21,6 +23,7 @@ from gampen_ray.posterior.summary import LEVELS
 from gampen_ray.reports import figures
 from gampen_ray.reports.axes import Axis, sky_axes, unwrapped, wrapped
 from gampen_ray.reports.page import POLICY, environment
+from gampen_ray.reports.shown import magnitude_of
 from gampen_ray.reports.svg import TRUTH, styled, to_svg
 from gampen_ray.viewer.galaxies import Galaxies, Galaxy
 from gampen_ray.viewer.query import GALLERIES, Query, parsed
@@ -32,7 +35,8 @@ VIEW_POLICY = f"{POLICY} 'self'"
 """Images come from the viewer itself too."""
 _PAGE_ROWS, _GALLERY, _MAPPED = 25, 12, 20_000
 _STATISTICS = ("mean", "median", "mode", "std", "std_aleatoric", "std_epistemic")
-_SUMMARIES = (*_STATISTICS, "skew", "kurtosis", *(f"{end}{level}" for level in LEVELS for end in ("lo", "hi")))
+_SHOWN = (*_STATISTICS, *(f"{end}{level}" for level in LEVELS for end in ("lo", "hi")))
+_SUMMARIES = (*_SHOWN, "skew", "kurtosis")
 
 
 class Page:
@@ -87,7 +91,7 @@ class Page:
             page=page,
             num_pages=num_pages,
             first=(page - 1) * _PAGE_ROWS,
-            targets=[(name, self._table.metadata(f"{name}_mean", "unit")) for name in self._table.targets],
+            targets=[(name, *self._unit(f"{name}_mean")[1:]) for name in self._table.targets],
             columns=self._table.names,
             choices={ANY: "any flag", WARNED: "a flag that warns", NONE: "no flag", **dict.fromkeys(Flag.__members__)},
             rows=self._rows(row_M[(page - 1) * _PAGE_ROWS : page * _PAGE_ROWS]),
@@ -99,10 +103,22 @@ class Page:
             facts=self._facts(),
         )
 
+    def _unit(self, column: str) -> tuple[float, str, str]:
+        """Return the factor to the unit in which a column is shown, that unit, and the column's own unit."""
+        own = self._table.metadata(column, "unit")
+        return *shown_unit(own), own
+
     def _rows(self, row_M: np.ndarray) -> list[dict[str, Any]]:
-        values = [f"{name}_{key}" for name in self._table.targets for key in ("mean", "lo68", "hi68")]
-        rows = self._table.rows(row_M, ["object_id", "ra", "dec", "flags", *values]).to_pylist()
-        return [values | {"row": int(row), "flags": flags(values["flags"])} for row, values in zip(row_M, rows, strict=True)]
+        keys = ("mean", "median", "lo68", "hi68")
+        names = [f"{name}_{key}" for name in self._table.targets for key in keys]
+        rows = self._table.rows(row_M, ["object_id", "ra", "dec", "flags", *names]).to_pylist()
+        for row, values in zip(row_M, rows, strict=True):
+            values |= {"row": int(row), "flags": flags(values["flags"])}
+            for name in self._table.targets:
+                factor, _, unit = self._unit(f"{name}_mean")
+                values[f"{name}_magnitude"] = magnitude_of(values[f"{name}_median"], unit)
+                values |= {f"{name}_{key}": factor * values[f"{name}_{key}"] for key in keys}
+        return rows
 
     def _galaxy(self, row: int, selection: Selection) -> dict[str, Any]:
         found = self._galaxies.galaxy(row)
@@ -120,20 +136,35 @@ class Page:
             "after": after,
             **_images(found),
             "corner": Markup(corner(found.posterior, found.truth)) if found.posterior else None,
-            "numbers": [self._numbers(found, name) for name in self._table.targets],
+            "numbers": [row for name in self._table.targets for row in self._numbers(found, name)],
             "statistics": _STATISTICS,
             "levels": {key: f"{100 * level:g} %" for key, level in LEVELS.items()},
             "truth": found.truth,
             "others": [
-                (name, value, self._table.metadata(name, "unit"), self._table.metadata(name, "description"))
+                self._other(name, value)
                 for name, value in found.values.items()
                 if name not in own | {"object_id", "ra", "dec", "flags"}
             ],
         }
 
-    def _numbers(self, found: Galaxy, name: str) -> dict[str, Any]:
-        values = {key: found.values[f"{name}_{key}"] for key in _SUMMARIES if f"{name}_{key}" in found.values}
-        return values | {"name": name, "unit": self._table.metadata(f"{name}_mean", "unit"), "truth": found.truth.get(name)}
+    def _other(self, name: str, value: Any) -> tuple[str, Any, str, str]:
+        """Return name, value, unit and description of a column."""
+        factor, unit, _ = self._unit(name)
+        return name, value if factor == 1 or value is None else factor * value, unit, self._table.metadata(name, "description")
+
+    def _numbers(self, found: Galaxy, name: str) -> list[dict[str, Any]]:
+        """Return the statistics of a target, and of its AB magnitude where it is a flux: those that follow from the flux's."""
+        factor, unit, own = self._unit(f"{name}_mean")
+        values = {key: found.values[f"{name}_{key}"] for key in _SHOWN} | {"truth": found.truth.get(name)}
+        known = {key: factor * value for key, value in values.items() if value is not None}
+        rows = [dict.fromkeys(values) | known | {"name": name, "unit": unit, "decimals": None}]
+        if unit_zero_point(own) is not None:
+            # The brightest end has the largest flux.
+            ends = {f"{end}{level}": f"{other}{level}" for level in LEVELS for end, other in (("lo", "hi"), ("hi", "lo"))}
+            taken = {"truth": "truth", "median": "median"} | ends
+            magnitudes = {key: magnitude_of(values[of], own) for key, of in taken.items()}
+            rows.append(dict.fromkeys(values) | magnitudes | {"name": f"{name}, AB", "unit": "mag", "decimals": 3})
+        return rows
 
     def _gallery(self, query: Query, row_M: np.ndarray) -> dict[str, Any]:
         values = {}
@@ -186,6 +217,7 @@ class Page:
 
 def _template() -> jinja2.Template:
     templates = environment("gampen_ray.viewer", policy=VIEW_POLICY)
+    templates.filters["has_zero_point"] = lambda unit: unit_zero_point(unit) is not None
     templates.filters["degrees"] = lambda angle: "–" if angle is None else f"{angle:.5f}".replace("-", "−")
     return templates.get_template("view.html.jinja")
 
@@ -212,11 +244,9 @@ def _images(found: Galaxy) -> dict[str, Any]:
 def corner(posterior: Mixture, truth: dict[str, float]) -> str:
     """Return the corner plot of one galaxy's posterior as an SVG."""
     names = posterior.targets.names
-    side = 150 * len(names) / 72
-    figure = matplotlib.figure.Figure(figsize=(side, side), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=plot.corner_size(len(names)))
     known = [truth[name] for name in names] if {*names} <= {*truth} else None
-    units = {target.name: f"\n[{target.unit}]" if target.unit else "" for target in posterior.targets}
-    _, axes_DD = plot.corner(posterior, truth=known, labels={name: name + units[name] for name in names}, figure=figure)
+    _, axes_DD = plot.corner(posterior, truth=known, figure=figure)
     for axes in filter(None, axes_DD.flat):
         axes.tick_params(labelsize=10)
         axes.grid(visible=False)

@@ -249,3 +249,12 @@ def test_columns_are_joined_by_name(monkeypatch):
     schema_ = pa.schema([expected.schema.field(name) for name in order])
     monkeypatch.setattr(parquet, "catalog_schema", lambda *_, **__: schema_)
     assert build(m).equals(expected.select(order))
+
+
+def test_sizes_of_the_psf_are_told_apart_and_have_their_unit():
+    names = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec", "psf_r95_arcsec", "airmass")
+    found = catalog_schema(schema("log"), pa.int64(), conditions=names)
+    told = [[found.field(name).metadata[key].decode() for key in (b"unit", b"description")] for name in names]
+    assert [unit for unit, _ in told] == ["arcsec"] * 4 + [""]
+    words = ("full width at half maximum", "half of the PSF's light", "80 % of", "95 % of", "condition")
+    assert all(word in text and "given to the network" in text for word, (_, text) in zip(words, told, strict=True))

@@ -82,6 +82,19 @@ def test_conditions_are_shown_with_range_and_mean(tmp_path: Path, capsys: pytest
     assert "made with survey kids-r, num_galaxies 100, scene.psf.beta [1.8, 4.765]" in lines
 
 
+def test_widths_below_the_limit_of_an_unknown_psf_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = card().width_over_limit["psf_known"]
+    known = dataclasses.replace(card(), width_over_limit={"psf_known": table, "psf_unknown": table})
+    seeing = Condition(name="psf_fwhm_arcsec", low=0.55, high=0.9, mean=0.7)
+    config = dataclasses.replace(NETWORK, backbone=dataclasses.replace(NETWORK.backbone, dropout_placement="classifier"))
+    for name, conditions, count in (("with", (seeing,), 1), ("without", (), 0)):
+        images = dataclasses.replace(bundle().images, conditions=conditions)
+        made = dataclasses.replace(bundle(), network=Network.of(config, images, 2), config=config, images=images)
+        made.save(str(tmp_path / name))
+        (tmp_path / name / CARD).write_text(json.dumps(to_dict(known)))
+        assert printed(capsys, str(tmp_path / name)).count("the network is told the PSF's sizes") == count
+
+
 def test_an_imported_bundle_says_where_it_is_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     provenance = {"imported": {"model": "g.pt"}, "date": "2026-11-29"}
     dataclasses.replace(bundle(), metrics={}, provenance=provenance).save(str(tmp_path))

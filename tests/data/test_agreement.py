@@ -92,6 +92,20 @@ def test_what_agrees_is_accepted(stated: dict[str, Any], cards: dict[str, Any], 
     assert not _ingested(config)[2]
 
 
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        ("uJy", r"flux_unit: uJy has the zero point 23\.900, but that of the images is 30; leave it out, or correct one"),
+        ("parsec", r"flux_unit: parsec is no unit of a flux; give that of the pixels, such as nJy, or leave it out"),
+    ],
+)
+def test_a_unit_that_the_pixels_cannot_have_is_refused(unit: str, message: str, tmp_path: Path) -> None:
+    config = _folder(tmp_path, {"MAGZERO": 30.0})
+    assert ingest_plan.plan(dataclasses.replace(config, flux_unit="3.631 nJy"))[1].flux_unit == "3.631 nJy"
+    with pytest.raises(UserError, match=message):
+        ingest_plan.plan(dataclasses.replace(config, flux_unit=unit))
+
+
 def test_files_of_several_zero_points_are_converted_to_one(tmp_path: Path) -> None:
     config = _folder(tmp_path, {"MAGZERO": 25.0}, {"MAGZERO": 27.5}, {"FLUXMAG0": 10**10.8})
     assert ingest_plan.plan(config)[1].zero_point_mag == pytest.approx(27.0)

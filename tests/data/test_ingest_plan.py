@@ -117,7 +117,7 @@ def test_catalogue_with_targets(tmp_path: Path) -> None:
         catalog=catalog,
         id_column="objID",
         targets=("flux",),
-        reader=ReaderConfig(zero_point_mag=27.0),
+        reader=ReaderConfig(zero_point_mag=22.5),
         flux_unit="nanomaggy",
         split=split,
     )
@@ -127,7 +127,7 @@ def test_catalogue_with_targets(tmp_path: Path) -> None:
     assert {row["folder"] for row in good.values()} <= {"split=train", "split=val", "split=test"}
     row = good[first + 2]
     assert (row["ra"], row["dec"], row["flux"], row["note"], row["file_name"]) == (152.0, 4.0, 3.5, "note2", "f2.fits")
-    assert row["magnitude"] == pytest.approx(27.0 - 2.5 * np.log10(3.5))
+    assert row["magnitude"] == pytest.approx(22.5 - 2.5 * np.log10(3.5))
     assert plan(config)[1].target_units == {"flux": "nanomaggy"}
     asked = dataclasses.replace(config, targets=("flux", "magnitude"))
     assert plan(asked)[1].target_units == {"flux": "nanomaggy", "magnitude": "mag"}

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 import pytest
+from astropy.table import Table
 
 from gampen_ray.config import ReaderConfig, TargetConfig
 from gampen_ray.data.ingest_plan import plan
@@ -63,3 +65,13 @@ def test_targets_out_of_their_domain_are_quarantined_by_row(tmp_path: Path) -> N
         ("d", "target effective_radius_arcsec is 0: not positive"),
         ("e", "target magnitude is 99: not within -50 to 50"),
     ]
+
+
+def test_a_magnitude_follows_the_unit_of_the_fluxes_not_that_of_the_pixels(tmp_path: Path) -> None:
+    _catalog(tmp_path, "object_id,file_name,flux", [])
+    table = Table({"object_id": [0, 1], "file_name": ["f0.fits", "f1.fits"], "flux": [1000.0, 1.0] * u.uJy})
+    table.write(tmp_path / "in_uJy.ecsv")
+    reader = ReaderConfig(zero_point_mag=30.0)
+    config = _config(tmp_path, catalog=str(tmp_path / "in_uJy.ecsv"), targets=("flux",), reader=reader)
+    assert plan(config)[1].target_units == {"flux": "uJy"}
+    assert [row["magnitude"] for row in _ingested(config)[1].values()] == pytest.approx([16.4, 23.9], abs=1e-3)

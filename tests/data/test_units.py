@@ -2,7 +2,7 @@ import astropy.units as u
 import numpy as np
 import pytest
 
-from gampen_ray.data.units import fits_unit, quantity_ucd, standard_unit, vo_unit
+from gampen_ray.data.units import fits_unit, is_flux, quantity_ucd, shown_unit, standard_unit, vo_unit
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,26 @@ def test_astropy_reads_the_same_unit_back(unit: str) -> None:
     factor, text = fits_unit(unit)
     assert u.Unit(vo_unit(unit), format="vounit") == u.Unit(unit)
     np.testing.assert_allclose((factor * u.Unit(text, format="fits")).to(u.Unit(unit)).value, 1)
+
+
+def test_what_may_be_the_unit_of_pixels() -> None:
+    fluxes = ("", "nJy", "1e-12 mgy", "nanomaggies", "MJy/sr", "adu", "ADU", "counts", "electron / s", "DN/s", "erg/(s cm2 AA)")
+    assert all(map(is_flux, fluxes))
+    assert not any(map(is_flux, ("parsec", "arcsec", "K", "s", "kg", "mag", "ABmag", "mag(AB)", "magnitudes")))
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor", "shown"),
+    [
+        ("1e-12 mgy", 3.631, "nJy"),
+        ("3.631 nJy", 3.631, "nJy"),
+        ("nanomaggies", 3631.0, "nJy"),
+        ("uJy", 1.0, "uJy"),
+        ("adu", 1.0, "adu"),
+        ("MJy/sr", 1.0, "MJy/sr"),
+        ("arcsec", 1.0, "arcsec"),
+        ("", 1.0, ""),
+    ],
+)
+def test_people_read_maggies_and_multiples_in_nanojansky(unit: str, factor: float, shown: str) -> None:
+    assert shown_unit(unit) == (pytest.approx(factor, rel=1e-6), shown)

@@ -143,6 +143,14 @@ def test_training_on_numbers_alone() -> None:
     )
 
 
+def test_training_that_images_did_not_improve() -> None:
+    history = [{"epoch": i, "val_loss": loss} for i, loss in enumerate((-2.121, -1.889, -2.054, -2.096))]
+    found = training_verdict(history, num_targets=3)
+    expected = "least validation loss -2.12, on numbers alone: 3 epochs on images did not improve it, -2.1 at the last"
+    assert (found.verdict, found.text) == ("marginal", expected)
+    assert training_verdict([*history, {"epoch": 4, "val_loss": -2.2}], num_targets=3).verdict == "holds"
+
+
 def test_target_that_is_a_radius() -> None:
     assert radius_target(("flux", "Effective_Radius_arcsec")) == 1
     assert radius_target(("flux", "size")) is None

@@ -74,3 +74,14 @@ def test_a_clip_of_zero_is_taken_from_the_data() -> None:
     assert target.physical(target.standardise(y)) == pytest.approx([0.002, 0.004, 0.5, 0.98, 0.99])
     with pytest.raises(UserError, match=r"targets\.bulge_to_total\.clip: .* all values are 0, or all are 1; give a clip"):
         TargetSchema.fit(config, np.zeros((3, 1)), {})
+
+
+def test_in_another_unit_the_standardised_values_are_the_same() -> None:
+    values_ND = np.random.default_rng(3).uniform(1, 9, (50, 2))
+    units = {"a": "1e-12 mgy", "b": "1e-12 mgy"}
+    schema = TargetSchema.fit({"a": TargetConfig(transform="log"), "b": TargetConfig(transform="identity")}, values_ND, units)
+    shown, factor_D = schema.shown()
+    assert [target.unit for target in shown] == ["nJy", "nJy"]
+    assert factor_D == pytest.approx(3.631, rel=1e-6)
+    np.testing.assert_allclose(shown.standardise(factor_D * values_ND), schema.standardise(values_ND), atol=1e-12)
+    np.testing.assert_allclose([target.high for target in shown], factor_D * values_ND.max(axis=0))

@@ -73,6 +73,7 @@ def make_data(
         )
     epochs = np.arange(1, 41)
     return ReportData(
+        origin="Model of a test.",
         title="GaMPEN compact network on simulated KiDS galaxies",
         targets=targets,
         object_id_N=np.arange(num_galaxies) + 1_000_000,

@@ -8,11 +8,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from gampen_ray.errors import UserError
 from gampen_ray.inference.crop_statistics import CropStatistics
 from gampen_ray.inference.verdicts import crop_verdict
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.reports import figures
 from gampen_ray.reports.page import ReportData, render
 from tests.browser import layouts
 from tests.reports.report_cases import Page, make_data
@@ -99,6 +101,30 @@ def test_nothing_is_loaded_from_the_network(text):
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,"))
     assert set(re.findall(r"url\((.)", text)) == {"#"}
+
+
+def test_fluxes_are_in_nanojansky_with_magnitudes_and_columns_have_units(data):
+    targets = TargetSchema(tuple(dataclasses.replace(t, unit=t.unit.replace("ADU", "1e-12 mgy")) for t in data.targets))
+    rows = data.diagnostics["bins"]["rows"]
+    named = [row | {"column": "measured_size"} if row["column"] == "psf" else row for row in rows]
+    bins = data.diagnostics["bins"] | {"rows": named}
+    page = render(dataclasses.replace(data, targets=targets, diagnostics=data.diagnostics | {"bins": bins}))
+    texts, values = " ".join(Page(page).texts), Page(page).values
+    flux, (low, high) = data.examples[0].truth["flux"], data.examples[0].interval["flux"]
+    for value in (flux, low, high):
+        assert any(shown == pytest.approx(3.631 * value) for shown in values)
+        assert any(shown == pytest.approx(30 - 2.5 * np.log10(value)) for shown in values)
+    assert any(shown == pytest.approx(3.631 * data.accuracy["flux"]["rmse"]) for shown in values)
+    assert "True flux (nJy)" in texts and "1e-12 mgy" not in page
+    assert "effective_radius_arcsec (arcsec)" in texts and "measured_size (ln radius / side)" in texts
+    assert data.origin in texts
+
+
+def test_ticks_of_a_narrow_panel_surround_the_peak(data):
+    y_G = np.geomspace(0.24, 0.62, 200)
+    density_G = norm.pdf(np.log(y_G), np.log(0.36), 0.13) / y_G
+    svg = figures.posterior_curve("k", data.targets.targets[1], y_G, density_G, truth=0.32, interval=(0.31, 0.41))
+    assert {"0.3", "0.4", "0.5"} <= set(Page(svg).texts)
 
 
 def test_no_number_is_nan(text):

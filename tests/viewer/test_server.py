@@ -166,6 +166,28 @@ def test_a_galaxy_is_shown_whole(served: Served, rows: pa.Table) -> None:
     assert 'row=6#galaxy">‹ previous' in text and 'row=8#galaxy">next ›' in text
 
 
+def test_fluxes_are_in_nanojansky_beside_their_magnitudes(root: Path, rows: pa.Table, tmp_path: Path) -> None:
+    shutil.copytree(root / "catalog", tmp_path / "catalog")
+    for path in (tmp_path / "catalog" / "catalog").iterdir():
+        table = pq.read_table(path)
+        own = [
+            f.with_metadata(f.metadata | {b"unit": b"3.631 nJy"}) if f.metadata[b"unit"] == b"Jy" else f for f in table.schema
+        ]
+        pq.write_table(table.cast(pa.schema(own)), path)
+    one = rows.slice(7, 1).to_pylist()[0]
+    with Served(tmp_path / "catalog") as served:
+        text = served.get(row=7).text
+    page = Page(text)
+    assert {"nJy", "mag", "flux (nJy)", "AB mag"} <= set(page.texts)
+    assert "whose flux is in 3.631 nJy" in text
+    for key in ("mean", "std", "lo68", "hi997"):
+        assert any(value == pytest.approx(3.631 * one[f"flux_{key}"]) for value in page.values)
+    # In the table of galaxies too; the brightest end is the lower one.
+    magnitudes = {key: 30 - 2.5 * np.log10(one[f"flux_{key}"]) for key in ("median", "lo68", "hi68")}
+    assert sum(value == pytest.approx(magnitudes["median"]) for value in page.values) == 2
+    assert f">{magnitudes['hi68']:.3f}</data> to <data" in text and f">{magnitudes['lo68']:.3f}</data></td>" in text
+
+
 def test_flags_are_told_with_their_meaning(served: Served, rows: pa.Table) -> None:
     flags = rows["flags"].to_numpy()
     row = int(np.flatnonzero(flags & 8)[0])
