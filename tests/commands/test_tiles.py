@@ -235,6 +235,8 @@ def test_ingest_stores_what_infer_cuts_with_targets_in_their_splits(
     how: dict[str, Any] = {"images": str(root / "footprint"), "output": str(tmp_path / "d"), "cutout_size": SIZE}
     how |= {"targets": ("flux", "effective_radius_arcsec"), "reader": ReaderConfig(nan_policy="zero", bands=("r",))}
     made = IngestConfig(catalog=str(tmp_path / "labels.parquet"), **how, galaxies_per_shard=16)
+    with pytest.raises(UserError, match=r"flux_unit: uJy has the zero point 23\.900, but that of the images is 22\.5"):
+        ingest(IngestConfig(catalog=str(tmp_path / "labels.parquet"), **how, flux_unit="uJy"))
     summary = ingest(made)
     assert ingest(made) == summary
     info = shards.read_dataset_info(str(tmp_path / "d"))
