@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         side_N = np.minimum(side_N, size)
         held_N = np.array([np.interp(side / 2, half_S, light_S) for side, light_S in zip(side_N, light_NS, strict=True)])
         found[name] = {
-            "rank_correlation": float(stats.spearmanr(side_N, columns["effective_radius_arcsec"])[0]),
+            "rank_correlation": float(np.corrcoef(*map(stats.rankdata, (side_N, columns["effective_radius_arcsec"])))[0, 1]),
             "holds_98": float((held_N >= ENOUGH * (1 - 1e-9)).mean()),
             "whole_cutout": float((side_N >= size).mean()),
             "median_side_pixel": float(np.median(side_N)),

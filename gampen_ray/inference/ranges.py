@@ -48,7 +48,7 @@ class Ranges:
         """
         # Share of galaxies beyond the extremes of so few.
         extreme = NormalDist().inv_cdf(min(1 / (len(numbers_MQC) + 1), _LARGEST_TAIL))
-        low_QC, high_QC = np.empty((2, *numbers_MQC.shape[1:]))
+        low_QC, high_QC = (np.empty(numbers_MQC.shape[1:]) for _ in range(2))
         for q, name in enumerate(PLAIN_NUMBERS[: numbers_MQC.shape[1]]):
             tail = _TAILS.get(name, _TAIL)
             factor = max(1.0, NormalDist().inv_cdf(tail) / extreme)

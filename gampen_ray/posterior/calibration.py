@@ -16,7 +16,8 @@ from gampen_ray.posterior.shape import thinned, with_correlation, with_tails, wi
 from gampen_ray.posterior.summary import LEVELS, interval_levels
 from gampen_ray.posterior.threads import one_thread
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""

@@ -16,7 +16,8 @@ from gampen_ray.model.network import Network
 from gampen_ray.training.batches import Batch, Sweep
 from gampen_ray.training.order import Order
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 ToInputs = Callable[[Batch], Inputs]
 """From galaxies of the dataset to network inputs."""
 State = dict[str, Any]
