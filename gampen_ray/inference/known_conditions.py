@@ -22,6 +22,8 @@ _MOST = 1 << 14
 _QUANTILE = 0.998
 # Least spread along a principal axis over the largest: one along which the training hardly varies is not known to matter.
 _LEAST_SPREAD = 0.1
+# Conditions that differ by less along all axes, in spreads, are the same: each galaxy of a tile may have its own by its place.
+_CELL = 0.05
 _PSF_SIZES = ("psf_fwhm_arcsec", "psf_r50_arcsec", "psf_r80_arcsec", "psf_r95_arcsec")
 """Sizes of PSFs; from the second on each is larger than the one before."""
 
@@ -163,7 +165,7 @@ class KnownConditions:
     def _tree(self) -> "KDTree":
         from scipy.spatial import KDTree
 
-        return KDTree(self._along_axes(np.unique(self.condition_MJ, axis=0)))
+        return KDTree(_CELL * np.unique(np.rint(self._along_axes(self.condition_MJ) / _CELL), axis=0))
 
     @functools.cached_property
     def _farthest(self) -> float:

@@ -110,6 +110,16 @@ def test_wrong_tensors_are_refused() -> None:
         KnownConditions(np.array([[np.nan]]))
 
 
+def test_each_galaxy_of_a_tile_may_have_a_psf_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    tiles, others = (rng.uniform(0.6, 0.85, 24) for _ in range(2))
+    known = KnownConditions.fit((rng.choice(tiles, 5000) * rng.normal(1, 5e-4, 5000))[:, None])
+    between = others[(others > tiles.min()) & (others < tiles.max())]
+    # Nearly all were flagged when the distances that counted were those within a tile.
+    assert known.unlike((rng.choice(between, 500) * rng.normal(1, 5e-4, 500))[:, None]).mean() < 0.1
+    assert known.unlike(np.array([[0.52], [0.95]])).all()
+
+
 def test_unknown_conditions_are_drawn_as_the_training_has_them() -> None:
     line_NJ = along_a_line(5000, seed=0)
     known = KnownConditions(line_NJ)
