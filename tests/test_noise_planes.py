@@ -350,14 +350,15 @@ def test_channels_of_noise_are_finite_and_apart_from_the_image() -> None:
 
 def test_noise_is_converted_as_fluxes_and_with_the_pixel_size() -> None:
     x = planes(40)
-    same = PREPROCESSING.match(x, zero_point_mag=27.5, pixel_scale_arcsec=0.2)
+    preprocessing = dataclasses.replace(PREPROCESSING, size=80)
+    same = preprocessing.match(x, zero_point_mag=27.5, pixel_scale_arcsec=0.2)
     assert same.sigma_NCHW is not None
     torch.testing.assert_close(same.sigma_NCHW, 10 * x[:, 2:])
     for scale in (0.1, 0.3):
         zoom = scale / 0.2
         x[:, 2:] = 1.5
         x[:, 2:, 10:22, 10:22] = torch.tensor([0.0, np.nan, np.inf, -1]).repeat(3)
-        matched = PREPROCESSING.match(x, zero_point_mag=30.0, pixel_scale_arcsec=scale)
+        matched = preprocessing.match(x, zero_point_mag=30.0, pixel_scale_arcsec=scale)
         assert matched.sigma_NCHW is not None
         assert matched.sigma_NCHW.shape == matched.image_NCHW.shape == (3, 2, *2 * (round(40 * zoom),))
         known = matched.sigma_NCHW > 0

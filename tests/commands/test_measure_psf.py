@@ -111,6 +111,8 @@ def test_a_bundles_pixels_are_those_of_the_predictor(tmp_path: Path) -> None:
     fine = star(ROUND, 91, 0.15)
     write_fits(tmp_path / "p.fits", fine, 0.15)
     table = made(tmp_path, tmp_path / "p.fits", bundle=str(tmp_path / "b"))
+    # All of the star, of which the network sees less.
+    images = dataclasses.replace(images, size=91)
     seen = images.match(torch.from_numpy(fine)[None, None], zero_point_mag=None, pixel_scale_arcsec=0.15).image_NCHW
     assert sizes(table) == pytest.approx(dataclasses.astuple(measure_psf(seen[0, 0].double().numpy(), SCALE)), rel=1e-4)
     # Twenty of the bundle's pixels hold more light.
