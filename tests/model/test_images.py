@@ -8,7 +8,7 @@ import torch
 from gampen_ray import documents
 from gampen_ray.config import ImagesConfig, OptimizerConfig
 from gampen_ray.errors import UserError
-from gampen_ray.model.images import ImagePreprocessing, sky_sigma
+from gampen_ray.model.images import ImagePreprocessing, asinh, sky_sigma
 from gampen_ray.model.pixel_grids import resize
 from gampen_ray.model.symmetries import AUGMENTATIONS, random_rotation, random_symmetry, rotate
 from tests.parity import golden, needs_parity
@@ -255,3 +255,14 @@ def test_zoom_tells_whether_cutouts_are_resampled(trained: float | None, given: 
     assert preprocessing.zoom(given) == pytest.approx(zoom, rel=1e-12)
     side = preprocessing.match(torch.ones(1, 1, 20, 20), zero_point_mag=None, pixel_scale_arcsec=given).image_NCHW.shape[-1]
     assert side == round(20 * zoom)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_asinh_is_that_of_torch(dtype: torch.dtype) -> None:
+    sizes = 10.0 ** torch.arange(-30, 38, 0.1, dtype=torch.float64)
+    x = torch.cat([sizes, -sizes, torch.zeros(1, dtype=torch.float64), torch.linspace(-9, 9, 10_001, dtype=torch.float64)]).to(
+        dtype
+    )
+    found, exact = asinh(x), torch.asinh(x.double())
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=0)
