@@ -87,7 +87,10 @@ class Rows(Statistics):
         """Flags of the images and the posteriors, which judge the network: by the posteriors under the training's prior."""
         judged = self if self.trained is None else Statistics(self.trained)
         summary = {column.name: column.value(judged) for column in summary_columns(self.mixture.targets)}
-        return np.asarray(self.image_flags_N, dtype=np.int64) | posterior_flags(summary, self.mixture.targets)
+        image_N, posterior_N = np.asarray(self.image_flags_N, np.int64), posterior_flags(summary, self.mixture.targets)
+        # Passes with conditions of their own differ for that reason.
+        missing_N = (image_N & Flag.CONDITION_MISSING.value) != 0
+        return image_N | np.where(missing_N, posterior_N & ~Flag.EPISTEMIC_DOMINATES.value, posterior_N)
 
 
 def catalog_columns(

@@ -86,6 +86,14 @@ def test_one_pass_has_no_epistemic_part():
     assert not (posterior_flags(summarise(m), m.targets) & Flag.EPISTEMIC_DOMINATES).any()
 
 
+def test_passes_that_differ_in_an_unknown_condition_are_not_called_epistemic():
+    m = mixture("log", "logit", num_galaxies=2, spread=9.0)
+    image_N = np.array([0, Flag.CONDITION_MISSING])
+    flags = catalog_table(pa.table({"object_id": [1, 2]}), m, np.ones(2), image_N, store_mixture=False)["flags"].to_numpy()
+    assert ((flags & Flag.EPISTEMIC_DOMINATES) > 0).tolist() == [True, False]
+    assert ((flags & Flag.CONDITION_MISSING) > 0).tolist() == [False, True]
+
+
 def test_catalogue_holds_the_flags_of_image_and_posterior():
     m = gaussian([0.95], [[0.01]], "identity")
     table = catalog_table(pa.table({"object_id": [1]}), m, np.ones(1), np.array([Flag.COARSE_PIXELS]), store_mixture=False)
