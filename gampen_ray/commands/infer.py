@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_QUARANTINE_FILES = 100
-"""Files of the quarantine whose reasons are told at the end."""
 _ESTIMATE_SECONDS = 30.0
 # More than the fastest device finishes in that time.
 _ESTIMATE_UNITS_PER_WORKER = 400
@@ -109,9 +107,7 @@ class InferConfig(TilesConfig, CatalogConfig):
 
 
 def _then(run: Mapping[str, str]) -> str:
-    if run["estimate"] == "True":
-        return ""
-    if run["num_galaxies"] == "0":
+    if run["estimate"] == "True" or run["num_galaxies"] == "0":
         return ""
     # Without mixtures or true values there is nothing to evaluate.
     if run["posterior"] == "mixture" and run["has_truths"] == "True":
@@ -188,11 +184,7 @@ def infer(config: InferConfig) -> dict[str, Any]:
         for name in (PARTS, RECEIPTS, PLAN):
             storage.delete(folder.path(name))
     logger.info("wrote %s: %s galaxies, %s in quarantine", config.output, manifest["num_galaxies"], manifest["num_quarantined"])
-    # A survey has thousands of files.
-    rows = quarantine.read_quarantine(config.output, _QUARANTINE_FILES)
-    if len(rows) < manifest["num_quarantined"]:
-        logger.info("  of the first %s in quarantine:", f"{len(rows):,}")
-    quarantine.log_reasons(rows)
+    quarantine.log_first_reasons(config.output, manifest["num_quarantined"])
     return manifest
 
 
@@ -357,8 +349,7 @@ def _start(config: InferConfig, digest: str, source: "Source", seconds: float | 
         pixel_scale_arcsec=source.info.pixel_scale_arcsec,
     )
     count = counters("gampen_ray_infer", _COUNTERS)
-    fill = config.missing_conditions == "marginalise"
-    return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=fill)
+    return UnitPredictor(predict, source, seconds=seconds, count=count, fill_conditions=config.missing_conditions != "refuse")
 
 
 def _estimate(

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import re
 import tomllib
 import types
 import typing
@@ -17,13 +16,13 @@ from typing import Any, TypeVar, dataclass_transform
 import pydantic
 import tomli_w
 
+from gampen_ray.config.toml_text import inline
 from gampen_ray.errors import MissingError, UserError
 from gampen_ray.messages import brief, redacted
 
 T = TypeVar("T")
 _PYDANTIC = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 _Path = tuple[str, ...]
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 # Former fields by class: the present name, or a sentence with the remedy.
 _STAGE = "the dropout scan is the verb scan-dropout; leave {0} out of `tune`"
@@ -382,16 +381,6 @@ def _table(cls: type, where: list[str], value: Any) -> str:
         names = ["name"]
     tables = {one.strip(): usual.get(one.strip(), other) for one in names}
     return f"give a table, such as '{inline(tables)}'"
-
-
-def inline(value: Any) -> str:
-    """Return a plain value as TOML on one line."""
-    if isinstance(value, Mapping):
-        pairs = (f"{key if _BARE_KEY.fullmatch(key) else inline(key)} = {inline(inner)}" for key, inner in value.items())
-        return f"{{{', '.join(pairs)}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(inline, value))}]"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def remedy(error: Any) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pydantic_core
 
-from gampen_ray.config.base import inline
 from gampen_ray.config.leaves import Leaf, sections
+from gampen_ray.config.toml_text import inline
 
 __all__ = ["template"]
 

@@ -9,10 +9,10 @@ from gampen_ray import storage
 from gampen_ray.data import shards
 from gampen_ray.errors import UserError
 
-__all__ = ["log_reasons", "nothing_usable", "read_quarantine", "reason_examples"]
+__all__ = ["log_first_reasons", "log_reasons", "nothing_usable", "read_quarantine", "reason_examples"]
 
 logger = logging.getLogger(__name__)
-_MOST_LOGGED = 5
+_MOST_LOGGED, _FIRST_FILES = 5, 100
 
 
 def read_quarantine(folder: str, most_files: int | None = None) -> list[tuple[str, str]]:
@@ -30,6 +30,14 @@ def log_reasons(rows: Sequence[tuple[str, str]]) -> dict[str, int]:
     for reason, count in [*reasons.items()][:_MOST_LOGGED]:
         logger.info("  %s in quarantine: %s", f"{count:,}", reason)
     return reasons
+
+
+def log_first_reasons(folder: str, num_rows: int) -> None:
+    """Log the reasons as `log_reasons`, of the first hundred files of a quarantine of so many rows: a survey has thousands."""
+    rows = read_quarantine(folder, _FIRST_FILES)
+    if len(rows) < num_rows:
+        logger.info("  of the first %s in quarantine:", f"{len(rows):,}")
+    log_reasons(rows)
 
 
 def reason_examples(rows: Sequence[tuple[str, str]]) -> dict[str, int]:

@@ -37,7 +37,7 @@ from gampen_ray.inference.bundle_files import (
 from gampen_ray.inference.flags import FlagCounts
 from gampen_ray.inference.known_conditions import KnownConditions, impossible
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
-from gampen_ray.inference.pixels import plain_condition, plain_pixels
+from gampen_ray.inference.pixels import plain_condition, plain_pixels, refuse_flat
 from gampen_ray.inference.predictor import Precision, Predictor
 from gampen_ray.inference.ranges import Ranges
 from gampen_ray.inference.signature import check_signature
@@ -162,9 +162,7 @@ class Bundle:
             self.images.check(images_NCHW.shape, len(self.images.bands))
             images_NCHW = np.concatenate([images_NCHW, sigma.reshape(images_NCHW.shape)], axis=1)
         self.images.check(images_NCHW.shape)
-        if (flat_N := np.ptp(images_NCHW.reshape(len(images_NCHW), -1), axis=1) == 0).any():
-            first = f"the first is number {np.argmax(flat_N)}"
-            raise UserError(f"images: {flat_N.sum()} have the same value in all pixels, {first}; remove them")
+        refuse_flat(images_NCHW)
         predictor = Predictor(
             self,
             num_passes=num_passes,
@@ -209,8 +207,7 @@ class Bundle:
         condition_NJ = np.stack(values_JN, axis=1) if names else np.empty((count, 0))
         reason_N = impossible(names, condition_NJ)
         if (reason_N != "").any():
-            number = int(np.argmax(reason_N != ""))
-            raise UserError(f"conditions: {reason_N[number]} (image {number})")
+            raise UserError(f"conditions: {(bad := reason_N[reason_N != ''])[0]} ({len(bad)} of {count} images)")
         return condition_NJ
 
     def _noise(self, noise_planes: Any, images: Any) -> np.ndarray | None:

@@ -73,6 +73,7 @@ class KnownConditions:
             raise ValueError("conditions of the training galaxies are no table of finite numbers")
         # As they are stored.
         self.condition_MJ = condition_MJ.astype(np.float32)
+        self._trees: dict[tuple[int, ...], tuple[KDTree, np.ndarray]] = {}
 
     @classmethod
     def fit(cls, condition_NJ: np.ndarray) -> "KnownConditions":
@@ -141,14 +142,15 @@ class KnownConditions:
         tiny = np.finfo(np.float32).tiny
         return np.where(positive_J, np.log(np.maximum(value_NJ, tiny)), value_NJ)
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019
     def _tree_of(self, columns: tuple[int, ...]) -> "tuple[KDTree, np.ndarray]":
         """Return a tree of some conditions of the training galaxies, over their spreads, and these."""
         from scipy.spatial import KDTree
 
-        value_MJ = self._scaled(self.condition_MJ)[:, columns]
-        spread_J = np.where(np.ptp(value_MJ, axis=0) > 0, value_MJ.std(axis=0), 1.0)
-        return KDTree(value_MJ / spread_J), spread_J
+        if columns not in self._trees:
+            value_MJ = self._scaled(self.condition_MJ)[:, columns]
+            spread_J = np.where(np.ptp(value_MJ, axis=0) > 0, value_MJ.std(axis=0), 1.0)
+            self._trees[columns] = KDTree(value_MJ / spread_J), spread_J
+        return self._trees[columns]
 
     @functools.cached_property
     def _axes(self) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.errors import UserError
 
-__all__ = ["plain_condition", "plain_pixels"]
+__all__ = ["plain_condition", "plain_pixels", "refuse_flat"]
 
 
 def plain_pixels(
@@ -42,6 +42,14 @@ def plain_pixels(
         # NumPy's masked arrays, or astropy's, which are none of NumPy's.
         images_NCHW = images_NCHW.astype(np.float32).filled(np.nan)
     return np.ascontiguousarray(images_NCHW, dtype=np.float32), zero_point_mag
+
+
+def refuse_flat(images_NCHW: np.ndarray) -> None:
+    """Raise a UserError if an image has the same value in all pixels; there is one image or more."""
+    flat_N = np.ptp(images_NCHW.reshape(len(images_NCHW), -1), axis=1) == 0
+    if flat_N.any():
+        first = f"the first is number {np.argmax(flat_N)}"
+        raise UserError(f"images: {flat_N.sum()} have the same value in all pixels, {first}; remove them")
 
 
 def plain_condition(name: str, values: Any) -> np.ndarray:

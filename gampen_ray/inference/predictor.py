@@ -214,12 +214,15 @@ class Predictor:
         mean_J = np.array([condition.mean for condition in images.conditions])
         filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
         x_NCHW, number_NM = images.stretched(matched), images.numbers(matched, filled_NJ)
-        passes = self._thinned(x_NCHW, number_NM)
-        outputs_NKP, unknown_N = passes.outputs_NKP, ~np.isfinite(condition_NJ).all(axis=1)
-        if unknown_N.any() and self._bundle.known_conditions and number_NM is not None:
-            rows = torch.from_numpy(unknown_N)
+        unknown_N = ~np.isfinite(condition_NJ).all(axis=1) & (self._bundle.known_conditions is not None)
+        # Where all are unknown, only what the passes share is looked at.
+        passes = self._thinned(x_NCHW, number_NM, (0,) if unknown_N.all() else None)
+        outputs_NKP = passes.outputs_NKP
+        if unknown_N.any():
+            assert number_NM is not None
+            rows = torch.from_numpy(unknown_N).to(self._device)
             over_NKP = self._over_conditions(x_NCHW[rows], number_NM[rows], condition_NJ[unknown_N])
-            outputs_NKP = outputs_NKP.index_put((rows.to(self._device),), over_NKP)
+            outputs_NKP = over_NKP if unknown_N.all() else outputs_NKP.index_put((rows,), over_NKP)
         mean_NKD, scale_tril_NKDD = self._bundle.network.likelihood.components(outputs_NKP.double())
         usable_N = proper(mean_NKD, scale_tril_NKDD)
         identity_DD = torch.eye(len(self._bundle.targets), dtype=torch.float64, device=self._device)

@@ -397,9 +397,3 @@ def test_bands_that_do_not_fit_are_refused(inputs: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"dataset: .*/d has the bands g, r, but the bundle was trained on r"):
         infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
     assert not (tmp_path / "o").exists()
-
-
-def test_hats_without_positions_is_refused_before_anything_is_written(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"catalog_format: hats needs positions, but .*/data lacks the columns ra, dec"):
-        infer(config(inputs, tmp_path / "output", catalog_format="hats"))
-    assert not (tmp_path / "output").exists()

@@ -128,3 +128,11 @@ def test_columns_of_a_folders_catalogue_are_carried_with_unit_and_description(tm
     ):
         with pytest.raises(UserError, match=message):
             infer(config(tmp_path, tmp_path / "p", **fields, columns=(name,)))
+
+
+def test_hats_without_positions_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    bundle().save(str(tmp_path / "model"))
+    dataset(str(tmp_path / "data"), {shards.ALL: 20})
+    with pytest.raises(UserError, match=r"catalog_format: hats needs positions, but .*/data lacks the columns ra, dec"):
+        infer(config(tmp_path, tmp_path / "output", catalog_format="hats"))
+    assert not (tmp_path / "output").exists()
