@@ -11,12 +11,13 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from gampen_ray.errors import UserError
 
-__all__ = ["VARIABLE", "Registry", "load_plugins", "plugin_modules"]
+__all__ = ["VARIABLE", "Registry", "child_environment", "load_plugins", "plugin_modules"]
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -100,6 +101,15 @@ def load_plugins() -> None:
 def plugin_modules() -> str:
     """Return ``GAMPEN_RAY_PLUGINS`` for workers: the modules that it names, and those that registered an object here."""
     return ",".join(sorted({*_named(), *_registering} - {"__main__"}))
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """Return the variables of a process of ours that finds the same code and plugins, with some more.
+
+    Those of Ray are left out, by which a local Ray finds what it ends.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: plugin_modules()} | more
 
 
 def _named() -> Iterator[str]:

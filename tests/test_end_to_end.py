@@ -23,9 +23,6 @@ from gampen_ray.config import TrainResources
 from gampen_ray.config.base import to_toml
 from gampen_ray.engine import death_watch
 from gampen_ray.inference.bundle import load_bundle
-from gampen_ray.training.execute import execute
-from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.run import prepare
 from tests.clusters import wait_until
 from tests.networks import dataset, train_config
 from tests.processes import assert_none_left, driver, listening, marked, variables, wait_for
@@ -34,7 +31,7 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
-def demo_folder(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo") / "demo"
     demo(DemoConfig(output=str(output), num_galaxies=1200, seed=1))
     return output
@@ -201,21 +198,6 @@ def assert_closed_to_others(mark: str) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_workers_of_a_training_listen_on_the_loopback_interface_alone(tmp_path: Path) -> None:
-    data, two = dataset(str(tmp_path / "d"), {"train": 60, "val": 30}), TrainResources(num_workers=2, cpus_per_worker=0.5)
-    config = dataclasses.replace(train_config(data, str(tmp_path / "o"), epochs=1000), resources=two)
-    (tmp_path / "c.toml").write_text(to_toml(config))
-    with driver("train", f"{tmp_path}/c.toml") as (process, mark):
-        wait_for(process, "epoch 1/")
-        processes = death_watch._processes(str(ray_folder(mark)))
-        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
-        assert sum("RayTrainWorker" in title for title in titles) == 2
-        addresses = listening(processes)
-        assert all(address.is_loopback for address, _ in addresses), addresses
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.kill)])
 def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, stop: signal.Signals) -> None:
     with driver("simulate", f"--output={tmp_path}/d", "--num-galaxies=100000", "--galaxies-per-shard=50") as (process, mark):
@@ -235,16 +217,19 @@ def test_ctrl_c_and_the_end_of_a_job_leave_no_process_behind(tmp_path: Path, sto
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: Path) -> None:
+def test_a_training_on_ray_is_out_of_reach_and_goes_on_without_ray_behind_its_killed_driver(tmp_path: Path) -> None:
     dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
-    config = dataclasses.replace(
-        train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=16, learning_rate=1e-3),
-        resources=TrainResources(num_workers=1),
-    )
-    (tmp_path / "train.toml").write_text(to_toml(config))
+    config = train_config(str(tmp_path / "data"), str(tmp_path / "run"), epochs=16, learning_rate=1e-3)
+    here = dataclasses.replace(config, resources=TrainResources(engine="local"))
+    (tmp_path / "train.toml").write_text(to_toml(dataclasses.replace(config, resources=TrainResources(engine="ray"))))
     with driver("train", str(tmp_path / "train.toml")) as (process, mark):
         wait_for(process, "epoch 2/16, loss")
         folder = ray_folder(mark)
+        processes = death_watch._processes(str(folder))
+        titles = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes]
+        assert sum("RayTrainWorker" in title for title in titles) == 2
+        addresses = listening(processes)
+        assert all(address.is_loopback for address, _ in addresses), addresses
         process.kill()
         assert process.stderr is not None
         assert "gampen-ray: killed, by somebody or by Ray; run the same command again" in process.stderr.read()
@@ -256,14 +241,8 @@ def test_a_training_goes_on_behind_its_killed_driver(ray_local: None, tmp_path: 
     before = max(len(torch.load(state, weights_only=True)["history"]) for state in states)
     assert 0 < before < 16
 
-    resumed = train(config)
-    unbroken = prepare(dataclasses.replace(config, output=str(tmp_path / "unbroken")))
-    # With as many threads as the worker a plain loop adds up in the same order.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(2, os.cpu_count() or 1))
-    execute(LocalWorker.read(unbroken), unbroken)
-    torch.set_num_threads(threads)
-    for name, weights in load_bundle(unbroken.config.output).network.state_dict().items():
+    resumed, unbroken = train(here), train(dataclasses.replace(here, output=str(tmp_path / "unbroken")))
+    for name, weights in unbroken.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], weights)
     histories = [json.loads((tmp_path / run / "history.json").read_text()) for run in ("run", "unbroken")]
     assert [row["epoch"] for row in histories[0]] == list(range(1, 17))

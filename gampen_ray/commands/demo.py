@@ -10,7 +10,7 @@ from gampen_ray.commands.registry import verb
 from gampen_ray.commands.report import ReportConfig, report
 from gampen_ray.commands.simulate import SimulateConfig, simulate
 from gampen_ray.commands.train import train
-from gampen_ray.config import OptimizerConfig, SplitConfig, TrainConfig
+from gampen_ray.config import OptimizerConfig, SplitConfig, TrainConfig, TrainResources
 from gampen_ray.config.base import config_class
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,25 @@ def demo(config: DemoConfig) -> None:
     """
     from gampen_ray import storage
     from gampen_ray.engine.session import ray_session
+    from gampen_ray.engine.trainers import trains_here
 
     output = storage.absolute(config.output)
     dataset, run, catalog, evaluation = (storage.join(output, name) for name in ("dataset", "run", "inference", "evaluation"))
+    # Ray is started for the simulation alone.
+    resources = TrainResources(engine="local" if trains_here(TrainResources()) else "auto")
     with ray_session():
         split = SplitConfig(train=0.8, val=0.1)
         simulate(SimulateConfig(output=dataset, num_galaxies=config.num_galaxies, seed=config.seed, split=split))
-        train(TrainConfig(dataset=dataset, output=run, conditions=PSF_CONDITIONS, optimizer=OPTIMIZER, seed=config.seed))
+        train(
+            TrainConfig(
+                dataset=dataset,
+                output=run,
+                conditions=PSF_CONDITIONS,
+                optimizer=OPTIMIZER,
+                seed=config.seed,
+                resources=resources,
+            )
+        )
         infer(InferConfig(bundle=run, dataset=dataset, split="test", output=catalog, posterior="mixture", seed=config.seed))
     evaluate(EvaluateConfig(catalog=catalog, output=evaluation))
     page = report(ReportConfig(evaluation=evaluation, output=storage.join(output, "report.html")))

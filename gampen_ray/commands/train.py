@@ -1,4 +1,4 @@
-"""The `train` verb: trains a network on a Ray cluster, and writes a model bundle into a run folder."""
+"""The `train` verb: trains a network on this machine or a Ray cluster, and writes a model bundle into a run folder."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -27,9 +27,7 @@ def train(config: TrainConfig) -> "Bundle":
         If the dataset does not fit the config, the output holds another run, or the cluster is too small.
     """
     from gampen_ray import storage
-    from gampen_ray.engine.cluster import cluster_workers
-    from gampen_ray.engine.session import ray_session
-    from gampen_ray.engine.train_workers import run_workers
+    from gampen_ray.engine.trainers import trainers
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.training.execute import BUNDLE, log_verdicts, warn_of_unusable
@@ -52,15 +50,14 @@ def train(config: TrainConfig) -> "Bundle":
         return load_bundle(config.output)
     resources = config.resources
     _check_enough(run, resources.num_workers)
-    with ray_session():
-        workers = cluster_workers(resources, least=resources.min_workers or resources.num_workers or 1)
+    with trainers(resources) as (workers, do):
         _check_enough(run, workers.count)
         check_device(config.optimizer, "cuda" if workers.gpus else "cpu")
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
                 for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
-                run_workers(run, workers)
+                do(run, workers)
     bundle = load_bundle(config.output)
     warn_of_unusable(bundle)
     log_verdicts(bundle)

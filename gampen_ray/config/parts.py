@@ -308,8 +308,11 @@ class ActorResources(WorkerResources):
 
 @config_class
 class TrainResources(WorkerResources):
-    """Resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
+    """Where the training is done, and resources requested from Ray. Without a cluster, a local Ray is started and stopped."""
 
+    engine: Literal["auto", "local", "ray"] = "auto"
+    """Where the training is done. auto: on Ray where there is a cluster or a GPU, or workers are requested; otherwise in
+    processes of this machine, which start sooner. local: in processes of this machine, on its CPUs. ray: on Ray."""
     min_workers: int = pydantic.Field(default=0, ge=0)
     """Elastic training: continue with min_workers to num_workers workers as nodes come and go; 0: always num_workers."""
 

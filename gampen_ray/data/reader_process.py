@@ -33,7 +33,7 @@ from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.reader_child import AHEAD, LINUX, MEBIBYTES, SECONDS, header_of, text_of
 from gampen_ray.data.readers.fits_listing import FitsListing
 from gampen_ray.errors import AGAIN, StartError, UserError
-from gampen_ray.plugins import VARIABLE, plugin_modules
+from gampen_ray.plugins import child_environment, plugin_modules
 
 __all__ = ["File", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
 
@@ -204,10 +204,7 @@ class _Reader:
         self._socket, theirs = socket.socketpair()
         self._lines = self._socket.makefile("rb")
         self._mebibytes, self._plugins, self._num_sent, self._num_answered = mebibytes, plugin_modules(), 0, 0
-        # Without the variables of Ray, by which a local Ray finds what it ends.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"PYTHONPATH": os.pathsep.join(sys.path), VARIABLE: self._plugins}
-        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = child_environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
         # A file without a name; in memory where the system has such.
         with theirs, os.fdopen(os.memfd_create("file"), "w+b") if LINUX else tempfile.TemporaryFile() as file:
             file.truncate(AHEAD * mebibytes << 20)

@@ -6,7 +6,6 @@ Ray itself listens on all interfaces, reads one token for all its sessions, and 
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue]
 
 from gampen_ray.engine import death_watch
+from gampen_ray.engine.resources import LOCAL_CPUS, loopback_only
 
 _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 1 << 30
@@ -45,16 +45,13 @@ def local_ray() -> Iterator[dict[str, Any]]:
         token = folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         stack.enter_context(
             _variables(
                 RAY_AUTH_MODE="token",
                 # It would win over the file.
                 RAY_AUTH_TOKEN=None,
                 RAY_AUTH_TOKEN_PATH=str(token),
-                # PyTorch's workers meet here too.
-                GLOO_SOCKET_IFNAME=loopback,
-                NCCL_SOCKET_IFNAME=loopback,
+                **loopback_only(),
             )
         )
         stack.enter_context(_loopback_allowed())
@@ -63,8 +60,7 @@ def local_ray() -> Iterator[dict[str, Any]]:
             "_node_ip_address": _LOOPBACK,
             # Ray opens its folder to everyone: ours is around it.
             "_temp_dir": str(folder / "r"),
-            # At least two logical CPUs: reading and computing must be able to run side by side.
-            "num_cpus": max(2, os.cpu_count() or 1),
+            "num_cpus": LOCAL_CPUS,
             "object_store_memory": _OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }

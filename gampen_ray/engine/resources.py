@@ -1,10 +1,13 @@
-"""Number of workers of a job and the resources of each: arithmetic on the sizes of the nodes, without Ray."""
+"""Number of workers of a job, the resources of each and the variables of their processes: plain values, without Ray."""
 
 import dataclasses
 import math
+import os
+import socket
+import sys
 from collections.abc import Sequence
 
-from gampen_ray.config import WorkerResources
+from gampen_ray.config import TaskResources, WorkerResources
 from gampen_ray.errors import UserError
 
 # CPUs of a node left for other tasks: fraction, maximum, and minimum on GPU nodes (for a task that writes predictions).
@@ -12,6 +15,33 @@ _SPARE, _MOST_SPARE, _SPARE_FOR_GPUS = 0.1, 1.1, 0.25
 # CPUs of a worker if the cluster has no nodes yet.
 _CPUS_OF_UNKNOWN_NODES = 1.0
 _EPSILON = 1e-9
+LOCAL_CPUS = max(2, os.cpu_count() or 1)
+"""Logical CPUs of this machine: at least two, as reading and computing must be able to run side by side."""
+MAX_FAILURES = 3
+"""Deaths of training workers after which a training resumes from its last checkpoint."""
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""Variables by which workers keep the memory of one step for the next. Otherwise glibc returns every large tensor to the
+kernel, which then spends a tenth of the time of CPU training on clearing the same pages."""
+
+
+def loopback_only() -> dict[str, str]:
+    """Return the variables by which PyTorch's workers meet on the loopback interface."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+
+
+def wants_ray(resources: TaskResources | WorkerResources) -> bool:
+    """Return whether a job that leaves its engine open belongs on Ray: on a cluster that is given or connected, or because the
+    user says which workers it gets."""
+    connected = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+    return bool(connected) or resources != type(resources)()
+
+
+def has_gpu() -> bool:
+    """Return whether PyTorch can use a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @dataclasses.dataclass(frozen=True)

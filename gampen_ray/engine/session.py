@@ -13,6 +13,7 @@ import ray.train
 
 from gampen_ray.engine.interrupts import interrupts, raise_if_interrupted
 from gampen_ray.engine.local import local_ray
+from gampen_ray.engine.resources import ALLOCATOR
 from gampen_ray.errors import AGAIN, StartError, StorageError, UserError
 from gampen_ray.plugins import VARIABLE, plugin_modules
 from gampen_ray.progress import Phase
@@ -28,11 +29,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # An actor that watches for preemption costs a process, and without a cloud it has nothing to report.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # Workers keep the memory of one step for the next. Otherwise glibc returns every large tensor to the kernel, which then
-    # spends a tenth of the time of CPU training on clearing the same pages.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    **ALLOCATOR,
     # Ray Tune: no tables or loggers of its own, objectives that are known at the end only, and Ctrl-C ends the program.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

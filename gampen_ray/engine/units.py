@@ -7,14 +7,13 @@ node, writes the same files twice.
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gampen_ray.config import ActorResources, TaskResources
 from gampen_ray.engine.interrupts import interrupts
-from gampen_ray.engine.resources import Node, Workers, plan_workers
+from gampen_ray.engine.resources import LOCAL_CPUS, Node, Workers, has_gpu, plan_workers, wants_ray
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
@@ -127,8 +126,7 @@ def is_local(resources: TaskResources | ActorResources, num_rows: int) -> bool:
     """
     if resources.engine != "auto":
         return resources.engine == "local"
-    connected = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
-    return num_rows <= MOST_LOCAL_ROWS and resources == type(resources)() and not connected
+    return num_rows <= MOST_LOCAL_ROWS and not wants_ray(resources)
 
 
 def local_workers(resources: TaskResources | ActorResources) -> Workers:
@@ -140,9 +138,9 @@ def local_workers(resources: TaskResources | ActorResources) -> Workers:
         If the user wants a GPU, and there is none.
     """
     wanted = resources if isinstance(resources, ActorResources) else ActorResources(use_gpu=False)
-    if wanted.use_gpu and not _has_gpu():
+    if wanted.use_gpu and not has_gpu():
         raise UserError("resources.use_gpu: this machine has no GPU that PyTorch can use; leave it out")
-    node = Node(cpus=max(2, os.cpu_count() or 1), gpus=int(wanted.use_gpu is not False and _has_gpu()))
+    node = Node(cpus=LOCAL_CPUS, gpus=int(wanted.use_gpu is not False and has_gpu()))
     # As many threads as a worker of Ray would have: to the last bit, sums depend on their number.
     return dataclasses.replace(plan_workers(wanted, [node]), count=1, room=1)
 
@@ -182,9 +180,3 @@ def _threads_kept() -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(threads)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

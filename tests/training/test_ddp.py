@@ -2,7 +2,7 @@
 
 import dataclasses
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,17 +10,17 @@ from unittest import mock
 import pytest
 import torch
 import torch.multiprocessing
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed
 
 from gampen_ray.config import TrainConfig
 from gampen_ray.model.images import Inputs
 from gampen_ray.training import numbers
 from gampen_ray.training.batches import Batch
+from gampen_ray.training.group import GroupWorker
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.loop import fit
 from gampen_ray.training.run import Run, build_network, prepare
-from gampen_ray.training.worker import Plan, mapped
+from gampen_ray.training.worker import Plan, State, mapped
 from tests.networks import NETWORK, dataset, numbers_config, train_config
 
 # Dropout draws other masks on every worker, and the batch's statistics are its own: running ones are used from the start.
@@ -34,25 +34,14 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class GlooWorker(LocalWorker):
-    """A local worker that shares its work with others."""
+class Forgetful(GroupWorker):
+    """A worker without checkpoints: all cases have one run folder."""
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        return DistributedDataParallel(network)
+    def report(self, metrics: dict[str, float], state: State) -> None:
+        """Keep nothing."""
 
-    def gather(self, value: Any) -> list[Any]:
-        gathered: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(gathered, value)
-        return gathered
-
-    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            distributed.broadcast(tensor, 0)
-
-    def average(self, tensors: Iterable[torch.Tensor]) -> None:
-        for tensor in tensors:
-            distributed.all_reduce(tensor)
-            tensor /= self.world_size
+    def restore(self) -> State | None:
+        return None
 
 
 def config(folder: str, case: str) -> TrainConfig:
@@ -98,10 +87,8 @@ def process(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
 
-    def worker(run: Run) -> GlooWorker:
-        made = GlooWorker.read(run)
-        made.rank, made.world_size, made.orders = rank, 2, run.orders(rank, 2)
-        return made
+    def worker(run: Run) -> GroupWorker:
+        return Forgetful(run, rank=rank, world_size=2, device=torch.device("cpu"), send=lambda message: None)
 
     found = {}
     for case in CASES:

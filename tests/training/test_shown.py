@@ -6,14 +6,15 @@ import re
 import pytest
 
 from gampen_ray.config import OptimizerConfig
-from gampen_ray.engine.train_workers import _Shown
 from gampen_ray.progress import current
+from gampen_ray.training.shown import Shown
 
 
 def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     metrics = {"train_loss": -1.0, "val_loss": -0.5}
-    with _Shown(OptimizerConfig(epochs=2, numbers_epochs=5), per_epoch=1000, num_workers=2) as shown:
+    tracked: list[dict[str, float]] = []
+    with Shown(OptimizerConfig(epochs=2, numbers_epochs=5), 1000, 2, tracked.append) as shown:
         shown({"restored": 0})
         shown({"epoch": 0, "galaxies": 400})
         shown({"epoch": 0, "galaxies": 1000})
@@ -30,6 +31,7 @@ def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCapt
         # Metrics come by another way.
         shown({"epoch": 2} | metrics | {"crop_scale_p05": 0.25, "crop_scale_p95": 0.75, "crop_dead_fraction": 0.0})
         assert current() == "calibrating on 100 galaxies"
+    assert [row["epoch"] for row in tracked] == [0, 1, 2]
     assert [re.sub(r", [\d,.]+/s, \d+ s left", "", line) for line in caplog.messages] == [
         "starting 2 workers",
         "measure: 0/1,000 galaxies",
@@ -46,6 +48,6 @@ def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCapt
 
 def test_a_training_on_numbers_alone_has_no_counter_of_images(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with _Shown(OptimizerConfig(epochs=0, numbers_epochs=5), per_epoch=1000, num_workers=1) as shown:
+    with Shown(OptimizerConfig(epochs=0, numbers_epochs=5), 1000, 1, lambda metrics: None) as shown:
         shown({"epoch": 0, "galaxies": 5000, "loss": 0.25})
     assert [line.split(":")[0] for line in caplog.messages] == ["starting 1 worker", "train on numbers", "train on numbers"]
