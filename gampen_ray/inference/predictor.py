@@ -210,7 +210,6 @@ class Predictor:
 
     def _batch(self, images_NCHW: np.ndarray, condition_NJ: np.ndarray) -> Prediction:
         matched, images = self.match(images_NCHW), self._bundle.images
-        matched_NCHW = matched.image_NCHW
         mean_J = np.array([condition.mean for condition in images.conditions])
         filled_NJ = torch.from_numpy(np.where(np.isfinite(condition_NJ), condition_NJ, mean_J)).float()
         x_NCHW, number_NM = images.stretched(matched), images.numbers(matched, filled_NJ)
@@ -229,7 +228,8 @@ class Predictor:
         mean_NKD[~usable_N], scale_tril_NKDD[~usable_N] = 0.0, identity_DD
         mixture = self._bundle.calibration(Mixture(mean_NKD, scale_tril_NKDD, self._bundle.targets))
         affine_N23 = passes.affine_N23.cpu().numpy()
-        novelty, centre_offset_N = self._bundle.novelty, centre_offset(matched_NCHW).double().cpu().numpy()
+        novelty, offset_N = self._bundle.novelty, centre_offset(matched.image_NCHW, matched.sky)
+        centre_offset_N = offset_N.double().cpu().numpy()
         flags_N = image_flags(
             affine_N23,
             features(passes.activations) if novelty else np.zeros((len(images_NCHW), 0)),
@@ -246,7 +246,7 @@ class Predictor:
             flags_N |= np.where(blended_N, Flag.BLENDED.value, 0)
         flat_N = flat_core(torch.tensor(images_NCHW[:, : len(images.bands)], device=self._device)).cpu().numpy()
         flags_N |= np.where(flat_N, Flag.CORE_SATURATED.value, 0)
-        padded = min(matched_NCHW.shape[-2:]) < images.size
+        padded = min(matched.image_NCHW.shape[-2:]) < images.size
         return Prediction(
             mixture=Mixture(mixture.mean_NKD.cpu(), mixture.scale_tril_NKDD.cpu(), mixture.targets),
             usable_N=usable_N.cpu().numpy(),

@@ -32,8 +32,8 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     image without noise has a noise of zero.
     """
     border_NCB = _joined(_border(images_NCHW))
-    sky_NC1 = border_NCB.median(dim=2, keepdim=True).values
-    noise_NC1 = 1.4826 * (border_NCB - sky_NC1).abs().median(dim=2, keepdim=True).values
+    sky_NC1 = _median(border_NCB)
+    noise_NC1 = 1.4826 * _median((border_NCB - sky_NC1).abs())
     for _ in range(_CLIP_STEPS):
         kept_NCB = (border_NCB - sky_NC1).abs() <= _CLIP * noise_NC1
         count_NC1 = kept_NCB.sum(2, keepdim=True)
@@ -43,6 +43,14 @@ def local_sky(images_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         noise_NC1 = ((deviation_NCB**2).sum(2, keepdim=True) / count_NC1).sqrt()
     # A Gaussian cut at 3 sigma has 0.9866 of its standard deviation.
     return sky_NC1[..., 0], noise_NC1[..., 0] / 0.9866
+
+
+def _median(values_NCB: torch.Tensor) -> torch.Tensor:
+    """Return the median of finite values, of an even number the lower one, N x C x 1; on CPUs NumPy is twice as fast."""
+    if values_NCB.device.type != "cpu":
+        return values_NCB.median(dim=2, keepdim=True).values
+    middle = (values_NCB.shape[2] - 1) // 2
+    return torch.from_numpy(np.partition(values_NCB.numpy(), middle, axis=2)[..., middle : middle + 1])
 
 
 class BorderNoise(NamedTuple):
@@ -151,6 +159,6 @@ def _without_sources(signal_NCHW: torch.Tensor, b: int) -> tuple[torch.Tensor, .
         means.append(strip[window])
     top, bottom, left, right = means
     border_NCB = _joined((top, bottom, left[..., b:-b, :], right[..., b:-b, :]))
-    middle_NC1 = border_NCB.median(dim=2, keepdim=True).values
-    scatter_NC1 = 1.4826 * (border_NCB - middle_NC1).abs().median(dim=2, keepdim=True).values
+    middle_NC1 = _median(border_NCB)
+    scatter_NC1 = 1.4826 * _median((border_NCB - middle_NC1).abs())
     return tuple(mean <= (middle_NC1 + _CLIP * scatter_NC1)[..., None] for mean in means)

@@ -4,6 +4,7 @@ Shape legend: N galaxies, C bands or channels, H x W pixels, J conditions, M num
 """
 
 import dataclasses
+import functools
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -68,7 +69,8 @@ class Condition:
             raise UserError(f"conditions: {name} is not finite for {bad_N.sum()} galaxies; fill or remove them")
 
 
-class Matched(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matched:
     """Cutouts in the flux units and pixel scale of the training cutouts.
 
     Parameters
@@ -85,6 +87,11 @@ class Matched(NamedTuple):
     image_NCHW: torch.Tensor
     noise: BorderNoise | None = None
     sigma_NCHW: torch.Tensor | None = None
+
+    @functools.cached_property
+    def sky(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Level of the sky and noise of a pixel (`local_sky`)."""
+        return local_sky(self.image_NCHW.float())
 
 
 class Inputs(NamedTuple):
@@ -229,14 +236,14 @@ class ImagePreprocessing:
         UserError
             If the images have another number of bands.
         """
-        images_NCHW, _, sigma_NCHW = self._matched(cutouts)
-        self.check(tuple(images_NCHW.shape), len(self.bands))
-        images_NCHW = images_NCHW.float()
+        matched = self._matched(cutouts)
+        self.check(tuple(matched.image_NCHW.shape), len(self.bands))
+        images_NCHW = matched.image_NCHW.float()
         if self.sky == "border":
-            images_NCHW = images_NCHW - local_sky(images_NCHW)[0][..., None, None]
+            images_NCHW = images_NCHW - matched.sky[0][..., None, None]
         x = asinh(resize(images_NCHW, self.size) / self.softening)
-        if sigma_NCHW is not None:
-            x = torch.cat([x, self._scaled_noise(resize(sigma_NCHW.float(), self.size))], dim=1)
+        if matched.sigma_NCHW is not None:
+            x = torch.cat([x, self._scaled_noise(resize(matched.sigma_NCHW.float(), self.size))], dim=1)
         return x.contiguous(memory_format=torch.channels_last)
 
     def _scaled_noise(self, sigma_NCHW: torch.Tensor) -> torch.Tensor:
@@ -245,8 +252,13 @@ class ImagePreprocessing:
 
     def _matched(self, cutouts: "Matched | torch.Tensor") -> Matched:
         """Return cutouts without what lies beyond the network's input: sky and noise are those of its border."""
-        image_NCHW, noise, sigma_NCHW = cutouts if isinstance(cutouts, Matched) else self._planes(cutouts)
-        return Matched(crop(image_NCHW, self.size), noise, None if sigma_NCHW is None else crop(sigma_NCHW, self.size))
+        matched = cutouts if isinstance(cutouts, Matched) else self._planes(cutouts)
+        if max(matched.image_NCHW.shape[-2:]) <= self.size:
+            return matched
+        planes = (None if planes is None else crop(planes, self.size) for planes in (matched.image_NCHW, matched.sigma_NCHW))
+        image_NCHW, sigma_NCHW = planes
+        assert image_NCHW is not None
+        return Matched(image_NCHW, matched.noise, sigma_NCHW)
 
     def _planes(self, cutouts: torch.Tensor) -> Matched:
         self.check(tuple(cutouts.shape))
@@ -266,16 +278,14 @@ class ImagePreprocessing:
         condition_NJ
             Values of the conditions; left out where there are none.
         """
-        images_NCHW, noise, _ = self._matched(cutouts)
-        parts = []
+        matched, parts = self._matched(cutouts), []
         if self.measure:
-            images_NCHW = images_NCHW.float()
-            sky_NC, sigma_NC = local_sky(images_NCHW)
-            images_NCHW = resize(images_NCHW - sky_NC[..., None, None], self.size)
-            parts.append(measure(images_NCHW, noise or sigma_NC, unit=self.softening))
+            sky_NC, sigma_NC = matched.sky
+            images_NCHW = resize(matched.image_NCHW.float() - sky_NC[..., None, None], self.size)
+            parts.append(measure(images_NCHW, matched.noise or sigma_NC, unit=self.softening))
         if self.conditions:
             assert condition_NJ is not None
-            parts.append(condition_NJ.float().to(images_NCHW.device))
+            parts.append(condition_NJ.float().to(matched.image_NCHW.device))
         return torch.cat(parts, dim=1) if parts else None
 
     def number_noise(self, number_NM: torch.Tensor) -> torch.Tensor:
@@ -288,9 +298,11 @@ class ImagePreprocessing:
 
     def plain_numbers(self, cutouts: "Matched | torch.Tensor") -> torch.Tensor:
         """Return `plain_numbers` (N x Q x C) of what the network sees of cutouts, as for `numbers`, without padding."""
-        images_NCHW, noise, _ = self._matched(cutouts)
-        side = min(self.size, *images_NCHW.shape[-2:])
-        return plain_numbers(resize(images_NCHW, side), self.softening, noise)
+        matched = self._matched(cutouts)
+        height, width = matched.image_NCHW.shape[-2:]
+        if height != width:
+            matched = Matched(resize(matched.image_NCHW, min(height, width)), matched.noise)
+        return plain_numbers(matched.image_NCHW, self.softening, matched.noise, matched.sky)
 
     def inputs(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> Inputs:
         """Return what the network is given of cutouts, as for `numbers`."""
@@ -315,7 +327,8 @@ class ImagePreprocessing:
         """
         zoom, factor = self.zoom(pixel_scale_arcsec), 1.0
         side = self.size if zoom == 1 else side_at_scale(self.size, self.pixel_scale_arcsec, pixel_scale_arcsec)
-        images_NCHW, _, sigma_NCHW = self._planes(crop(images_NCHW, side))
+        planes = self._planes(crop(images_NCHW, side))
+        images_NCHW, sigma_NCHW = planes.image_NCHW, planes.sigma_NCHW
         if self.zero_point_mag is not None and zero_point_mag is not None:
             factor = 10 ** (0.4 * (self.zero_point_mag - zero_point_mag))
         if sigma_NCHW is not None:
@@ -328,7 +341,7 @@ class ImagePreprocessing:
         # The light of a pixel falls with its area, its independent noise with its side.
         noise = border_noise(images_NCHW)
         noise = noise._replace(sigma_NC=noise.sigma_NC / zoom)
-        return Matched(resample(images_NCHW, zoom) / zoom**2, noise, sigma_NCHW)
+        return self._matched(Matched(resample(images_NCHW, zoom) / zoom**2, noise, sigma_NCHW))
 
     def zoom(self, pixel_scale_arcsec: float | None) -> float:
         """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""

@@ -206,7 +206,12 @@ def _dilated(mask_NCHW: torch.Tensor, reach: int) -> torch.Tensor:
     return mask_NCHW
 
 
-def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoise | None = None) -> torch.Tensor:
+def plain_numbers(
+    images_NCHW: torch.Tensor,
+    unit: float = 1.0,
+    noise: BorderNoise | None = None,
+    sky: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Return what a person would look at to see whether images are like others, N x Q x C in the order of `PLAIN_NUMBERS`.
 
     * ``sky``: level of the border over the noise of a pixel, asinh; ``noise``: that noise, log
@@ -225,9 +230,11 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
         As for `measure`.
     noise
         That before the images were resampled; None: they were not.
+    sky
+        `local_sky` of the images if it is known.
     """
     images_NCHW = images_NCHW.float()
-    sky_NC, noise_NC = local_sky(images_NCHW)
+    sky_NC, noise_NC = sky or local_sky(images_NCHW)
     noise_NC = (noise.sigma_NC if noise else noise_NC).clamp(min=_LEAST * unit)
     signal_NCHW = over_noise(images_NCHW - sky_NC[..., None, None], noise_NC)
     widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
@@ -255,7 +262,7 @@ def plain_numbers(images_NCHW: torch.Tensor, unit: float = 1.0, noise: BorderNoi
     return torch.stack(numbers, dim=1)
 
 
-def centre_offset(images_NCHW: torch.Tensor) -> torch.Tensor:
+def centre_offset(images_NCHW: torch.Tensor, sky: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
     """Return how far from its middle each image has the peak of the source there, pixels, N; 0 where that is in the middle.
 
     The image, averaged over a Gaussian, is climbed from its middle: a galaxy there has its own peak, however bright its
@@ -266,9 +273,11 @@ def centre_offset(images_NCHW: torch.Tensor) -> torch.Tensor:
     ----------
     images_NCHW
         Flux units, finite, with their sky.
+    sky
+        `local_sky` of the images if it is known.
     """
     images_NCHW = images_NCHW.float()
-    sky_NC, noise_NC = local_sky(images_NCHW)
+    sky_NC, noise_NC = sky or local_sky(images_NCHW)
     noise_NC = noise_NC.clamp(min=torch.finfo(torch.float32).tiny)
     signal_NHW = over_noise(images_NCHW - sky_NC[..., None, None], noise_NC).sum(1) / math.sqrt(images_NCHW.shape[1])
     # Blocks of 2 x 2 pixels, whose white noise has a standard deviation of one again; a window keeps it.

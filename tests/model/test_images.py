@@ -163,7 +163,7 @@ def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
     images = ImagePreprocessing.fit(ImagesConfig(size=72), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     y, x = np.mgrid[:48, :48] - 23.5
     galaxy = torch.tensor(np.exp(-(x**2 + y**2) / 2 / 5.0**2)[None, None])
-    out, *_ = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3)
+    out = images.match(galaxy, zero_point_mag=27.5, pixel_scale_arcsec=0.3).image_NCHW
     assert out.shape == (1, 1, 72, 72)
     # 2.5 mag are a factor of ten, and resampling keeps the flux and the width on the sky.
     assert float(out.sum()) == pytest.approx(10 * float(galaxy.sum()), rel=1e-3)
@@ -178,8 +178,8 @@ def test_another_surveys_cutouts_are_converted_to_the_training_units() -> None:
 def test_cutouts_in_training_units_stay_as_they_are(zero_point_mag: float | None, pixel_scale_arcsec: float | None) -> None:
     images = ImagePreprocessing.fit(ImagesConfig(), ("r",), noise(), zero_point_mag=30.0, pixel_scale_arcsec=0.2)
     x = torch.from_numpy(noise(2))
-    matched, noise_before, _ = images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec)
-    assert matched is x and noise_before is None
+    matched = images.match(x, zero_point_mag=zero_point_mag, pixel_scale_arcsec=pixel_scale_arcsec)
+    assert matched.image_NCHW is x and matched.noise is None
 
 
 @pytest.mark.parametrize("pixel", [0.11, 0.16, 0.27])
