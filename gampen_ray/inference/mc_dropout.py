@@ -91,6 +91,11 @@ class ThinnedNetworks:
             layer.to(dtype)
         self._dropped: dict[int, list[torch.Tensor]] = {}
 
+    @property
+    def network(self) -> Network:
+        """The copy of the network."""
+        return self._network
+
     @torch.inference_mode()
     def __call__(
         self, x_NCHW: torch.Tensor, number_NM: torch.Tensor | None = None, passes: Sequence[int] | None = None

@@ -30,9 +30,9 @@ _TAILS = np.exp(np.linspace(-math.log(2), math.log(2), 5))
 """Candidate factors of tails."""
 _TAIL_GALAXIES, _TAIL_PASSES = 6000, 128
 """Galaxies, and about so many of their passes, from which the factor of tails is fitted."""
-_EXPONENTS = np.exp(np.linspace(-0.3, 0.3, 7))
+_EXPONENTS = np.exp(np.linspace(-0.3, 0.3, 5))
 """Candidate exponents of correlation matrices."""
-_JOINT_GALAXIES, _JOINT_PASSES, _JOINT_DRAWS = 6000, 64, 256
+_JOINT_GALAXIES, _JOINT_PASSES, _JOINT_DRAWS = 6000, 64, 128
 """Galaxies, passes and draws from which the exponent is fitted."""
 
 

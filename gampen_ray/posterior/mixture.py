@@ -80,12 +80,19 @@ class Mixture:
             index = [int(index)]
         if isinstance(index, np.ndarray):
             index = torch.from_numpy(index).to(self.mean_NKD.device)  # type: ignore[assignment]
-        return Mixture(self.mean_NKD[index], self.scale_tril_NKDD[index], self.targets)
+        return Mixture._checked(self.mean_NKD[index], self.scale_tril_NKDD[index], self.targets)
+
+    @staticmethod
+    def _checked(mean_NKD: Tensor, scale_tril_NKDD: Tensor, targets: TargetSchema) -> "Mixture":
+        """Return posteriors of others' components, which need no check again: it takes as long as a summary of few passes."""
+        made = Mixture.__new__(Mixture)
+        made.mean_NKD, made.scale_tril_NKDD, made.targets = mean_NKD, scale_tril_NKDD, targets
+        return made
 
     def shown(self) -> tuple["Mixture", np.ndarray]:
         """Return the posteriors in units that people read, and the factors to these; see `TargetSchema.shown`."""
         targets, factor_D = self.targets.shown()
-        return Mixture(self.mean_NKD, self.scale_tril_NKDD, targets), factor_D
+        return Mixture._checked(self.mean_NKD, self.scale_tril_NKDD, targets), factor_D
 
     @staticmethod
     def concatenate(mixtures: Sequence["Mixture"]) -> "Mixture":
@@ -93,7 +100,7 @@ class Mixture:
         if any(mixture.targets != mixtures[0].targets for mixture in mixtures):
             raise ValueError("mixtures to concatenate have different target schemas")
         means, trils = [m.mean_NKD for m in mixtures], [m.scale_tril_NKDD for m in mixtures]
-        return Mixture(torch.cat(means), torch.cat(trils), mixtures[0].targets)
+        return Mixture._checked(torch.cat(means), torch.cat(trils), mixtures[0].targets)
 
     @property
     def num_passes(self) -> int:

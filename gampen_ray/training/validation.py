@@ -3,6 +3,7 @@
 Shape legend: N galaxies, M those with finite features, K passes, D targets, P outputs, F features, Q numbers, C bands.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -62,20 +63,18 @@ def validate(worker: Worker, run: Run, network: Network) -> Validation:
     network.eval()
     config, size = run.config.calibration, worker.world_size
     thinned, other = (ThinnedNetworks(network, config.num_passes, run.config.seed + i) for i in range(2))
-    monitor = CropMonitor(network) if network.transformer else None
+    monitor = CropMonitor(thinned.network) if network.transformer else None
     own = _Parts()
     for batch in _evenly_spaced(worker, run):
         inputs, count = run.network_inputs(batch), size * own.count
-        passes = thinned(*inputs)
+        with monitor if monitor and count < _SAMPLE else contextlib.nullcontext():
+            passes = thinned(*inputs)
         own.add(batch, passes)
         if count < _SEED_IMAGES:
             own.others.append(other(*inputs).outputs_NKP.cpu())
         if count < _SAMPLE:
             own.features.append(features(passes.activations))
             own.numbers.append(run.plain_numbers(batch).cpu().numpy())
-            if monitor:
-                with monitor:
-                    network.crop(*inputs)
     own.crops = monitor.sample if monitor else None
     parts = worker.gather(own)
     mixture, truths_ND, unusable = _posterior(run, network, parts)
