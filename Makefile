@@ -19,7 +19,7 @@ demo: setup
 
 # Two files of tests at a time, each process with a Ray of its own if it needs one.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Thousands of mutated inputs, where `make test` reads a few; ARGS="bundles --count 5000 --seed 2" reads of one kind.
 fuzz: setup

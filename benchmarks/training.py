@@ -6,7 +6,8 @@ WORK is a folder for inputs and outputs. Sections, by default both:
 
 pipeline    galaxies/s of Ray Train fed by Ray Data over those of a hand-written loop on tensors in memory, with the same
             network, batch, optimiser and threads; epochs after the first
-workers     two workers of one thread each over one worker of one thread, and the same for independent bare loops
+workers     two workers of one thread each over one worker of one thread, on Ray and without it, and the same for independent
+            bare loops
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from gampen_ray.config import (
 from gampen_ray.data import shards
 from gampen_ray.engine.resources import Workers
 from gampen_ray.engine.session import ray_session
+from gampen_ray.engine.train_processes import run_processes
 from gampen_ray.engine.train_workers import run_workers
 from gampen_ray.model.flops import inference_flops
 from gampen_ray.model.symmetries import AUGMENTATIONS
@@ -95,17 +98,18 @@ def pipeline(work: Path) -> dict[str, Any]:
 
 def workers(work: Path) -> dict[str, Any]:
     """Compare two workers with one, and two independent bare loops with one, which is the limit for workers."""
-    rates, loops = {}, {}
+    rates: dict[str, dict[int, float]] = {"ray": {}, "local": {}, "loops": {}}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for count in (1, 2):
             run = prepared(work, "compact_64px", f"workers-{count}")
-            loops[count] = sum(pool.map(bare_loop, [run] * count, [1] * count))
-            rates[count] = float(np.mean(trained(run, count=count, threads=1)[0]))
+            rates["loops"][count] = sum(pool.map(bare_loop, [run] * count, [1] * count))
+            rates["ray"][count] = float(np.mean(trained(run, count=count, threads=1)[0]))
+            run = prepared(work, "compact_64px", f"local-{count}")
+            rates["local"][count] = float(np.mean(trained(run, count=count, threads=1, train=run_processes)[0]))
     return {
-        "two_over_one": rates[2] / rates[1],
-        "two_loops_over_one": loops[2] / loops[1],
+        **{f"two_over_one_{name}": rate[2] / rate[1] for name, rate in rates.items()},
+        "ray_over_local": rates["ray"][2] / rates["local"][2],
         "galaxies_per_second": rates,
-        "loops_galaxies_per_second": loops,
     }
 
 
@@ -144,9 +148,11 @@ def write(folder: Path, size: int, num_rows: dict[str, int]) -> None:
     shards.write_dataset_info(str(folder), info)
 
 
-def trained(run: Run, *, count: int, threads: int) -> tuple[list[float], list[float]]:
-    """Train with Ray, and return galaxies/s and the share of time waiting for data of each epoch after the first."""
-    run_workers(run, Workers(count=count, room=count, cpus=0.45, gpus=int(GPU), threads=threads))
+def trained(
+    run: Run, *, count: int, threads: int, train: Callable[[Run, Workers], None] = run_workers
+) -> tuple[list[float], list[float]]:
+    """Train, and return galaxies/s and the share of time waiting for data of each epoch after the first."""
+    train(run, Workers(count=count, room=count, cpus=0.45, gpus=int(GPU), threads=threads))
     history = [row for row in storage.read_json(storage.join(run.config.output, HISTORY)) if row["epoch"] > 1]
     return [row["galaxies_per_s"] for row in history], [row["data_wait_fraction"] for row in history]
 

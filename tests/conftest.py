@@ -22,6 +22,12 @@ torch.set_num_threads(1)
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that hold slow tests, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def package_logger() -> Iterator[None]:
     """Undo what the command line does to the package's logger: its handler holds this test's standard error."""

@@ -47,7 +47,7 @@ def write(root: Path, counts: dict[str, int], wrong: dict[int, float] | None = N
 
 def config(dataset: str, output: Path) -> TrainConfig:
     made = numbers_config(dataset, str(output), epochs=1, numbers_epochs=2)
-    return dataclasses.replace(made, conditions=(NAME,), resources=TrainResources(num_workers=1))
+    return dataclasses.replace(made, conditions=(NAME,), resources=TrainResources(engine="local"))
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +60,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(ray_local: None, root: Path) -> Bundle:
+def bundle(root: Path) -> Bundle:
     return train(config(str(root / "data"), root / "run"))
 
 
 def job(root: Path, dataset: str, output: Path, **fields: object) -> InferConfig:
     made = InferConfig(bundle=str(root / "run"), dataset=str(root / dataset), output=str(output), num_passes=4)
-    return dataclasses.replace(made, resources=ActorResources(num_workers=1), **fields)
+    return dataclasses.replace(made, resources=ActorResources(engine="local"), **fields)
 
 
 def table(folder: Path) -> pa.Table:
     return pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("*.parquet")))
 
 
-@pytest.mark.ray
 def test_unknown_conditions_go_to_quarantine_and_unusual_ones_are_flagged(root: Path, bundle: Bundle, tmp_path: Path) -> None:
     (condition,) = bundle.images.conditions
     assert (condition.name, condition.low > 0.5, condition.high < 1) == (NAME, True, True)
@@ -101,7 +100,6 @@ def test_unknown_conditions_go_to_quarantine_and_unusual_ones_are_flagged(root: 
     assert not np.allclose(another.mean(), expected.mean(), rtol=1e-4)
 
 
-@pytest.mark.ray
 def test_a_missing_column_is_refused_by_name_or_marginalised(root: Path, bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=rf"^dataset: .*/without has no column {NAME}, .* missing_conditions 'marginalise'"
@@ -135,7 +133,6 @@ def test_a_missing_column_is_refused_by_name_or_marginalised(root: Path, bundle:
     assert len(np.unique(drawn_S1J)) == 4
 
 
-@pytest.mark.ray
 def test_wrong_conditions_of_images_are_refused(bundle: Bundle) -> None:
     images = galaxies(4)["image"]
     with pytest.raises(UserError, match=rf"^conditions: {NAME} is missing, and the bundle was trained with {NAME}; give"):
@@ -193,7 +190,6 @@ def test_a_column_of_text_is_refused_by_name(tmp_path: Path) -> None:
                 )
 
 
-@pytest.mark.ray
 def test_fine_tuning_needs_the_conditions_of_the_bundle(root: Path, bundle: Bundle, tmp_path: Path) -> None:
     def tuned(dataset: str, **fields: object) -> TrainConfig:
         made = numbers_config(dataset, str(tmp_path / "run"))

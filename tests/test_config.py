@@ -115,7 +115,7 @@ def test_resources_are_those_that_the_verb_uses() -> None:
     tasks, actors = {"num_workers", "cpus_per_worker"}, {"num_workers", "cpus_per_worker", "use_gpu"}
     assert names["simulate"] == names["ingest"] == tasks | {"engine"}
     assert names["infer"] == names["crop"] == actors | {"engine"}
-    assert names["train"] == names["scan-dropout"] == actors | {"min_workers"}
+    assert names["train"] == names["scan-dropout"] == actors | {"engine", "min_workers"}
     assert names["tune"] == actors | {"gpus_per_worker"}
     assert "evaluate" not in names
 

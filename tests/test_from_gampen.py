@@ -49,11 +49,8 @@ def data_folder(root: Path) -> None:
     pd.DataFrame(table).to_csv(root / "info.csv", index=False)
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-def test_an_imported_network_predicts_fits_cutouts_with_one_command(
-    ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_imported_network_predicts_fits_cutouts_with_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data_folder(tmp_path / "data")
     (tmp_path / "m.pt").write_bytes(state_dict())
     bundle, output = str(tmp_path / "bundle"), tmp_path / "catalog"
@@ -65,7 +62,17 @@ def test_an_imported_network_predicts_fits_cutouts_with_one_command(
     assert cli.main([*command, "--cutout-size", str(SIZE)]) == 0
     assert "is complete; nothing to do" in capsys.readouterr().err
     # The other passes differ as little as the dropout rate is small; four keep the test short.
-    wanted = ["infer", "--bundle", bundle, "--dataset", str(tmp_path / "data"), "--output", str(output)]
+    wanted = [
+        "infer",
+        "--resources.engine",
+        "local",
+        "--bundle",
+        bundle,
+        "--dataset",
+        str(tmp_path / "data"),
+        "--output",
+        str(output),
+    ]
     assert cli.main([*wanted, "--catalog-format", "gampen", "--num-passes", "4"]) == 0
 
     (catalog,) = catalog_parts(str(output))

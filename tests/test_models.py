@@ -57,9 +57,9 @@ def recipe(models: Any, tmp_path: Path) -> Any:
     return models.Recipe.read(tmp_path / "recipe.toml")
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_a_recipe_makes_a_bundle_with_its_card_and_resumes(
-    ray_local: None, models: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Any, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "BUNDLES", tmp_path / "bundles")
     made = models.make(recipe, tmp_path / "work")

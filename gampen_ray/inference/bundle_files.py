@@ -43,7 +43,7 @@ class _Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Calibrated:
-    num_passes: Annotated[int, pydantic.Field(ge=1)]
+    num_passes: Annotated[int, pydantic.Field(ge=1, le=1_000_000)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 from gampen_ray.commands.infer import InferConfig
 from gampen_ray.config import ActorResources
 
+# A second actor would only take its time to start.
+ON_RAY = ActorResources(num_workers=1)
+
 
 def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
     base = InferConfig(
@@ -17,8 +20,7 @@ def config(inputs: Path, output: Path, **fields: object) -> InferConfig:
         output=str(output),
         num_passes=4,
         posterior="mixture",
-        # A second actor would only take its time to start.
-        resources=ActorResources(num_workers=1),
+        resources=ActorResources(engine="local"),
     )
     return dataclasses.replace(base, **fields)
 

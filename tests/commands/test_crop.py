@@ -1,4 +1,4 @@
-"""Crops through Ray: folders, interruption, and what the output may hold."""
+"""Crops: on Ray and without it, folders, interruption, and what the output may hold."""
 
 import dataclasses
 import logging
@@ -11,14 +11,12 @@ from astropy.io import fits
 
 from gampen_ray.commands import crop as crop_verb
 from gampen_ray.commands.crop import CropConfig, crop
-from gampen_ray.config import ReaderConfig
+from gampen_ray.config import ActorResources, ReaderConfig
 from gampen_ray.engine import units
 from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import load_bundle
 from gampen_ray.inference.crops import Cropper
 from tests.networks import bundle, galaxies
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
 
 @pytest.fixture
@@ -34,15 +32,16 @@ def config(tmp_path: Path) -> CropConfig:
     fits.PrimaryHDU(np.full((20, 20), np.nan, np.float32)).writeto(folder / "nan.fits")
     (tmp_path / "images" / "info.csv").write_text("file_name\ng0.fits\n")
     paths = {name: str(tmp_path / folder) for name, folder in (("bundle", "model"), ("images", "images"), ("output", "out"))}
-    return CropConfig(**paths, batch_size=4)
+    return CropConfig(**paths, batch_size=4, resources=ActorResources(engine="local"))
 
 
 def _written(output: str) -> dict[str, int]:
     return {str(path.relative_to(output)): path.stat().st_mtime_ns for path in Path(output).rglob("*.fits")}
 
 
-def test_every_file_has_a_crop_of_its_name_or_a_reason(config: CropConfig) -> None:
-    manifest = crop(config)
+@pytest.mark.ray
+def test_every_file_has_a_crop_of_its_name_or_a_reason(ray_local: None, config: CropConfig) -> None:
+    manifest = crop(dataclasses.replace(config, resources=ActorResources(num_workers=1)))
     assert (manifest["num_crops"], manifest["num_quarantined"]) == (7, 3)
     names = [f"cutouts/g{i}.fits" for i in range(6)] + ["cutouts/deep/g6.fits"]
     assert set(_written(config.output)) == set(names)

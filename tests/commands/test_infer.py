@@ -22,13 +22,13 @@ from gampen_ray.commands import infer as command
 from gampen_ray.commands.infer import InferConfig, infer
 from gampen_ray.config import ActorResources
 from gampen_ray.data import shards
-from gampen_ray.engine import cluster
+from gampen_ray.engine import cluster, units
 from gampen_ray.engine import ray_units as engine
 from gampen_ray.errors import StorageError, UserError
 from gampen_ray.inference.bundle import bundle_digest, load_bundle
 from gampen_ray.inference.flags import Flag, FlagCounts
 from gampen_ray.reports.evaluated import load_evaluated_catalog
-from tests.commands.infer_cases import catalog, config
+from tests.commands.infer_cases import ON_RAY, catalog, config
 from tests.engine.killing import SLOW_NETWORK, inference_actors
 from tests.networks import SIZE, bundle, dataset, galaxies
 
@@ -90,7 +90,7 @@ def test_in_this_process_the_catalogue_is_the_same_byte_for_byte(ray_local: None
 def test_interrupted_job_goes_on_and_a_finished_one_is_left(
     ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = config(inputs, tmp_path / "o")
+    wanted = config(inputs, tmp_path / "o", resources=ON_RAY)
     first = begun(wanted, monkeypatch)
     written = first.stat().st_mtime_ns
     with pytest.raises(UserError, match=r"another seed \(0, not 1\); nothing was changed: give a new folder"):
@@ -140,23 +140,23 @@ def test_a_table_too_large_for_one_file_is_refused_before_anything_is_written(
 
 def begun(wanted: InferConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run a job that is interrupted after its first unit; return the file that it leaves."""
-    real = engine.stream_units
+    module, name = (units, "_local_units") if wanted.resources.engine == "local" else (engine, "stream_units")
+    real = getattr(module, name)
 
-    def interrupted(units, *arguments, **options):
-        yield from real(units[:1], *arguments, **options)
+    def interrupted(some, *arguments, **options):
+        yield from real(some[:1], *arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "stream_units", interrupted)
+        patch.setattr(module, name, interrupted)
         infer(wanted)
     (first,) = Path(wanted.output, "catalog").iterdir()
     assert not Path(wanted.output, "manifest.json").exists()
     return first
 
 
-@pytest.mark.ray
 def test_a_dataset_divided_otherwise_is_not_continued_with(
-    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     dataset(str(data), {shards.ALL: COUNT}, rows_per_shard=60)
@@ -172,10 +172,7 @@ def test_a_dataset_divided_otherwise_is_not_continued_with(
     assert infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "moved")))["num_galaxies"] == COUNT
 
 
-@pytest.mark.ray
-def test_galaxies_are_compared_and_not_only_counted(
-    ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_galaxies_are_compared_and_not_only_counted(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config(inputs, tmp_path / "o")
     first = begun(wanted, monkeypatch)
     table = pq.read_table(first)
@@ -202,7 +199,7 @@ def test_galaxies_are_compared_and_not_only_counted(
 
 @pytest.mark.ray
 def test_precision_is_one_and_recorded(ray_local: None, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = config(inputs, tmp_path / "o", posterior="summary")
+    wanted = config(inputs, tmp_path / "o", posterior="summary", resources=ON_RAY)
     # As on a cluster with GPUs; the workers do as they are told, whatever they have.
     with monkeypatch.context() as patch:
         patch.setattr(cluster, "uses_gpus", lambda resources: True)
@@ -235,7 +232,7 @@ def test_a_killed_actor_costs_nothing_but_time(ray_local: None, tmp_path: Path) 
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    assert infer(config(tmp_path, tmp_path / "o", num_passes=60))["num_galaxies"] == 300
+    assert infer(config(tmp_path, tmp_path / "o", num_passes=60, resources=ON_RAY))["num_galaxies"] == 300
     killer.join(1)
     assert len(killed) == 1
     table = catalog(tmp_path / "o")
@@ -244,8 +241,7 @@ def test_a_killed_actor_costs_nothing_but_time(ray_local: None, tmp_path: Path) 
     np.testing.assert_allclose(table["flux_median"].to_numpy(), expected.quantile(0.5)[:, 0], rtol=1e-4)
 
 
-@pytest.mark.ray
-def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+def test_unusable_rows_go_to_quarantine_with_a_reason(inputs: Path, tmp_path: Path) -> None:
     columns = galaxies(40)
     columns["image"][3] = np.nan
     columns["image"][5] = 1.5
@@ -271,8 +267,7 @@ def test_unusable_rows_go_to_quarantine_with_a_reason(ray_local: None, inputs: P
     assert sorted(found["object_id"]) == ["J0009", "J0010", "J0011"]
 
 
-@pytest.mark.ray
-def test_repeated_identifiers_are_told(ray_local: None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_identifiers_are_told(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = dataset(str(tmp_path / "d"), {shards.ALL: 20}, rows_per_shard=10)
     info = shards.read_dataset_info(data)
     storage.copy(shards.part_uri(data, shards.ALL, 0), shards.part_uri(data, shards.ALL, 2))
@@ -301,11 +296,10 @@ def test_a_bundle_replaced_while_an_actor_restarts_ends_the_job(ray_local: None,
 
     threading.Thread(target=replace_and_kill, daemon=True).start()
     with pytest.raises(UserError, match=r"bundle: .*/model was replaced while it was in use"):
-        infer(config(tmp_path, tmp_path / "o", num_passes=60))
+        infer(config(tmp_path, tmp_path / "o", num_passes=60, resources=ON_RAY))
 
 
-@pytest.mark.ray
-def test_flags_tell_what_was_done_to_the_pixels(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+def test_flags_tell_what_was_done_to_the_pixels(inputs: Path, tmp_path: Path) -> None:
     columns = galaxies(4)
     columns["pixels_filled"] = np.array([False, True, False, True])
     columns["side_pixels"] = np.array([SIZE, SIZE, SIZE - 1, SIZE - 1])
@@ -318,8 +312,7 @@ def test_flags_tell_what_was_done_to_the_pixels(ray_local: None, inputs: Path, t
     assert flags.tolist() == [0, filled, padded, filled | padded]
 
 
-@pytest.mark.ray
-def test_another_bundle_in_the_same_place_makes_another_run(ray_local: None, inputs: Path, tmp_path: Path) -> None:
+def test_another_bundle_in_the_same_place_makes_another_run(inputs: Path, tmp_path: Path) -> None:
     storage.copy(str(inputs / "model"), str(tmp_path / "model"))
     wanted = config(inputs, tmp_path / "o", bundle=str(tmp_path / "model"))
     infer(wanted)
@@ -340,7 +333,7 @@ def test_an_estimate_writes_nothing_and_scales(
     caplog.set_level("INFO", "gampen_ray")
     # Shards of one size: how many of them are measured in the time does not matter.
     dataset(str(tmp_path / "d"), {shards.ALL: COUNT}, rows_per_shard=50)
-    wanted = config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"))
+    wanted = config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"), resources=ON_RAY)
     result = infer(dataclasses.replace(wanted, estimate=True, estimate_workers=64))
     assert not (tmp_path / "o").exists()
     measured, scaled = result["measured"], result["estimate"]
@@ -359,7 +352,7 @@ def test_damaged_shard_is_one_line_for_the_user(ray_local: None, inputs: Path, t
     data[len(data) // 2] ^= 0xFF
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"part-000001\.parquet: damaged or not Parquet: "):
-        infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d")))
+        infer(config(inputs, tmp_path / "o", dataset=str(tmp_path / "d"), resources=ON_RAY))
     shard.write_bytes(data[:-20])
     with pytest.raises(UserError, match=r"part-000001\.parquet: damaged or not Parquet: "):
         infer(config(inputs, tmp_path / "p", dataset=str(tmp_path / "d")))
