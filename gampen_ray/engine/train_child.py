@@ -27,7 +27,11 @@ def main(file_descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Open to the end: where it closes, the process ends.
     connection = Connection(file_descriptor)
-    job = connection.recv()
+    try:
+        job = connection.recv()
+    except EOFError:
+        # The driver has ended meanwhile.
+        return
     threading.Thread(target=_end_with_driver, args=(connection,), daemon=True).start()
     try:
         _work(job, connection)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -37,6 +38,8 @@ from gampen_ray.training.shown import shown
 logger = logging.getLogger(__name__)
 # Between looks for a Ctrl-C.
 _PATIENCE_S = 0.5
+# Between the death of a worker and its end, which may be noticed after the errors of the others.
+_GRACE_S = 1.0
 
 
 def local_trainers(resources: TrainResources) -> Workers:
@@ -84,7 +87,7 @@ def run_processes(run: Run, workers: Workers) -> None:
             if failures < MAX_FAILURES:
                 logger.warning("a worker of the training %s: all resume from the last checkpoint", end)
     raise StorageError(
-        f"training: its workers died {MAX_FAILURES + 1} times, the last one {end}; give it more memory, and {AGAIN}"
+        f"training: its workers died {MAX_FAILURES + 1} times, the last one {end}; see that memory suffices, and {AGAIN}"
     )
 
 
@@ -135,9 +138,25 @@ def _worked(processes: dict[Connection, subprocess.Popen[bytes]], receive: Calla
             except (EOFError, ConnectionResetError):
                 waiting.remove(connection)
                 if status := processes[connection].wait():
-                    return f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended (exit {status})"
+                    return _how(status)
                 continue
             if error := message.get("error"):
+                if not isinstance(error, UserError | StorageError) and (end := _death(processes)):
+                    return end
                 raise error
             receive(message)
     return ""
+
+
+def _death(processes: dict[Connection, subprocess.Popen[bytes]]) -> str:
+    """Return how a worker has just died, empty if none has: the others fail then too, as they miss it."""
+    deadline = time.monotonic() + _GRACE_S
+    while time.monotonic() < deadline:
+        if status := next(filter(None, (process.poll() for process in processes.values())), 0):
+            return _how(status)
+        time.sleep(_GRACE_S / 20)
+    return ""
+
+
+def _how(status: int) -> str:
+    return f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended (exit {status})"

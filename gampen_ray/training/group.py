@@ -12,14 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from gampen_ray.training.checkpoints import Checkpoints
 from gampen_ray.training.history import write_history
 from gampen_ray.training.local import LocalWorker
-from gampen_ray.training.reading import CHUNK_BYTES, read_unit
+from gampen_ray.training.reading import read_unit
 from gampen_ray.training.run import Run
 from gampen_ray.training.worker import State, T
 
 # Interval between messages of progress.
 _PROGRESS_S = 2.0
-# Of decoded cutouts, which all workers of a machine together keep.
-_KEPT_BYTES = 4 << 30
 
 
 class GroupWorker(LocalWorker):
@@ -40,9 +38,7 @@ class GroupWorker(LocalWorker):
     def __init__(
         self, run: Run, *, rank: int, world_size: int, device: torch.device, send: Callable[[dict[str, Any]], None]
     ) -> None:
-        most = max(1, _KEPT_BYTES // CHUNK_BYTES // world_size)
-        read = functools.lru_cache(most)(functools.partial(read_unit, run.columns))
-        super().__init__(run.orders(rank, world_size), read, device=device)
+        super().__init__(run.orders(rank, world_size), functools.partial(read_unit, run.columns), device=device)
         self.rank, self.world_size = rank, world_size
         self._run, self._send, self._checkpoints = run, send if rank == 0 else _nothing, Checkpoints(run)
         self._sent = time.monotonic()

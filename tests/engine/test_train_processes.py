@@ -84,7 +84,7 @@ def test_workers_that_die_again_and_again_end_the_training(tmp_path: Path, monke
     monkeypatch.setattr(train_processes, "MAX_FAILURES", 0)
     with (
         Killer(tmp_path / "run", 1),
-        pytest.raises(StorageError, match=r"^training: its workers died 1 times, the last one was killed \(SIGKILL\); give it"),
+        pytest.raises(StorageError, match=r"^training: its workers died 1 times, the last one was killed \(SIGKILL\); see"),
     ):
         train(local_config(data, tmp_path / "run", epochs=10_000))
     assert children() == []
