@@ -1,8 +1,10 @@
 """A network small enough to train in a second, and galaxies it can learn: round Gaussians of varying flux and width."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from gampen_ray.config import (
@@ -25,6 +27,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.prior import Prior
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.training import run
 
 SIZE = 20
 PLAIN = ImagesConfig(sky="none", measure=False)
@@ -81,6 +84,18 @@ def dataset(root: str, counts: dict[str, int], rows_per_shard: int = 100) -> str
             shards.write_shard(shards.part_uri(root, split, part), rows, info)
     shards.write_dataset_info(root, info)
     return root
+
+
+def damaged_dataset(root: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Write a `dataset` with a shard that is damaged among its pixels, which workers of a training read first; return both."""
+    data = dataset(root, {"train": 200, "val": 50})
+    # The softening comes from the first unit.
+    monkeypatch.setattr(run, "_SAMPLE_UNITS", 1)
+    damaged = shards.shard_uris(data, "train")[1]
+    content = bytearray(Path(damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path(damaged).write_bytes(content)
+    return data, damaged
 
 
 def train_config(dataset_uri: str, output: str, **optimizer: object) -> TrainConfig:

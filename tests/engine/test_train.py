@@ -20,11 +20,10 @@ from gampen_ray.config import CalibrationConfig, FineTuneConfig, TargetConfig, T
 from gampen_ray.data import shards
 from gampen_ray.engine.train_workers import Callbacks, _keyboard_interrupt, driver_queue, send
 from gampen_ray.errors import StorageError, UserError
-from gampen_ray.training import run as run_module
 from gampen_ray.training.execute import execute
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.run import prepare
-from tests.networks import NETWORK, bundle, dataset, train_config
+from tests.networks import NETWORK, bundle, damaged_dataset, dataset, train_config
 from tests.training.test_fine_tune import unchanged_blocks
 
 
@@ -146,13 +145,7 @@ def assert_tracked(run: Path, mlflow_uri: str, val_losses: list[float]) -> None:
 def test_a_damaged_shard_ends_a_training_at_once_in_one_line(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
-    damaged = Path(shards.shard_uris(data, "train")[1])
-    content = bytearray(damaged.read_bytes())
-    # Among the pixels, which nothing reads before the workers do if the softening comes from the first unit.
-    monkeypatch.setattr(run_module, "_SAMPLE_UNITS", 1)
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    data, damaged = damaged_dataset(str(tmp_path / "data"), monkeypatch)
     groups: set[tuple[int, ...]] = set()
     with watched(groups), pytest.raises(UserError, match=rf"^{damaged}: damaged or not Parquet: [^\n]*$"):
         train(train_config(data, str(tmp_path / "run")))

@@ -1,10 +1,14 @@
 """Training in processes of this machine, without Ray."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -14,12 +18,10 @@ import torch
 from gampen_ray.commands.train import train
 from gampen_ray.config import TrainConfig, TrainResources
 from gampen_ray.config.base import to_toml
-from gampen_ray.data import shards
 from gampen_ray.engine import train_child, train_processes
 from gampen_ray.engine.trainers import trains_here
 from gampen_ray.errors import StorageError, UserError
-from gampen_ray.training import run as run_module
-from tests.networks import dataset, train_config
+from tests.networks import damaged_dataset, dataset, train_config
 from tests.processes import assert_none_left, driver, listening, marked, wait_for
 
 
@@ -90,14 +92,26 @@ def test_workers_that_die_again_and_again_end_the_training(tmp_path: Path, monke
     assert children() == []
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_an_error_for_want_of_a_dead_worker_is_its_death(killed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_processes, "_GRACE_S", 5.0 if killed else 0.1)
+    pipes = [multiprocessing.Pipe() for _ in range(2)]
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        processes = {pipes[0][0]: first, pipes[1][0]: second}
+        pipes[1][1].send({"error": RuntimeError("connection closed by peer")})
+        if killed:
+            threading.Timer(0.5, first.kill).start()
+        with contextlib.nullcontext() if killed else pytest.raises(RuntimeError, match="closed by peer"):
+            assert train_processes._worked(processes, lambda message: None) == "was killed (SIGKILL)"
+        first.kill()
+        second.kill()
+    for one in itertools.chain(*pipes):
+        one.close()
+
+
 def test_a_damaged_shard_ends_a_training_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = dataset(str(tmp_path / "data"), {"train": 200, "val": 50})
-    damaged = Path(shards.shard_uris(data, "train")[1])
-    content = bytearray(damaged.read_bytes())
-    monkeypatch.setattr(run_module, "_SAMPLE_UNITS", 1)
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{re.escape(str(damaged))}: damaged or not Parquet: [^\n]*$"):
+    data, damaged = damaged_dataset(str(tmp_path / "data"), monkeypatch)
+    with pytest.raises(UserError, match=rf"^{re.escape(damaged)}: damaged or not Parquet: [^\n]*$"):
         train(local_config(data, tmp_path / "run"))
     assert children() == []
 
