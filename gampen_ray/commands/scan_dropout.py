@@ -30,9 +30,8 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
         cluster is too small.
     """
     from gampen_ray import storage
-    from gampen_ray.engine.cluster import cluster_workers
     from gampen_ray.engine.rate_scan import scan_rates
-    from gampen_ray.engine.session import ray_session
+    from gampen_ray.engine.trainers import trainers, trains_here
     from gampen_ray.inference.bundle import CHECKSUMS, bundle_digest, load_bundle
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.training.execute import BUNDLE
@@ -51,16 +50,16 @@ def scan_dropout(config: ScanDropoutConfig) -> "Bundle":
     if RunFolder.check(*claim, complete=complete) == "complete":
         logger.info("%s is complete; nothing to do", config.output)
         return load_bundle(config.output)
-    with ray_session():
-        workers = cluster_workers(replace(config.resources, num_workers=1, min_workers=0))
-        with RunFolder.open(*claim, complete=complete) as folder:
-            if not folder.is_complete:
-                scanned = scan_rates(folder.path(SCAN), rates(config), run, bundle.network, workers)
-                chosen = shortlisted(scanned, config.shortlist)
-                configs = [with_rate(run.config, rate, folder.path(f"retrained-{rate:g}")) for rate in chosen]
-                trials = [_retrained(number, one, run.info.num_rows["train"]) for number, one in enumerate(configs)]
-                table = trials_table(trials, scan_space(config))
-                finish_study(folder, config, table, configs[best(table, config.objectives)])
+    here = trains_here(config.resources)
+    alone = replace(config.resources, engine="local" if here else "ray", num_workers=1, min_workers=0)
+    with trainers(alone) as (worker, _), RunFolder.open(*claim, complete=complete) as folder:
+        if not folder.is_complete:
+            scanned = scan_rates(folder.path(SCAN), rates(config), run, bundle.network, worker, here=here)
+            chosen = shortlisted(scanned, config.shortlist)
+            configs = [with_rate(run.config, rate, folder.path(f"retrained-{rate:g}")) for rate in chosen]
+            trials = [_retrained(number, one, run.info.num_rows["train"]) for number, one in enumerate(configs)]
+            table = trials_table(trials, scan_space(config))
+            finish_study(folder, config, table, configs[best(table, config.objectives)])
     return load_bundle(config.output)
 
 

@@ -147,7 +147,7 @@ class ScanDropoutConfig:
     mlflow: str = ""
     """MLflow tracking URI for the trainings (needs `pip install "gampen_ray[mlflow]"`); empty: TensorBoard alone."""
     resources: TrainResources = default(TrainResources)
-    """Resources of each training; the scan uses one worker."""
+    """Resources of each training; the scan uses one worker, in this process where trainings need no Ray."""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

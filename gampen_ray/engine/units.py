@@ -17,7 +17,17 @@ from gampen_ray.engine.resources import LOCAL_CPUS, Node, Workers, has_gpu, plan
 from gampen_ray.errors import UserError
 from gampen_ray.progress import Progress
 
-__all__ = ["MOST_LOCAL_ROWS", "Refusable", "Start", "WorkUnit", "counters", "is_local", "local_workers", "run_units"]
+__all__ = [
+    "MOST_LOCAL_ROWS",
+    "Refusable",
+    "Start",
+    "WorkUnit",
+    "counters",
+    "is_local",
+    "local_workers",
+    "run_units",
+    "threads_kept",
+]
 
 # What one process does in the time in which Ray starts.
 MOST_LOCAL_ROWS = 500
@@ -163,7 +173,7 @@ def counters(prefix: str, texts: dict[str, str]) -> Callable[..., None]:
 
 
 def _local_units(units: Sequence[U], start: Start[U], workers: Workers, write: Callable | None) -> Generator[tuple[int, Any]]:
-    with interrupts(), _threads_kept():
+    with interrupts(), threads_kept():
         work = start(workers)
         for unit in units:
             result = work(unit)
@@ -171,7 +181,7 @@ def _local_units(units: Sequence[U], start: Start[U], workers: Workers, write: C
 
 
 @contextlib.contextmanager
-def _threads_kept() -> Iterator[None]:
+def threads_kept() -> Iterator[None]:
     """Restore PyTorch's number of threads, which is the process's, where a caller uses PyTorch: a worker sets its own."""
     torch: Any = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 0

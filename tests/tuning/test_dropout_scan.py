@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from gampen_ray.commands.scan_dropout import scan_dropout
 from gampen_ray.config import FineTuneConfig, NetworkConfig, ScanDropoutConfig, TrainConfig, TrainResources
 from gampen_ray.config.base import to_dict
 from gampen_ray.errors import UserError
@@ -13,7 +14,17 @@ from gampen_ray.model.network import Network
 from gampen_ray.posterior.calibration import Calibration, coverage
 from gampen_ray.training.local import LocalWorker
 from gampen_ray.training.worker import one_sweep
-from gampen_ray.tuning.dropout_scan import ScannedRate, rates, scan, scanned_run, shortlisted, trained_config, with_rate
+from gampen_ray.tuning.dropout_scan import (
+    SCAN,
+    ScannedRate,
+    rates,
+    read_scan,
+    scan,
+    scanned_run,
+    shortlisted,
+    trained_config,
+    with_rate,
+)
 from tests.networks import NETWORK, bundle, dataset, train_config
 
 
@@ -55,6 +66,28 @@ def test_scan_is_what_a_bundle_with_that_rate_predicts(data: str) -> None:
     assert found[0].val_nll != found[1].val_nll
     # The bundle's own network is left as it was.
     assert {layer.p for layer in model.network.modules() if isinstance(layer, nn.Dropout)} == {0.05}
+
+
+def test_without_ray_rates_are_scanned_and_the_best_is_trained(
+    data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    trained_bundle().save(str(tmp_path / "b"))
+    wanted = ScanDropoutConfig(
+        bundle=str(tmp_path / "b"),
+        dataset=data,
+        output=str(tmp_path / "o"),
+        rates=(0.1, 0.3),
+        shortlist=1,
+        resources=TrainResources(engine="local"),
+    )
+    chosen = scan_dropout(wanted)
+    scanned = read_scan(str(tmp_path / "o" / SCAN))
+    assert [row.rate for row in scanned] == [0.1, 0.3]
+    assert chosen.config.backbone.dropout_rate == shortlisted(scanned, 1)[0]
+    assert "starting Ray" not in caplog.text
+    assert scan_dropout(wanted).provenance == chosen.provenance
+    assert caplog.messages[-1].endswith("is complete; nothing to do")
 
 
 def test_rates_are_those_of_the_config() -> None:
