@@ -170,7 +170,10 @@ def _read_parquet(uri: str) -> pa.Table:
     for name in parquet_files(uri):
         with storage.open_input(name) as source:
             tables.append(scalar_table(pq.ParquetFile(source)))
-    return pa.concat_tables(tables, promote_options="default")
+    table = pa.concat_tables(tables, promote_options="default")
+    # Texts may hold bytes that are none; Arrow notices where a text is read.
+    table.validate(full=True)
+    return table
 
 
 def _float(value: object) -> float:

@@ -213,6 +213,13 @@ def test_masked_texts_are_missing(tmp_path: Path) -> None:
     assert to_ids(read_catalog(str(tmp_path / "c.vot"))["id"]).to_pylist() == ["a", None]
 
 
+def test_texts_of_parquet_that_are_none_are_one_line(tmp_path: Path) -> None:
+    texts = pa.array([b"fine", b"1.5\xf4\xff"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": [1, 2], "flux": texts}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"^catalog .*/c\.parquet: cannot be read: .*UTF8"):
+        read_catalog(str(tmp_path / "c.parquet"))
+
+
 def test_a_folder_of_parquet_and_a_hats_catalogue(tmp_path: Path) -> None:
     for folder, name in (("plain", "a.parquet"), ("hats", "dataset/Norder=1/Dir=0/Npix=4.parquet")):
         first = tmp_path / folder / name
