@@ -48,7 +48,7 @@ def demo(config: DemoConfig) -> None:
 
     output = storage.absolute(config.output)
     dataset, run, catalog, evaluation = (storage.join(output, name) for name in ("dataset", "run", "inference", "evaluation"))
-    # Ray is started for the simulation alone.
+    # The Ray of this session is for simulation and inference; a training starts sooner without it.
     resources = TrainResources(engine="local" if trains_here(TrainResources()) else "auto")
     with ray_session():
         split = SplitConfig(train=0.8, val=0.1)

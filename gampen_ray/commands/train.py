@@ -50,14 +50,14 @@ def train(config: TrainConfig) -> "Bundle":
         return load_bundle(config.output)
     resources = config.resources
     _check_enough(run, resources.num_workers)
-    with trainers(resources) as (workers, do):
+    with trainers(resources) as (workers, run_training):
         _check_enough(run, workers.count)
         check_device(config.optimizer, "cuda" if workers.gpus else "cpu")
         with RunFolder.open(*claim, complete=complete) as folder:
             if not folder.is_complete:
                 for line in run.images.conversions(**run.cutout_units):
                     logger.info(line)
-                do(run, workers)
+                run_training(run, workers)
     bundle = load_bundle(config.output)
     warn_of_unusable(bundle)
     log_verdicts(bundle)

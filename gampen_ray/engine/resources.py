@@ -31,8 +31,10 @@ def loopback_only() -> dict[str, str]:
 
 
 def wants_ray(resources: TaskResources | WorkerResources) -> bool:
-    """Return whether a job that leaves its engine open belongs on Ray: on a cluster that is given or connected, or because the
-    user says which workers it gets."""
+    """Return whether a job that leaves its engine open belongs on Ray.
+
+    It does on a cluster that is given or connected, or where the user says which workers it gets.
+    """
     connected = os.environ.get("RAY_ADDRESS") or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
     return bool(connected) or resources != type(resources)()
 

@@ -74,9 +74,7 @@ def run_processes(run: Run, workers: Workers) -> None:
     Raises
     ------
     UserError, StorageError
-        If a worker raises one, or MLflow cannot be reached.
-    StorageError
-        If workers die again and again.
+        If a worker raises one, MLflow cannot be reached, or workers die again and again.
     """
     with interrupts(), tempfile.TemporaryDirectory() as folder, shown(run, workers.count) as receive:
         for failures in range(MAX_FAILURES + 1):

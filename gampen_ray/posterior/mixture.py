@@ -84,7 +84,7 @@ class Mixture:
 
     @staticmethod
     def _checked(mean_NKD: Tensor, scale_tril_NKDD: Tensor, targets: TargetSchema) -> "Mixture":
-        """Return posteriors of others' components, which need no check again: it takes as long as a summary of few passes."""
+        """Return posteriors of others' components, which need no check again: it would take a tenth of a calibration."""
         made = Mixture.__new__(Mixture)
         made.mean_NKD, made.scale_tril_NKDD, made.targets = mean_NKD, scale_tril_NKDD, targets
         return made

@@ -15,9 +15,6 @@ __all__ = ["Shown", "shown"]
 
 logger = logging.getLogger(__name__)
 
-# The part of a training that follows its epochs.
-_AFTER = "after"
-
 
 @contextlib.contextmanager
 def shown(run: Run, num_workers: int) -> "Iterator[Shown]":
@@ -64,7 +61,7 @@ class Shown:
         """Show a worker's message."""
         if "phase" in message:
             self._open.close()
-            self._part = _AFTER
+            self._part = message["phase"]
             self._open.enter_context(Phase(message["phase"]))
         elif "restored" in message:
             # Also after the death of a worker: what followed its last checkpoint is repeated.
@@ -75,9 +72,7 @@ class Shown:
             self._track(dict(message))
             part = "train" if message["epoch"] else "train on numbers"
             epoch = int(message["epoch"]) or self._epochs[part]
-            # The metrics of the last epoch may come after the name of the next phase.
-            if self._part != _AFTER:
-                self._advance(part, epoch * self._per_epoch)
+            self._advance(part, epoch * self._per_epoch)
             logger.info("%s: epoch %s/%s, %s", part, epoch, self._epochs[part], _losses(message))
         else:
             numbers = "train on numbers" if "loss" in message else "measure"
@@ -85,7 +80,7 @@ class Shown:
             self._advance("train" if message["epoch"] else numbers, int(message["galaxies"]), note)
 
     def _advance(self, part: str, galaxies: int, note: str = "") -> None:
-        # Metrics of an epoch may come after the first progress of the next.
+        # After the death of a worker, what followed its last checkpoint comes again.
         self._begin(part).advance(max(galaxies - self._galaxies, 0), note)
         self._galaxies = max(galaxies, self._galaxies)
 

@@ -27,9 +27,8 @@ def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCapt
         # A worker died: the second epoch begins again.
         shown({"restored": 1000})
         shown({"epoch": 2, "galaxies": 1100, "loss": -0.8})
-        shown({"phase": "calibrating on 100 galaxies"})
-        # Metrics come by another way.
         shown({"epoch": 2} | metrics | {"crop_scale_p05": 0.25, "crop_scale_p95": 0.75, "crop_dead_fraction": 0.0})
+        shown({"phase": "calibrating on 100 galaxies"})
         assert current() == "calibrating on 100 galaxies"
     assert [row["epoch"] for row in tracked] == [0, 1, 2]
     assert [re.sub(r", [\d,.]+/s, \d+ s left", "", line) for line in caplog.messages] == [
@@ -41,8 +40,9 @@ def test_each_part_of_a_training_has_a_counter_of_its_own(caplog: pytest.LogCapt
         "train on numbers: epoch 5/5, loss -1.000, validation -0.500",
         "train: epoch 1/2, 0/1,000 galaxies",
         "train: epoch 1/2, loss -1.000, validation -0.500",
-        "calibrating on 100 galaxies",
+        "train: epoch 2/2, 1,000/1,000 galaxies",
         "train: epoch 2/2, loss -1.000, validation -0.500, crop 0.250 to 0.750",
+        "calibrating on 100 galaxies",
     ]
 
 
