@@ -255,10 +255,8 @@ class ImagePreprocessing:
         matched = cutouts if isinstance(cutouts, Matched) else self._planes(cutouts)
         if max(matched.image_NCHW.shape[-2:]) <= self.size:
             return matched
-        planes = (None if planes is None else crop(planes, self.size) for planes in (matched.image_NCHW, matched.sigma_NCHW))
-        image_NCHW, sigma_NCHW = planes
-        assert image_NCHW is not None
-        return Matched(image_NCHW, matched.noise, sigma_NCHW)
+        sigma_NCHW = None if matched.sigma_NCHW is None else crop(matched.sigma_NCHW, self.size)
+        return Matched(crop(matched.image_NCHW, self.size), matched.noise, sigma_NCHW)
 
     def _planes(self, cutouts: torch.Tensor) -> Matched:
         self.check(tuple(cutouts.shape))
