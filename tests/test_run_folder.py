@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gampen_ray import lock, storage
+from gampen_ray import lock, lock_files, storage
 from gampen_ray.config.base import config_class, default
 from gampen_ray.errors import UserError
 from gampen_ray.run_folder import RUN_FILE, RunFolder, files_identity
@@ -80,7 +80,10 @@ def write_lock(output: str, **fields: Any) -> None:
         "since": "noon",
         "heartbeat": 0,
     }
-    storage.write_json(storage.join(output, lock.LOCK_FILE), holder | fields)
+    file, content = lock_files.lock_file(storage.join(output, lock.LOCK_FILE)), json.dumps(holder | fields).encode()
+    # A heartbeat between the comparison and the write of its own would undo a plain write.
+    while not file.swap(file.read(), content):
+        pass
 
 
 def test_a_run_is_claimed_resumed_and_complete(output: str) -> None:

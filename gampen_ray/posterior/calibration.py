@@ -5,8 +5,8 @@ Shape legend: N galaxies, D targets, M galaxies of which draws are made.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,7 @@ from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.ranks import joint_density
 from gampen_ray.posterior.shape import thinned, with_correlation, with_tails, without_correlation
 from gampen_ray.posterior.summary import LEVELS, interval_levels
-from gampen_ray.posterior.threads import one_thread
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from gampen_ray.posterior.threads import Mapped, one_by_one, one_thread
 
 JOINT = "joint"
 """Name under which the coverage of all targets together is reported."""
@@ -34,19 +31,8 @@ _EXPONENTS = np.exp(np.linspace(-0.3, 0.3, 5))
 """Candidate exponents of correlation matrices."""
 _JOINT_GALAXIES, _JOINT_PASSES, _JOINT_DRAWS = 6000, 64, 128
 """Galaxies, passes and draws from which the exponent is fitted."""
-
-
-class Mapped(Protocol):
-    """Something like `one_by_one` that may share the items among processes."""
-
-    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return a function's results."""
-        ...
-
-
-def one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return a function's results."""
-    return list(map(function, items))
+_PIECE = 1000
+"""Galaxies that one process computes at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,11 +88,11 @@ class Calibration:
         truths_ND
             Its true physical values.
         mapped
-            Shares the candidates of tails and correlations among processes that all have the same galaxies.
+            Shares pieces of the galaxies among processes that all have the same ones.
         """
         tails = fit_tails(mixture, truths_ND, mapped)
         mixture = with_tails(mixture, tails)
-        std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND)
+        std_ND, offset_ND, ends_NQD = mixture.standardised_std(), *_offsets(mixture, truths_ND, mapped)
         count = int(np.clip(len(mixture) // _BIN_GALAXIES, 1, _MOST_BINS))
         std_DB, scale_DB = np.empty((2, std_ND.shape[1], count))
         for d in range(len(std_DB)):
@@ -161,7 +147,7 @@ class Coverage:
 
 
 @one_thread()
-def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Coverage]:
+def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0, mapped: Mapped = one_by_one) -> list[Coverage]:
     """Return the coverage probability of each target and of all together, at each of `LEVELS`.
 
     A target's region is its equal-tailed credible interval. The joint region is the highest-density region of the joint
@@ -175,6 +161,8 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         True physical values; clipped and standardised as in training.
     seed
         Seed of the draws.
+    mapped
+        As for `Calibration.fit`.
 
     Raises
     ------
@@ -182,7 +170,13 @@ def coverage(mixture: Mixture, truths_ND: np.ndarray, seed: int = 0) -> list[Cov
         If a truth lies outside its transform's domain.
     """
     z_ND = _standardised_truths(mixture, truths_ND)
-    return coverage_of_ranks(mixture.targets.names, mixture.cdf(truths_ND), joint_density(mixture, z_ND, seed).rank_N)
+
+    def ranks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        piece = mixture[rows]
+        return piece.cdf(truths_ND[rows]), joint_density(piece, z_ND[rows], (seed, rows[0])).rank_N
+
+    rank_ND, joint_rank_N = map(np.concatenate, zip(*mapped(ranks, _pieces(len(mixture))), strict=True))
+    return coverage_of_ranks(mixture.targets.names, rank_ND, joint_rank_N)
 
 
 def coverage_of_ranks(names: Sequence[str], rank_ND: np.ndarray, joint_rank_M: np.ndarray) -> list[Coverage]:
@@ -237,10 +231,10 @@ def fit_tails(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_o
     few = thinned(mixture[rows], _TAIL_PASSES)
 
     def log_weight(tails: float) -> float:
-        offset_ND, ends_NQD = _offsets(with_tails(few, tails), truths_ND[rows])
+        offset_ND, ends_NQD = _offsets(with_tails(few, tails), truths_ND[rows], mapped)
         return sum(_log_weights(offset_ND[:, d], ends_NQD[:, :, d]).max() for d in range(len(mixture.targets)))
 
-    return _weighted(np.log(_TAILS), mapped(log_weight, _TAILS.tolist()))
+    return _weighted(np.log(_TAILS), list(map(log_weight, _TAILS)))
 
 
 def fit_correlation(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_one) -> float:
@@ -264,12 +258,19 @@ def fit_correlation(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = on
     few, z_ND = thinned(mixture[rows], _JOINT_PASSES), _standardised_truths(mixture, truths_ND)[rows]
     variance = max(level * (1 - level) for level in LEVELS.values()) / len(rows)
 
-    def log_weight(exponent: float) -> float:
-        rank_N = joint_density(with_correlation(few, exponent), z_ND, 0, _JOINT_DRAWS).rank_N
-        misfit = sum(((rank_N <= level).mean() - level) ** 2 for level in list(LEVELS.values())[:2])
-        return -0.5 * float(misfit) / variance
+    def ranks(rows: np.ndarray) -> np.ndarray:
+        piece, z = few[rows], z_ND[rows]
+        return np.stack([joint_density(with_correlation(piece, e), z, rows[0], _JOINT_DRAWS).rank_N for e in _EXPONENTS])
 
-    return _weighted(np.log(_EXPONENTS), mapped(log_weight, _EXPONENTS.tolist()))
+    rank_EN = np.concatenate(mapped(ranks, _pieces(len(few))), axis=1)
+    inner_L = np.array(list(LEVELS.values())[:2])
+    misfit_E = (((rank_EN[:, None] <= inner_L[:, None]).mean(axis=-1) - inner_L) ** 2).sum(axis=1)
+    return _weighted(np.log(_EXPONENTS), -0.5 * misfit_E / variance)
+
+
+def _pieces(count: int) -> list[np.ndarray]:
+    """Return the rows of pieces of so many galaxies."""
+    return np.array_split(np.arange(count), math.ceil(count / _PIECE))
 
 
 def _evenly(count: int, most: int) -> np.ndarray:
@@ -277,7 +278,7 @@ def _evenly(count: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, most).round().astype(int))
 
 
-def _weighted(log_factor_B: np.ndarray, log_weight_B: Sequence[float]) -> float:
+def _weighted(log_factor_B: np.ndarray, log_weight_B: Sequence[float] | np.ndarray) -> float:
     """Return the mean of a factor, by its logarithm, under weights that are smooth between candidates, and the prior."""
     # Slow to import, and not needed by inference workers.
     from scipy.interpolate import CubicSpline
@@ -288,10 +289,11 @@ def _weighted(log_factor_B: np.ndarray, log_weight_B: Sequence[float]) -> float:
     return math.exp(float((weight * fine).sum() / weight.sum()))
 
 
-def _offsets(mixture: Mixture, truths_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _offsets(mixture: Mixture, truths_ND: np.ndarray, mapped: Mapped = one_by_one) -> tuple[np.ndarray, np.ndarray]:
     """Return truths (N x D) and ends of the intervals (N x Q x D), relative to the posterior means, in standardised space."""
     centre_ND = mixture.standardised_mean()
-    ends_NQD = mixture.standardised_quantile(interval_levels()) - centre_ND[:, None, :]
+    pieces = mapped(lambda rows: mixture[rows].standardised_quantile(interval_levels()), _pieces(len(mixture)))
+    ends_NQD = np.concatenate(pieces) - centre_ND[:, None, :]
     return _standardised_truths(mixture, truths_ND) - centre_ND, ends_NQD
 
 

@@ -16,15 +16,13 @@ from torch.nn.functional import softplus
 
 from gampen_ray.model.targets import Target, TargetSchema
 from gampen_ray.posterior.modes import mixture_mode
-from gampen_ray.posterior.moments import Moments, correlation_from_covariance, physical_moments
+from gampen_ray.posterior.moments import NUM_NODES, Moments, correlation_from_covariance, physical_moments
 from gampen_ray.posterior.quantiles import mixture_cdf, mixture_quantile
 from gampen_ray.posterior.reweight import Density, Reweighted, reweight
 from gampen_ray.posterior.summary import summary_table
 
-# Galaxies per chunk: bounds memory and keeps temporaries in cache, without effect on results.
-_CHUNK = 256
 # Numbers in a temporary that stays in cache.
-_CACHED = 1 << 19
+_CACHED = 1 << 18
 
 
 def proper(mean_NKD: Tensor, scale_tril_NKDD: Tensor) -> Tensor:
@@ -80,19 +78,26 @@ class Mixture:
             index = [int(index)]
         if isinstance(index, np.ndarray):
             index = torch.from_numpy(index).to(self.mean_NKD.device)  # type: ignore[assignment]
-        return Mixture._checked(self.mean_NKD[index], self.scale_tril_NKDD[index], self.targets)
+        return self.derived(self.mean_NKD[index], self.scale_tril_NKDD[index])
 
-    @staticmethod
-    def _checked(mean_NKD: Tensor, scale_tril_NKDD: Tensor, targets: TargetSchema) -> "Mixture":
-        """Return posteriors of others' components, which need no check again: it would take a tenth of a calibration."""
+    def derived(self, mean_NKD: Tensor, scale_tril_NKDD: Tensor, targets: TargetSchema | None = None) -> "Mixture":
+        """Return posteriors with components made from these: not checked again, which would take a tenth of a calibration.
+
+        Parameters
+        ----------
+        mean_NKD, scale_tril_NKDD
+            Finite float64, lower triangular with positive diagonals.
+        targets
+            Left out: those of these posteriors.
+        """
         made = Mixture.__new__(Mixture)
-        made.mean_NKD, made.scale_tril_NKDD, made.targets = mean_NKD, scale_tril_NKDD, targets
+        made.mean_NKD, made.scale_tril_NKDD, made.targets = mean_NKD, scale_tril_NKDD, targets or self.targets
         return made
 
     def shown(self) -> tuple["Mixture", np.ndarray]:
         """Return the posteriors in units that people read, and the factors to these; see `TargetSchema.shown`."""
         targets, factor_D = self.targets.shown()
-        return Mixture._checked(self.mean_NKD, self.scale_tril_NKDD, targets), factor_D
+        return self.derived(self.mean_NKD, self.scale_tril_NKDD, targets), factor_D
 
     @staticmethod
     def concatenate(mixtures: Sequence["Mixture"]) -> "Mixture":
@@ -100,7 +105,7 @@ class Mixture:
         if any(mixture.targets != mixtures[0].targets for mixture in mixtures):
             raise ValueError("mixtures to concatenate have different target schemas")
         means, trils = [m.mean_NKD for m in mixtures], [m.scale_tril_NKDD for m in mixtures]
-        return Mixture._checked(torch.cat(means), torch.cat(trils), mixtures[0].targets)
+        return mixtures[0].derived(torch.cat(means), torch.cat(trils))
 
     @property
     def num_passes(self) -> int:
@@ -122,7 +127,7 @@ class Mixture:
             )
         s_N1D = torch.as_tensor(values, device=self.mean_NKD.device).expand(len(self), -1)[:, None]
         centre = self.mean_NKD.mean(1, keepdim=True)
-        return Mixture(centre + s_N1D * (self.mean_NKD - centre), s_N1D[..., None] * self.scale_tril_NKDD, self.targets)
+        return self.derived(centre + s_N1D * (self.mean_NKD - centre), s_N1D[..., None] * self.scale_tril_NKDD)
 
     def mean(self) -> np.ndarray:
         """Return posterior means, N x D."""
@@ -159,7 +164,7 @@ class Mixture:
     @functools.cached_property
     def _moments(self) -> Moments:
         parts = []
-        for piece in self.chunks(_CHUNK):
+        for piece in self._pieces(NUM_NODES):
             covariance = piece.scale_tril_NKDD @ piece.scale_tril_NKDD.mT
             parts.append(physical_moments(piece.mean_NKD, covariance, self.targets))
         return Moments(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
@@ -178,33 +183,36 @@ class Mixture:
 
     def mode(self) -> np.ndarray:
         """Return the modes of the marginal densities in physical space, N x D."""
-        return np.concatenate([piece._mode() for piece in self.chunks(_CHUNK)])
+        return np.concatenate([piece._mode() for piece in self._pieces(len(self.targets))])
 
     def cdf(self, y_ND: np.ndarray) -> np.ndarray:
         """Return the marginal probabilities below ``y_ND``, N x D; y is clipped and checked as in training."""
         z_ND = torch.from_numpy(self._standardised(y_ND)).to(self.mean_NKD.device)
-        pieces = zip(self.chunks(_CHUNK), z_ND.split(_CHUNK), strict=True)
-        return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for p, z in pieces])
+        pieces = self._pieces(len(self.targets))
+        parts = zip(z_ND.split(len(pieces[0]) or 1), pieces, strict=True)
+        return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for z, p in parts])
 
     def probability(self, low_ND: np.ndarray, high_ND: np.ndarray) -> np.ndarray:
         """Return the marginal probabilities between two values, N x D; zero outside a transform's domain."""
         # N x D x 2
         ends = np.stack([low_ND, high_ND], axis=-1)
         z_ND2 = torch.from_numpy(np.stack([_unclipped(t, ends[:, d]) for d, t in enumerate(self.targets)], axis=1))
-        pieces = zip(self.chunks(_CHUNK), z_ND2.to(self.mean_NKD.device).split(_CHUNK), strict=True)
-        cdf_ND2 = torch.cat([mixture_cdf(z.reshape(-1, 2), *p._rows()).reshape(z.shape) for p, z in pieces])
+        pieces = self._pieces(2 * len(self.targets))
+        parts = zip(z_ND2.to(self.mean_NKD.device).split(len(pieces[0]) or 1), pieces, strict=True)
+        cdf_ND2 = torch.cat([mixture_cdf(z.reshape(-1, 2), *p._rows()).reshape(z.shape) for z, p in parts])
         return (cdf_ND2[..., 1] - cdf_ND2[..., 0]).cpu().numpy()
 
     def marginal_density(self, d: int, y_G: np.ndarray) -> np.ndarray:
         """Return target number ``d``'s density at ``y_G``, N x G, per physical unit; zero outside the transform's domain."""
         inside, z, log_slope = _standard(self.targets.targets[d], y_G, self.mean_NKD.device)
-        density_NG = np.zeros((len(self), len(y_G)))
-        for i, piece in enumerate(self.chunks(_CHUNK)):
+        density_NG, done = np.zeros((len(self), len(y_G))), 0
+        for piece in self._pieces(len(y_G)):
             mean, sigma = piece.mean_NKD[:, :, d, None], piece._sigma_NKD[:, :, d, None]
             # N x K x G
             log_density = -0.5 * ((z - mean) / sigma).square() - torch.log(math.sqrt(2 * math.pi) * sigma)
             total = torch.logsumexp(log_density, 1) - math.log(self.num_passes) + log_slope
-            density_NG[i * _CHUNK : i * _CHUNK + len(piece), inside] = torch.exp(total).cpu().numpy()
+            density_NG[done : done + len(piece), inside] = torch.exp(total).cpu().numpy()
+            done += len(piece)
         return density_NG
 
     def joint_density(self, d: int, e: int, y_G: np.ndarray, y_H: np.ndarray) -> np.ndarray:
@@ -243,7 +251,7 @@ class Mixture:
         if not ((q_Q > 0) & (q_Q < 1)).all():
             raise ValueError(f"quantile levels are {q_Q.tolist()}; they must lie strictly between 0 and 1")
         p_Q = torch.from_numpy(q_Q).to(self.mean_NKD.device)
-        z_RQ = torch.cat([mixture_quantile(p_Q, *piece._rows()) for piece in self.chunks(_CHUNK)])
+        z_RQ = torch.cat([mixture_quantile(p_Q, *piece._rows()) for piece in self._pieces(len(p_Q) * len(self.targets))])
         return z_RQ.reshape(len(self), len(self.targets), len(q_Q)).transpose(1, 2).cpu().numpy()
 
     def standardised_mean(self) -> np.ndarray:
@@ -298,6 +306,10 @@ class Mixture:
     def chunks(self, size: int) -> list["Mixture"]:
         """Return the mixture in pieces of at most ``size`` galaxies; an empty mixture is one piece."""
         return [self[start : start + size] for start in range(0, max(len(self), 1), size)]
+
+    def _pieces(self, numbers: int) -> list["Mixture"]:
+        """Return pieces whose temporaries of so many numbers a component stay in cache; they do not change results."""
+        return self.chunks(max(1, _CACHED // (self.num_passes * max(1, numbers))))
 
     def _standardised(self, y_ND: np.ndarray) -> np.ndarray:
         y_ND = np.asarray(y_ND, np.float64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from gampen_ray.posterior.quantiles import bracketed_newton
+from gampen_ray.posterior.quantiles import LAST_NEWTON, bracketed_newton
 
 # Multiples of sigma^2 by which |dt/dy| shifts a component.
 _SHIFTS = {"identity": (0.0, 0.0, 0.0), "log": (-1.0, -1.0, -1.0), "logit": (-1.0, 0.0, 1.0)}
@@ -57,7 +57,7 @@ def mixture_mode(transforms_R: Sequence[str], mean_RK: Tensor, sigma_RK: Tensor)
         height_P[chosen] = value
         return gradient >= 0, gradient <= 0, torch.where(curvature < 0, -gradient / curvature, torch.nan)
 
-    t_P = bracketed_newton(step, t[peak], t[below[peak]], t[above[peak]], sigma_PK.amin(1))
+    t_P = bracketed_newton(step, t[peak], t[below[peak]], t[above[peak]], LAST_NEWTON * sigma_PK.amin(1))
     best_R = torch.full_like(highest_R, -torch.inf).scatter_reduce(0, row_P, height_P, "amax")
     rivals = torch.where(height_P >= best_R[row_P] - _TIE, t_P, torch.inf)
     return torch.full_like(best_R, torch.inf).scatter_reduce(0, row_P, rivals, "amin")

@@ -22,6 +22,7 @@ from gampen_ray.model.targets import TargetSchema
 # Good to 1e-7 for sigma up to 3, beyond which the poles of the logistic function come too near.
 _NODE_STEP = 0.35
 _NODE_LIMIT = 8.05
+NUM_NODES = 2 * round(_NODE_LIMIT / _NODE_STEP) + 1
 # Correlations are good to 1e-6 for sigma up to 2 and to 1e-5 for sigma of 3.
 _ORDERS = 24
 
@@ -203,8 +204,7 @@ def _power_series(x: Tensor, coefficients: list[Tensor]) -> Tensor:
 @functools.cache
 def _quadrature() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes, weights for a standard normal variate, and weighted normalised Hermite polynomials."""
-    half = round(_NODE_LIMIT / _NODE_STEP)
-    nodes_J = _NODE_STEP * np.arange(-half, half + 1)
+    nodes_J = _NODE_STEP * (np.arange(NUM_NODES) - NUM_NODES // 2)
     weights_J = np.exp(-0.5 * nodes_J**2)
     weights_J /= weights_J.sum()
     polynomials = [np.ones_like(nodes_J), nodes_J]

@@ -11,9 +11,11 @@ from torch import Tensor
 
 _SQRT2 = math.sqrt(2)
 _SQRT_2PI = math.sqrt(2 * math.pi)
-# Newton's error after a step h is of the order of h^2 / sigma: a last step of 1e-6 sigma leaves 1e-12 sigma.
-_LAST_STEP = 1e-6
+# What is left after a step h is of the order of h^2 / sigma for Newton's and of h^3 / sigma^2 for Halley's: 1e-12 sigma.
+LAST_NEWTON, _LAST_HALLEY = 1e-6, 1e-4
 _MAX_ITERATIONS = 300
+# Halley's step over Newton's, inverted, where the start is far off.
+_HALLEY = (0.5, 2.0)
 
 
 def mixture_cdf(x_RG: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
@@ -27,8 +29,8 @@ def mixture_quantile(p_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     """Return the quantiles of each row's mixture, R x Q.
 
     The root of the exact CDF F lies in [min_k q_k, max_k q_k], q_k the component quantiles. `bracketed_newton` solves
-    probit(F(x)) = probit(p), which is nearly linear in x, from the Cornish-Fisher expansion. Where the mixture has no mass
-    between two modes, any point there is a quantile and one of them is returned.
+    probit(F(x)) = probit(p), which is nearly linear in x, by Halley's steps from the Cornish-Fisher expansion. Where the
+    mixture has no mass between two modes, any point there is a quantile and one of them is returned.
 
     Parameters
     ----------
@@ -42,22 +44,27 @@ def mixture_quantile(p_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:
     ends_RQK = mean_RK[:, None, :] + sigma_RK[:, None, :] * probit_Q[:, None]
     low, high = (end.reshape(-1) for end in torch.aminmax(ends_RQK, dim=-1))
     start = _cornish_fisher(probit_Q, mean_RK, sigma_RK).reshape(-1).clamp(low, high)
-    half_precision = 0.5 / sigma_RK.square()
+    half_RK = 1 / (_SQRT2 * sigma_RK)
 
     def step(x: Tensor, pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         row = pair // levels
-        cdf, pdf = _cdf_pdf(x, mean_RK[row], half_precision[row].sqrt())
+        cdf, pdf, slope = _cdf_pdf_slope(x, mean_RK[row], half_RK[row])
         probit = torch.special.ndtri(cdf)
         excess = probit - probit_Q[pair % levels]
-        return excess < 0, excess >= 0, -excess * torch.exp(-0.5 * probit * probit) / (_SQRT_2PI * pdf)
+        # Derivative of the probit, and the logarithm of that differentiated.
+        rate = _SQRT_2PI * pdf * torch.exp(0.5 * probit * probit)
+        bend = slope / pdf + probit * rate
+        newton = -excess / rate
+        return excess < 0, excess >= 0, newton / (1 + 0.5 * newton * bend).clamp(*_HALLEY)
 
-    return bracketed_newton(step, start, low, high, sigma_RK.amin(-1).repeat_interleave(levels)).reshape(rows, levels)
+    last = _LAST_HALLEY * sigma_RK.amin(-1).repeat_interleave(levels)
+    return bracketed_newton(step, start, low, high, last).reshape(rows, levels)
 
 
 def bracketed_newton(
-    step_at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], start: Tensor, low: Tensor, high: Tensor, sigma: Tensor
+    step_at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]], start: Tensor, low: Tensor, high: Tensor, last: Tensor
 ) -> Tensor:
-    """Return one root per element by Newton steps, with bisection where a step leaves the bracket or the steps stop halving.
+    """Return one root per element by steps like Newton's, with bisection where one leaves the bracket or they stop halving.
 
     Press et al., Numerical Recipes, "rtsafe". Each element stops on its own, so its result does not depend on the others.
 
@@ -65,15 +72,15 @@ def bracketed_newton(
     ----------
     step_at
         Function of positions and the indices of their elements that returns where the root is at or above the position, where
-        it is at or below, and the Newton step; a step of NaN is refused.
+        it is at or below, and the step; one of NaN is refused.
     start, low, high
         First positions and their brackets.
-    sigma
-        Scale of each element: a Newton step below 1e-6 sigma is the last.
+    last
+        A step no longer than this is the last, of each element.
     """
     result = start.clone()
     active = torch.arange(len(start), device=start.device)
-    x, before, last_step = start, high - low, _LAST_STEP * sigma
+    x, before = start, high - low
     previous = before
     for _ in range(_MAX_ITERATIONS):
         if active.numel() == 0:
@@ -85,18 +92,20 @@ def bracketed_newton(
         x = x + step
         result[active] = x
         narrow = high - low <= 4 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
-        going = ~((newton & (step.abs() <= last_step[active])) | narrow)
+        going = ~((newton & (step.abs() <= last[active])) | narrow)
         before, previous = previous[going], step.abs()[going]
         active, x, low, high = active[going], x[going], low[going], high[going]
     assert active.numel() == 0, "the search did not converge"
     return result
 
 
-def _cdf_pdf(x_M: Tensor, mean_MK: Tensor, slope_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """CDF and density at one point per mixture; ``slope_MK`` is 1 / (sqrt(2) sigma)."""
-    v = (x_M[:, None] - mean_MK).mul_(slope_MK)
-    density = (v * v).neg_().exp_().mul_(slope_MK).mean(-1).div_(math.sqrt(math.pi))
-    return torch.erfc(v.neg_()).mean(-1).mul_(0.5), density
+def _cdf_pdf_slope(x_M: Tensor, mean_MK: Tensor, half_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """CDF, density and its derivative at one point per mixture; ``half_MK`` is 1 / (sqrt(2) sigma)."""
+    v = (x_M[:, None] - mean_MK).mul_(half_MK)
+    density = (v * v).neg_().exp_().mul_(half_MK)
+    pdf = density.mean(-1).div_(math.sqrt(math.pi))
+    slope = density.mul_(v).mul_(half_MK).mean(-1).mul_(-2 / math.sqrt(math.pi))
+    return torch.special.ndtr(v.mul_(_SQRT2)).mean(-1), pdf, slope
 
 
 def _cornish_fisher(probit_Q: Tensor, mean_RK: Tensor, sigma_RK: Tensor) -> Tensor:

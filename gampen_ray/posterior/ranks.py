@@ -7,6 +7,7 @@ Shape legend: N galaxies, K passes, D targets, S draws, G levels, R repetitions.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,7 +140,7 @@ class JointDensity(NamedTuple):
     """Logarithmic score: minus the log density, natural logarithm."""
 
 
-def joint_density(mixture: Mixture, z_ND: np.ndarray, seed: int, num_draws: int = 512) -> JointDensity:
+def joint_density(mixture: Mixture, z_ND: np.ndarray, seed: int | Sequence[int], num_draws: int = 512) -> JointDensity:
     """Rank the truths' joint density among those of draws (Hyndman 1996, Am. Stat. 50, 120).
 
     With r of S draws denser than the truth, the rank is r plus a uniform number in [0, 1), over S + 1, which is uniform for any

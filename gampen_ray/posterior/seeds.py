@@ -11,6 +11,7 @@ import numpy as np
 
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.summary import LEVELS
+from gampen_ray.posterior.threads import Mapped, one_by_one
 
 Verdict = Literal["holds", "marginal", "fails"]
 SHARE = 0.99
@@ -101,13 +102,15 @@ class SeedAgreement:
         )
 
 
-def seed_agreement(first: Mixture, second: Mixture) -> SeedAgreement:
+def seed_agreement(first: Mixture, second: Mixture, mapped: Mapped = one_by_one) -> SeedAgreement:
     """Compare the posteriors of the same galaxies with two seeds.
 
     Parameters
     ----------
     first, second
         Posteriors of N galaxies, at least one, from masks of different seeds, with equally many passes.
+    mapped
+        Shares the two among processes that have both.
 
     Raises
     ------
@@ -116,14 +119,12 @@ def seed_agreement(first: Mixture, second: Mixture) -> SeedAgreement:
     """
     if first.mean_NKD.shape != second.mean_NKD.shape or len(first) == 0:
         raise ValueError(f"mixtures of shapes {tuple(first.mean_NKD.shape)} and {tuple(second.mean_NKD.shape)}, N x K x D")
-    pair = (first, second)
-    std_ND, other_std_ND = (mixture.std() for mixture in pair)
-    width_ND, other_width_ND = (np.ptp(mixture.credible_interval(LEVELS["95"]), axis=1) for mixture in pair)
+    (mean_ND, std_ND, width_ND), (other_mean_ND, other_std_ND, other_width_ND) = mapped(_figures, (first, second))
     sigma_ND = np.sqrt((std_ND**2 + other_std_ND**2) / 2)
     differences_ND = {
         "std": np.abs(std_ND - other_std_ND) / ((std_ND + other_std_ND) / 2),
         "width_95": np.abs(width_ND - other_width_ND) / ((width_ND + other_width_ND) / 2),
-        "mean": np.abs(first.mean() - second.mean()) / sigma_ND,
+        "mean": np.abs(mean_ND - other_mean_ND) / sigma_ND,
     }
     return SeedAgreement(
         num_galaxies=len(first),
@@ -139,3 +140,8 @@ def seed_agreement(first: Mixture, second: Mixture) -> SeedAgreement:
             for d, name in enumerate(first.targets.names)
         ),
     )
+
+
+def _figures(mixture: Mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return means, standard deviations and 95 % widths, each N x D."""
+    return mixture.mean(), mixture.std(), np.ptp(mixture.credible_interval(LEVELS["95"]), axis=1)

@@ -22,7 +22,7 @@ def with_tails(mixture: Mixture, factor: float) -> Mixture:
     """
     log_scale_NK = mixture.scale_tril_NKDD.diagonal(dim1=-2, dim2=-1).log().mean(-1)
     change_NK = torch.exp((factor - 1) * (log_scale_NK - log_scale_NK.mean(1, keepdim=True)))
-    return Mixture(mixture.mean_NKD, change_NK[..., None, None] * mixture.scale_tril_NKDD, mixture.targets)
+    return mixture.derived(mixture.mean_NKD, change_NK[..., None, None] * mixture.scale_tril_NKDD)
 
 
 def with_correlation(mixture: Mixture, exponent: float) -> Mixture:
@@ -50,7 +50,7 @@ def thinned(mixture: Mixture, num_passes: int) -> Mixture:
     """Return posteriors with evenly spaced ones of their components, so many or up to twice that."""
     step = max(1, mixture.num_passes // num_passes)
     kept = slice(step // 2, None, step)
-    return Mixture(mixture.mean_NKD[:, kept], mixture.scale_tril_NKDD[:, kept], mixture.targets)
+    return mixture.derived(mixture.mean_NKD[:, kept], mixture.scale_tril_NKDD[:, kept])
 
 
 def _correlation(mixture: Mixture) -> Tensor:
@@ -73,7 +73,7 @@ def _mapped(mixture: Mixture, map_NDD: Tensor) -> Mixture:
         # Too narrow for a square's digits; slower.
         root = torch.linalg.qr(mapped_NKDD[failed].mT).R.mT
         tril_NKDD[failed] = root * root.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
-    return Mixture(mean_NKD, tril_NKDD, mixture.targets)
+    return mixture.derived(mean_NKD, tril_NKDD)
 
 
 def _power(matrix_NDD: Tensor, exponent: float) -> Tensor:

@@ -1,11 +1,15 @@
-"""Threads of torch in the arithmetic of posteriors."""
+"""The threads and processes that the arithmetic of posteriors takes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
-__all__ = ["one_thread"]
+__all__ = ["Mapped", "one_by_one", "one_thread"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -21,3 +25,16 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class Mapped(Protocol):
+    """Something like `one_by_one` that may share the items among processes."""
+
+    def __call__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return a function's results."""
+        ...
+
+
+def one_by_one(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return a function's results."""
+    return list(map(function, items))

@@ -6,7 +6,6 @@ Shape legend: N galaxies, K passes, D targets, P outputs, C bands, H x W pixels.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -104,17 +103,15 @@ def judged(
     It is the same on all workers, who share the work.
     """
     config, crop, mixture, truths_ND = run.config, validation.crop, validation.mixture, validation.truths_ND
-    fitted = Calibration.fit(mixture, truths_ND, functools.partial(mapped, worker))
+    shared = functools.partial(mapped, worker)
+    fitted = Calibration.fit(mixture, truths_ND, shared)
     calibration = fitted if config.calibration.enabled else Calibration.constant(np.ones(len(run.targets)))
-    parts: list[Callable[[], Any]] = [
-        lambda: coverage(mixture, truths_ND),
-        lambda: coverage(fitted(mixture), truths_ND),
-        lambda: seed_agreement(*map(calibration, validation.seeds)).to_dict(run.network.backbone.dropout_rate),
-    ]
-    before, after, agreement = mapped(worker, lambda part: part(), parts)
     by_calibration = {
-        name: [dataclasses.asdict(row) for row in rows] for name, rows in (("uncalibrated", before), ("calibrated", after))
+        name: [dataclasses.asdict(row) for row in coverage(posterior, truths_ND, mapped=shared)]
+        for name, posterior in (("uncalibrated", mixture), ("calibrated", fitted(mixture)))
     }
+    first, second = map(calibration, validation.seeds)
+    agreement = seed_agreement(first, second, shared).to_dict(run.network.backbone.dropout_rate)
     covered = by_calibration["calibrated" if config.calibration.enabled else "uncalibrated"]
     verdicts = {
         "training": training_verdict(history, len(run.targets)),
