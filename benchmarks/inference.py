@@ -180,7 +180,7 @@ def run(
             dataset=str(work / data),
             output=str(work / f"{output}-{time.time_ns()}"),
             num_passes=passes,
-            resources=ActorResources(num_workers=actors),
+            resources=ActorResources(num_workers=actors, engine="ray"),
             **fields,
         )
     )

@@ -133,6 +133,8 @@ def sentinels(values: np.ndarray) -> np.ndarray:
     They do if they are more than half of what lies within a tenth of them. A single number must be negative, among numbers that
     are not all integers; among integers, counts of photons perhaps, they must be the largest or smallest.
     """
+    if values.size and -_SENTINELS[0] < values.min() and values.max() < _SENTINELS[0]:
+        return np.zeros(values.shape, bool)
     with np.errstate(invalid="ignore"):
         found = np.isfinite(values) & (np.abs(values) >= _HUGE)
     rest = values[np.isfinite(values) & ~found]
@@ -157,6 +159,8 @@ def without_blanks(image_CHW: np.ndarray) -> np.ndarray:
     result_CHW = image_CHW.copy()
     for band_HW in result_CHW:
         band_HW[sentinels(band_HW)] = np.nan
+        if not any((line == line[0]).all() for line in (band_HW[0], band_HW[-1], band_HW[:, 0], band_HW[:, -1])):
+            continue
         border_HW = np.zeros(band_HW.shape, bool)
         for lines, marked in ((band_HW, border_HW), (band_HW.T, border_HW.T)):
             constant = lines.min(axis=1) == lines.max(axis=1)
@@ -225,7 +229,7 @@ def fit_to_size(
         low, high = band_HW.min(), band_HW.max()
         if low == high:
             raise CutoutError(f"all pixels{name} have the same value {low:g}")
-        if np.isin(band_HW, (low, high)).all():
+        if ((band_HW == low) | (band_HW == high)).all():
             raise CutoutError(f"all pixels{name} have one of two values, {low:g} and {high:g}, as in a mask")
     return _padded(inside_CHW, size)
 
