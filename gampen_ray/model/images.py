@@ -17,7 +17,7 @@ from gampen_ray.config.parts import MOST_CHANNELS, MOST_PIXELS
 from gampen_ray.data.cutouts import side_at_scale
 from gampen_ray.errors import UserError
 from gampen_ray.model.border import BorderNoise, border_noise, local_sky
-from gampen_ray.model.measure import measure, number_names, number_noise, plain_numbers
+from gampen_ray.model.measure import Light, measure, number_names, number_noise, plain_numbers, window_light
 from gampen_ray.model.pixel_grids import crop, resample, resampled_noise, resize
 
 # Relative difference of pixel scales below which a cutout is not resampled.
@@ -82,16 +82,26 @@ class Matched:
         still, while that of the resampled pixels is smoothed. None: they were not resampled.
     sigma_NCHW
         Standard deviation of each pixel, likewise; None: the network takes none.
+    unit
+        A flux, as for `gampen_ray.model.measure.measure`.
     """
 
     image_NCHW: torch.Tensor
     noise: BorderNoise | None = None
     sigma_NCHW: torch.Tensor | None = None
+    unit: float = dataclasses.field(default=1.0, kw_only=True)
 
     @functools.cached_property
     def sky(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Level of the sky and noise of a pixel (`local_sky`)."""
         return local_sky(self.image_NCHW.float())
+
+    @functools.cached_property
+    def light(self) -> Light:
+        """Light of the galaxies in windows (`window_light`)."""
+        sky_NC, sigma_NC = self.sky
+        images_NCHW = self.image_NCHW.float() - sky_NC[..., None, None]
+        return window_light(images_NCHW, self.noise.sigma_NC if self.noise else sigma_NC, unit=self.unit)
 
 
 class Inputs(NamedTuple):
@@ -256,15 +266,15 @@ class ImagePreprocessing:
         if max(matched.image_NCHW.shape[-2:]) <= self.size:
             return matched
         sigma_NCHW = None if matched.sigma_NCHW is None else crop(matched.sigma_NCHW, self.size)
-        return Matched(crop(matched.image_NCHW, self.size), matched.noise, sigma_NCHW)
+        return Matched(crop(matched.image_NCHW, self.size), matched.noise, sigma_NCHW, unit=self.softening)
 
     def _planes(self, cutouts: torch.Tensor) -> Matched:
         self.check(tuple(cutouts.shape))
         if not self.noise_planes:
-            return Matched(cutouts)
+            return Matched(cutouts, unit=self.softening)
         image_NCHW, sigma_NCHW = cutouts.split(len(self.bands), dim=1)
         known_NCHW = torch.isfinite(sigma_NCHW) & (sigma_NCHW > 0)
-        return Matched(image_NCHW, sigma_NCHW=torch.where(known_NCHW, sigma_NCHW, 0.0))
+        return Matched(image_NCHW, sigma_NCHW=torch.where(known_NCHW, sigma_NCHW, 0.0), unit=self.softening)
 
     def numbers(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> torch.Tensor | None:
         """Return the numbers of cutouts in flux units, N x M in the order of `number_names`; None: the network takes none.
@@ -280,7 +290,9 @@ class ImagePreprocessing:
         if self.measure:
             sky_NC, sigma_NC = matched.sky
             images_NCHW = resize(matched.image_NCHW.float() - sky_NC[..., None, None], self.size)
-            parts.append(measure(images_NCHW, matched.noise or sigma_NC, unit=self.softening))
+            # Of a padded image, light and noise are others.
+            light = matched.light if matched.image_NCHW.shape == images_NCHW.shape else None
+            parts.append(measure(images_NCHW, matched.noise or sigma_NC, unit=self.softening, light=light))
         if self.conditions:
             assert condition_NJ is not None
             parts.append(condition_NJ.float().to(matched.image_NCHW.device))
@@ -299,8 +311,8 @@ class ImagePreprocessing:
         matched = self._matched(cutouts)
         height, width = matched.image_NCHW.shape[-2:]
         if height != width:
-            matched = Matched(resize(matched.image_NCHW, min(height, width)), matched.noise)
-        return plain_numbers(matched.image_NCHW, self.softening, matched.noise, matched.sky)
+            matched = Matched(resize(matched.image_NCHW, min(height, width)), matched.noise, unit=self.softening)
+        return plain_numbers(matched.image_NCHW, self.softening, matched.noise, matched.sky, matched.light)
 
     def inputs(self, cutouts: "Matched | torch.Tensor", condition_NJ: torch.Tensor | None = None) -> Inputs:
         """Return what the network is given of cutouts, as for `numbers`."""
@@ -332,14 +344,15 @@ class ImagePreprocessing:
         if sigma_NCHW is not None:
             sigma_NCHW = sigma_NCHW * factor
         if zoom == 1.0:
-            return Matched(images_NCHW if factor == 1.0 else images_NCHW * factor, sigma_NCHW=sigma_NCHW)
+            image_NCHW = images_NCHW if factor == 1.0 else images_NCHW * factor
+            return Matched(image_NCHW, sigma_NCHW=sigma_NCHW, unit=self.softening)
         if sigma_NCHW is not None:
             sigma_NCHW = resampled_noise(sigma_NCHW, zoom) / zoom
         images_NCHW = factor * images_NCHW.float()
         # The light of a pixel falls with its area, its independent noise with its side.
         noise = border_noise(images_NCHW)
         noise = noise._replace(sigma_NC=noise.sigma_NC / zoom)
-        return self._matched(Matched(resample(images_NCHW, zoom) / zoom**2, noise, sigma_NCHW))
+        return self._matched(Matched(resample(images_NCHW, zoom) / zoom**2, noise, sigma_NCHW, unit=self.softening))
 
     def zoom(self, pixel_scale_arcsec: float | None) -> float:
         """Return by what factor the sides of cutouts of a pixel scale are resampled, in pixels; 1: not at all."""

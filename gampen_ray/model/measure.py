@@ -8,6 +8,7 @@ Shape legend: N galaxies, C bands, H x W pixels, B pixels of the core, S window 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from gampen_ray.model.border import BorderNoise, local_sky, noise_correlation, o
 
 __all__ = [
     "PLAIN_NUMBERS",
+    "Light",
     "blend_share",
     "centre_offset",
     "flat_core",
@@ -24,6 +26,7 @@ __all__ = [
     "number_names",
     "number_noise",
     "plain_numbers",
+    "window_light",
     "window_widths",
 ]
 
@@ -71,7 +74,38 @@ def number_names(bands: tuple[str, ...], size: int) -> list[str]:
     return names
 
 
-def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, unit: float = 1.0) -> torch.Tensor:
+class Light(NamedTuple):
+    """What `measure` and `plain_numbers` both begin with.
+
+    Images without the sky over the noise of a pixel; that noise, flux units; centroids, x and y in pixels; all light in the
+    windows about these, over its noise; `gampen_ray.model.border.stray_light`.
+    """
+
+    signal_NCHW: torch.Tensor
+    sigma_NC: torch.Tensor
+    centre_N2: torch.Tensor
+    flux_NCS: torch.Tensor
+    stray_NC: torch.Tensor
+
+
+def window_light(images_NCHW: torch.Tensor, sigma_NC: torch.Tensor, *, unit: float = 1.0) -> Light:
+    """Return the light in the windows about the centres of images; arguments as for `measure`, of the noise that of a pixel."""
+    sigma_NC = sigma_NC.clamp(min=_LEAST * unit)
+    signal_NCHW = over_noise(images_NCHW.float(), sigma_NC)
+    centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
+    widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
+    windows = [
+        torch.exp(-(((torch.arange(side, device=images_NCHW.device) - c_N[:, None])[:, None] / widths_S[:, None]) ** 2) / 2)
+        for side, c_N in zip(signal_NCHW.shape[:1:-1], centre_N2.T, strict=True)
+    ]
+    lines_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, windows[0])
+    flux_NCS = torch.einsum("nchs,nsh->ncs", lines_NCHS, windows[1]) / (math.sqrt(math.pi) * widths_S)
+    return Light(signal_NCHW, sigma_NC, centre_N2, flux_NCS, stray_light(signal_NCHW))
+
+
+def measure(
+    images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, unit: float = 1.0, light: Light | None = None
+) -> torch.Tensor:
     """Measure the galaxies at the centres of images, and return N x M numbers in the order of `number_names`.
 
     Parameters
@@ -83,20 +117,18 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
         The sky is no number: an answer does not depend on it.
     unit
         A flux, about the noise of a pixel, relative to which the noise is given.
+    light
+        `window_light` of the images if it is known.
     """
     height, width = images_NCHW.shape[-2:]
     sigma_NC, correlation_NC = noise[:2] if isinstance(noise, BorderNoise) else (noise, None)
-    sigma_NC = sigma_NC.clamp(min=_LEAST * unit)
-    signal_NCHW = over_noise(images_NCHW.float(), sigma_NC)
+    signal_NCHW, sigma_NC, centre_N2, blended_NCS, stray_NC = light or window_light(images_NCHW, sigma_NC, unit=unit)
     correlation_NC = noise_correlation(signal_NCHW) if correlation_NC is None else correlation_NC
-    centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
     widths_S = torch.tensor(window_widths(min(height, width)), device=images_NCHW.device)
     x_NSW = (torch.arange(width, device=images_NCHW.device) - centre_N2[:, 0, None, None]) / widths_S[:, None]
     y_NSH = (torch.arange(height, device=images_NCHW.device) - centre_N2[:, 1, None, None]) / widths_S[:, None]
     # Powers of the coordinates times the window, K = 0 to 4: the moments are products along x and y.
     x_NSKW, y_NSKH = (torch.stack([u**k for k in range(5)], dim=2) * torch.exp(-(u**2) / 2)[:, :, None] for u in (x_NSW, y_NSH))
-    blended_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, x_NSKW[:, :, 0])
-    blended_NCS = torch.einsum("nchs,nsh->ncs", blended_NCHS, y_NSKH[:, :, 0]) / (math.sqrt(math.pi) * widths_S)
     lines_NCHSK = torch.einsum("nchw,nskw->nchsk", _without_neighbours(signal_NCHW, centre_N2), x_NSKW)
 
     def moment(j: int, k: int) -> torch.Tensor:
@@ -115,7 +147,7 @@ def measure(images_NCHW: torch.Tensor, noise: BorderNoise | torch.Tensor, *, uni
     numbers = [
         log_noise_NC[..., None],
         correlation_NC[..., None],
-        stray_light(signal_NCHW)[..., None],
+        stray_NC[..., None],
         torch.asinh(blended_NCS / 2),
         torch.asinh(flux_NCS / 2),
         first_NCS.abs() / size_NCS,
@@ -170,7 +202,7 @@ def blend_share(number_NM: torch.Tensor, num_bands: int, size: int) -> torch.Ten
 def _without_neighbours(signal_NCHW: torch.Tensor, centre_N2: torch.Tensor) -> torch.Tensor:
     """Return images in units of their noise, light without a counterpart opposite the centre replaced by what is there."""
     height, width = signal_NCHW.shape[-2:]
-    x_W, y_H = (torch.arange(size, device=signal_NCHW.device) for size in (width, height))
+    x_W, y_H = torch.arange(width, device=signal_NCHW.device), torch.arange(height, device=signal_NCHW.device)
     # Between two pixels the point opposite lies as far from both for all pixels of a line.
     x_NW, y_NH = (2 * centre_N2[:, i, None] - u for i, u in ((0, x_W), (1, y_H)))
     inside_NHW = ((y_NH >= 0) & (y_NH <= height - 1))[:, :, None] & ((x_NW >= 0) & (x_NW <= width - 1))[:, None, :]
@@ -211,6 +243,7 @@ def plain_numbers(
     unit: float = 1.0,
     noise: BorderNoise | None = None,
     sky: tuple[torch.Tensor, torch.Tensor] | None = None,
+    light: Light | None = None,
 ) -> torch.Tensor:
     """Return what a person would look at to see whether images are like others, N x Q x C in the order of `PLAIN_NUMBERS`.
 
@@ -230,21 +263,14 @@ def plain_numbers(
         As for `measure`.
     noise
         That before the images were resampled; None: they were not.
-    sky
-        `local_sky` of the images if it is known.
+    sky, light
+        `local_sky` of the images, and `window_light` without it, if they are known.
     """
     images_NCHW = images_NCHW.float()
-    sky_NC, noise_NC = sky or local_sky(images_NCHW)
-    noise_NC = (noise.sigma_NC if noise else noise_NC).clamp(min=_LEAST * unit)
-    signal_NCHW = over_noise(images_NCHW - sky_NC[..., None, None], noise_NC)
+    sky_NC, sigma_NC = sky or local_sky(images_NCHW)
+    light = light or window_light(images_NCHW - sky_NC[..., None, None], noise.sigma_NC if noise else sigma_NC, unit=unit)
+    signal_NCHW, noise_NC, _, flux_NCS, stray_NC = light
     widths_S = torch.tensor(window_widths(min(images_NCHW.shape[-2:])), device=images_NCHW.device)
-    centre_N2 = _centroid(signal_NCHW.sum(1) / math.sqrt(signal_NCHW.shape[1]))
-    windows = [
-        torch.exp(-(((torch.arange(side, device=images_NCHW.device) - c_N[:, None])[:, None] / widths_S[:, None]) ** 2) / 2)
-        for side, c_N in zip(signal_NCHW.shape[:1:-1], centre_N2.T, strict=True)
-    ]
-    lines_NCHS = torch.einsum("nchw,nsw->nchs", signal_NCHW, windows[0])
-    flux_NCS = torch.einsum("nchs,nsh->ncs", lines_NCHS, windows[1]) / (math.sqrt(math.pi) * widths_S)
     radius_N, last_N = _half_light_radius(flux_NCS.sum(1), widths_S)
     light_NC = (flux_NCS * widths_S).gather(2, last_N[:, None, None].expand(-1, flux_NCS.shape[1], 1))[..., 0]
     light_NC = math.sqrt(math.pi) * noise_NC * light_NC
@@ -256,7 +282,7 @@ def plain_numbers(
         torch.log(radius_N / min(images_NCHW.shape[-2:]))[:, None].expand_as(sky_NC),
         torch.stack([equal.float().mean((2, 3)) for equal in same]).amax(0),
         noise.blank_correlation_NC if noise else noise_correlation(signal_NCHW, blank=True),
-        stray_light(signal_NCHW),
+        stray_NC,
         (images_NCHW == 0).float().mean((2, 3)),
     ]
     return torch.stack(numbers, dim=1)
@@ -285,7 +311,7 @@ def centre_offset(images_NCHW: torch.Tensor, sky: tuple[torch.Tensor, torch.Tens
     height, width = signal_N1HW.shape[-2:]
     reach = math.ceil(3 * _PEAK_WINDOW / 2)
     window = torch.exp(-((2 * torch.arange(-reach, reach + 1, device=images_NCHW.device) / _PEAK_WINDOW) ** 2) / 2)
-    window = window / (window**2).sum().sqrt()
+    window /= (window**2).sum().sqrt()
     signal_N1HW = F.conv2d(signal_N1HW, window[None, None, :, None] * window, padding=reach)
     uphill_NX = F.max_pool2d(signal_N1HW, 3, 1, 1, return_indices=True)[1].flatten(1)
     for _ in range(math.ceil(math.log2(height + width))):

@@ -102,11 +102,13 @@ class Run:
         """Return only the numbers of `network_inputs`."""
         return self._unpadded(batch, lambda *cutouts: (self.images.numbers(*cutouts),))[0]
 
-    def plain_numbers(self, batch: Batch) -> torch.Tensor:
-        """Return what `gampen_ray.model.images.ImagePreprocessing.plain_numbers` measures in galaxies of the dataset."""
-        (numbers_NQC,) = self._unpadded(batch, lambda matched, _: (self.images.plain_numbers(matched),))
-        assert numbers_NQC is not None
-        return numbers_NQC
+    def inputs_and_plain_numbers(self, batch: Batch) -> tuple[Inputs, torch.Tensor]:
+        """Return `network_inputs`, and what `gampen_ray.model.images.ImagePreprocessing.plain_numbers` measures."""
+        images = self.images
+        parts = self._unpadded(batch, lambda matched, *rest: (*images.inputs(matched, *rest), images.plain_numbers(matched)))
+        image_NCHW, number_NM, plain_NQC = parts
+        assert image_NCHW is not None and plain_NQC is not None
+        return Inputs(image_NCHW, number_NM), plain_NQC
 
     def _unpadded(
         self, batch: Batch, work: Callable[[Matched, torch.Tensor], tuple[torch.Tensor | None, ...]]

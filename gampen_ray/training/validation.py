@@ -66,15 +66,16 @@ def validate(worker: Worker, run: Run, network: Network) -> Validation:
     monitor = CropMonitor(thinned.network) if network.transformer else None
     own = _Parts()
     for batch in _evenly_spaced(worker, run):
-        inputs, count = run.network_inputs(batch), size * own.count
+        count = size * own.count
+        inputs, plain_NQC = run.inputs_and_plain_numbers(batch) if count < _SAMPLE else (run.network_inputs(batch), None)
         with monitor if monitor and count < _SAMPLE else contextlib.nullcontext():
             passes = thinned(*inputs)
         own.add(batch, passes)
         if count < _SEED_IMAGES:
             own.others.append(other(*inputs).outputs_NKP.cpu())
-        if count < _SAMPLE:
+        if plain_NQC is not None:
             own.features.append(features(passes.activations))
-            own.numbers.append(run.plain_numbers(batch).cpu().numpy())
+            own.numbers.append(plain_NQC.cpu().numpy())
     own.crops = monitor.sample if monitor else None
     parts = worker.gather(own)
     mixture, truths_ND, unusable = _posterior(run, network, parts)

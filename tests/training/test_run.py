@@ -160,7 +160,8 @@ def test_padding_of_shards_is_no_part_of_an_image(tmp_path: Path) -> None:
     assert run.images.softening == pytest.approx(0.1, rel=0.3)
     (batch, *_) = one_sweep(LocalWorker.read(run), "train")
     numbers_NM = run.numbers(batch)
-    inputs, plain_NQC = run.network_inputs(batch), run.plain_numbers(batch)
+    inputs, plain_NQC = run.inputs_and_plain_numbers(batch)
+    torch.testing.assert_close(run.network_inputs(batch), inputs)
     for n, (image_CHW, side) in enumerate(zip(batch.cutout_NCHW, batch.side_N, strict=True)):
         assert side == sides[batch.object_id_N[n]]
         inside = overlap(SIZE, int(side))[0]
