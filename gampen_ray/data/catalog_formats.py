@@ -5,6 +5,7 @@ Identifiers and file names are read as text wherever a format leaves the type op
 
 import csv
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -109,14 +110,14 @@ def _properties(uri: str) -> dict[str, str]:
 
 
 def scalar_table(
-    file: pq.ParquetFile, without: str = "", *, keep: Callable[[str], bool] = bool, groups: Iterable[int] | None = None
+    source: pa.NativeFile, without: str = "", *, keep: Callable[[str], bool] = bool, groups: Iterable[int] | None = None
 ) -> pa.Table:
     """Return scalar columns of a Parquet file, dictionaries decoded; others, such as images, are not read.
 
     Parameters
     ----------
-    file
-        The file.
+    source
+        The file, open.
     without
         A column that is left out.
     keep
@@ -124,20 +125,22 @@ def scalar_table(
     groups
         Row groups; None: all.
     """
+    file = pq.ParquetFile(source)
     scalar = [field for field in file.schema_arrow if _is_scalar(field.type) and field.name != without and keep(field.name)]
-    table = _bounded(file, pa.schema(scalar), range(file.num_row_groups) if groups is None else list(groups))
+    numbers = range(file.num_row_groups) if groups is None else list(groups)
+    table = _bounded(file, pa.schema(scalar), numbers, source.size())
     decoded = [pa.field(f.name, _decoded(f.type), metadata=f.metadata) for f in table.schema]
     return table.cast(pa.schema(decoded)).replace_schema_metadata(None)
 
 
-def _bounded(file: pq.ParquetFile, schema: pa.Schema, numbers: Sequence[int]) -> pa.Table:
+def _bounded(file: pq.ParquetFile, schema: pa.Schema, numbers: Sequence[int], num_bytes: int) -> pa.Table:
     # Repeated values take no space in a file; in memory, each row has its own.
-    groups = [file.metadata.row_group(number) for number in numbers]
-    stored = sum(group.column(number).total_compressed_size for group in groups for number in range(group.num_columns))
+    num_rows = sum(file.metadata.row_group(number).num_rows for number in numbers)
+    # Not by the columns of the footer: where these are damaged, Arrow ends the process.
+    stored = math.ceil(num_bytes * min(1.0, num_rows / max(1, file.metadata.num_rows)))
     left = most = max(_LEAST_PARQUET_BYTES, _PARQUET_RATIO * stored)
     names, batches = schema.names, list[pa.RecordBatch]()
     # A value has a byte or more.
-    num_rows = sum(group.num_rows for group in groups)
     coming = file.iter_batches(row_groups=numbers, columns=names) if num_rows * len(names) <= most else ()
     for batch in coming:
         batches.append(batch.select(names))

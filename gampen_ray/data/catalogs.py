@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
 from gampen_ray import storage
 from gampen_ray.data.catalog_formats import (
@@ -169,7 +168,7 @@ def _read_parquet(uri: str) -> pa.Table:
     tables = []
     for name in parquet_files(uri):
         with storage.open_input(name) as source:
-            tables.append(scalar_table(pq.ParquetFile(source)))
+            tables.append(scalar_table(source))
     table = pa.concat_tables(tables, promote_options="default")
     # Texts may hold bytes that are none; Arrow notices where a text is read.
     table.validate(full=True)

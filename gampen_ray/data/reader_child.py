@@ -25,6 +25,7 @@ from gampen_ray.config import ReaderConfig
 from gampen_ray.config.base import build
 from gampen_ray.data import readers
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
+from gampen_ray.data.parquet_footers import bytes_per_row
 from gampen_ray.data.readers.fits_listing import listing
 from gampen_ray.data.wcs import mapped_header
 from gampen_ray.errors import UserError
@@ -96,6 +97,8 @@ def _reply(request: dict[str, Any], memory: mmap.mmap) -> dict[str, Any]:
     data = memory[start : start + request["size"]]
     if request["verb"] == "list":
         return dataclasses.asdict(listing(data, config))
+    if request["verb"] == "footer":
+        return {"bytes": bytes_per_row(data, request["column"])}
     if request["verb"] == "map":
         header = header_of(data.decode())
         return {"header": text_of(mapped_header(header, np.array(request["matrix"]), np.array(request["offset"])))}

@@ -35,7 +35,7 @@ from gampen_ray.data.readers.fits_listing import FitsListing
 from gampen_ray.errors import AGAIN, StartError, UserError
 from gampen_ray.plugins import child_environment, plugin_modules
 
-__all__ = ["File", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
+__all__ = ["File", "bytes_per_row", "close", "list_hdus", "map_header", "read_content", "read_file", "read_files"]
 
 # A busy machine may give a child no time for long.
 _WALL_SECONDS = 60
@@ -102,6 +102,12 @@ def map_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray)
     fields: dict[str, Any] = {"verb": "map", "matrix": matrix_22.tolist(), "offset": offset_2.tolist()}
     (answer,) = _READER.ask([_Request(fields, text_of(header).encode(), ReaderConfig())])
     return header_of(_good(answer)[0]["header"])
+
+
+def bytes_per_row(footer: bytes, column: str, config: ReaderConfig) -> list[float]:
+    """Return sizes of a Parquet column's rows; see `gampen_ray.data.parquet_footers.bytes_per_row`."""
+    (answer,) = _READER.ask([_Request({"verb": "footer", "column": column}, footer, config)])
+    return _good(answer)[0]["bytes"]
 
 
 def close() -> None:

@@ -15,7 +15,11 @@ import pytest
 import torch
 
 from gampen_ray.cli import parse
+from gampen_ray.config import ReaderConfig
 from gampen_ray.data.catalogs import read_catalog
+from gampen_ray.data.cutouts import CutoutError
+from gampen_ray.data.parquet_footers import footer_of
+from gampen_ray.data.reader_process import bytes_per_row
 from gampen_ray.errors import UserError
 from gampen_ray.gampen.weights import read_state_dict
 from tests.fuzz import mutations
@@ -64,6 +68,23 @@ def test_a_toml_file_of_nested_arrays(tmp_path: Path) -> None:
         (tmp_path / "c.toml").write_text(f"seed = {'[' * depth}{']' * depth}\noutput = 'o'\n")
         with pytest.raises(UserError, match=r"nested too deeply|not valid TOML"):
             parse(["simulate", str(tmp_path / "c.toml")])
+
+
+def test_a_parquet_footer_over_which_arrow_ends_the_process(tmp_path: Path) -> None:
+    written = io.BytesIO()
+    pq.write_table(pa.table({"flux": np.ones(30)}), written)
+    data = written.getvalue()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    # The numbers of missing and of known values, 0 and 30 in Thrift's encoding: one of them is left out.
+    assert b"\x19\x26\x00\x3c" in data[start:]
+    footer = data[start:-8].replace(b"\x19\x26\x00\x3c", b"\x19\x16\x3c", 1)
+    (tmp_path / "a.parquet").write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read: Definition level histogram size mismatch"):
+        read_catalog(str(tmp_path / "a.parquet"))
+    with pa.OSFile(str(tmp_path / "a.parquet")) as source:
+        footer = footer_of(source)
+    with pytest.raises(CutoutError, match=r"reading it ended the process that read it \(signal 6\)"):
+        bytes_per_row(footer, "flux", ReaderConfig())
 
 
 def test_weights_that_are_compressed() -> None:

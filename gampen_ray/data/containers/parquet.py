@@ -16,7 +16,8 @@ from gampen_ray.data.containers.faults import row_faults
 from gampen_ray.data.containers.stacks import check_rows
 from gampen_ray.data.cutouts import Cutout, CutoutError, too_large
 from gampen_ray.data.kinds import shows_galaxies
-from gampen_ray.data.reader_process import read_content
+from gampen_ray.data.parquet_footers import footer_of
+from gampen_ray.data.reader_process import bytes_per_row, read_content
 from gampen_ray.data.readers.arrays import band_order, from_planes, to_bands
 from gampen_ray.errors import UserError
 
@@ -46,6 +47,7 @@ class ParquetContainer:
         self._column = self._image_column()
         groups = (self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups))
         self._starts = np.concatenate([[0], np.cumsum(list(groups))])
+        self._sizes: list[float] | CutoutError | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._batch, self._batch_start, self._group = None, 0, -1
         kind = self._file.schema_arrow.field(self._column).type
@@ -75,7 +77,7 @@ class ParquetContainer:
 
     def rows(self) -> pa.Table:
         check_rows(self._uri, self._file.metadata.num_rows)
-        table = scalar_table(self._file, self._column)
+        table = scalar_table(self._source, self._column)
         names = [name for member, name in (("psf_fwhm", "psf_fwhm"), ("ivar", "noise")) if member in self._members]
         for name in (f"{name}_{band}" for name in names for band in self._config.bands):
             # Known only when the images are read.
@@ -115,15 +117,14 @@ class ParquetContainer:
 
     def _check_size(self, group: int) -> None:
         # Some bytes may stand for any number of equal pixels.
-        found = self._file.metadata.row_group(group)
-        columns = [found.column(place) for place in range(found.num_columns)]
-        widths = {"FLOAT": 4, "INT32": 4, "BOOLEAN": 1}
-        pixels = [
-            column.num_values * widths.get(column.physical_type, 8)
-            for column in columns
-            if column.path_in_schema.partition(".")[0] == self._column
-        ]
-        if found.num_rows and (size := max(pixels, default=0) / found.num_rows) > self._config.max_mebibytes << 20:
+        if self._sizes is None:
+            try:
+                self._sizes = bytes_per_row(footer_of(self._source), self._column, self._config)
+            except CutoutError as error:
+                self._sizes = error
+        if isinstance(self._sizes, CutoutError):
+            raise self._sizes
+        if (size := self._sizes[group]) > self._config.max_mebibytes << 20:
             raise too_large("the image", int(size), self._config)
 
     def _cutout(self, value: Any) -> Cutout:

@@ -150,7 +150,7 @@ class Batch:
         if self.rows is not None:
             return self.rows.table
         with storage.explained(self.uri, "damaged: "), storage.open_input(self.uri) as source:
-            return scalar_table(pq.ParquetFile(source), keep=keep, groups=range(self.start, self.stop))
+            return scalar_table(source, keep=keep, groups=range(self.start, self.stop))
 
 
 @dataclasses.dataclass(frozen=True)
