@@ -21,6 +21,8 @@ _LEVELS = (0.9545, 0.6827)
 _GRID = 120
 # Of a marginal, outside the figure on each side.
 _CUT = 5e-4
+# Beyond a truth that lies farther out, of the figure's side.
+_MARGIN = 0.05
 # Margins of a corner plot, inches: where its labels are, and where not; gap between panels over their side.
 _LEFT, _BOTTOM, _BARE, _GAP = 1.15, 0.75, 0.15, 0.1
 _PANEL = 1.9
@@ -73,7 +75,12 @@ def corner(
         hspace=_GAP,
     )
     low_D, high_D = one.quantile([_CUT, 1 - _CUT])[0]
-    grids = np.linspace(low_D, high_D, _GRID, axis=1)
+    grids = list(np.linspace(low_D, high_D, _GRID, axis=1))
+    for d, value in enumerate([] if truth_D is None else truth_D):
+        # A truth that the posterior leaves out is in the figure all the same.
+        span = max(high_D[d], value) - min(low_D[d], value)
+        if np.isfinite(value) and not low_D[d] <= value <= high_D[d]:
+            grids[d] = np.sort(np.append(grids[d], value + np.sign(value - low_D[d]) * _MARGIN * span))
     names = list(({target.name: _label(target) for target in targets} | dict(labels or {})).values())
     for i in range(len(targets)):
         for j in range(i + 1):

@@ -50,6 +50,15 @@ def in_unit(posterior: Mixture, unit: str) -> Mixture:
     return Mixture(posterior.mean_NKD, posterior.scale_tril_NKDD, TargetSchema(targets))
 
 
+def test_a_truth_far_off_is_in_the_figure(posterior: Mixture) -> None:
+    low_D, high_D = posterior.quantile([5e-4, 1 - 5e-4])[0]
+    _, axes_DD = gampen_ray.plot.corner(posterior, truth=[high_D[0] + 1000.0, -0.5])
+    ends = np.array([axes_DD[1, 0].get_xlim(), axes_DD[1, 0].get_ylim()])
+    assert ends[0] == pytest.approx([low_D[0], high_D[0] + 1000 + 0.05 * (high_D[0] + 1000 - low_D[0])])
+    assert ends[1] == pytest.approx([-0.5 - 0.05 * (high_D[1] + 0.5), high_D[1]])
+    assert axes_DD[1, 1].get_xlim() == pytest.approx(ends[1])
+
+
 def test_fluxes_are_drawn_in_nanojansky_and_labels_keep_apart(posterior: Mixture) -> None:
     in_mgy = in_unit(posterior, "1e-12 mgy")
     figure, axes_DD = gampen_ray.plot.corner(in_mgy, truth=[50.0, 0.4])

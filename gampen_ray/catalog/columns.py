@@ -17,7 +17,7 @@ from gampen_ray.data.headers import unit_zero_point
 from gampen_ray.data.tiles.planning import TILE
 from gampen_ray.data.tiles.reading import TILE_COLUMNS
 from gampen_ray.errors import UserError
-from gampen_ray.inference.flags import Flag, posterior_flags
+from gampen_ray.inference.flags import Flag, galaxy_flags
 from gampen_ray.inference.psf_sizes import PSF_COLUMNS
 from gampen_ray.model.targets import TargetSchema
 from gampen_ray.plugins import Registry
@@ -85,12 +85,7 @@ class Rows(Statistics):
     @functools.cached_property
     def flags_N(self) -> np.ndarray:
         """Flags of the images and the posteriors, which judge the network: by the posteriors under the training's prior."""
-        judged = self if self.trained is None else Statistics(self.trained)
-        summary = {column.name: column.value(judged) for column in summary_columns(self.mixture.targets)}
-        image_N, posterior_N = np.asarray(self.image_flags_N, np.int64), posterior_flags(summary, self.mixture.targets)
-        # Passes with conditions of their own differ for that reason.
-        missing_N = (image_N & Flag.CONDITION_MISSING.value) != 0
-        return image_N | np.where(missing_N, posterior_N & ~Flag.EPISTEMIC_DOMINATES.value, posterior_N)
+        return galaxy_flags(self.image_flags_N, self if self.trained is None else Statistics(self.trained))
 
 
 def catalog_columns(

@@ -27,7 +27,8 @@ def train(config: TrainConfig) -> "Bundle":
         If the dataset does not fit the config, the output holds another run, or the cluster is too small.
     """
     from gampen_ray import storage
-    from gampen_ray.engine.trainers import trainers
+    from gampen_ray.dry_run import is_dry
+    from gampen_ray.engine.trainers import check_trainers, trainers
     from gampen_ray.inference.bundle import CHECKSUMS, load_bundle
     from gampen_ray.run_folder import RunFolder
     from gampen_ray.training.execute import BUNDLE, log_verdicts, warn_of_unusable
@@ -44,6 +45,8 @@ def train(config: TrainConfig) -> "Bundle":
     owner = replace(config, **{"fine_tune.bundle": run.start.digest}) if run.start else config
     claim = (config.output, "train", owner, run.inputs)
     complete = storage.join(BUNDLE, CHECKSUMS)
+    if is_dry():
+        check_trainers(config.resources)
     rows = ", ".join(f"{run.info.num_rows[split]:,} {split}" for split in ("train", "val"))
     if RunFolder.check(*claim, complete=complete, work=f"galaxies: {rows}") == "complete":
         logger.info("%s is complete; nothing to do", config.output)

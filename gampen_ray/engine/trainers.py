@@ -8,7 +8,7 @@ from gampen_ray.engine.resources import Workers, has_gpu, wants_ray
 from gampen_ray.engine.train_processes import local_trainers, run_processes
 from gampen_ray.training.run import Run
 
-__all__ = ["trainers", "trains_here"]
+__all__ = ["check_trainers", "trainers", "trains_here"]
 
 
 @contextlib.contextmanager
@@ -36,3 +36,9 @@ def trains_here(resources: TrainResources) -> bool:
     if resources.engine != "auto":
         return resources.engine == "local"
     return not wants_ray(resources) and not has_gpu()
+
+
+def check_trainers(resources: TrainResources) -> None:
+    """Raise what `trainers` would, as far as this machine alone decides it."""
+    if trains_here(resources):
+        local_trainers(resources)

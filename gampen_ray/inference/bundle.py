@@ -34,7 +34,7 @@ from gampen_ray.inference.bundle_files import (
     verify,
     weights,
 )
-from gampen_ray.inference.flags import FlagCounts
+from gampen_ray.inference.flags import FlagCounts, galaxy_flags
 from gampen_ray.inference.known_conditions import KnownConditions, impossible
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.pixels import plain_condition, plain_pixels, refuse_flat
@@ -49,6 +49,7 @@ from gampen_ray.model.targets import TargetSchema
 from gampen_ray.posterior.calibration import Calibration
 from gampen_ray.posterior.mixture import Mixture
 from gampen_ray.posterior.prior import Prior
+from gampen_ray.posterior.summary import Statistics
 from gampen_ray.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Bundle:
                 f"{np.argmin(prediction.usable_N)}; mask or remove their extreme pixels"
             )
         # A catalogue has the flags of each galaxy; a mixture has none.
-        if warn and (warning := FlagCounts.of(prediction.flags_N).warning):
+        if warn and (warning := FlagCounts.of(galaxy_flags(prediction.flags_N, Statistics(prediction.mixture))).warning):
             logger.warning(warning)
         return prediction.mixture
 

@@ -17,6 +17,7 @@ from gampen_ray.inference.ranges import Ranges
 from gampen_ray.model.images import Condition
 from gampen_ray.model.measure import PLAIN_NUMBERS
 from gampen_ray.model.targets import TargetSchema
+from gampen_ray.posterior.summary import Statistics, summary_columns
 
 __all__ = [
     "MOST_BLEND",
@@ -25,6 +26,7 @@ __all__ = [
     "FlagCounts",
     "condition_flags",
     "crop_at_bound",
+    "galaxy_flags",
     "image_flags",
     "posterior_flags",
     "prior_flags",
@@ -49,7 +51,11 @@ class Flag(enum.IntFlag):
 
     INPUT_PADDED = 1, "the cutout is smaller than the network's input and was zero-padded"
     PIXELS_FILLED = 2, "non-finite pixels were filled when the cutout was read"
-    CROP_AT_BOUND = 4, "the learned crop extends beyond the cutout: the galaxy may be larger, or the transformer missed it"
+    CROP_AT_BOUND = (
+        4,
+        "the learned crop extends beyond the cutout, which those of the default transformer never do: the galaxy may be "
+        "larger, or the transformer missed it",
+    )
     NEAR_TRAINING_EDGE = (
         8,
         "a target's mean is within 1.3 standard deviations of an end of the training values (the 68 % interval of a fraction "
@@ -137,6 +143,8 @@ _FARTHEST_PIXELS = 4.0
 _COARSEST = 1.4
 _EDGE_SIGMA = 1.3
 _LEAST_SHARE = 0.05
+# Columns of `posterior_flags`.
+_JUDGED = ("_mean", "_std", "_lo68", "_hi68", "_std_aleatoric", "_std_epistemic")
 # In the crop's units, in which the image is 2 wide: half a pixel of a cutout of 64.
 _BEYOND = 1 / 64
 
@@ -218,6 +226,16 @@ def posterior_flags(summary: Mapping[str, np.ndarray], targets: TargetSchema) ->
         edge_N |= (low_N < target.low) | (high_N > target.high)
         epistemic_N |= summary[f"{name}_std_epistemic"] > summary[f"{name}_std_aleatoric"]
     return np.where(edge_N, Flag.NEAR_TRAINING_EDGE.value, 0) | np.where(epistemic_N, Flag.EPISTEMIC_DOMINATES.value, 0)
+
+
+def galaxy_flags(image_flags_N: np.ndarray, judged: Statistics) -> np.ndarray:
+    """Return all flags of galaxies, N int64, from those of their images and their posteriors under the training's prior."""
+    columns = [column for column in summary_columns(judged.mixture.targets) if column.name.endswith(_JUDGED)]
+    summary = {column.name: column.value(judged) for column in columns}
+    image_N, posterior_N = np.asarray(image_flags_N, np.int64), posterior_flags(summary, judged.mixture.targets)
+    # Passes with conditions of their own differ for that reason.
+    missing_N = (image_N & Flag.CONDITION_MISSING.value) != 0
+    return image_N | np.where(missing_N, posterior_N & ~Flag.EPISTEMIC_DOMINATES.value, posterior_N)
 
 
 def prior_flags(effective_share_N: np.ndarray) -> np.ndarray:

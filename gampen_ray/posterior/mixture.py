@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import logit
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -192,10 +193,18 @@ class Mixture:
         parts = zip(z_ND.split(len(pieces[0]) or 1), pieces, strict=True)
         return np.concatenate([mixture_cdf(z.reshape(-1, 1), *p._rows()).reshape(z.shape).cpu().numpy() for z, p in parts])
 
-    def probability(self, low_ND: np.ndarray, high_ND: np.ndarray) -> np.ndarray:
-        """Return the marginal probabilities between two values, N x D; zero outside a transform's domain."""
-        # N x D x 2
-        ends = np.stack([low_ND, high_ND], axis=-1)
+    def probability(self, low_ND: ArrayLike, high_ND: ArrayLike) -> np.ndarray:
+        """Return the marginal probabilities between two values, N x D (or one for all); zero outside a transform's domain."""
+        try:
+            # N x D x 2
+            ends = np.stack([np.broadcast_to(end, (len(self), len(self.targets))) for end in (low_ND, high_ND)], axis=-1)
+        except ValueError:
+            raise ValueError(
+                f"low_ND and high_ND have the shapes {np.shape(low_ND)} and {np.shape(high_ND)}; give a number a galaxy and "
+                f"target, {(len(self), len(self.targets))}, a number a target, or one"
+            ) from None
+        if (ends[..., 0] > ends[..., 1]).any():
+            raise ValueError("low_ND is above high_ND; give the lower value first")
         z_ND2 = torch.from_numpy(np.stack([_unclipped(t, ends[:, d]) for d, t in enumerate(self.targets)], axis=1))
         pieces = self._pieces(2 * len(self.targets))
         parts = zip(z_ND2.to(self.mean_NKD.device).split(len(pieces[0]) or 1), pieces, strict=True)

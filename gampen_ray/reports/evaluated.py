@@ -358,7 +358,11 @@ def load_evaluated_catalog(
     digest = hashlib.sha256(storage.read_bytes(storage.join(output, MANIFEST))).hexdigest()
     inference = manifest["config"]
     # Without it, truths of a table are all that is needed.
-    has_cutouts = not truth or storage.exists(storage.join(inference["dataset"], shards.DATASET_JSON))
+    has_cutouts = storage.exists(storage.join(inference["dataset"], shards.DATASET_JSON))
+    if not (truth or has_cutouts):
+        raise UserError(
+            f"catalog: {output} is of {inference['dataset']}, which has no true values; give --truth, a table of them"
+        )
     now = {"bundle": bundle_digest(inference["bundle"])}
     if has_cutouts:
         now["dataset"] = shards.read_dataset_info(inference["dataset"]).fingerprint

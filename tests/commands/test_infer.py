@@ -377,6 +377,9 @@ def test_reasons_are_told_and_what_comes_next_can_be_done(
     # There are no true values to evaluate with.
     assert (f"next: gampen-ray view {output}\n" in shown) == usable
     assert ("next: " in shown) == usable
+    assert cli.main(["evaluate", "--catalog", output, "--output", str(tmp_path / "e")]) == 2
+    wrong = f"{output} is of {tmp_path / 'cutouts'}, which has no true values; give --truth, a table of them"
+    assert wrong in capsys.readouterr().err
     assert cli.main(["status", output]) == 0
     assert ("gampen-ray view" in capsys.readouterr().out) == usable
 

@@ -18,6 +18,7 @@ import torch
 from gampen_ray.commands.train import train
 from gampen_ray.config import TrainConfig, TrainResources
 from gampen_ray.config.base import to_toml
+from gampen_ray.dry_run import dry_run
 from gampen_ray.engine import train_child, train_processes
 from gampen_ray.engine.trainers import trains_here
 from gampen_ray.errors import StorageError, UserError
@@ -152,6 +153,8 @@ def test_what_this_machine_cannot_do_is_refused(tmp_path: Path) -> None:
         config = train_config(data, str(tmp_path / "run"))
         with pytest.raises(UserError, match=match):
             train(dataclasses.replace(config, resources=TrainResources(engine="local", **fields)))
+        with pytest.raises(UserError, match=match):
+            dry_run(train)(dataclasses.replace(config, resources=TrainResources(engine="local", **fields)))
     assert not (tmp_path / "run").exists()
 
 

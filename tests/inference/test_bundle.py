@@ -17,6 +17,7 @@ from gampen_ray.errors import UserError
 from gampen_ray.inference.bundle import Bundle, bundle_digest, load_bundle
 from gampen_ray.inference.out_of_distribution import OutOfDistribution
 from gampen_ray.inference.ranges import Ranges
+from gampen_ray.model.targets import TargetSchema
 from tests.networks import NETWORK, WITH_NUMBERS, bundle, galaxies, with_prior
 
 
@@ -216,11 +217,16 @@ def test_missing_bundle_and_missing_weights(saved: Path, tmp_path: Path) -> None
 def test_a_posterior_that_may_be_wrong_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = bundle()
     usual = model.images.plain_numbers(torch.from_numpy(galaxies(300, seed=1)["image"])).numpy()
-    model = dataclasses.replace(model, ranges=Ranges.fit(usual))
     image = galaxies(3, seed=2)["image"].copy()
     image[1, 0, 5, 5] = 0
-    model.predict(image, num_passes=2)
-    assert [record.message for record in caplog.records] == ["1 of 3 posteriors may be wrong: PIXELS_ZERO (1)"]
+    for low, flagged in (
+        (-1e9, "1 of 3 posteriors may be wrong"),
+        (1e9, "3 of 3 posteriors may be wrong: NEAR_TRAINING_EDGE (3)"),
+    ):
+        targets = TargetSchema(tuple(dataclasses.replace(target, low=low, high=1e10) for target in model.targets))
+        caplog.clear()
+        dataclasses.replace(model, ranges=Ranges.fit(usual), targets=targets).predict(image, num_passes=2)
+        assert [record.message for record in caplog.records] == [f"{flagged}{', ' if low > 0 else ': '}PIXELS_ZERO (1)"]
 
 
 def test_images_that_do_not_fit_are_refused(saved: Path) -> None:

@@ -350,3 +350,13 @@ def test_standardised_std_is_that_of_draws():
     draws = made.standardised_sample(200_000, seed=0)
     np.testing.assert_allclose(made.standardised_std(), draws.std(1), rtol=0.01)
     np.testing.assert_allclose(made.standardised_mean(), draws.mean(1), atol=0.01)
+
+
+def test_probabilities_take_one_pair_of_ends_for_all_and_refuse_others() -> None:
+    m = mixture("logit", num_galaxies=4)
+    assert m.probability(0, 1) == pytest.approx(np.ones((4, 1)))
+    assert m.probability(0.2, 0.6) == pytest.approx(m.cdf(np.full((4, 1), 0.6)) - m.cdf(np.full((4, 1), 0.2)))
+    with pytest.raises(ValueError, match="low_ND is above high_ND; give the lower value first"):
+        m.probability(0.6, 0.2)
+    with pytest.raises(ValueError, match=r"shapes \(3,\) and \(\); give a number a galaxy and target, \(4, 1\)"):
+        m.probability(np.zeros(3), 1)
