@@ -122,7 +122,10 @@ class Mixture:
             The factors s of the targets, D, or of each galaxy's targets, N x D.
         """
         values = np.asarray(factor, dtype=np.float64)
-        if values.shape not in ((len(self.targets),), (len(self), len(self.targets))) or not (values > 0).all():
+        if (
+            values.shape not in ((len(self.targets),), (len(self), len(self.targets)))
+            or not ((values > 0) & (values < np.inf)).all()
+        ):
             raise ValueError(
                 f"factor has shape {values.shape}; it must hold {len(self.targets)} positive numbers, or as many each"
             )
