@@ -74,13 +74,7 @@ def corner(
         wspace=_GAP,
         hspace=_GAP,
     )
-    low_D, high_D = one.quantile([_CUT, 1 - _CUT])[0]
-    grids = list(np.linspace(low_D, high_D, _GRID, axis=1))
-    for d, value in enumerate([] if truth_D is None else truth_D):
-        # A truth that the posterior leaves out is in the figure all the same.
-        span = max(high_D[d], value) - min(low_D[d], value)
-        if np.isfinite(value) and not low_D[d] <= value <= high_D[d]:
-            grids[d] = np.sort(np.append(grids[d], value + np.sign(value - low_D[d]) * _MARGIN * span))
+    grids = _grids(one, truth_D)
     names = list(({target.name: _label(target) for target in targets} | dict(labels or {})).values())
     for i in range(len(targets)):
         for j in range(i + 1):
@@ -107,6 +101,17 @@ def corner(
                 axes.set_xlabel(names[j])
     figure.align_labels()
     return figure, axes_DD
+
+
+def _grids(one: Mixture, truth_D: np.ndarray | None) -> list[np.ndarray]:
+    """Return the values of each target at which to draw; a truth that the posterior leaves out is among them."""
+    low_D, high_D = one.quantile([_CUT, 1 - _CUT])[0]
+    grids = list(np.linspace(low_D, high_D, _GRID, axis=1))
+    for d, value in enumerate([] if truth_D is None else truth_D):
+        span = max(high_D[d], value) - min(low_D[d], value)
+        if np.isfinite(value) and not low_D[d] <= value <= high_D[d]:
+            grids[d] = np.sort(np.append(grids[d], value + np.sign(value - low_D[d]) * _MARGIN * span))
+    return grids
 
 
 def corner_size(num_targets: int) -> tuple[float, float]:

@@ -106,6 +106,8 @@ def map_header(header: fits.Header, matrix_22: np.ndarray, offset_2: np.ndarray)
 
 def bytes_per_row(footer: bytes, column: str, config: ReaderConfig) -> list[float]:
     """Return sizes of a Parquet column's rows; see `gampen_ray.data.parquet_footers.bytes_per_row`."""
+    if len(footer) > config.max_mebibytes << 20:
+        raise too_large("the footer", len(footer), config)
     (answer,) = _READER.ask([_Request({"verb": "footer", "column": column}, footer, config)])
     return _good(answer)[0]["bytes"]
 

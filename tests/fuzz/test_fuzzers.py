@@ -85,6 +85,8 @@ def test_a_parquet_footer_over_which_arrow_ends_the_process(tmp_path: Path) -> N
         footer = footer_of(source)
     with pytest.raises(CutoutError, match=r"reading it ended the process that read it \(signal 6\)"):
         bytes_per_row(footer, "flux", ReaderConfig())
+    with pytest.raises(CutoutError, match=r"the footer .* 1 \(reader\.max_mebibytes\)"):
+        bytes_per_row(bytes(2 << 20), "flux", ReaderConfig(max_mebibytes=1))
 
 
 def test_weights_that_are_compressed() -> None:

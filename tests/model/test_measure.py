@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 
 from gampen_ray.model.border import local_sky
+from gampen_ray.model.images import ImagePreprocessing
 from gampen_ray.model.measure import (
     _dilated,
     blend_share,
@@ -15,8 +16,10 @@ from gampen_ray.model.measure import (
     measure,
     number_names,
     number_noise,
+    plain_numbers,
     window_widths,
 )
+from gampen_ray.model.pixel_grids import resize
 from gampen_ray.model.symmetries import random_symmetry
 
 SIZE, NOISE = 64, 0.01
@@ -195,3 +198,16 @@ def test_a_galaxy_in_the_noise_is_not_blended() -> None:
     noise = NOISE * torch.randn((200, 1, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
     share_N = blend_share(measure(gaussians(3.0, flux=0.5) + noise, torch.full((200, 1), NOISE)), 1, SIZE)
     assert (share_N > 0.2).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("side", [40, 48, 60])
+def test_light_that_numbers_and_flags_share_changes_neither(side: int) -> None:
+    images = ImagePreprocessing(bands=("r",), size=48, softening=0.1, channels=1, measure=True)
+    image_NCHW = torch.from_numpy(np.random.default_rng(1).normal(0.3, 0.1, (6, 1, side, side)).astype(np.float32))
+    image_NCHW[:, :, side // 2 - 2 : side // 2 + 3, side // 2 - 2 : side // 2 + 3] += 2.0
+    seen_NCHW = resize(image_NCHW, min(side, 48))
+    sky_NC, sigma_NC = local_sky(seen_NCHW)
+    matched = images.match(image_NCHW, zero_point_mag=None, pixel_scale_arcsec=None)
+    numbers_NM, plain_NQC = images.numbers(matched), images.plain_numbers(matched)
+    assert torch.equal(numbers_NM, measure(resize(seen_NCHW - sky_NC[..., None, None], 48), sigma_NC, unit=0.1))
+    assert torch.equal(plain_NQC, plain_numbers(seen_NCHW, 0.1))
